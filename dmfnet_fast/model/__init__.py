@@ -1,0 +1,13 @@
+"""The network as trained, and its weights files."""
+
+from dmfnet_fast.errors import require
+
+require("torch", extra="torch")
+require("safetensors", extra="torch")
+
+from dmfnet_fast.model.config import PRESETS, ModelConfig, preset  # noqa: E402
+from dmfnet_fast.model.denoiser import Denoiser  # noqa: E402
+from dmfnet_fast.model.network import DMFNet  # noqa: E402
+from dmfnet_fast.model.weights import load_model, save_model  # noqa: E402
+
+__all__ = ["PRESETS", "DMFNet", "Denoiser", "ModelConfig", "load_model", "preset", "save_model"]

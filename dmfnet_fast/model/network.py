@@ -1,0 +1,61 @@
+"""DM-FNet as trained: the denoiser's features at three timesteps, fused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmfnet_fast.model.config import ModelConfig
+from dmfnet_fast.model.denoiser import Denoiser
+from dmfnet_fast.model.fusion import FusionNetwork
+from dmfnet_fast.schedule import fusion_levels
+
+
+class DMFNet(nn.Module):
+    """Fuses two registered images, deterministically.
+
+    Attributes:
+        config: the widths it was built with.
+        denoiser: stage I.
+        fusion: stage II.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.record: dict[str, Any] = {}
+        self.denoiser = Denoiser(config)
+        self.fusion = FusionNetwork(config)
+
+    def features(self, a: Tensor, b: Tensor, noise: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The denoiser's features of both images, as the fusion network takes them.
+
+        Args:
+            a, b: images (N, 1, H, W) in [-1, 1].
+            noise: standard normal, (3, 2, H, W), or (3, 2, N, 1, H, W) for a draw per image.
+        """
+        images = torch.cat([a, b])
+        if noise.dim() == 4:
+            noise = noise[:, :, None, None].expand(-1, -1, a.shape[0], -1, -1, -1)
+        by_timestep = []
+        for (level, sigma), n in zip(fusion_levels(), noise, strict=True):
+            noisy = level * images + sigma * n.flatten(0, 1)
+            by_timestep.append(self.denoiser.features(noisy, images.new_full((len(images), 1), level)))
+        joined = [torch.cat(timesteps, dim=1) for timesteps in zip(*by_timestep, strict=True)]
+        halves = [feature.chunk(2) for feature in joined]
+        return [half[0] for half in halves], [half[1] for half in halves]
+
+    def forward(self, a: Tensor, b: Tensor, noise: Tensor) -> Tensor:
+        """Fuse.
+
+        Args:
+            a: the anatomical images, luminance (N, 1, H, W) in [-1, 1]; H and W multiples of 16, at least 64.
+            b: the other modality's, likewise.
+            noise: (3, 2, H, W) standard normal, [timestep, image a or b], the same for every pair.
+
+        Returns:
+            Fused luminance (N, 1, H, W) in [-1, 1].
+        """
+        return self.fusion(*self.features(a, b, noise))

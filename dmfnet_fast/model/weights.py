@@ -1,0 +1,152 @@
+"""Weights files: one .safetensors with the tensors, the configuration, the training record and a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dmfnet_fast.errors import EngineError
+from dmfnet_fast.files import replacing
+from dmfnet_fast.model.config import ModelConfig
+from dmfnet_fast.model.denoiser import Denoiser
+from dmfnet_fast.model.network import DMFNet
+
+FORMAT = "dmfnet-fast 1"
+Model = TypeVar("Model", DMFNet, Denoiser)
+_KINDS: dict[type[nn.Module], str] = {DMFNet: "dmfnet", Denoiser: "denoiser"}
+
+
+def weights_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of all tensors, in order of name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def check_tensors(source: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes of `tensors` with those of `expected`, and look for NaN.
+
+    Raises:
+        EngineError: tensors are missing, not known, misshapen or not finite; `source` and each one are named.
+    """
+    problems = [f"missing {name}" for name in expected if name not in tensors]
+    problems += [f"unknown {name}" for name in tensors if name not in expected]
+    for name, tensor in tensors.items():
+        if name not in expected:
+            continue
+        if tensor.shape != expected[name].shape:
+            problems.append(f"{name} is {list(tensor.shape)}, not {list(expected[name].shape)}")
+        elif not torch.isfinite(tensor).all():
+            problems.append(f"{name} holds NaN or infinity")
+    if problems:
+        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+        raise EngineError(f"{source}: its tensors do not fit the network: {shown}")
+
+
+def empty_model(kind: type[Model], config: ModelConfig) -> Model:
+    """A model whose parameters have shapes but no memory, to be filled by `load_state_dict(assign=True)`."""
+    with torch.device("meta"):
+        return kind(config)
+
+
+def save_model(
+    model: DMFNet | Denoiser, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32
+) -> None:
+    """Write `model` to `path` (.safetensors), whole or not at all.
+
+    The metadata carries the model's kind, configuration, training record (`model.record`, anything that
+    JSON can hold) and the hash of its weights.
+
+    Args:
+        dtype: floating-point type of the stored tensors; float16 halves the file.
+
+    Raises:
+        OutputError: `path` cannot be written.
+    """
+    tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in model.state_dict().items()}
+    metadata = {
+        "format": FORMAT,
+        "kind": _KINDS[type(model)],
+        "config": json.dumps(model.config.to_dict()),
+        "training": json.dumps(model.record),
+        "sha256": weights_hash(tensors),
+    }
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.exists():
+        raise EngineError(f"{path}: no such file")
+    if not path.is_file():
+        raise EngineError(f"{path}: is not a file; give a .safetensors weights file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise EngineError(
+            f"{path}: is not a readable .safetensors file, or is damaged ({error}); "
+            "published .pth checkpoints are converted by dmfnet-convert"
+        ) from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata of a weights file, without its tensors' check.
+
+    Raises:
+        EngineError: the file cannot be read.
+    """
+    return _read(Path(path))[1]
+
+
+def _load(path: str | os.PathLike[str], kind: type[Model]) -> Model:
+    path = Path(path)
+    tensors, metadata = _read(path)
+    if metadata.get("format") != FORMAT:
+        raise EngineError(
+            f"{path}: was not written by this package (format {metadata.get('format')!r}, not {FORMAT!r})"
+        )
+    if metadata.get("kind") != _KINDS[kind]:
+        raise EngineError(f"{path}: holds a {metadata.get('kind')}, a {_KINDS[kind]} is needed")
+    try:
+        config = ModelConfig(**json.loads(metadata["config"]))
+        record: dict[str, Any] = json.loads(metadata["training"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"{path}: its metadata is damaged: {error}") from error
+    model = empty_model(kind, config)
+    check_tensors(str(path), tensors, model.state_dict())
+    if metadata.get("sha256") != weights_hash(tensors):
+        raise EngineError(f"{path}: its weights do not match their hash: the file is damaged; fetch it again")
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    model.record = record
+    return model.eval()
+
+
+def load_model(path: str | os.PathLike[str]) -> DMFNet:
+    """Open a weights file as a float32 network in eval mode, on the CPU.
+
+    Raises:
+        EngineError: the file is missing, damaged, of another kind or does not fit the network.
+    """
+    return _load(path, DMFNet)
+
+
+def load_denoiser(path: str | os.PathLike[str]) -> Denoiser:
+    """Open the denoiser of stage I as a float32 network in eval mode, on the CPU.
+
+    Raises:
+        EngineError: as `load_model`.
+    """
+    return _load(path, Denoiser)
