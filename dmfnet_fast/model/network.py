@@ -29,20 +29,32 @@ class DMFNet(nn.Module):
         self.denoiser = Denoiser(config)
         self.fusion = FusionNetwork(config)
 
-    def features(self, a: Tensor, b: Tensor, noise: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def features(
+        self, a: Tensor, b: Tensor, noise: Tensor, levels: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """The denoiser's features of both images, as the fusion network takes them.
 
         Args:
             a, b: images (N, 1, H, W) in [-1, 1].
-            noise: standard normal, (3, 2, H, W), or (3, 2, N, 1, H, W) for a draw per image.
+            noise: standard normal, (3, 2, H, W), or (3, 2, N, 1, H, W) for a draw per pair.
+            levels: noise levels (3, N) in float64, shared by the images of a pair; the fixed ones of
+                inference when not given.
         """
-        images = torch.cat([a, b])
+        pairs = a.shape[0]
+        if levels is None:
+            levels = torch.tensor([level for level, _ in fusion_levels()], dtype=torch.float64)
+            levels = levels[:, None].expand(-1, pairs)
         if noise.dim() == 4:
-            noise = noise[:, :, None, None].expand(-1, -1, a.shape[0], -1, -1, -1)
+            noise = noise[:, :, None, None].expand(-1, -1, pairs, -1, -1, -1)
+        images = torch.cat([a, b])
         by_timestep = []
-        for (level, sigma), n in zip(fusion_levels(), noise, strict=True):
-            noisy = level * images + sigma * n.flatten(0, 1)
-            by_timestep.append(self.denoiser.features(noisy, images.new_full((len(images), 1), level)))
+        for s, n in zip(levels, noise, strict=True):
+            s = s.repeat(2)[:, None]
+            # From a float32 level, 1 - s^2 would cost 1e-4 in the features.
+            sigma = torch.sqrt(1 - s.square()).to(images)
+            level = s.to(images)
+            noisy = level[..., None, None] * images + sigma[..., None, None] * n.flatten(0, 1)
+            by_timestep.append(self.denoiser.features(noisy, level))
         joined = [torch.cat(timesteps, dim=1) for timesteps in zip(*by_timestep, strict=True)]
         halves = [feature.chunk(2) for feature in joined]
         return [half[0] for half in halves], [half[1] for half in halves]

@@ -1,0 +1,103 @@
+"""Luminance in and colour out: between pictures and the network's numbers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmfnet_fast.errors import PictureError, warn
+from dmfnet_fast.pictures import Pixels
+
+# BT.601, as in JPEG.
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+# A channel spread above this part of the range, in more than this part of the pixels, is colour; below it is
+# the tint that JPEG leaves on grey.
+COLOUR_SPREAD = 0.1
+COLOUR_PART = 0.005
+
+
+def luminance(pixels: Pixels) -> NDArray[np.float64]:
+    """BT.601 luminance (H, W) in the picture's own units; 8-bit colour is rounded exactly as Pillow's "L"."""
+    if pixels.ndim == 2:
+        return pixels.astype(np.float64)
+    if pixels.dtype == np.uint8:
+        weighted = pixels.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+        return ((weighted + 0x8000) >> 16).astype(np.float64)
+    return pixels.astype(np.float64) @ LUMINANCE
+
+
+def is_colour(pixels: Pixels) -> bool:
+    """Whether the picture shows colours, rather than grey stored as RGB."""
+    if pixels.ndim == 2:
+        return False
+    spread = pixels.max(axis=2).astype(np.float64) - pixels.min(axis=2)
+    return bool((spread > COLOUR_SPREAD * max(float(pixels.max()), 1e-12)).mean() > COLOUR_PART)
+
+
+def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -> tuple[float, float]:
+    """The values that mean black and white.
+
+    Stated ones are taken as they are. Otherwise uint8 means 0..255, float means 0..1, and uint16 means
+    0..65535 unless the picture uses 15 bits or fewer: then the smallest 2^n - 1 that holds it, with a warning.
+
+    Raises:
+        PictureError: the stated range is empty or not finite, or float values lie outside 0..1.
+    """
+    if stated is not None:
+        low, high = (float(value) for value in stated)
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise PictureError(f"{name}: range ({low:g}, {high:g}) must be two finite numbers, the smaller first")
+        return low, high
+    if pixels.dtype == np.uint8:
+        return 0.0, 255.0
+    if pixels.dtype == np.uint16:
+        bits = int(pixels.max()).bit_length()
+        if not 0 < bits < 16:
+            return 0.0, 65535.0
+        top = 2 ** max(8, bits) - 1
+        warn(f"{name}: its values end at {pixels.max()}, so 0..{top} is taken as its range; state range=(lo, hi)")
+        return 0.0, float(top)
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < 0.0 or high > 1.0:
+        raise PictureError(f"{name}: float values from {low:g} to {high:g} are outside 0..1; state range=(lo, hi)")
+    return 0.0, 1.0
+
+
+def to_network(pixels: Pixels, values: tuple[float, float]) -> NDArray[np.float32]:
+    """Luminance (H, W) in [-1, 1]; what lies outside the range `values` is clipped."""
+    low, high = values
+    return ((luminance(pixels).clip(low, high) - low) * (2.0 / (high - low)) - 1.0).astype(np.float32)
+
+
+def to_luminance8(pixels: Pixels, name: str) -> NDArray[np.uint8]:
+    """Luminance (H, W) as uint8 over the picture's own range."""
+    return np.rint((to_network(pixels, value_range(pixels, None, name)) + 1.0) * 127.5).astype(np.uint8)
+
+
+def recolour(fused: NDArray[np.float32], b: Pixels, values: tuple[float, float]) -> Pixels:
+    """The picture of a fused luminance with the colours of `b`.
+
+    Keeping Cb and Cr while Y changes means adding the change of Y to all three channels: by BT.601
+    R = Y + 1.402 Cr and B = Y + 1.772 Cb, and G follows from Y. So nothing is lost to rounded chroma.
+
+    Args:
+        fused: luminance (H, W) in [-1, 1].
+        b: H x W or H x W x 3.
+        values: b's range.
+
+    Returns:
+        An array like `b`, within `values`.
+    """
+    low, high = values
+    y = (fused.astype(np.float64) + 1.0) * ((high - low) / 2.0) + low
+    integral = b.dtype.kind == "u"
+    if integral:
+        y = np.rint(y)
+    if b.ndim == 3:
+        colours = b.astype(np.float64).clip(low, high)
+        y = colours + (y - colours @ LUMINANCE)[..., None]
+        if integral:
+            y = np.rint(y)
+    return y.clip(low, high).astype(b.dtype)

@@ -1,0 +1,234 @@
+"""Reading and writing pictures without losing their depth.
+
+Inside the package a picture is an array: H x W (grey) or H x W x 3 (RGB) of uint8, uint16 or a float type.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from dmfnet_fast.errors import DMFNetError, OutputError, PictureError, warn
+from dmfnet_fast.files import replacing
+
+Pixels = NDArray[Any]
+
+SMALLEST = 64
+READABLE = ("PNG", "JPEG", "TIFF", "BMP")
+# Written by suffix; JPEG keeps the chroma at full resolution because the colour of b is half of the result.
+WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".tif": ("TIFF", {"compression": "tiff_deflate"}),
+    ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
+    ".bmp": ("BMP", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+}
+_DEEP_SUFFIXES = (".png", ".tif", ".tiff")
+_NATIVE = "16L" if sys.byteorder == "little" else "16B"
+
+
+def check_suffix(path: Path) -> None:
+    """Raise an OutputError unless `path` names a format that can be written."""
+    if path.suffix.lower() not in WRITABLE:
+        raise OutputError(f"{path}: unknown picture format {path.suffix!r}; use one of {', '.join(WRITABLE)}")
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _open(path: Path) -> ImageFile.ImageFile:
+    try:
+        if path.is_dir():
+            raise PictureError(f"{path}: is a folder, not a picture")
+        if path.stat().st_size == 0:
+            raise PictureError(f"{path}: is empty (0 bytes)")
+        image = Image.open(path, formats=READABLE)
+    except FileNotFoundError as error:
+        raise PictureError(f"{path}: no such file") from error
+    except UnidentifiedImageError as error:
+        if _is_dicom(path):
+            raise PictureError(f"{path}: is DICOM; export it as 16-bit PNG or TIFF first") from error
+        raise PictureError(f"{path}: is not a picture that can be read; use PNG, JPEG, TIFF or BMP") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{path}: is too large to be safe: {error}") from error
+    except OSError as error:
+        raise PictureError(f"{path}: cannot be read: {error.strerror or error}") from error
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        image.close()
+        raise PictureError(f"{path}: holds {frames} pages; save each as a picture of its own")
+    assert isinstance(image, ImageFile.ImageFile)
+    return image
+
+
+def _raw_mode(image: ImageFile.ImageFile) -> str:
+    """How the file stores its samples, in Pillow's words ("RGB;16B": three big-endian 16-bit channels)."""
+    if not image.tile:
+        return ""
+    arguments = image.tile[0].args
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def _set_raw_mode(image: ImageFile.ImageFile, raw_mode: str) -> None:
+    image.tile = [
+        tile._replace(args=(raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode)
+        for tile in image.tile
+    ]
+
+
+def _decode_deep_colour(path: Path) -> Pixels:
+    """A 16-bit RGB or RGBA file as uint16.
+
+    Pillow has no such mode and keeps the upper byte of each sample. Decoded once as stored and once as if
+    in the other byte order, it yields the upper and then the lower bytes.
+    """
+    halves = []
+    for lower in (False, True):
+        with _open(path) as image:
+            layout, order = _raw_mode(image).split(";")
+            stored = _NATIVE if order == "16N" else order
+            if lower:
+                stored = "16B" if stored == "16L" else "16L"
+            _set_raw_mode(image, f"{layout};{stored}")
+            halves.append(np.asarray(ImageOps.exif_transpose(image), np.uint16))
+    return halves[0] << 8 | halves[1]
+
+
+def _over_black(pixels: Pixels) -> Pixels:
+    """H x W x (1 or 3) with alpha last: blended over black, alpha gone."""
+    top = np.iinfo(pixels.dtype).max
+    colours, alpha = pixels[..., :-1].astype(np.float64), pixels[..., -1:].astype(np.float64)
+    return np.rint(colours * (alpha / top)).astype(pixels.dtype).squeeze()
+
+
+def from_pil(image: Image.Image, name: str) -> Pixels:
+    """The pixels of a PIL image, upright by its EXIF orientation; transparency is blended over black.
+
+    Returns:
+        H x W or H x W x 3; uint8, uint16 (modes I;16 and I) or float32 (mode F).
+
+    Raises:
+        PictureError: the image is damaged, or its mode has no meaning here.
+    """
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "P" or image.mode == "PA":
+            transparent = image.mode == "PA" or "transparency" in image.info
+            colours = image.convert("RGBA" if transparent else "RGB")
+            pixels = np.asarray(colours)
+            pixels = _over_black(pixels) if transparent else pixels
+            grey = (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all()
+            return pixels[..., 0] if grey else pixels
+        if image.mode in ("LA", "RGBA"):
+            return _over_black(np.asarray(image))
+        if image.mode in ("La", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"):
+            return np.asarray(image.convert("RGB"))
+        if image.mode == "1":
+            return np.asarray(image.convert("L"))
+        pixels = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise PictureError(f"{name}: is truncated or damaged: {error}") from error
+    if image.mode in ("L", "RGB", "F"):
+        return pixels
+    if image.mode.startswith("I;16"):
+        return pixels.astype(np.uint16)
+    if image.mode == "I":
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise PictureError(
+                f"{name}: has values from {pixels.min()} to {pixels.max()}; shift and scale them to 0..65535"
+            )
+        return pixels.astype(np.uint16)
+    raise PictureError(f"{name}: has mode {image.mode}, which has no luminance; save it as grey or RGB")
+
+
+def read_picture(path: str | os.PathLike[str]) -> Pixels:
+    """Read a PNG, JPEG, TIFF or BMP at its full depth, upright.
+
+    Returns:
+        H x W or H x W x 3; uint8, uint16 or float32.
+
+    Raises:
+        PictureError: the file is missing, empty, damaged, has several pages or is no such picture.
+    """
+    path = Path(path)
+    with _open(path) as image:
+        raw_mode = _raw_mode(image)
+        if ";16" not in raw_mode or image.mode.startswith("I"):
+            return from_pil(image, str(path))
+    if raw_mode.split(";")[0] not in ("RGB", "RGBA", "RGBX"):
+        raise PictureError(f"{path}: is 16-bit {raw_mode}, which would lose depth; save it as 16-bit grey or RGB")
+    try:
+        pixels = _decode_deep_colour(path)
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        if isinstance(error, DMFNetError):
+            raise
+        raise PictureError(f"{path}: is truncated or damaged: {error}") from error
+    return _over_black(pixels) if raw_mode.startswith("RGBA") else pixels
+
+
+def to_pil(pixels: Pixels) -> Image.Image:
+    """A PIL image of the same depth: mode L, RGB, I;16 or F.
+
+    PIL has no 16-bit colour: such pixels become 8-bit RGB, with a warning.
+    """
+    if pixels.dtype == np.uint16 and pixels.ndim == 3:
+        warn("PIL images cannot hold 16-bit colour: the result is 8-bit RGB; give an array to keep the depth")
+        return Image.fromarray(np.rint(pixels / 257.0).astype(np.uint8))
+    if pixels.dtype.kind == "f":
+        return Image.fromarray(pixels.astype(np.float32))
+    return Image.fromarray(pixels)
+
+
+def _png16(pixels: NDArray[np.uint16]) -> bytes:
+    """A 16-bit RGB PNG, which Pillow cannot write (PNG specification, third edition: colour type 2)."""
+    height, width, _ = pixels.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = pixels.astype(">u2").view(np.uint8).reshape(height, -1)
+    unfiltered = np.pad(rows, ((0, 0), (1, 0))).tobytes()  # filter type 0 in front of each row
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(unfiltered))
+        + chunk(b"IEND", b"")
+    )
+
+
+def write_picture(path: str | os.PathLike[str], pixels: Pixels) -> None:
+    """Write a picture in the format that the suffix names, whole or not at all.
+
+    PNG and TIFF keep 16 bits (colour: PNG only), TIFF keeps grey float; what a format cannot hold becomes
+    8-bit with a warning.
+
+    Raises:
+        OutputError: the suffix is unknown, the format cannot hold float, or the file cannot be written.
+    """
+    path = Path(path)
+    check_suffix(path)
+    suffix = path.suffix.lower()
+    if pixels.dtype.kind == "f" and (pixels.ndim == 3 or not suffix.startswith(".tif")):
+        raise OutputError(f"{path}: float pictures are written as grey .tif only")
+    with replacing(path) as temporary:
+        if pixels.dtype == np.uint16 and pixels.ndim == 3 and suffix == ".png":
+            temporary.write_bytes(_png16(pixels))
+            return
+        if pixels.dtype == np.uint16 and (pixels.ndim == 3 or suffix not in _DEEP_SUFFIXES):
+            warn(f"{path}: {suffix} cannot hold 16-bit {'colour' if pixels.ndim == 3 else 'grey'}: written as 8-bit")
+            pixels = np.rint(pixels / 257.0).astype(np.uint8)
+        kind, options = WRITABLE[suffix]
+        to_pil(pixels).save(temporary, kind, **options)

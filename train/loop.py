@@ -1,0 +1,159 @@
+"""The training loop that both stages share: optimiser, schedule, EMA, checkpoints, progress."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dmfnet_fast.errors import DMFNetError
+from dmfnet_fast.files import replacing
+
+CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; everything that the result depends on, besides the data.
+
+    Attributes:
+        steps: optimiser steps of the whole run; the learning-rate schedule spans them.
+        batch: pairs a step.
+        crop: side of the square crops, pixels; a multiple of 16, at least 64.
+        learning_rate: the peak, after `warmup` steps; then a half cosine to 1% of it.
+        weight_decay: of AdamW.
+        ema: decay of the weights' moving average, which is what the run delivers.
+        clip: largest gradient norm.
+        seed: of the weights' start and of every random draw.
+    """
+
+    steps: int
+    batch: int
+    crop: int
+    learning_rate: float
+    weight_decay: float = 0.01
+    warmup: int = 200
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of step 0..steps-1."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Orthogonal convolutions and linear layers, zero biases, as published."""
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.orthogonal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def autocast(device: torch.device, bf16: bool) -> torch.autocast:
+    """bf16 autocast where asked for."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def run(
+    model: nn.Module,
+    recipe: Recipe,
+    loss_of: Callable[[np.random.Generator], Tensor],
+    out: Path,
+    minutes: float | None,
+    label: str,
+) -> bool:
+    """Train `model` in place until `recipe.steps`, or for `minutes`; afterwards it holds the averaged weights.
+
+    Continues from `out/checkpoint.pt` if there is one. Every step's random draws depend on the seed and the
+    step alone, so an interrupted and continued run takes the same steps as one that was not.
+
+    Args:
+        loss_of: the loss of a new random batch, drawn from the generator that it is given.
+
+    Returns:
+        Whether all steps are done.
+
+    Raises:
+        DMFNetError: the checkpoint belongs to another recipe, or the loss stopped being finite.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    average = [p.detach().clone() for p in parameters]
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    path = out / CHECKPOINT
+    step, seconds = 0, 0.0
+    if path.exists():
+        state: dict[str, Any] = torch.load(path, map_location=parameters[0].device, weights_only=True)
+        if state["recipe"] != vars(recipe):
+            raise DMFNetError(f"{path}: belongs to a run with other settings ({state['recipe']}); use another --out")
+        step, seconds = state["step"], state["seconds"]
+        optimiser.load_state_dict(state["optimiser"])
+        with torch.no_grad():
+            for p, saved in zip(parameters, state["parameters"], strict=True):
+                p.copy_(saved)
+            for p, saved in zip(average, state["average"], strict=True):
+                p.copy_(saved)
+
+    started = saved_at = time.monotonic()
+
+    def save() -> None:
+        with replacing(path) as temporary:
+            torch.save(
+                {
+                    "recipe": vars(recipe),
+                    "step": step,
+                    "seconds": seconds + time.monotonic() - started,
+                    "optimiser": optimiser.state_dict(),
+                    "parameters": [p.detach() for p in parameters],
+                    "average": average,
+                },
+                temporary,
+            )
+
+    bar = tqdm(total=recipe.steps, initial=step, desc=label, unit="step", smoothing=0.05, mininterval=2.0)
+    shown = 0.0
+    while step < recipe.steps:
+        torch.manual_seed((recipe.seed << 32) + step)
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rate_at(step)
+        loss = loss_of(np.random.default_rng([recipe.seed, step]))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        if not torch.isfinite(norm):
+            raise DMFNetError(f"step {step}: the loss or its gradient is not finite; lower --learning-rate")
+        optimiser.step()
+        step += 1
+        # A short memory at first, or the average would remember the random start.
+        decay = min(recipe.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+
+        shown = loss.item() if shown == 0.0 else 0.98 * shown + 0.02 * loss.item()
+        bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
+        bar.update()
+        now = time.monotonic()
+        if now - saved_at > CHECKPOINT_SECONDS:
+            save()
+            saved_at = now
+        if minutes is not None and now - started > 60 * minutes:
+            break
+    bar.close()
+    save()
+    with torch.no_grad():
+        for p, averaged in zip(parameters, average, strict=True):
+            p.copy_(averaged)
+    return step >= recipe.steps
