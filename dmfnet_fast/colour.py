@@ -39,19 +39,20 @@ def is_colour(pixels: Pixels) -> bool:
 def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -> tuple[float, float]:
     """The values that mean black and white.
 
-    Stated ones are taken as they are. Otherwise uint8 means 0..255, float means 0..1, and uint16 means
-    0..65535 unless the picture uses 15 bits or fewer: then the smallest 2^n - 1 that holds it, with a warning.
+    uint8 always means 0..255. For the others stated values are taken as they are; without them float means
+    0..1, and uint16 means 0..65535 unless the picture uses 15 bits or fewer: then 0 to the smallest 2^n - 1
+    that holds it, with a warning.
 
     Raises:
         PictureError: the stated range is empty or not finite, or float values lie outside 0..1.
     """
+    if pixels.dtype == np.uint8:
+        return 0.0, 255.0
     if stated is not None:
         low, high = (float(value) for value in stated)
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise PictureError(f"{name}: range ({low:g}, {high:g}) must be two finite numbers, the smaller first")
         return low, high
-    if pixels.dtype == np.uint8:
-        return 0.0, 255.0
     if pixels.dtype == np.uint16:
         bits = int(pixels.max()).bit_length()
         if not 0 < bits < 16:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
@@ -27,6 +29,10 @@ class MissingExtraError(DMFNetError, ImportError):
     """An optional dependency that is not installed."""
 
 
+class OutOfMemoryError(DMFNetError, MemoryError):
+    """Not enough memory, of the machine or of the GPU."""
+
+
 class DMFNetWarning(UserWarning):
     """Something that works but is probably not what the user meant."""
 
@@ -34,6 +40,20 @@ class DMFNetWarning(UserWarning):
 def warn(message: str) -> None:
     """Issue `message` as a `DMFNetWarning`, attributed to the code that called the package."""
     warnings.warn(message, DMFNetWarning, stacklevel=3)
+
+
+@contextmanager
+def memory_guard(advice: str) -> Iterator[None]:
+    """Turn a lack of memory, in numpy's or torch's words, into an `OutOfMemoryError` that gives `advice`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = str(error).lower()
+        if isinstance(error, DMFNetError):
+            raise
+        if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words:
+            raise OutOfMemoryError(f"out of memory: {advice}") from error
+        raise
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from dmfnet_fast.errors import DMFNetError, DMFNetWarning
+from dmfnet_fast.errors import DMFNetError, DMFNetWarning, memory_guard
 
 FAILED = 2
 
@@ -20,16 +20,8 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> N
     click.echo(f"{prefix}: {message}", err=True)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is the lack of memory, of the machine or of the GPU, in numpy's or torch's words."""
-    if isinstance(error, MemoryError):
-        return True
-    words = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
-
-
 def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """A click command that turns the package's errors, and lack of memory, into one line and exit code 2."""
+    """A click command that turns the package's errors into one line and exit code 2."""
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         @functools.wraps(function)
@@ -38,14 +30,11 @@ def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
                 warnings.simplefilter("always", DMFNetWarning)
                 warnings.showwarning = _show_warning
                 try:
-                    return function(*args, **kwargs)
+                    with memory_guard("use smaller pictures, batches or a smaller preset"):
+                        return function(*args, **kwargs)
                 except DMFNetError as error:
                     click.echo(f"error: {error}", err=True)
-                except (MemoryError, RuntimeError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    click.echo("error: out of memory: use smaller pictures, batches or a smaller preset", err=True)
-                sys.exit(FAILED)
+                    sys.exit(FAILED)
 
         return click.command(context_settings={"help_option_names": ["-h", "--help"]}, **attributes)(guarded)
 

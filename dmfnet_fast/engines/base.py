@@ -1,0 +1,35 @@
+"""The interface of every engine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Engine(ABC):
+    """An open network. Not safe to call from several threads at once: `Fuser` takes turns."""
+
+    @abstractmethod
+    def run(
+        self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Fuse luminances.
+
+        Args:
+            a, b: (N, 1, H, W) float32 in [-1, 1], contiguous; H and W multiples of 16, at least 64.
+            noise: (3, 2, H, W) float32, standard normal.
+
+        Returns:
+            (N, 1, H, W) float32 in [-1, 1], owned by the caller.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the engine holds; it cannot run afterwards. Closing twice does no harm."""
+
+    @property
+    @abstractmethod
+    def info(self) -> dict[str, str]:
+        """What runs: engine, device, precision, weights (their hash), in words."""

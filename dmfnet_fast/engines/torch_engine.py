@@ -1,0 +1,62 @@
+"""`.safetensors` weights, run by PyTorch in float32 on the CPU or a CUDA GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmfnet_fast.engines.base import Engine
+from dmfnet_fast.errors import EngineError, require
+from dmfnet_fast.model import load_model
+from dmfnet_fast.model.weights import read_metadata
+
+torch = require("torch", extra="torch")
+
+
+class TorchEngine(Engine):
+    """The network as trained."""
+
+    def __init__(self, path: Path, device: str, threads: int | None) -> None:
+        try:
+            self._device = torch.device(device)
+        except RuntimeError as error:
+            raise EngineError(f"device {device!r}: use cpu, cuda or cuda:N") from error
+        if self._device.type not in ("cpu", "cuda"):
+            raise EngineError(f"device {device!r}: use cpu, cuda or cuda:N")
+        if self._device.type == "cuda" and (self._device.index or 0) >= torch.cuda.device_count():
+            raise EngineError(
+                f"device {device!r}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA GPUs; "
+                "check the driver and that torch is a CUDA build"
+            )
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._weights = read_metadata(path).get("sha256", "")
+        self._model = load_model(path).to(self._device, memory_format=torch.channels_last)
+
+    def run(
+        self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        if self._model is None:
+            raise EngineError("the engine is closed")
+        # TF32 and searched algorithms would change the result from GPU to GPU and run to run.
+        exact = torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        )
+        with torch.inference_mode(), exact:
+            tensors = (torch.from_numpy(np.require(x, requirements="W")).to(self._device) for x in (a, b, noise))
+            fused: NDArray[np.float32] = self._model(*tensors).cpu().numpy()
+        return fused
+
+    def close(self) -> None:
+        self._model = None
+
+    @property
+    def info(self) -> dict[str, str]:
+        return {
+            "engine": f"torch {torch.__version__}",
+            "device": str(self._device),
+            "precision": "float32",
+            "weights": self._weights,
+        }

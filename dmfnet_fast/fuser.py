@@ -1,0 +1,276 @@
+"""`Fuser`: pictures in, fused pictures out, on any engine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dmfnet_fast import colour
+from dmfnet_fast.engines import open_engine
+from dmfnet_fast.errors import EngineError, PictureError, memory_guard, warn
+from dmfnet_fast.noise import fusion_noise
+from dmfnet_fast.pictures import SMALLEST, Pixels, from_pil, read_picture, to_pil
+
+SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "dmfnet-tiny.safetensors"
+STRIDE = 16  # four halvings: the network needs sizes that are multiples of it
+LARGEST_BATCH = 4  # pictures that the engine sees at once; more costs memory and, on a CPU, cache
+
+Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any]"
+Batch: TypeAlias = "Sequence[Picture] | NDArray[Any]"
+Range: TypeAlias = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One picture as given: its pixels, its name in messages, and the kind in which a result goes back."""
+
+    pixels: Pixels
+    name: str
+    kind: Literal["pil", "array"]
+
+
+def _check_array(pixels: Pixels, name: str) -> None:
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise PictureError(f"{name}: has shape {pixels.shape}; grey is H x W, colour H x W x 3")
+    if pixels.dtype not in (np.uint8, np.uint16) and pixels.dtype.kind != "f":
+        raise PictureError(f"{name}: has type {pixels.dtype}; use uint8, uint16 or float")
+    if min(pixels.shape[:2]) < SMALLEST:
+        height, width = pixels.shape[:2]
+        raise PictureError(f"{name}: is {width}x{height}; the smallest size is {SMALLEST}x{SMALLEST}")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise PictureError(f"{name}: holds NaN or infinity; replace them before fusing")
+
+
+def _source(picture: Picture, name: str) -> _Source:
+    if isinstance(picture, str | os.PathLike):
+        name = os.fspath(picture)
+        source = _Source(read_picture(picture), name, "pil")
+    elif isinstance(picture, Image.Image):
+        source = _Source(from_pil(picture, name), name, "pil")
+    elif isinstance(picture, np.ndarray):
+        source = _Source(picture, name, "array")
+    else:
+        raise PictureError(f"{name}: is a {type(picture).__name__}; give a path, a PIL image or a numpy array")
+    _check_array(source.pixels, source.name)
+    return source
+
+
+def _is_stack(picture: NDArray[Any]) -> bool:
+    return picture.ndim == 4 or (picture.ndim == 3 and picture.shape[2] not in (1, 2, 3, 4))
+
+
+def _items(pictures: Picture | Batch, name: str) -> list[_Source] | None:
+    """The pictures of a batch, or None for a single one."""
+    if isinstance(pictures, np.ndarray):
+        if not _is_stack(pictures):
+            return None
+    elif not isinstance(pictures, list | tuple):
+        return None
+    return [_source(picture, f"{name}[{n}]") for n, picture in enumerate(pictures)]
+
+
+def _ranges(stated: Range | tuple[Range | None, Range | None] | None) -> tuple[Range | None, Range | None]:
+    """The stated ranges of a and of b."""
+    if stated is None:
+        return None, None
+    try:
+        first, second = stated
+        if first is None or second is None or isinstance(first, Sequence):
+            for part in (first, second):
+                if part is not None:
+                    _low, _high = part  # type: ignore[misc]
+            return first, second  # type: ignore[return-value]
+        return (float(first), float(second)), (float(first), float(second))  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise PictureError(
+            f"range {stated!r}: give (lo, hi), or ((lo, hi) or None for a, (lo, hi) or None for b)"
+        ) from error
+
+
+def _pad(image: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[slice, slice]]:
+    """Reflect up to multiples of STRIDE, split over both sides; and where the image then lies."""
+    margins = [(-size) % STRIDE for size in image.shape]
+    before = [margin // 2 for margin in margins]
+    widths = [(first, margin - first) for first, margin in zip(before, margins, strict=True)]
+    inside = tuple(slice(first, first + size) for first, size in zip(before, image.shape, strict=True))
+    return np.pad(image, widths, mode="reflect"), (inside[0], inside[1])
+
+
+class Fuser:
+    """Fuses registered pictures of two modalities: MRI with CT, PET or SPECT.
+
+    The same input gives the same output, bit for bit, on one engine with the same thread count and batch
+    shape. A Fuser may be shared by threads: calls to its engine take turns. Engine threads are the
+    library's own setting, for torch one for the whole process.
+
+    Args:
+        engine: a .safetensors weights file; None opens the tiny weights that ship with the package.
+        seed: of the fixed noise that is added to every picture, 0 to 2^64 - 1.
+        device: "cpu", "cuda" or "cuda:N".
+        threads: CPU threads; None leaves the library's default (one for each core).
+
+    Raises:
+        EngineError: the engine cannot be opened on this machine.
+        MissingExtraError: the library that runs it is not installed.
+    """
+
+    def __init__(
+        self,
+        engine: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        if not 0 <= seed < 2**64:
+            raise EngineError(f"seed {seed}: must lie between 0 and 2^64 - 1")
+        if threads is not None and threads < 1:
+            raise EngineError(f"threads {threads}: must be at least 1")
+        self._seed = seed
+        self._lock = threading.Lock()
+        self._path = SHIPPED_WEIGHTS if engine is None else Path(engine)
+        with memory_guard("the engine does not fit; use a smaller preset"):
+            self._engine = open_engine(self._path, device, threads)
+
+    @property
+    def info(self) -> dict[str, str]:
+        """What runs: file, engine, device, precision and the hash of the weights."""
+        return {"file": self._path.name, **self._engine.info}
+
+    def run(
+        self, a: NDArray[Any], b: NDArray[Any], noise: NDArray[Any] | None = None
+    ) -> NDArray[np.float32]:
+        """The bare network.
+
+        Args:
+            a: the anatomical images' luminance, float (N, 1, H, W) in [-1, 1]; H and W multiples of 16,
+                at least 64.
+            b: the other modality's, of the same shape.
+            noise: (3, 2, H, W) standard normal; None takes the fixed noise of this Fuser's seed.
+
+        Returns:
+            Fused luminance, float32 (N, 1, H, W) in [-1, 1].
+
+        Raises:
+            PictureError: shapes, types or values are not as above.
+            OutOfMemoryError: the images are too large for the machine.
+        """
+        for name, image in (("a", a), ("b", b)):
+            if not isinstance(image, np.ndarray) or image.dtype.kind != "f":
+                raise PictureError(f"{name}: must be a float numpy array")
+            if image.ndim != 4 or image.shape[1] != 1 or not len(image):
+                raise PictureError(f"{name}: has shape {image.shape}, not (N, 1, H, W)")
+            if any(size < SMALLEST or size % STRIDE for size in image.shape[2:]):
+                raise PictureError(
+                    f"{name}: is {image.shape[3]}x{image.shape[2]}; width and height must be multiples of "
+                    f"{STRIDE}, at least {SMALLEST} (fuse() takes any size)"
+                )
+            # The tolerance admits rounding, not pictures in 0..255.
+            if not np.isfinite(image).all() or np.abs(image).max() > 1.0 + 1e-3:
+                raise PictureError(f"{name}: values must be finite and lie in [-1, 1]")
+        if a.shape != b.shape:
+            raise PictureError(f"a has shape {a.shape}, b {b.shape}: they must be equal")
+        height, width = a.shape[2:]
+        if noise is None:
+            noise = fusion_noise(self._seed, height, width)
+        elif not isinstance(noise, np.ndarray) or noise.shape != (3, 2, height, width):
+            raise PictureError(f"noise: must be an array of shape {(3, 2, height, width)}")
+        inputs = (np.ascontiguousarray(x, dtype=np.float32) for x in (a, b, noise))
+        with self._lock, memory_guard(f"{width}x{height} in a batch of {len(a)} does not fit; use smaller pictures"):
+            return self._engine.run(*inputs)
+
+    def fuse(
+        self,
+        a: Picture | Batch,
+        b: Picture | Batch,
+        *,
+        range: Range | tuple[Range | None, Range | None] | None = None,  # noqa: A002
+    ) -> Any:
+        """Fuse pictures: the luminance of both, the colours of `b`.
+
+        Args:
+            a: the anatomical picture (MRI): a path, a PIL image, or an array H x W or H x W x 3 of uint8,
+                uint16 or float. A list of those, or a stack N x H x W (x 3), is a batch.
+            b: the other modality, of the same size. As many as `a`.
+            range: values that mean black and white in 16-bit and float pictures, (lo, hi) for both or one
+                pair (or None) for each of a and b. uint8 is always 0..255; without a range float means 0..1,
+                and 16-bit data that ends below 32768 is taken as n-bit data, with a warning.
+
+        Returns:
+            In the kind, depth and range of `b`: an array for an array, a PIL image for a PIL image or a path,
+            a list for a list, a stack for a stack.
+
+        Raises:
+            PictureError: a picture cannot be read or fused; names it and says what to do.
+            OutOfMemoryError: the pictures are too large for the machine.
+        """
+        sources_a, sources_b = _items(a, "a"), _items(b, "b")
+        if (sources_a is None) != (sources_b is None):
+            raise PictureError("a is one picture and b is a batch, or the other way round: give two of a kind")
+        single = sources_a is None or sources_b is None
+        if sources_a is None or sources_b is None:
+            sources_a, sources_b = [_source(a, "a")], [_source(b, "b")]  # type: ignore[arg-type]
+        if len(sources_a) != len(sources_b):
+            raise PictureError(f"a has {len(sources_a)} pictures, b {len(sources_b)}: they are fused in pairs")
+        if not sources_a:
+            raise PictureError("a and b are empty: nothing to fuse")
+
+        stated = _ranges(range)
+        if range is not None and all(s.pixels.dtype == np.uint8 for s in sources_a + sources_b):
+            warn("range is not used: 8-bit pictures always mean 0..255")
+        fused = self._fuse_sources(sources_a, sources_b, stated)
+        if single:
+            return fused[0]
+        return np.stack(fused) if isinstance(b, np.ndarray) else fused
+
+    def _fuse_sources(
+        self, sources_a: list[_Source], sources_b: list[_Source], stated: tuple[Range | None, Range | None]
+    ) -> list[Any]:
+        """Results in the order given; pictures that are padded to one size share the engine's batches."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        prepared = []
+        for index, (a, b) in enumerate(zip(sources_a, sources_b, strict=True)):
+            if a.pixels.shape[:2] != b.pixels.shape[:2]:
+                sizes = [f"{s.name} is {s.pixels.shape[1]}x{s.pixels.shape[0]}" for s in (a, b)]
+                raise PictureError(f"{sizes[0]}, {sizes[1]}: register them to one size first")
+            if colour.is_colour(a.pixels) and not colour.is_colour(b.pixels):
+                warn(f"{a.name} is in colour and {b.name} is grey: are they swapped? The MRI comes first")
+            values_a = colour.value_range(a.pixels, stated[0], a.name)
+            values_b = colour.value_range(b.pixels, stated[1], b.name)
+            padded_a, inside = _pad(colour.to_network(a.pixels, values_a))
+            padded_b, _ = _pad(colour.to_network(b.pixels, values_b))
+            prepared.append((padded_a, padded_b, inside, values_b))
+            groups.setdefault(padded_a.shape, []).append(index)
+
+        results: list[Any] = [None] * len(prepared)
+        for members in groups.values():
+            for start in range(0, len(members), LARGEST_BATCH):
+                batch = members[start : start + LARGEST_BATCH]
+                images = (np.stack([prepared[n][k] for n in batch])[:, None] for k in (0, 1))
+                for n, luminance in zip(batch, self.run(*images), strict=True):
+                    _, _, inside, values = prepared[n]
+                    pixels = colour.recolour(luminance[0][inside], sources_b[n].pixels, values)
+                    results[n] = to_pil(pixels) if sources_b[n].kind == "pil" else pixels
+        return results
+
+    def close(self) -> None:
+        """Free the engine. A closed Fuser cannot run; closing twice does no harm."""
+        with self._lock:
+            self._engine.close()
+
+    def __enter__(self) -> Fuser:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
