@@ -77,6 +77,15 @@ def to_luminance8(pixels: Pixels, name: str) -> NDArray[np.uint8]:
     return np.rint((to_network(pixels, value_range(pixels, None, name)) + 1.0) * 127.5).astype(np.uint8)
 
 
+def to_rgb8(pixels: Pixels) -> NDArray[np.uint8]:
+    """RGB (H, W, 3) uint8 for display; depths other than 8 bits span black to the brightest value."""
+    if pixels.dtype != np.uint8:
+        low, high = min(0.0, float(pixels.min())), float(pixels.max())
+        scaled = (pixels.astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))
+        pixels = np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+
+
 def recolour(fused: NDArray[np.float32], b: Pixels, values: tuple[float, float]) -> Pixels:
     """The picture of a fused luminance with the colours of `b`.
 

@@ -67,6 +67,4 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
             raise
-        raise MissingExtraError(
-            f"{module} is not installed: pip install 'dmfnet-fast[{extra}]'"
-        ) from error
+        raise MissingExtraError(f"{module} is not installed: pip install 'dmfnet-fast[{extra}]'") from error

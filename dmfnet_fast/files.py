@@ -10,6 +10,18 @@ from pathlib import Path
 from dmfnet_fast.errors import OutputError
 
 
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Create a folder, and those above it, unless it is there.
+
+    Raises:
+        OutputError: it cannot be created.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: the folder cannot be created: {error.strerror or error}") from error
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success rename it to `path`, else remove it.
@@ -27,7 +39,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
     try:
         yield temporary
-        os.replace(temporary, target)
+        temporary.replace(target)
     except OSError as error:
         if isinstance(error, OutputError):
             raise

@@ -146,9 +146,7 @@ class Fuser:
         """What runs: file, engine, device, precision and the hash of the weights."""
         return {"file": self._path.name, **self._engine.info}
 
-    def run(
-        self, a: NDArray[Any], b: NDArray[Any], noise: NDArray[Any] | None = None
-    ) -> NDArray[np.float32]:
+    def run(self, a: NDArray[Any], b: NDArray[Any], noise: NDArray[Any] | None = None) -> NDArray[np.float32]:
         """The bare network.
 
         Args:
@@ -255,8 +253,9 @@ class Fuser:
         for members in groups.values():
             for start in range(0, len(members), LARGEST_BATCH):
                 batch = members[start : start + LARGEST_BATCH]
-                images = (np.stack([prepared[n][k] for n in batch])[:, None] for k in (0, 1))
-                for n, luminance in zip(batch, self.run(*images), strict=True):
+                a_batch = np.stack([prepared[n][0] for n in batch])[:, None]
+                b_batch = np.stack([prepared[n][1] for n in batch])[:, None]
+                for n, luminance in zip(batch, self.run(a_batch, b_batch), strict=True):
                     _, _, inside, values = prepared[n]
                     pixels = colour.recolour(luminance[0][inside], sources_b[n].pixels, values)
                     results[n] = to_pil(pixels) if sources_b[n].kind == "pil" else pixels

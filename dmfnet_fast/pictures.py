@@ -202,10 +202,7 @@ def _png16(pixels: NDArray[np.uint16]) -> bytes:
     unfiltered = np.pad(rows, ((0, 0), (1, 0))).tobytes()  # filter type 0 in front of each row
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(unfiltered))
-        + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(unfiltered)) + chunk(b"IEND", b"")
     )
 
 

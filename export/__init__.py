@@ -1,0 +1,1 @@
+"""From the optimised graph to engine files."""

@@ -1,0 +1,1 @@
+"""Fused GPU operations, one a file."""

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmfnet_fast.errors import PictureError
 from dmfnet_fast.colour import to_luminance8
+from dmfnet_fast.errors import PictureError
 from dmfnet_fast.pictures import read_picture
 
 MODALITIES = ("CT", "PET", "SPECT")
@@ -36,20 +36,27 @@ def _modality_pairs(folder: Path, modality: str, smallest: int, problems: list[s
         for kind in ("MRI", modality)
     }
     for kind, other in (("MRI", modality), (modality, "MRI")):
-        problems += [f"{folder / kind / name}: has no partner in {other}" for name in sorted(names[kind] - names[other])]
+        problems += [
+            f"{folder / kind / name}: has no partner in {other}" for name in sorted(names[kind] - names[other])
+        ]
     pairs = []
     for name in sorted(names["MRI"] & names[modality]):
         try:
             a, b = (
-                to_luminance8(read_picture(folder / kind / name), str(folder / kind / name)) for kind in ("MRI", modality)
+                to_luminance8(read_picture(folder / kind / name), str(folder / kind / name))
+                for kind in ("MRI", modality)
             )
         except PictureError as error:
             problems.append(str(error))
             continue
         if a.shape != b.shape:
-            problems.append(f"{folder / modality / name}: is {b.shape[1]}x{b.shape[0]}, its MRI {a.shape[1]}x{a.shape[0]}")
+            problems.append(
+                f"{folder / modality / name}: is {b.shape[1]}x{b.shape[0]}, its MRI {a.shape[1]}x{a.shape[0]}"
+            )
         elif min(a.shape) < smallest:
-            problems.append(f"{folder / modality / name}: is {a.shape[1]}x{a.shape[0]}, smaller than the crop {smallest}")
+            problems.append(
+                f"{folder / modality / name}: is {a.shape[1]}x{a.shape[0]}, smaller than the crop {smallest}"
+            )
         else:
             pairs.append(Pair(modality, name, a, b))
     return pairs
@@ -76,7 +83,9 @@ def load_pairs(data: str | Path, split: str, smallest: int) -> list[Pair]:
     if problems:
         raise PictureError(f"{root}: {len(problems)} images cannot be used:\n  " + "\n  ".join(problems))
     if not pairs:
-        raise PictureError(f"{root}: no pairs found; expected {root}/CT-MRI/MRI/NAME.png with {root}/CT-MRI/CT/NAME.png, and so on")
+        raise PictureError(
+            f"{root}: no pairs found; expected {root}/CT-MRI/MRI/NAME.png with {root}/CT-MRI/CT/NAME.png, and so on"
+        )
     return pairs
 
 

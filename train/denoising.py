@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dmfnet_fast.files import make_folder
 from dmfnet_fast.model import Denoiser, preset, save_model
 from dmfnet_fast.schedule import TIMESTEPS, cosine_alpha_bar, level_interval, sigma_of
 from train import loop
@@ -41,7 +42,8 @@ def train_denoiser(
     device = torch.device(device_name)
     model = Denoiser(preset(preset_name))
     loop.initialise(model, recipe.seed)
-    model.to(device, memory_format=torch.channels_last).train()
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train()
     pairs = load_pairs(data, "train", recipe.crop)
     sampler = CropSampler(pairs, recipe.crop)
     network = torch.compile(model) if compiled else model
@@ -54,7 +56,7 @@ def train_denoiser(
             reconstruction = network(noisy.contiguous(memory_format=torch.channels_last), level)
         return F.mse_loss(reconstruction.float(), images)
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     done = loop.run(model, recipe, loss_of, out, minutes, "stage I")
     model.record = {"stage1": {"preset": preset_name, "pairs": len(pairs), **vars(recipe)}}
     save_model(model, out / "denoiser.safetensors")

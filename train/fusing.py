@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmfnet_fast.files import make_folder
 from dmfnet_fast.model import DMFNet, save_model
 from dmfnet_fast.model.weights import load_denoiser
 from dmfnet_fast.schedule import FUSION_TIMESTEPS, level_interval, linear_alpha_bar
@@ -40,7 +41,8 @@ def train_fusion(
     model = DMFNet(denoiser.config)
     loop.initialise(model, recipe.seed)
     model.denoiser = denoiser.requires_grad_(False)
-    model.to(device, memory_format=torch.channels_last).train()
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train()
     model.denoiser.eval()  # no dropout: its features are an input here
     pairs = load_pairs(data, "train", recipe.crop)
     sampler = CropSampler(pairs, recipe.crop)
@@ -56,7 +58,7 @@ def train_fusion(
             fused = fusion(*inputs)
         return hybrid_loss(fused.float(), a, b)
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     done = loop.run(model.fusion, recipe, loss_of, out, minutes, "stage II")
     model.record = {**denoiser.record, "stage2": {"pairs": len(pairs), **vars(recipe)}}
     save_model(model, out / "dmfnet.safetensors")

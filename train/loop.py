@@ -92,7 +92,7 @@ def run(
         DMFNetError: the checkpoint belongs to another recipe, or the loss stopped being finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    average = [p.detach().clone() for p in parameters]
+    average: list[Tensor] = [p.detach().clone() for p in parameters]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     path = out / CHECKPOINT
     step, seconds = 0, 0.0
@@ -103,10 +103,8 @@ def run(
         step, seconds = state["step"], state["seconds"]
         optimiser.load_state_dict(state["optimiser"])
         with torch.no_grad():
-            for p, saved in zip(parameters, state["parameters"], strict=True):
-                p.copy_(saved)
-            for p, saved in zip(average, state["average"], strict=True):
-                p.copy_(saved)
+            for current, saved in zip([*parameters, *average], [*state["parameters"], *state["average"]], strict=True):
+                current.copy_(saved)
 
     started = saved_at = time.monotonic()
 

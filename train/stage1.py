@@ -14,8 +14,14 @@ from train.options import training_options
 @training_options(steps=20_000, batch=32, learning_rate=1e-3)
 @click.option("--preset", "preset_name", default="tiny", show_default=True, help="Size: base, small or tiny.")
 def main(
-    data: Path, out: Path, preset_name: str, minutes: float | None, bf16: bool, compiled: bool,
-    device: str, **settings: float,
+    data: Path,
+    out: Path,
+    preset_name: str,
+    minutes: float | None,
+    bf16: bool,
+    compiled: bool,
+    device: str,
+    **settings: float,
 ) -> None:
     """Train the denoiser on all images of DATA/train; write OUT/denoiser.safetensors.
 

@@ -14,8 +14,14 @@ from train.options import training_options
 @training_options(steps=20_000, batch=16, learning_rate=5e-4)
 @click.option("--denoiser", type=click.Path(path_type=Path), required=True, help="The denoiser.safetensors of stage 1.")
 def main(
-    data: Path, out: Path, denoiser: Path, minutes: float | None, bf16: bool, compiled: bool,
-    device: str, **settings: float,
+    data: Path,
+    out: Path,
+    denoiser: Path,
+    minutes: float | None,
+    bf16: bool,
+    compiled: bool,
+    device: str,
+    **settings: float,
 ) -> None:
     """Train the fusion network on all pairs of DATA/train; write OUT/dmfnet.safetensors.
 

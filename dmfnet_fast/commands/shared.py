@@ -5,19 +5,27 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import click
 
 from dmfnet_fast.errors import DMFNetError, DMFNetWarning, memory_guard
 
 FAILED = 2
+Item = TypeVar("Item")
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     prefix = "warning" if issubclass(category, DMFNetWarning) else category.__name__
     click.echo(f"{prefix}: {message}", err=True)
+
+
+def progress(items: Iterable[Item], label: str, length: int | None = None) -> AbstractContextManager[Iterable[Item]]:
+    """`items`, with a progress bar on standard error while they are gone through."""
+    stream = click.get_text_stream("stderr")
+    return click.progressbar(items, length, label, file=stream)  # type: ignore[operator, unused-ignore]
 
 
 def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
@@ -36,6 +44,8 @@ def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
                     click.echo(f"error: {error}", err=True)
                     sys.exit(FAILED)
 
-        return click.command(context_settings={"help_option_names": ["-h", "--help"]}, **attributes)(guarded)
+        return click.command(
+            context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, **attributes
+        )(guarded)
 
     return decorate

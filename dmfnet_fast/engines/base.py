@@ -12,9 +12,7 @@ class Engine(ABC):
     """An open network. Not safe to call from several threads at once: `Fuser` takes turns."""
 
     @abstractmethod
-    def run(
-        self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
         """Fuse luminances.
 
         Args:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,17 +35,15 @@ class TorchEngine(Engine):
         if threads is not None:
             torch.set_num_threads(threads)
         self._weights = read_metadata(path).get("sha256", "")
-        self._model = load_model(path).to(self._device, memory_format=torch.channels_last)
+        model = load_model(path)
+        model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._model: Callable[..., Any] | None = model
 
-    def run(
-        self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._model is None:
             raise EngineError("the engine is closed")
         # TF32 and searched algorithms would change the result from GPU to GPU and run to run.
-        exact = torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        )
+        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         with torch.inference_mode(), exact:
             tensors = (torch.from_numpy(np.require(x, requirements="W")).to(self._device) for x in (a, b, noise))
             fused: NDArray[np.float32] = self._model(*tensors).cpu().numpy()

@@ -16,9 +16,7 @@ CHANNEL_REDUCTION = 8
 
 
 def _conv1x1_conv3x3(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 1), nn.ReLU(), nn.Conv2d(outputs, outputs, 3, padding=1), nn.ReLU()
-    )
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.ReLU(), nn.Conv2d(outputs, outputs, 3, padding=1), nn.ReLU())
 
 
 def upsample2(x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -61,9 +61,7 @@ def empty_model(kind: type[Model], config: ModelConfig) -> Model:
         return kind(config)
 
 
-def save_model(
-    model: DMFNet | Denoiser, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32
-) -> None:
+def save_model(model: DMFNet | Denoiser, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
     """Write `model` to `path` (.safetensors), whole or not at all.
 
     The metadata carries the model's kind, configuration, training record (`model.record`, anything that

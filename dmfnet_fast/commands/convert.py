@@ -1,0 +1,33 @@
+"""`dmfnet-convert`: published checkpoints to a weights file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dmfnet_fast.commands.shared import command
+from dmfnet_fast.errors import OutputError
+
+
+@command()
+@click.option("--denoiser", type=click.Path(path_type=Path), required=True, help="I630000_E14000_gen.pth")
+@click.option("--fusion", type=click.Path(path_type=Path), required=True, help="MIF.pth")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Weights file to write, .safetensors."
+)
+@click.version_option(package_name="dmfnet-fast")
+def main(denoiser: Path, fusion: Path, output: Path) -> None:
+    """Convert the two published DM-FNet checkpoints into one .safetensors weights file.
+
+    Only plain tensors are read from them, never code. Every tensor is checked by name and shape.
+    """
+    if output.suffix != ".safetensors":
+        raise OutputError(f"{output}: name a .safetensors file")
+    from dmfnet_fast.model import save_model
+    from dmfnet_fast.model.convert import convert_checkpoints
+
+    model = convert_checkpoints(denoiser, fusion)
+    save_model(model, output)
+    parameters = sum(p.numel() for p in model.parameters())
+    click.echo(f"{output}: base, {parameters:,} parameters")

@@ -1,0 +1,34 @@
+"""`dmfnet-demo`: the main job on made-up heads, to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dmfnet_fast.commands.shared import command
+from dmfnet_fast.files import make_folder
+from dmfnet_fast.fuser import Fuser
+from dmfnet_fast.montage import montage
+from dmfnet_fast.phantom import MODALITIES, make_phantom
+from dmfnet_fast.pictures import write_picture
+
+HEADS = 2
+
+
+@command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.version_option(package_name="dmfnet-fast")
+def main(folder: Path) -> None:
+    """Fuse phantom heads of the three modalities; write a montage of each to FOLDER and print its path."""
+    make_folder(folder)
+    phantoms = [make_phantom(seed) for seed in range(HEADS)]
+    with Fuser() as fuser:
+        for modality in MODALITIES:
+            rows = []
+            for phantom in phantoms:
+                other = phantom.other(modality)
+                rows.append([phantom.mri, other, fuser.fuse(phantom.mri, other)])
+            path = folder / f"{modality.lower()}-mri.png"
+            write_picture(path, montage(rows, ["MRI", modality, "fused"]))
+            click.echo(path)

@@ -1,0 +1,64 @@
+"""Two folders of pictures, paired by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmfnet_fast.errors import PictureError
+from dmfnet_fast.pictures import WRITABLE
+
+
+@dataclass(frozen=True)
+class PairedFiles:
+    """What two folders hold.
+
+    Attributes:
+        pairs: (name without suffix, file of a, file of b), in order of name.
+        problems: (name without suffix, what is wrong) for files that have no partner, or several.
+        ignored: how many other files were passed over.
+    """
+
+    pairs: list[tuple[str, Path, Path]]
+    problems: list[tuple[str, str]]
+    ignored: int
+
+
+def pair_folders(folder_a: Path, folder_b: Path) -> PairedFiles:
+    """Pair the pictures of two folders by name; the suffixes may differ (`7.png` with `7.tif`).
+
+    Raises:
+        PictureError: there is no picture in either folder, or a folder cannot be read.
+    """
+    by_name: list[dict[str, list[Path]]] = []
+    ignored = 0
+    for folder in (folder_a, folder_b):
+        names: dict[str, list[Path]] = {}
+        try:
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            raise PictureError(f"{folder}: cannot be read: {error.strerror or error}") from error
+        for path in entries:
+            if path.name.startswith(".") or not path.is_file():
+                continue
+            if path.suffix.lower() in WRITABLE:
+                names.setdefault(path.stem, []).append(path)
+            else:
+                ignored += 1
+        by_name.append(names)
+    names_a, names_b = by_name
+    if not names_a and not names_b:
+        raise PictureError(f"{folder_a}, {folder_b}: hold no pictures (PNG, JPEG, TIFF or BMP)")
+
+    pairs, problems = [], []
+    for name in sorted(names_a.keys() | names_b.keys()):
+        files_a, files_b = names_a.get(name, []), names_b.get(name, [])
+        several = [files for files in (files_a, files_b) if len(files) > 1]
+        if several:
+            problems.append((name, f"{several[0][0]}: {several[0][1].name} has the same name; keep one of them"))
+        elif not files_a or not files_b:
+            present, missing = (files_a[0], folder_b) if files_a else (files_b[0], folder_a)
+            problems.append((name, f"{present}: has no partner in {missing}"))
+        else:
+            pairs.append((name, files_a[0], files_b[0]))
+    return PairedFiles(pairs, problems, ignored)
