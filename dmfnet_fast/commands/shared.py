@@ -24,8 +24,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 def progress(items: Iterable[Item], label: str, length: int | None = None) -> AbstractContextManager[Iterable[Item]]:
     """`items`, with a progress bar on standard error while they are gone through."""
-    stream = click.get_text_stream("stderr")
-    return click.progressbar(items, length, label, file=stream)  # type: ignore[operator, unused-ignore]
+    return click.progressbar(items, length, label, file=sys.stderr)
 
 
 def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:

@@ -1,0 +1,78 @@
+"""Weights made by rule, small models on disk, phantom pairs."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dmfnet_fast import Fuser
+from dmfnet_fast.model import DMFNet, preset, save_model
+from dmfnet_fast.phantom import Phantom, make_phantom
+from dmfnet_fast.pictures import write_picture
+
+GOLDEN = Path(__file__).parent / "golden"
+GOLDEN_SEED = 20250323
+
+
+def rule_tensor(name: str, shape: list[int]) -> torch.Tensor:
+    """The golden files' weights: see tests/golden/README.md."""
+    rng = np.random.default_rng([GOLDEN_SEED, zlib.crc32(name.encode())])
+    values = rng.standard_normal(shape)
+    if name.endswith("weight") and len(shape) >= 2:
+        gain = 0.3 if name.startswith("rgb_decode1") else 0.7
+        values = values * np.sqrt(2.0 / np.prod(shape[1:])) * gain
+    elif name.endswith("weight"):
+        values = 1 + 0.1 * values
+    else:
+        values = 0.1 * values
+    return torch.from_numpy(values.astype(np.float32))
+
+
+@pytest.fixture(scope="session")
+def published_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two .pth files with the published names and shapes, filled by rule."""
+    shapes = json.loads((GOLDEN / "checkpoint_shapes.json").read_text())
+    folder = tmp_path_factory.mktemp("published")
+    paths = folder / "I630000_E14000_gen.pth", folder / "MIF.pth"
+    for path, key in zip(paths, ("unet_checkpoint", "fusion_checkpoint"), strict=True):
+        torch.save({name: rule_tensor(name, shape) for name, shape in shapes[key].items()}, path)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tiny network: what a test needs that does not look at the picture."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_model(DMFNet(preset("tiny")), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def fuser(tiny_weights: Path) -> Fuser:
+    return Fuser(tiny_weights)
+
+
+@pytest.fixture(scope="session")
+def phantom() -> Phantom:
+    return make_phantom(seed=3, size=64)
+
+
+@pytest.fixture
+def pair(tmp_path: Path, phantom: Phantom) -> tuple[Path, Path]:
+    """An MRI and a PET file of 64x64."""
+    a, b = tmp_path / "mri.png", tmp_path / "pet.png"
+    write_picture(a, phantom.mri)
+    write_picture(b, phantom.pet)
+    return a, b
+
+
+@pytest.fixture
+def cli() -> CliRunner:
+    return CliRunner()

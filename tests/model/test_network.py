@@ -1,0 +1,81 @@
+"""Sizes, presets and the order of things that the golden files do not show."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dmfnet_fast.model import PRESETS, DMFNet, ModelConfig, preset
+
+
+@pytest.fixture(scope="module")
+def tiny() -> DMFNet:
+    torch.manual_seed(1)
+    return DMFNet(preset("tiny")).eval()
+
+
+def inputs(height: int, width: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(height + width)
+    images = torch.rand(2, batch, 1, height, width) * 2 - 1
+    return images[0], images[1], torch.randn(3, 2, height, width)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96), (160, 160), (256, 256)])
+def test_sizes(tiny: DMFNet, height: int, width: int) -> None:
+    a, b, noise = inputs(height, width)
+    with torch.no_grad():
+        fused = tiny(a, b, noise)
+    assert fused.shape == (1, 1, height, width)
+    assert fused.abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_run(name: str) -> None:
+    a, b, noise = inputs(64, 64)
+    with torch.no_grad():
+        assert torch.isfinite(DMFNet(preset(name)).eval()(a, b, noise)).all()
+
+
+def test_batch_is_pair_by_pair(tiny: DMFNet) -> None:
+    a, b, noise = inputs(64, 64, batch=3)
+    with torch.no_grad():
+        together = tiny(a, b, noise)
+        alone = torch.cat([tiny(a[n : n + 1], b[n : n + 1], noise) for n in range(3)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+
+
+def test_default_levels_are_the_midpoints(tiny: DMFNet) -> None:
+    from dmfnet_fast.schedule import fusion_levels
+
+    a, b, noise = inputs(64, 64, batch=2)
+    levels = torch.tensor([[level] * 2 for level, _ in fusion_levels()], dtype=torch.float64)
+    per_pair = noise[:, :, None, None].expand(-1, -1, 2, -1, -1, -1)
+    with torch.no_grad():
+        stated = tiny.features(a, b, per_pair, levels)
+        default = tiny.features(a, b, noise)
+    for first, second in zip(stated[0] + stated[1], default[0] + default[1], strict=True):
+        assert torch.equal(first, second)
+
+
+def test_features_stop_before_the_tail(tiny: DMFNet) -> None:
+    """The last two residual blocks and the output convolution have no part in the features."""
+    a, _, _ = inputs(64, 64)
+    level = torch.full((1, 1), 0.99)
+    with torch.no_grad():
+        before = tiny.denoiser.features(a, level)
+        for module in (*tiny.denoiser.ups[-2:], tiny.denoiser.final_conv):
+            for parameter in module.parameters():
+                parameter.fill_(torch.nan)
+        after = tiny.denoiser.features(a, level)
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(40, 8), (0, 1), (32, 5)])
+def test_impossible_configurations(channels: int, groups: int) -> None:
+    with pytest.raises(ValueError, match=r"channels|norm_groups"):
+        ModelConfig(channels, groups)
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(ValueError, match="base, small, tiny"):
+        preset("huge")
