@@ -5,6 +5,7 @@ Inside the package a picture is an array: H x W (grey) or H x W x 3 (RGB) of uin
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import sys
@@ -32,6 +33,8 @@ WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
 }
+# What Pillow raises on files that are cut off or corrupt.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _DEEP_SUFFIXES = (".png", ".tif", ".tiff")
 _NATIVE = "16L" if sys.byteorder == "little" else "16B"
 
@@ -42,28 +45,28 @@ def check_suffix(path: Path) -> None:
         raise OutputError(f"{path}: unknown picture format {path.suffix!r}; use one of {', '.join(WRITABLE)}")
 
 
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
 def _open(path: Path) -> ImageFile.ImageFile:
     try:
         if path.is_dir():
             raise PictureError(f"{path}: is a folder, not a picture")
-        if path.stat().st_size == 0:
-            raise PictureError(f"{path}: is empty (0 bytes)")
-        image = Image.open(path, formats=READABLE)
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise PictureError(f"{path}: no such file") from error
+    except OSError as error:
+        raise PictureError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not content:
+        raise PictureError(f"{path}: is empty (0 bytes)")
+    try:
+        # From memory: Pillow maps uncompressed files given by name, and mixes up the rows of rotated TIFFs then.
+        image = Image.open(io.BytesIO(content), formats=READABLE)
     except UnidentifiedImageError as error:
-        if _is_dicom(path):
+        if content[128:132] == b"DICM":
             raise PictureError(f"{path}: is DICOM; export it as 16-bit PNG or TIFF first") from error
         raise PictureError(f"{path}: is not a picture that can be read; use PNG, JPEG, TIFF or BMP") from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"{path}: is too large to be safe: {error}") from error
-    except OSError as error:
-        raise PictureError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except DAMAGE as error:
+        raise PictureError(f"{path}: is truncated or damaged: {error}") from error
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         image.close()
@@ -138,7 +141,7 @@ def from_pil(image: Image.Image, name: str) -> Pixels:
         if image.mode == "1":
             return np.asarray(image.convert("L"))
         pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except DAMAGE as error:
         raise PictureError(f"{name}: is truncated or damaged: {error}") from error
     if image.mode in ("L", "RGB", "F"):
         return pixels
@@ -171,7 +174,7 @@ def read_picture(path: str | os.PathLike[str]) -> Pixels:
         raise PictureError(f"{path}: is 16-bit {raw_mode}, which would lose depth; save it as 16-bit grey or RGB")
     try:
         pixels = _decode_deep_colour(path)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except DAMAGE as error:
         if isinstance(error, DMFNetError):
             raise
         raise PictureError(f"{path}: is truncated or damaged: {error}") from error

@@ -128,9 +128,7 @@ def test_schedule_buffers_are_ignored(published_checkpoints: tuple[Path, Path], 
         (lambda t: t.update({"denoise_fn.init_conv.weight": torch.zeros(128, 3, 3, 3)}), r"\[128, 3, 3, 3\]"),
     ],
 )
-def test_unfit_checkpoint(
-    cli: CliRunner, published_checkpoints: tuple[Path, Path], tmp_path: Path, change: Any, message: str
-) -> None:
+def test_unfit_checkpoint(published_checkpoints: tuple[Path, Path], tmp_path: Path, change: Any, message: str) -> None:
     denoiser, fusion = published_checkpoints
     content = torch.load(denoiser, weights_only=True)
     change(content)

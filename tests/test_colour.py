@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dmfnet_fast import DMFNetWarning, PictureError
+from dmfnet_fast.colour import is_colour, luminance, recolour, to_network, value_range
+from dmfnet_fast.phantom import Phantom
+
+RNG = np.random.default_rng(1)
+RGB8 = RNG.integers(0, 256, (64, 64, 3), np.uint8)
+
+
+def test_luminance_is_pillows() -> None:
+    assert np.array_equal(luminance(RGB8), np.asarray(Image.fromarray(RGB8).convert("L")))
+
+
+def test_deep_luminance_agrees() -> None:
+    np.testing.assert_allclose(luminance(RGB8.astype(np.uint16) * 257) / 257, luminance(RGB8), atol=0.51)
+
+
+def test_network_range() -> None:
+    grey = np.array([[0, 255], [51, 102]], np.uint8)
+    np.testing.assert_allclose(to_network(grey, (0, 255)), grey / 127.5 - 1, atol=1e-7)
+    np.testing.assert_allclose(to_network(np.array([[-5.0, 10.0]]), (0, 5)), [[-1, 1]])
+
+
+def test_recolour_keeps_chroma() -> None:
+    """Where nothing clips, Cb and Cr of the result are those of b and its luminance is the fused one."""
+    b = RNG.integers(90, 160, (64, 64, 3), np.uint8)
+    fused = RNG.uniform(-0.25, 0.25, (64, 64)).astype(np.float32)
+    result = recolour(fused, b, (0, 255))
+    before, after = (np.asarray(Image.fromarray(x).convert("YCbCr")).astype(int) for x in (b, result))
+    assert np.abs(before[..., 1:] - after[..., 1:]).max() <= 1
+    assert np.abs(after[..., 0] - np.rint((fused + 1) * 127.5)).max() <= 1
+
+
+def test_recolour_own_luminance_is_identity() -> None:
+    for pixels in (RGB8, RGB8[..., 0]):
+        again = recolour(to_network(pixels, (0, 255)), pixels, (0, 255))
+        assert np.abs(again.astype(int) - pixels).max() <= 1
+    assert np.array_equal(recolour(to_network(RGB8[..., 0], (0, 255)), RGB8[..., 0], (0, 255)), RGB8[..., 0])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+def test_recolour_keeps_type_and_range(dtype: type) -> None:
+    top = 4000 if dtype == np.uint16 else 200 if dtype == np.uint8 else 0.7
+    b = (RNG.random((64, 64, 3)) * top).astype(dtype)
+    result = recolour(RNG.uniform(-1, 1, (64, 64)).astype(np.float32), b, (0, top))
+    assert result.dtype == dtype
+    assert result.min() >= 0
+    assert result.max() <= dtype(top)
+
+
+def test_ranges() -> None:
+    assert value_range(RGB8, (5, 7), "x") == (0, 255)
+    full = np.array([[0, 40000]], np.uint16)
+    assert value_range(full, None, "x") == (0, 65535)
+    assert value_range(full, (100, 200), "x") == (100, 200)
+    assert value_range(np.array([[0.0, 1.0]]), None, "x") == (0, 1)
+    assert value_range(np.array([[-1000.0, 3000.0]]), (-1024, 3071), "x") == (-1024, 3071)
+
+
+@pytest.mark.parametrize(("peak", "top"), [(4000, 4095), (200, 255), (32767, 32767), (1, 255)])
+def test_partly_used_16_bit(peak: int, top: int) -> None:
+    with pytest.warns(DMFNetWarning, match=f"0..{top}"):
+        assert value_range(np.array([[0, peak]], np.uint16), None, "ct.png") == (0, top)
+
+
+@pytest.mark.parametrize("stated", [(1, 1), (2, 1), (0, np.inf), (np.nan, 1)])
+def test_impossible_range(stated: tuple[float, float]) -> None:
+    with pytest.raises(PictureError, match="two finite numbers"):
+        value_range(np.zeros((2, 2), np.uint16), stated, "x")
+
+
+@pytest.mark.parametrize("values", [(-0.1, 0.5), (0.0, 255.0)])
+def test_float_outside_its_range(values: tuple[float, float]) -> None:
+    with pytest.raises(PictureError, match="state range"):
+        value_range(np.array([values]), None, "x")
+
+
+def test_is_colour(phantom: Phantom) -> None:
+    assert is_colour(phantom.pet)
+    assert is_colour(phantom.spect)
+    assert not is_colour(phantom.mri)
+    assert not is_colour(np.repeat(phantom.mri[..., None], 3, axis=2))
+    assert not is_colour(np.zeros((64, 64, 3), np.uint8))

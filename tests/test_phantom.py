@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from dmfnet_fast.commands.phantom import main
+from dmfnet_fast.phantom import MODALITIES, make_phantom
+from train.data import load_pairs
+
+
+def test_appearances() -> None:
+    phantom = make_phantom(0, 128)
+    assert phantom.mri.shape == phantom.ct.shape == (128, 128)
+    assert phantom.pet.shape == phantom.spect.shape == (128, 128, 3)
+    for picture in (phantom.mri, phantom.ct, phantom.pet, phantom.spect):
+        assert picture.dtype == np.uint8
+        assert picture.max() > 200
+        assert not picture[:4].any(), "the air is black"
+    bone = phantom.ct > 230
+    assert 0.01 < bone.mean() < 0.3
+    assert phantom.mri[bone].mean() < 60, "bone is bright in CT and dark in MRI"
+    inside = phantom.mri > 40
+    for picture in (phantom.pet, phantom.spect):
+        assert picture[inside].mean() > 5 * picture[~inside].mean(), "the tracer is where the brain is"
+
+
+def test_seeded() -> None:
+    assert np.array_equal(make_phantom(5, 64).mri, make_phantom(5, 64).mri)
+    assert not np.array_equal(make_phantom(5, 64).mri, make_phantom(6, 64).mri)
+
+
+def test_too_small() -> None:
+    with pytest.raises(ValueError, match="at least 64"):
+        make_phantom(0, 32)
+
+
+def test_command_writes_training_layout(cli: CliRunner, tmp_path: Path) -> None:
+    result = cli.invoke(main, [str(tmp_path / "data"), "--train", "2", "--test", "1", "--size", "64"])
+    assert result.exit_code == 0, result.output
+    pairs = load_pairs(tmp_path / "data", "train", 64)
+    assert [(pair.modality, pair.name) for pair in pairs] == [(m, f"00{n}.png") for m in MODALITIES for n in (1, 2)]
+    assert len(load_pairs(tmp_path / "data", "test", 64)) == 3
+    heads = [pair.a.tobytes() for split in ("train", "test") for pair in load_pairs(tmp_path / "data", split, 64)]
+    assert len(set(heads)) == 9
+
+
+def test_command_cannot_write(cli: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    result = cli.invoke(main, [str(tmp_path / "file" / "data")])
+    assert result.exit_code == 2
+    assert "error:" in result.stderr
