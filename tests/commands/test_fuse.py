@@ -1,0 +1,264 @@
+"""dmfnet-fuse as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from dmfnet_fast import Fuser
+from dmfnet_fast.commands.fuse import main
+from dmfnet_fast.phantom import Phantom, make_phantom
+from dmfnet_fast.pictures import read_picture, write_picture
+
+
+@pytest.fixture
+def fuse(cli: CliRunner, tiny_weights: Path) -> Any:
+    def invoke(*arguments: Any, engine: Any = tiny_weights) -> Result:
+        result = cli.invoke(main, [*map(str, arguments), "--engine", str(engine)])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Three pairs, one of them named with another suffix, and what does not belong."""
+    a, b = tmp_path / "mri", tmp_path / "pet"
+    for folder in (a, b):
+        folder.mkdir()
+    for number in range(3):
+        head = make_phantom(number, 64)
+        write_picture(a / f"{number}.png", head.mri)
+        write_picture(b / f"{number}.{'tif' if number == 2 else 'png'}", head.pet)
+    (a / "notes.txt").write_text("hello")
+    (a / ".DS_Store").write_bytes(b"x")
+    return a, b, tmp_path / "fused"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_two_files(fuse: Any, fuser: Fuser, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / "fused.png"
+    result = fuse(*pair, "-o", output)
+    assert result.exit_code == 0
+    assert result.stdout == f"{output}\n"
+    assert np.array_equal(read_picture(output), np.asarray(fuser.fuse(*pair)))
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("tif", "TIFF"), ("bmp", "BMP"), ("jpg", "JPEG"), ("PNG", "PNG")])
+def test_formats(fuse: Any, fuser: Fuser, pair: tuple[Path, Path], tmp_path: Path, suffix: str, kind: str) -> None:
+    output = tmp_path / f"fused.{suffix}"
+    assert fuse(*pair, "-o", output).exit_code == 0
+    with Image.open(output) as image:
+        assert image.format == kind
+        difference = np.asarray(image).astype(int) - np.asarray(fuser.fuse(*pair))
+    assert np.abs(difference).mean() <= (3 if kind == "JPEG" else 0)
+
+
+def test_into_a_folder(fuse: Any, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert fuse(*pair, "-o", tmp_path / "out").exit_code == 0
+    assert names(tmp_path / "out") == ["pet.png"]
+
+
+def test_montage(fuse: Any, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    result = fuse(*pair, "-o", tmp_path / "fused.tif", "--montage")
+    side_by_side = tmp_path / "fused-montage.png"
+    assert str(side_by_side) in result.stdout
+    pixels = read_picture(side_by_side)
+    assert pixels.shape[1] > 3 * 64
+    assert np.array_equal(pixels[-72:-8, -72:-8], read_picture(tmp_path / "fused.tif"))
+
+
+def test_16_bit_stays_16_bit(fuse: Any, phantom: Phantom, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    write_picture(tmp_path / "ct.png", phantom.ct.astype(np.uint16) * 16)
+    guessed = fuse(pair[0], tmp_path / "ct.png", "-o", tmp_path / "guessed.png")
+    assert "warning:" in guessed.stderr
+    assert "0..4095" in guessed.stderr
+    stated = fuse(pair[0], tmp_path / "ct.png", "-o", tmp_path / "stated.png", "--range-b", 0, 4095)
+    assert stated.stderr == ""
+    pixels = read_picture(tmp_path / "stated.png")
+    assert pixels.dtype == np.uint16
+    assert pixels.max() > 2000
+    assert np.array_equal(pixels, read_picture(tmp_path / "guessed.png"))
+
+
+def test_16_bit_colour_stays_16_bit(fuse: Any, phantom: Phantom, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    write_picture(tmp_path / "pet16.png", phantom.pet.astype(np.uint16) * 257)
+    assert fuse(pair[0], tmp_path / "pet16.png", "-o", tmp_path / "fused.png").exit_code == 0
+    pixels = read_picture(tmp_path / "fused.png")
+    assert pixels.dtype == np.uint16
+    assert pixels.shape == (64, 64, 3)
+    assert (pixels % 257).any(), "more than 8 bits"
+
+
+def test_two_folders(fuse: Any, fuser: Fuser, folders: tuple[Path, Path, Path]) -> None:
+    a, b, output = folders
+    result = fuse(a, b, "-o", output, "--montage")
+    assert result.exit_code == 0
+    assert "3 fused, 0 already there, 0 failed, 1 other files ignored" in result.stdout
+    assert names(output) == ["0.png", "1.png", "2.png", "montages"]
+    assert names(output / "montages") == ["0.png", "1.png", "2.png"]
+    expected = fuser.fuse(a / "2.png", b / "2.tif")
+    assert np.array_equal(read_picture(output / "2.png"), np.asarray(expected))
+
+
+def test_folder_resumes(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
+    a, b, output = folders
+    fuse(a, b, "-o", output)
+    (output / "1.png").unlink()
+    kept = (output / "0.png").stat().st_mtime_ns
+    assert "1 fused, 2 already there" in fuse(a, b, "-o", output).stdout
+    assert (output / "0.png").stat().st_mtime_ns == kept
+    later = (output / "2.png").stat().st_mtime + 10
+    os.utime(b / "2.tif", (later, later))
+    assert "1 fused, 2 already there" in fuse(a, b, "-o", output).stdout, "a changed input is fused again"
+    assert "3 fused, 0 already there" in fuse(a, b, "-o", output, "--overwrite").stdout
+
+
+def test_one_bad_file_does_not_stop_the_rest(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
+    a, b, output = folders
+    (a / "0.png").write_bytes(b"not a picture")
+    write_picture(a / "1.png", np.zeros((64, 80), np.uint8))
+    write_picture(a / "lonely.png", np.zeros((64, 64), np.uint8))
+    write_picture(b / "2.png", np.zeros((64, 64), np.uint8))
+    write_picture(a / "3.png", make_phantom(9, 64).mri)
+    write_picture(b / "3.png", make_phantom(9, 64).ct)
+    result = fuse(a, b, "-o", output)
+    assert result.exit_code == 2
+    assert "1 fused, 0 already there, 4 failed" in result.stdout
+    for message in ("0.png: is not a picture", "register them", "lonely.png: has no partner", "has the same name"):
+        assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert names(output) == ["3.png"]
+
+
+def test_json(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
+    a, b, output = folders
+    (a / "0.png").write_bytes(b"")
+    result = fuse(a, b, "-o", output, "--json")
+    report = json.loads(result.stdout)
+    assert result.exit_code == 2
+    assert (report["fused"], report["skipped"], report["failed"]) == (2, 0, 1)
+    assert report["engine"]["device"] == "cpu"
+    assert len(report["engine"]["weights"]) == 64
+    first, second, _ = report["pairs"]
+    assert first["status"] == "failed"
+    assert "is empty" in first["error"]
+    assert second["status"] == "fused"
+    assert second["output"] == str(output / "1.png")
+    assert second["size"] == [64, 64]
+    assert second["seconds"] > 0
+
+
+def test_jpeg_out_of_folder(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
+    a, b, output = folders
+    assert fuse(a, b, "-o", output, "--format", "jpg").exit_code == 0
+    assert names(output) == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("missing.png", "pet.png", "-o", "x.png"), "missing.png: no such file"),
+        (("mri.png", "text.png", "-o", "x.png"), "text.png: is not a picture"),
+        (("mri.png", "empty.png", "-o", "x.png"), "empty.png: is empty"),
+        (("mri.png", "cut.png", "-o", "x.png"), "cut.png: is truncated"),
+        (("mri.png", "wide.png", "-o", "x.png"), "wide.png: a is 64x64, b is 80x64"),
+        (("small.png", "small.png", "-o", "x.png"), "is 32x32; the smallest size is 64x64"),
+        (("mri.png", "pet.png", "-o", "x.xyz"), "unknown picture format '.xyz'"),
+        (("mri.png", "pet.png", "-o", "x"), "unknown picture format ''"),
+        (("mri.png", "pet.png", "-o", "nowhere/x.png"), "the folder nowhere does not exist"),
+        (("mri.png", "pet.png", "-o", "mri.png"), "is one of the inputs"),
+        (("empty", "empty", "-o", "out"), "hold no pictures"),
+        (("empty", "pet.png", "-o", "out"), "one is a folder and one a file"),
+        (("full", "full", "-o", "full"), "is one of the input folders"),
+        (("full", "full", "-o", "mri.png"), "mri.png: is a file"),
+        (("full", "full", "-o", "text.png/out"), "cannot be created"),
+        (("mri.png", "pet.png", "-o", "x.png", "--range-b", "5", "5"), "two finite numbers"),
+    ],
+)
+def test_bad_input(
+    fuse: Any, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    folder = pair[0].parent
+    monkeypatch.chdir(folder)
+    (folder / "text.png").write_text("not a picture")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "cut.png").write_bytes(pair[1].read_bytes()[:700])
+    write_picture("wide.png", np.zeros((64, 80), np.uint8))
+    write_picture("small.png", np.zeros((32, 32), np.uint8))
+    write_picture("deep.png", np.zeros((64, 64), np.uint16))
+    for name in ("empty", "full"):
+        (folder / name).mkdir()
+    write_picture("full/1.png", np.zeros((64, 64), np.uint8))
+    if "--range-b" in arguments:
+        arguments = ("mri.png", "deep.png", *arguments[2:])
+    before = sorted(folder.rglob("*"))
+    result = fuse(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert sorted(folder.rglob("*")) == before, "nothing half-written"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.safetensors", "no such engine file"),
+        ("corrupt.safetensors", "damaged"),
+        ("gen.pth", "dmfnet-convert"),
+        ("mri.png", "is a picture, not an engine"),
+    ],
+)
+def test_bad_engine(fuse: Any, pair: tuple[Path, Path], tmp_path: Path, name: str, message: str) -> None:
+    for file in ("corrupt.safetensors", "gen.pth"):
+        (tmp_path / file).write_bytes(b"\x08" + bytes(100))
+    result = fuse(*pair, "-o", tmp_path / "x.png", engine=tmp_path / name)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert name in result.stderr
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(fuse: Any, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o500)
+    result = fuse(*pair, "-o", locked / "x.png")
+    assert result.exit_code == 2
+    assert "cannot be written" in result.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_unwritable_folder(fuse: Any, pair: tuple[Path, Path]) -> None:
+    result = fuse(*pair, "-o", "/proc/x.png")
+    assert result.exit_code == 2
+    assert "/proc/x.png: cannot be written" in result.stderr
+
+
+def test_swapped_warns(fuse: Any, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    result = fuse(pair[1], pair[0], "-o", tmp_path / "x.png")
+    assert result.exit_code == 0
+    assert "are they swapped" in result.stderr
+
+
+def test_exif_rotation(fuse: Any, phantom: Phantom, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.ascontiguousarray(np.rot90(phantom.pet))).save(tmp_path / "lying.png", exif=exif)
+    for name in ("lying", "pet"):
+        assert fuse(pair[0], tmp_path / f"{name}.png", "-o", tmp_path / f"{name}-fused.png").exit_code == 0
+    assert np.array_equal(read_picture(tmp_path / "lying-fused.png"), read_picture(tmp_path / "pet-fused.png"))

@@ -1,0 +1,290 @@
+"""Fuser: what goes in comes back in kind, the same every time, or with one clear error."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dmfnet_fast import DMFNetWarning, EngineError, Fuser, MissingExtraError, OutOfMemoryError, PictureError
+from dmfnet_fast import errors as errors_module
+from dmfnet_fast.fuser import SHIPPED_WEIGHTS
+from dmfnet_fast.model import load_model
+from dmfnet_fast.noise import fusion_noise
+from dmfnet_fast.phantom import Phantom, make_phantom
+from dmfnet_fast.pictures import write_picture
+
+
+def test_run_is_the_network(fuser: Fuser, tiny_weights: Path) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(-1, 1, (2, 2, 1, 64, 80)).astype(np.float32)
+    noise = rng.standard_normal((3, 2, 64, 80)).astype(np.float32)
+    with torch.no_grad():
+        expected = load_model(tiny_weights)(*map(torch.from_numpy, (a, b, noise)))
+    # channels-last convolutions sum in another order
+    np.testing.assert_allclose(fuser.run(a, b, noise), expected, rtol=0, atol=1e-5)
+
+
+def test_default_noise_is_the_seeds(tiny_weights: Path) -> None:
+    a, b = np.zeros((2, 1, 1, 64, 64), np.float32)
+    for seed in (0, 7):
+        with Fuser(tiny_weights, seed) as fuser:
+            assert np.array_equal(fuser.run(a, b), fuser.run(a, b, fusion_noise(seed, 64, 64)))
+    with Fuser(tiny_weights, 0) as first, Fuser(tiny_weights, 7) as second:
+        assert not np.array_equal(first.run(a, b), second.run(a, b))
+
+
+def test_bit_for_bit(tiny_weights: Path, phantom: Phantom) -> None:
+    with Fuser(tiny_weights) as first, Fuser(tiny_weights) as second:
+        result = first.fuse(phantom.mri, phantom.pet)
+        assert np.array_equal(result, first.fuse(phantom.mri, phantom.pet))
+        assert np.array_equal(result, second.fuse(phantom.mri, phantom.pet))
+
+
+def test_shipped_weights() -> None:
+    assert SHIPPED_WEIGHTS.exists()
+    phantom = make_phantom(1, 64)
+    with Fuser() as fuser:
+        assert fuser.info["file"] == "dmfnet-tiny.safetensors"
+        assert fuser.info["device"] == "cpu"
+        fused = fuser.fuse(phantom.mri, phantom.ct)
+    # Trained on the published objective, whose first term is the brighter of the two.
+    brighter = np.maximum(phantom.mri, phantom.ct).astype(float)
+    assert np.corrcoef(fused.ravel(), brighter.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize("colour", [False, True])
+def test_arrays_come_back_in_kind(fuser: Fuser, phantom: Phantom, dtype: Any, colour: bool) -> None:
+    scale = {np.uint8: 1, np.uint16: 257}.get(dtype, 1 / 255)
+    b = (phantom.pet if colour else phantom.ct) * np.float64(scale)
+    result = fuser.fuse(phantom.mri, b.astype(dtype))
+    assert result.dtype == dtype
+    assert result.shape == b.shape
+    reference = fuser.fuse(phantom.mri, phantom.pet if colour else phantom.ct)
+    assert np.abs(result / scale - reference).max() <= 1.5
+
+
+def test_pil_and_paths(fuser: Fuser, phantom: Phantom, pair: tuple[Path, Path]) -> None:
+    arrays = fuser.fuse(phantom.mri, phantom.pet)
+    images = fuser.fuse(Image.fromarray(phantom.mri), Image.fromarray(phantom.pet))
+    paths = fuser.fuse(pair[0], str(pair[1]))
+    mixed = fuser.fuse(pair[0], phantom.pet)
+    assert isinstance(images, Image.Image)
+    assert isinstance(paths, Image.Image)
+    for result in (images, paths, mixed):
+        assert np.array_equal(np.asarray(result), arrays)
+
+
+def test_16_bit_path_gives_16_bit_pil(fuser: Fuser, phantom: Phantom, tmp_path: Path) -> None:
+    write_picture(tmp_path / "ct.png", phantom.ct.astype(np.uint16) * 257)
+    result = fuser.fuse(phantom.mri, tmp_path / "ct.png")
+    assert result.mode == "I;16"
+    assert np.abs(np.asarray(result) / 257 - fuser.fuse(phantom.mri, phantom.ct)).max() <= 1.5
+
+
+def test_12_bit_data(fuser: Fuser, phantom: Phantom) -> None:
+    ct = np.rint(phantom.ct * (4000 / 255)).astype(np.uint16)
+    stated = fuser.fuse(phantom.mri, ct, range=(None, (0, 4095)))
+    with pytest.warns(DMFNetWarning, match=r"0\.\.4095"):
+        guessed = fuser.fuse(phantom.mri, ct)
+    assert np.array_equal(stated, guessed)
+    assert stated.dtype == np.uint16
+    assert 2000 < stated.max() <= 4095, "in b's own range, not near-black"
+    both = fuser.fuse(phantom.mri.astype(np.uint16) * 16, ct, range=(0, 4095))
+    assert np.abs(both.astype(int) - stated).max() < 100
+
+
+def test_unused_range_is_said(fuser: Fuser, phantom: Phantom) -> None:
+    with pytest.warns(DMFNetWarning, match="range is not used"):
+        fuser.fuse(phantom.mri, phantom.ct, range=(0, 100))
+
+
+@pytest.mark.parametrize("stated", [5, (1,), (0, 1, 2), ("a", "b"), (None, 5), ((0, 1), 5)])
+def test_malformed_range(fuser: Fuser, phantom: Phantom, stated: Any) -> None:
+    with pytest.raises(PictureError, match="range"):
+        fuser.fuse(phantom.mri, phantom.ct, range=stated)
+
+
+def test_batches(fuser: Fuser) -> None:
+    heads = [make_phantom(seed, 64) for seed in range(5)]
+    stack = fuser.fuse(np.stack([h.mri for h in heads]), np.stack([h.pet for h in heads]))
+    assert isinstance(stack, np.ndarray)
+    assert stack.shape == (5, 64, 64, 3)
+    listed = fuser.fuse([h.mri for h in heads], [h.pet for h in heads])
+    assert isinstance(listed, list)
+    assert np.array_equal(np.stack(listed), stack)
+    for head, result in zip(heads, listed, strict=True):
+        # Another batch shape may sum in another order: at most the last bit of 8.
+        assert np.abs(fuser.fuse(head.mri, head.pet).astype(int) - result).max() <= 1
+
+
+def test_list_of_sizes_and_kinds(fuser: Fuser, pair: tuple[Path, Path]) -> None:
+    small, large = make_phantom(0, 64), make_phantom(0, 80)
+    results = fuser.fuse([large.mri, pair[0], small.mri], [large.ct, pair[1], Image.fromarray(small.ct)])
+    assert [np.asarray(r).shape for r in results] == [(80, 80), (64, 64, 3), (64, 64)]
+    assert [type(r) is np.ndarray for r in results] == [True, False, False]
+
+
+@pytest.mark.parametrize(("height", "width"), [(65, 64), (79, 97), (100, 64), (111, 127)])
+def test_other_sizes_by_reflection_and_crop(fuser: Fuser, height: int, width: int) -> None:
+    phantom = make_phantom(2, 128)
+    mri, ct = phantom.mri[:height, :width], phantom.ct[:height, :width]
+    result = fuser.fuse(mri, ct)
+    assert result.shape == (height, width)
+    margins = [((-n % 16) // 2, -n % 16 - (-n % 16) // 2) for n in (height, width)]
+    padded = fuser.fuse(*(np.pad(x, margins, mode="reflect") for x in (mri, ct)))
+    inside = padded[margins[0][0] : margins[0][0] + height, margins[1][0] : margins[1][0] + width]
+    assert np.array_equal(result, inside)
+
+
+def test_threads_share_a_fuser(fuser: Fuser, phantom: Phantom) -> None:
+    expected = fuser.fuse(phantom.mri, phantom.ct)
+    results: list[np.ndarray] = []
+    workers = [threading.Thread(target=lambda: results.append(fuser.fuse(phantom.mri, phantom.ct))) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(results) == 4
+    assert all(np.array_equal(result, expected) for result in results)
+
+
+def test_swapped_modalities_are_said(fuser: Fuser, phantom: Phantom) -> None:
+    with pytest.warns(DMFNetWarning, match="swapped"):
+        fuser.fuse(phantom.pet, phantom.mri)
+
+
+GREY = np.zeros((64, 64), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (GREY, np.zeros((64, 80), np.uint8), "a is 64x64, b is 80x64"),
+        (np.zeros((63, 64), np.uint8), np.zeros((63, 64), np.uint8), "a: is 64x63; the smallest size is 64x64"),
+        (GREY, np.full((64, 64), np.nan), "b: holds NaN"),
+        (np.full((64, 64), np.inf, np.float32), GREY, "a: holds NaN or infinity"),
+        (np.full((64, 64), 255.0), GREY, "a: float values from 255 to 255"),
+        (np.zeros(64, np.uint8), GREY, r"a: has shape \(64,\)"),
+        (GREY, np.zeros((64, 64, 4), np.uint8), r"b: has shape \(64, 64, 4\)"),
+        (GREY, np.zeros((64, 64, 1), np.uint8), r"b: has shape \(64, 64, 1\)"),
+        (np.zeros((1, 1, 64, 64, 3), np.uint8), GREY, "shape"),
+        (GREY.astype(np.int16), GREY, "a: has type int16"),
+        (GREY.astype(complex), GREY, "a: has type complex128"),
+        (GREY, 5, "b: is a int"),
+        (GREY, None, "b: is a NoneType"),
+        (GREY, "missing.png", "missing.png: no such file"),
+        ([GREY], GREY, "one picture"),
+        ([GREY], [GREY, GREY], "a has 1 pictures, b 2"),
+        ([], [], "empty"),
+        ([GREY, GREY[:60]], [GREY, GREY[:60]], r"a\[1\]: is 64x60"),
+    ],
+)
+def test_unfit_pictures(fuser: Fuser, a: Any, b: Any, message: str) -> None:
+    with pytest.raises(PictureError, match=message):
+        fuser.fuse(a, b)
+
+
+LUMINANCE = np.zeros((1, 1, 64, 64), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "noise", "message"),
+    [
+        (LUMINANCE[0], LUMINANCE, None, r"a: has shape \(1, 64, 64\)"),
+        (LUMINANCE, LUMINANCE.astype(np.uint8), None, "b: must be a float"),
+        (LUMINANCE, LUMINANCE + 255, None, r"lie in \[-1, 1\]"),
+        (LUMINANCE, LUMINANCE * np.nan, None, "finite"),
+        (LUMINANCE[..., :48], LUMINANCE[..., :48], None, "multiples of 16"),
+        (np.zeros((1, 1, 72, 64), np.float32), LUMINANCE, None, "64x72"),
+        (LUMINANCE, np.zeros((2, 1, 64, 64), np.float32), None, "must be equal"),
+        (LUMINANCE, LUMINANCE, np.zeros((3, 2, 64, 80)), r"noise: .*\(3, 2, 64, 64\)"),
+    ],
+)
+def test_unfit_luminances(fuser: Fuser, a: Any, b: Any, noise: Any, message: str) -> None:
+    with pytest.raises(PictureError, match=message):
+        fuser.run(a, b, noise)
+
+
+def test_unfit_engines(tmp_path: Path, tiny_weights: Path) -> None:
+    corrupt = tmp_path / "corrupt.safetensors"
+    corrupt.write_bytes(tiny_weights.read_bytes()[:5000])
+    for name, message in (
+        ("missing.safetensors", "no such engine file"),
+        (corrupt.name, "damaged"),
+        ("x.pth", "dmfnet-convert"),
+        ("x.png", "is a picture, not an engine"),
+        ("x.dat", "unknown kind"),
+        (".", "is a folder"),
+    ):
+        path = tmp_path / name
+        if path.suffix in (".pth", ".png", ".dat"):
+            path.write_bytes(b"x")
+        with pytest.raises(EngineError, match=message):
+            Fuser(path)
+
+
+@pytest.mark.parametrize("arguments", [{"seed": -1}, {"threads": 0}, {"device": "tpu"}, {"device": "meta"}])
+def test_unfit_arguments(tiny_weights: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(EngineError, match=next(iter(arguments))):
+        Fuser(tiny_weights, **arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(tiny_weights: Path) -> None:
+    with pytest.raises(EngineError, match="sees 0 CUDA GPUs"):
+        Fuser(tiny_weights, device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_gpu_agrees_with_cpu(tiny_weights: Path, fuser: Fuser, phantom: Phantom) -> None:
+    with Fuser(tiny_weights, device="cuda") as gpu:
+        difference = gpu.fuse(phantom.mri, phantom.pet).astype(int) - fuser.fuse(phantom.mri, phantom.pet)
+    assert np.abs(difference).max() <= 1
+
+
+def test_closed(tiny_weights: Path, phantom: Phantom) -> None:
+    fuser = Fuser(tiny_weights)
+    fuser.close()
+    fuser.close()
+    with pytest.raises(EngineError, match="closed"):
+        fuser.fuse(phantom.mri, phantom.ct)
+
+
+def test_threads(tiny_weights: Path, phantom: Phantom) -> None:
+    before = torch.get_num_threads()
+    try:
+        with Fuser(tiny_weights, threads=1) as fuser:
+            assert torch.get_num_threads() == 1
+            assert fuser.fuse(phantom.mri, phantom.ct).shape == (64, 64)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+              torch.OutOfMemoryError("CUDA out of memory.")],
+)  # fmt: skip
+def test_out_of_memory(tiny_weights: Path, phantom: Phantom, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: Any) -> None:
+        raise error
+
+    fuser = Fuser(tiny_weights)
+    monkeypatch.setattr(fuser._engine, "run", exhausted)
+    with pytest.raises(OutOfMemoryError, match="64x64 in a batch of 1"):
+        fuser.fuse(phantom.mri, phantom.ct)
+
+
+def test_missing_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(errors_module.importlib, "import_module", missing)
+    with pytest.raises(MissingExtraError, match=r"torch is not installed: pip install 'dmfnet-fast\[torch\]'"):
+        errors_module.require("torch", extra="torch")
