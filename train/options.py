@@ -8,6 +8,14 @@ from typing import Any
 
 import click
 
+from dmfnet_fast.errors import require
+
+
+def require_training() -> None:
+    """Raise a MissingExtraError unless what training imports is installed."""
+    for module in ("torch", "safetensors", "tqdm"):
+        require(module, extra="train")
+
 
 class Crop(click.IntRange):
     """A side that the network can take."""

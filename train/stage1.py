@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from dmfnet_fast.commands.shared import command
-from train.options import training_options
+from train.options import require_training, training_options
 
 
 @command()
 @training_options(steps=20_000, batch=32, learning_rate=1e-3)
-@click.option("--preset", "preset_name", default="tiny", show_default=True, help="Size: base, small or tiny.")
+@click.option("--preset", "preset_name", default="tiny", type=click.Choice(["base", "small", "tiny"]), help="Size.")
 def main(
     data: Path,
     out: Path,
@@ -27,6 +27,7 @@ def main(
 
     The same command again continues an interrupted run.
     """  # fmt: skip
+    require_training()
     from train.denoising import train_denoiser
 
     train_denoiser(data, out, preset_name, settings, minutes, bf16, compiled, device)

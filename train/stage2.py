@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dmfnet_fast.commands.shared import command
-from train.options import training_options
+from train.options import require_training, training_options
 
 
 @command()
@@ -27,6 +27,7 @@ def main(
 
     The denoiser stays as it is. The same command again continues an interrupted run.
     """  # fmt: skip
+    require_training()
     from train.fusing import train_fusion
 
     train_fusion(data, out, denoiser, settings, minutes, bf16, compiled, device)

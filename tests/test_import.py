@@ -1,0 +1,26 @@
+"""`import dmfnet_fast` is cheap: numpy, Pillow and the standard library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROBE = """
+import sys
+import numpy, PIL.Image
+before = set(sys.modules)
+import dmfnet_fast
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+print(*sorted(new - set(sys.stdlib_module_names)))
+"""
+
+
+def test_import_loads_nothing_heavy() -> None:
+    result = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+    assert set(result.stdout.split()) <= {"dmfnet_fast", "numpy", "PIL"}
+
+
+def test_public_names() -> None:
+    import dmfnet_fast
+
+    assert all(hasattr(dmfnet_fast, name) for name in dmfnet_fast.__all__)

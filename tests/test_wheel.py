@@ -1,0 +1,87 @@
+"""The wheel, used as a stranger would: in a clean environment, away from the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("dmfnet-fuse", "dmfnet-convert", "dmfnet-phantom", "dmfnet-demo")
+SCRIPTS = "Scripts" if sys.platform == "win32" else "bin"
+
+
+class Environment:
+    """A virtual environment, and a folder to work in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.work = folder / "work"
+        self.work.mkdir()
+        venv.create(folder / "env", with_pip=True)
+        self.scripts = folder / "env" / SCRIPTS
+        hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+        self.variables = {name: value for name, value in os.environ.items() if name not in hidden}
+
+    def run(self, *command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        program = str(self.scripts / command[0])
+        result = subprocess.run(
+            [program, *command[1:]], cwd=self.work, env=self.variables, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == code, f"{command}: {result.stdout}\n{result.stderr}"
+        return result
+
+    def install(self, *what: str) -> None:
+        self.run("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run(build, check=True)
+    (path,) = folder.glob("dmfnet_fast-0.1.0-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    environment = Environment(tmp_path_factory.mktemp("clean"))
+    environment.install(str(wheel))
+    return environment
+
+
+def test_wheel(environment: Environment, wheel: Path) -> None:
+    listed = environment.run("python", "-m", "pip", "list", "--format=freeze").stdout.lower()
+    installed = {line.split("==")[0].split(" ")[0] for line in listed.split()}
+    assert installed - {"pip", "setuptools"} == {"dmfnet-fast", "numpy", "pillow", "click"}
+
+    packages = "import dmfnet_fast, kernels, export, train; print(dmfnet_fast.__file__, dmfnet_fast.__version__)"
+    where, version = environment.run("python", "-c", packages).stdout.split()
+    assert str(ROOT) not in where
+    assert version == "0.1.0"
+    for command in COMMANDS:
+        assert "--help" in environment.run(command, "--help").stdout
+    environment.run("dmfnet-phantom", "data", "--train", "2", "--test", "1", "--size", "64")
+    pair = ("data/test/PET-MRI/MRI/001.png", "data/test/PET-MRI/PET/001.png")
+    missing = environment.run("dmfnet-fuse", *pair, "-o", "fused.png", code=2)
+    assert "torch is not installed: pip install 'dmfnet-fast[torch]'" in missing.stderr
+    without_torch = environment.run("python", "-m", "train.stage1", "--data", "data", "--out", "run", code=2)
+    assert "dmfnet-fast[t" in without_torch.stderr
+    assert "Traceback" not in missing.stderr + without_torch.stderr
+
+    environment.install(f"torch=={torch.__version__.split('+')[0]}", f"{wheel}[train]")
+    assert environment.run("dmfnet-fuse", *pair, "-o", "fused.png").stdout == "fused.png\n"
+    environment.run("dmfnet-demo", "demo")
+    assert len(list((environment.work / "demo").glob("*.png"))) == 3
+    assert "--preset" in environment.run("python", "-m", "train.stage1", "--help").stdout
+    assert "--denoiser" in environment.run("python", "-m", "train.stage2", "--help").stdout
+    settings = ("--data", "data", "--out", "run", "--steps", "2", "--batch", "2")
+    environment.run("python", "-m", "train.stage1", *settings)
+    environment.run("python", "-m", "train.stage2", *settings[:3], "run2", *settings[4:],
+                    "--denoiser", "run/denoiser.safetensors")  # fmt: skip
+    environment.run("dmfnet-fuse", *pair, "-o", "own.png", "--engine", "run2/dmfnet.safetensors")

@@ -1,0 +1,170 @@
+"""Both stages on phantoms, as commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from dmfnet_fast.model import load_model
+from dmfnet_fast.model.weights import load_denoiser
+from dmfnet_fast.phantom import write_phantoms
+from dmfnet_fast.pictures import write_picture
+from train.data import CropSampler, Pair, load_pairs
+from train.denoising import diffuse
+from train.fusing import random_levels
+from train.loop import Recipe
+from train.stage1 import main as stage1
+from train.stage2 import main as stage2
+
+SETTINGS = ("--batch", "2", "--steps", "3", "--float32")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    list(write_phantoms(folder, train=2, test=1, size=80))
+    return folder
+
+
+def invoke(command: Any, *arguments: Any) -> Result:
+    return CliRunner().invoke(command, list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    first = invoke(stage1, "--data", data, "--out", out / "s1", *SETTINGS)
+    assert first.exit_code == 0, first.output
+    second = invoke(
+        stage2, "--data", data, "--out", out / "s2", "--denoiser", out / "s1" / "denoiser.safetensors", *SETTINGS
+    )
+    assert second.exit_code == 0, second.output
+    return out
+
+
+def test_results(trained: Path) -> None:
+    denoiser = load_denoiser(trained / "s1" / "denoiser.safetensors")
+    model = load_model(trained / "s2" / "dmfnet.safetensors")
+    assert model.record["stage1"]["steps"] == 3
+    assert model.record["stage2"]["pairs"] == 6
+    for (name, frozen), original in zip(
+        model.denoiser.state_dict().items(), denoiser.state_dict().values(), strict=True
+    ):
+        assert torch.equal(frozen, original), name
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_resume_is_exact(stage: str, data: Path, trained: Path, tmp_path: Path) -> None:
+    command, folder, file, more = {
+        "stage1": (stage1, "s1", "denoiser.safetensors", ()),
+        "stage2": (stage2, "s2", "dmfnet.safetensors", ("--denoiser", trained / "s1" / "denoiser.safetensors")),
+    }[stage]
+    arguments = ("--data", data, "--out", tmp_path, *more, *SETTINGS)
+    assert invoke(command, *arguments, "--minutes", "1e-9").exit_code == 0
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
+    assert invoke(command, *arguments).exit_code == 0
+    load: Any = load_denoiser if stage == "stage1" else load_model
+    resumed, whole = load(tmp_path / file), load(trained / folder / file)
+    for (name, first), second in zip(resumed.state_dict().items(), whole.state_dict().values(), strict=True):
+        assert torch.equal(first, second), name
+
+
+def test_other_settings_do_not_resume(data: Path, trained: Path) -> None:
+    result = invoke(stage1, "--data", data, "--out", trained / "s1", "--batch", "4", "--steps", "3", "--float32")
+    assert result.exit_code == 2
+    assert "other settings" in result.stderr
+
+
+def test_training_learns(data: Path, tmp_path: Path) -> None:
+    """Thirty steps bring the reconstruction well below the error of answering grey."""
+    result = invoke(
+        stage1, "--data", data, "--out", tmp_path, "--batch", "4", "--steps", "30", "--learning-rate", "2e-3",
+        "--ema", "0.9",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    model = load_denoiser(tmp_path / "denoiser.safetensors")
+    images = CropSampler(load_pairs(data, "train", 64), 64).pairs(4, np.random.default_rng(5)).flatten(0, 1)
+    torch.manual_seed(0)
+    level = torch.full((len(images), 1), 0.98)
+    with torch.no_grad():
+        reconstruction = model(0.98 * images + 0.2 * torch.randn_like(images), level)
+    assert (reconstruction - images).square().mean() < 0.5 * (images - images.mean()).square().mean()
+
+
+def test_bad_data_is_listed(tmp_path: Path) -> None:
+    list(write_phantoms(tmp_path, train=3, test=0, size=64))
+    root = tmp_path / "train"
+    (root / "CT-MRI" / "CT" / "001.png").unlink()
+    (root / "PET-MRI" / "PET" / "002.png").write_bytes(b"broken")
+    write_picture(root / "SPECT-MRI" / "SPECT" / "003.png", np.zeros((64, 80), np.uint8))
+    for kind in ("MRI", "CT"):
+        write_picture(root / "CT-MRI" / kind / "004.png", np.zeros((32, 32), np.uint8))
+    result = invoke(stage1, "--data", tmp_path, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "4 images cannot be used" in result.stderr
+    for message in ("CT-MRI/MRI/001.png: has no partner", "002.png: is not a picture", "SPECT/003.png: is 80x64",
+                    "004.png: is 32x32, smaller"):  # fmt: skip
+        assert message in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_data(tmp_path: Path) -> None:
+    result = invoke(stage1, "--data", tmp_path, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "no pairs found" in result.stderr
+
+
+def test_crop_must_fit(data: Path, tmp_path: Path) -> None:
+    assert "is not a multiple of 16" in invoke(stage1, "--data", data, "--out", tmp_path, "--crop", "72").stderr
+
+
+def test_bad_preset_and_denoiser(data: Path, tmp_path: Path) -> None:
+    result = invoke(stage1, "--data", data, "--out", tmp_path, "--preset", "huge")
+    assert result.exit_code == 2
+    assert "huge" in result.stderr
+    result = invoke(stage2, "--data", data, "--out", tmp_path, "--denoiser", tmp_path / "none.safetensors")
+    assert result.exit_code == 2
+    assert "no such file" in result.stderr
+
+
+def test_crops() -> None:
+    a = np.arange(80 * 96).reshape(80, 96) % 251
+    pairs = [Pair("CT", "x", a.astype(np.uint8), (250 - a).astype(np.uint8))]
+    crops = CropSampler(pairs, 64).pairs(8, np.random.default_rng(0))
+    assert crops.shape == (2, 8, 1, 64, 64)
+    torch.testing.assert_close(crops[0] + crops[1], torch.full_like(crops[0], 250 / 127.5 - 2), atol=1e-5, rtol=0)
+    assert len({crop.numpy().tobytes() for crop in crops[0]}) == 8
+
+
+def test_diffuse_is_variance_preserving() -> None:
+    torch.manual_seed(0)
+    noisy, level = diffuse(torch.zeros(512, 1, 16, 16), np.random.default_rng(0))
+    assert level.shape == (512, 1)
+    measured = noisy.square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(measured, 1 - level[:, 0].square(), rtol=0.5, atol=1e-6)
+    assert level.min() < 0.1
+    assert level.max() > 0.95
+    assert len(level.unique()) == 512, "one timestep for each sample"
+
+
+def test_levels_lie_in_their_intervals() -> None:
+    levels = random_levels(1000, np.random.default_rng(0))
+    assert levels.shape == (3, 1000)
+    assert levels.dtype == torch.float64
+    sigma = torch.sqrt(1 - levels.square())
+    assert torch.all(sigma.diff(dim=0) > 0)
+    assert 0.0058 < sigma[0].min() < sigma[0].max() < 0.0075
+
+
+def test_learning_rate() -> None:
+    recipe = Recipe(steps=1000, batch=1, crop=64, learning_rate=1.0, warmup=100)
+    rates = [recipe.rate_at(step) for step in range(1000)]
+    assert rates[0] == 0.01
+    assert max(rates) == rates[99] == 1.0
+    assert np.all(np.diff(rates[100:]) < 0)
+    assert 0.01 <= rates[-1] < 0.011
