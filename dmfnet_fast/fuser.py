@@ -24,18 +24,18 @@ SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "dmfnet-tiny.safetensors"
 STRIDE = 16  # four halvings: the network needs sizes that are multiples of it
 LARGEST_BATCH = 4  # pictures that the engine sees at once; more costs memory and, on a CPU, cache
 
-Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any]"
+Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Source"
 Batch: TypeAlias = "Sequence[Picture] | NDArray[Any]"
 Range: TypeAlias = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class _Source:
-    """One picture as given: its pixels, its name in messages, and the kind in which a result goes back."""
+class Source:
+    """One picture: its pixels, its name in messages, and the kind in which a result goes back."""
 
     pixels: Pixels
     name: str
-    kind: Literal["pil", "array"]
+    kind: Literal["pil", "array"] = "array"
 
 
 def _check_array(pixels: Pixels, name: str) -> None:
@@ -50,14 +50,16 @@ def _check_array(pixels: Pixels, name: str) -> None:
         raise PictureError(f"{name}: holds NaN or infinity; replace them before fusing")
 
 
-def _source(picture: Picture, name: str) -> _Source:
-    if isinstance(picture, str | os.PathLike):
+def _source(picture: Picture, name: str) -> Source:
+    if isinstance(picture, Source):
+        source = picture
+    elif isinstance(picture, str | os.PathLike):
         name = os.fspath(picture)
-        source = _Source(read_picture(picture), name, "pil")
+        source = Source(read_picture(picture), name, "pil")
     elif isinstance(picture, Image.Image):
-        source = _Source(from_pil(picture, name), name, "pil")
+        source = Source(from_pil(picture, name), name, "pil")
     elif isinstance(picture, np.ndarray):
-        source = _Source(picture, name, "array")
+        source = Source(picture, name, "array")
     else:
         raise PictureError(f"{name}: is a {type(picture).__name__}; give a path, a PIL image or a numpy array")
     _check_array(source.pixels, source.name)
@@ -68,7 +70,7 @@ def _is_stack(picture: NDArray[Any]) -> bool:
     return picture.ndim == 4 or (picture.ndim == 3 and picture.shape[2] not in (1, 2, 3, 4))
 
 
-def _items(pictures: Picture | Batch, name: str) -> list[_Source] | None:
+def _items(pictures: Picture | Batch, name: str) -> list[Source] | None:
     """The pictures of a batch, or None for a single one."""
     if isinstance(pictures, np.ndarray):
         if not _is_stack(pictures):
@@ -231,7 +233,7 @@ class Fuser:
         return np.stack(fused) if isinstance(b, np.ndarray) else fused
 
     def _fuse_sources(
-        self, sources_a: list[_Source], sources_b: list[_Source], stated: tuple[Range | None, Range | None]
+        self, sources_a: list[Source], sources_b: list[Source], stated: tuple[Range | None, Range | None]
     ) -> list[Any]:
         """Results in the order given; pictures that are padded to one size share the engine's batches."""
         groups: dict[tuple[int, ...], list[int]] = {}

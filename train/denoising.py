@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dmfnet_fast.files import make_folder
 from dmfnet_fast.model import Denoiser, preset, save_model
 from dmfnet_fast.schedule import TIMESTEPS, cosine_alpha_bar, level_interval, sigma_of
 from train import loop
 from train.data import CropSampler, load_pairs
+from train.recipe import Run
 
 
 def diffuse(images: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -27,37 +24,24 @@ def diffuse(images: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor
     return s[..., None, None] * images + sigma[..., None, None] * noise, s
 
 
-def train_denoiser(
-    data: Path,
-    out: Path,
-    preset_name: str,
-    settings: dict[str, Any],
-    minutes: float | None,
-    bf16: bool,
-    compiled: bool,
-    device_name: str,
-) -> bool:
-    """Train the denoiser and write `out/denoiser.safetensors`; returns whether all steps are done."""
-    recipe = loop.Recipe(**settings)
-    device = torch.device(device_name)
-    model = Denoiser(preset(preset_name))
-    loop.initialise(model, recipe.seed)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.train()
-    pairs = load_pairs(data, "train", recipe.crop)
+def train_denoiser(run: Run, preset_name: str) -> bool:
+    """Train the denoiser and write `denoiser.safetensors`; returns whether all steps are done."""
+    recipe = run.recipe
+    pairs = load_pairs(run.data, "train", recipe.crop)
     sampler = CropSampler(pairs, recipe.crop)
-    network = torch.compile(model) if compiled else model
+    model = Denoiser(preset(preset_name))
+    loop.prepare(model, run)
+    network = torch.compile(model) if run.compiled else model
 
     def loss_of(random: np.random.Generator) -> Tensor:
         # Half of the images are MRIs and half the other modalities, as in the published pairs.
-        images = sampler.pairs((recipe.batch + 1) // 2, random).flatten(0, 1)[: recipe.batch].to(device)
+        images = sampler.pairs((recipe.batch + 1) // 2, random).flatten(0, 1)[: recipe.batch].to(run.device)
         noisy, level = diffuse(images, random)
-        with loop.autocast(device, bf16):
+        with loop.autocast(run):
             reconstruction = network(noisy.contiguous(memory_format=torch.channels_last), level)
         return F.mse_loss(reconstruction.float(), images)
 
-    make_folder(out)
-    done = loop.run(model, recipe, loss_of, out, minutes, "stage I")
+    done = loop.train(model, run, loss_of, "stage I")
     model.record = {"stage1": {"preset": preset_name, "pairs": len(pairs), **vars(recipe)}}
-    save_model(model, out / "denoiser.safetensors")
+    save_model(model, run.out / "denoiser.safetensors")
     return done

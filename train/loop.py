@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,73 +11,51 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dmfnet_fast.devices import torch_device
 from dmfnet_fast.errors import DMFNetError
-from dmfnet_fast.files import replacing
+from dmfnet_fast.files import make_folder, replacing
+from train.recipe import Run
 
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 300.0
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How to train; everything that the result depends on, besides the data.
+def prepare(model: nn.Module, settings: Run) -> None:
+    """Start weights as published (orthogonal, zero biases), on the device, in channels-last, in training mode.
 
-    Attributes:
-        steps: optimiser steps of the whole run; the learning-rate schedule spans them.
-        batch: pairs a step.
-        crop: side of the square crops, pixels; a multiple of 16, at least 64.
-        learning_rate: the peak, after `warmup` steps; then a half cosine to 1% of it.
-        weight_decay: of AdamW.
-        ema: decay of the weights' moving average, which is what the run delivers.
-        clip: largest gradient norm.
-        seed: of the weights' start and of every random draw.
+    Also creates the run's folder.
+
+    Raises:
+        EngineError: this machine has no such device.
+        OutputError: the folder cannot be created.
     """
-
-    steps: int
-    batch: int
-    crop: int
-    learning_rate: float
-    weight_decay: float = 0.01
-    warmup: int = 200
-    ema: float = 0.999
-    clip: float = 1.0
-    seed: int = 0
-
-    def rate_at(self, step: int) -> float:
-        """Learning rate of step 0..steps-1."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def initialise(model: nn.Module, seed: int) -> None:
-    """Orthogonal convolutions and linear layers, zero biases, as published."""
-    torch.manual_seed(seed)
+    device = torch_device(settings.device)
+    make_folder(settings.out)
+    torch.manual_seed(settings.recipe.seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.orthogonal_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train()
 
 
-def autocast(device: torch.device, bf16: bool) -> torch.autocast:
+def autocast(settings: Run) -> torch.autocast:
     """bf16 autocast where asked for."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    return torch.autocast(torch.device(settings.device).type, torch.bfloat16, enabled=settings.bf16)
 
 
-def run(
+def train(
     model: nn.Module,
-    recipe: Recipe,
+    settings: Run,
     loss_of: Callable[[np.random.Generator], Tensor],
-    out: Path,
-    minutes: float | None,
     label: str,
 ) -> bool:
-    """Train `model` in place until `recipe.steps`, or for `minutes`; afterwards it holds the averaged weights.
+    """Train `model` in place to the recipe's last step, or for `minutes`; afterwards it holds the averaged weights.
 
-    Continues from `out/checkpoint.pt` if there is one. Every step's random draws depend on the seed and the
-    step alone, so an interrupted and continued run takes the same steps as one that was not.
+    Continues from `checkpoint.pt` in the run's folder if there is one. Every step's random draws depend on the
+    seed and the step alone, so an interrupted and continued run takes the same steps as one that was not.
 
     Args:
         loss_of: the loss of a new random batch, drawn from the generator that it is given.
@@ -91,10 +66,11 @@ def run(
     Raises:
         DMFNetError: the checkpoint belongs to another recipe, or the loss stopped being finite.
     """
+    recipe, minutes = settings.recipe, settings.minutes
     parameters = [p for p in model.parameters() if p.requires_grad]
     average: list[Tensor] = [p.detach().clone() for p in parameters]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    path = out / CHECKPOINT
+    path = settings.out / CHECKPOINT
     step, seconds = 0, 0.0
     if path.exists():
         state: dict[str, Any] = torch.load(path, map_location=parameters[0].device, weights_only=True)

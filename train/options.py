@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,10 @@ from typing import Any
 import click
 
 from dmfnet_fast.errors import require
+from train.recipe import Recipe, Run
 
-
-def require_training() -> None:
-    """Raise a MissingExtraError unless what training imports is installed."""
-    for module in ("torch", "safetensors", "tqdm"):
-        require(module, extra="train")
+RECIPE = ("steps", "batch", "crop", "learning_rate", "ema", "seed")
+MACHINE = ("data", "out", "minutes", "bf16", "compiled", "device")
 
 
 class Crop(click.IntRange):
@@ -30,7 +29,10 @@ class Crop(click.IntRange):
 def training_options(
     steps: int, batch: int, learning_rate: float
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Data, output, recipe and machine options, with a stage's own defaults."""
+    """Data, output, recipe and machine options, with a stage's own defaults.
+
+    The command gets them as one `Run`, after it is known that what training imports is installed.
+    """
     folder = click.Path(path_type=Path)
     positive = click.FloatRange(0, min_open=True)
     options = [
@@ -55,8 +57,16 @@ def training_options(
     ]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def assembled(**given: Any) -> Any:
+            recipe = Recipe(**{name: given.pop(name) for name in RECIPE})
+            run = Run(recipe=recipe, **{name: given.pop(name) for name in MACHINE})
+            for module in ("torch", "safetensors", "tqdm"):
+                require(module, extra="train")
+            return function(run, **given)
+
         for option in reversed(options):
-            function = option(function)
-        return function
+            assembled = option(assembled)
+        return assembled
 
     return decorate

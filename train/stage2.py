@@ -7,30 +7,21 @@ from pathlib import Path
 import click
 
 from dmfnet_fast.commands.shared import command
-from train.options import require_training, training_options
+from train.options import training_options
+from train.recipe import Run
 
 
 @command()
 @training_options(steps=20_000, batch=16, learning_rate=5e-4)
 @click.option("--denoiser", type=click.Path(path_type=Path), required=True, help="The denoiser.safetensors of stage 1.")
-def main(
-    data: Path,
-    out: Path,
-    denoiser: Path,
-    minutes: float | None,
-    bf16: bool,
-    compiled: bool,
-    device: str,
-    **settings: float,
-) -> None:
+def main(run: Run, denoiser: Path) -> None:
     """Train the fusion network on all pairs of DATA/train; write OUT/dmfnet.safetensors.
 
     The denoiser stays as it is. The same command again continues an interrupted run.
-    """  # fmt: skip
-    require_training()
+    """
     from train.fusing import train_fusion
 
-    train_fusion(data, out, denoiser, settings, minutes, bf16, compiled, device)
+    train_fusion(run, denoiser)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dmfnet_fast import __version__
 from dmfnet_fast.commands.shared import FAILED, command, progress
 from dmfnet_fast.errors import DMFNetError, OutputError, PictureError
 from dmfnet_fast.files import make_folder
-from dmfnet_fast.fuser import Fuser, Range
+from dmfnet_fast.fuser import Fuser, Range, Source
 from dmfnet_fast.montage import montage
 from dmfnet_fast.pairs import pair_folders
 from dmfnet_fast.pictures import WRITABLE, check_suffix, read_picture, write_picture
@@ -82,10 +82,7 @@ def _do(job: Job, fuser: Fuser, ranges: tuple[Range | None, Range | None] | None
     started = time.perf_counter()
     try:
         a, b = read_picture(job.a), read_picture(job.b)
-        try:
-            fused = fuser.fuse(a, b, range=ranges)
-        except PictureError as error:
-            raise PictureError(f"{job.a} with {job.b}: {error}") from error
+        fused = fuser.fuse(Source(a, job.a), Source(b, job.b), range=ranges)
         write_picture(job.output, fused)
         if job.montage is not None:
             write_picture(job.montage, montage([[a, b, fused]], ["a", "b", "fused"]))

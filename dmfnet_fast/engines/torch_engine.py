@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dmfnet_fast.devices import torch_device
 from dmfnet_fast.engines.base import Engine
 from dmfnet_fast.errors import EngineError, require
 from dmfnet_fast.model import load_model
@@ -21,17 +22,7 @@ class TorchEngine(Engine):
     """The network as trained."""
 
     def __init__(self, path: Path, device: str, threads: int | None) -> None:
-        try:
-            self._device = torch.device(device)
-        except RuntimeError as error:
-            raise EngineError(f"device {device!r}: use cpu, cuda or cuda:N") from error
-        if self._device.type not in ("cpu", "cuda"):
-            raise EngineError(f"device {device!r}: use cpu, cuda or cuda:N")
-        if self._device.type == "cuda" and (self._device.index or 0) >= torch.cuda.device_count():
-            raise EngineError(
-                f"device {device!r}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA GPUs; "
-                "check the driver and that torch is a CUDA build"
-            )
+        self._device = torch_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
         self._weights = read_metadata(path).get("sha256", "")

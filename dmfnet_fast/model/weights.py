@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,14 +86,16 @@ def save_model(model: DMFNet | Denoiser, path: str | os.PathLike[str], dtype: to
         save_file(tensors, temporary, metadata)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The open safetensors file; what goes wrong with it is an EngineError."""
     if not path.exists():
         raise EngineError(f"{path}: no such file")
     if not path.is_file():
         raise EngineError(f"{path}: is not a file; give a .safetensors weights file")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         raise EngineError(
             f"{path}: is not a readable .safetensors file, or is damaged ({error}); "
@@ -106,12 +109,15 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         EngineError: the file cannot be read.
     """
-    return _read(Path(path))[1]
+    with _opened(Path(path)) as file:
+        return file.metadata() or {}
 
 
 def _load(path: str | os.PathLike[str], kind: type[Model]) -> Model:
     path = Path(path)
-    tensors, metadata = _read(path)
+    with _opened(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if metadata.get("format") != FORMAT:
         raise EngineError(
             f"{path}: was not written by this package (format {metadata.get('format')!r}, not {FORMAT!r})"

@@ -84,7 +84,7 @@ def test_16_bit_stays_16_bit(fuse: Any, phantom: Phantom, pair: tuple[Path, Path
     write_picture(tmp_path / "ct.png", phantom.ct.astype(np.uint16) * 16)
     guessed = fuse(pair[0], tmp_path / "ct.png", "-o", tmp_path / "guessed.png")
     assert "warning:" in guessed.stderr
-    assert "0..4095" in guessed.stderr
+    assert "ct.png: its values end at" in guessed.stderr
     stated = fuse(pair[0], tmp_path / "ct.png", "-o", tmp_path / "stated.png", "--range-b", 0, 4095)
     assert stated.stderr == ""
     pixels = read_picture(tmp_path / "stated.png")
@@ -174,7 +174,7 @@ def test_jpeg_out_of_folder(fuse: Any, folders: tuple[Path, Path, Path]) -> None
         (("mri.png", "text.png", "-o", "x.png"), "text.png: is not a picture"),
         (("mri.png", "empty.png", "-o", "x.png"), "empty.png: is empty"),
         (("mri.png", "cut.png", "-o", "x.png"), "cut.png: is truncated"),
-        (("mri.png", "wide.png", "-o", "x.png"), "wide.png: a is 64x64, b is 80x64"),
+        (("mri.png", "wide.png", "-o", "x.png"), "mri.png is 64x64, wide.png is 80x64"),
         (("small.png", "small.png", "-o", "x.png"), "is 32x32; the smallest size is 64x64"),
         (("mri.png", "pet.png", "-o", "x.xyz"), "unknown picture format '.xyz'"),
         (("mri.png", "pet.png", "-o", "x"), "unknown picture format ''"),

@@ -17,7 +17,7 @@ from dmfnet_fast.pictures import write_picture
 from train.data import CropSampler, Pair, load_pairs
 from train.denoising import diffuse
 from train.fusing import random_levels
-from train.loop import Recipe
+from train.recipe import Recipe
 from train.stage1 import main as stage1
 from train.stage2 import main as stage2
 
@@ -130,6 +130,13 @@ def test_bad_preset_and_denoiser(data: Path, tmp_path: Path) -> None:
     result = invoke(stage2, "--data", data, "--out", tmp_path, "--denoiser", tmp_path / "none.safetensors")
     assert result.exit_code == 2
     assert "no such file" in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(data: Path, tmp_path: Path) -> None:
+    result = invoke(stage1, "--data", data, "--out", tmp_path / "run", "--device", "cuda")
+    assert result.exit_code == 2
+    assert "sees 0 CUDA GPUs" in result.stderr
 
 
 def test_crops() -> None:

@@ -1,0 +1,62 @@
+"""What a training run is told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; everything that the result depends on, besides the data.
+
+    Attributes:
+        steps: optimiser steps of the whole run; the learning-rate schedule spans them.
+        batch: pairs a step.
+        crop: side of the square crops, pixels; a multiple of 16, at least 64.
+        learning_rate: the peak, after `warmup` steps; then a half cosine to 1% of it.
+        weight_decay: of AdamW.
+        ema: decay of the weights' moving average, which is what the run delivers.
+        clip: largest gradient norm.
+        seed: of the weights' start and of every random draw.
+    """
+
+    steps: int
+    batch: int
+    crop: int
+    learning_rate: float
+    weight_decay: float = 0.01
+    warmup: int = 200
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of step 0..steps-1."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe, its data, and how this machine works on it.
+
+    Attributes:
+        data: folder that holds `train/MODALITY-MRI/...`.
+        out: folder for the checkpoint and the result.
+        minutes: stop after this long, to be continued; None trains to the end.
+        bf16: autocast to bfloat16.
+        compiled: use torch.compile.
+        device: "cpu" or "cuda".
+    """
+
+    data: Path
+    out: Path
+    recipe: Recipe
+    minutes: float | None
+    bf16: bool
+    compiled: bool
+    device: str
