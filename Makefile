@@ -24,12 +24,12 @@ benchmark: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) demo
 
-$(VENV)/.torch:
+$(VENV)/.$(subst /,-,$(TORCH)):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	touch $@
 
-$(VENV)/.runtime: $(VENV)/.torch pyproject.toml
+$(VENV)/.runtime: $(VENV)/.$(subst /,-,$(TORCH)) pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[torch]"
 	touch $@
 

@@ -71,8 +71,8 @@ def test_published_way(benchmark: Callable[..., Any], inputs: list[np.ndarray], 
     model = load_model(SHIPPED_WEIGHTS)
     tensors = [torch.from_numpy(x.copy()) for x in inputs]
     with torch.inference_mode():
-        fused = benchmark(published_way, model, *tensors)
-    np.testing.assert_allclose(fused, fuser.run(*inputs), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(published_way(model, *tensors), fuser.run(*inputs), rtol=0, atol=1e-4)
+        benchmark(published_way, model, *tensors)
 
 
 @pytest.mark.benchmark(group="tiny 256x256, CPU", min_rounds=5, warmup=True, warmup_iterations=1)

@@ -36,12 +36,30 @@ def is_colour(pixels: Pixels) -> bool:
     return bool((spread > COLOUR_SPREAD * max(float(pixels.max()), 1e-12)).mean() > COLOUR_PART)
 
 
+def _range_of_16_bit(pixels: Pixels, name: str) -> tuple[float, float]:
+    """What black and white probably are in 16-bit data of which only a part is used; says what it took."""
+    lowest, highest = (float(value) for value in np.percentile(pixels, (0.1, 99.9)))
+    peak = int(pixels.max())
+    # A few hot pixels do not make 12-bit data 16-bit: unless the bulk reaches an eighth of them, it decides.
+    outliers = highest < peak / 8
+    bits = (int(highest) if outliers else peak).bit_length()
+    top = 2 ** max(8, bits) - 1 if 0 < bits < 16 else 65535
+    stating = f"0..{top} is taken as its range; state it: range=(lo, hi), --range-a or --range-b"
+    if outliers:
+        warn(f"{name}: nearly all values end at {highest:g}, a few reach {peak}: {stating}")
+    elif top < 65535:
+        warn(f"{name}: its values end at {peak}: {stating}")
+    elif peak > 0 and highest - lowest < 65535 / 8:
+        warn(f"{name}: nearly all values lie in {lowest:g}..{highest:g}, {stating}")
+    return 0.0, float(top)
+
+
 def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -> tuple[float, float]:
     """The values that mean black and white.
 
     uint8 always means 0..255. For the others stated values are taken as they are; without them float means
-    0..1, and uint16 means 0..65535 unless the picture uses 15 bits or fewer: then 0 to the smallest 2^n - 1
-    that holds it, with a warning.
+    0..1, and uint16 means 0..65535 unless the picture uses 15 bits or fewer (a few hot pixels aside): then 0 to
+    the smallest 2^n - 1 that holds it, with a warning.
 
     Raises:
         PictureError: the stated range is empty or not finite, or float values lie outside 0..1.
@@ -54,15 +72,13 @@ def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -
             raise PictureError(f"{name}: range ({low:g}, {high:g}) must be two finite numbers, the smaller first")
         return low, high
     if pixels.dtype == np.uint16:
-        bits = int(pixels.max()).bit_length()
-        if not 0 < bits < 16:
-            return 0.0, 65535.0
-        top = 2 ** max(8, bits) - 1
-        warn(f"{name}: its values end at {pixels.max()}, so 0..{top} is taken as its range; state range=(lo, hi)")
-        return 0.0, float(top)
+        return _range_of_16_bit(pixels, name)
     low, high = float(pixels.min()), float(pixels.max())
     if low < 0.0 or high > 1.0:
-        raise PictureError(f"{name}: float values from {low:g} to {high:g} are outside 0..1; state range=(lo, hi)")
+        raise PictureError(
+            f"{name}: float values from {low:g} to {high:g} are outside 0..1; "
+            "state its range: range=(lo, hi), --range-a or --range-b"
+        )
     return 0.0, 1.0
 
 
@@ -75,15 +91,6 @@ def to_network(pixels: Pixels, values: tuple[float, float]) -> NDArray[np.float3
 def to_luminance8(pixels: Pixels, name: str) -> NDArray[np.uint8]:
     """Luminance (H, W) as uint8 over the picture's own range."""
     return np.rint((to_network(pixels, value_range(pixels, None, name)) + 1.0) * 127.5).astype(np.uint8)
-
-
-def to_rgb8(pixels: Pixels) -> NDArray[np.uint8]:
-    """RGB (H, W, 3) uint8 for display; depths other than 8 bits span black to the brightest value."""
-    if pixels.dtype != np.uint8:
-        low, high = min(0.0, float(pixels.min())), float(pixels.max())
-        scaled = (pixels.astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))
-        pixels = np.rint(scaled.clip(0, 255)).astype(np.uint8)
-    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
 
 
 def recolour(fused: NDArray[np.float32], b: Pixels, values: tuple[float, float]) -> Pixels:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from dmfnet_fast.errors import EngineError, require
 
 if TYPE_CHECKING:
-    import torch
+    from torch import device as Device
 
 
-def torch_device(name: str) -> torch.device:
+def torch_device(name: str) -> Device:
     """The torch device called `name`: "cpu", "cuda" or "cuda:N".
 
     Raises:
@@ -19,8 +19,8 @@ def torch_device(name: str) -> torch.device:
     """
     torch = require("torch", extra="torch")
     try:
-        device: torch.device = torch.device(name)
-    except RuntimeError as error:
+        device: Device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
         raise EngineError(f"device {name!r}: use cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise EngineError(f"device {name!r}: use cpu, cuda or cuda:N")

@@ -38,8 +38,12 @@ class DMFNetWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """Issue `message` as a `DMFNetWarning`, attributed to the code that called the package."""
+    """Issue `message` as a `DMFNetWarning`."""
     warnings.warn(message, DMFNetWarning, stacklevel=3)
+
+
+# CUDA; torch's CPU allocator on Linux and on Windows.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @contextmanager
@@ -51,7 +55,7 @@ def memory_guard(advice: str) -> Iterator[None]:
         words = str(error).lower()
         if isinstance(error, DMFNetError):
             raise
-        if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words:
+        if isinstance(error, MemoryError) or any(phrase in words for phrase in _OUT_OF_MEMORY):
             raise OutOfMemoryError(f"out of memory: {advice}") from error
         raise
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dmfnet_fast.errors import OutputError
@@ -36,7 +37,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OutputError(f"{target}: is a folder; name a file to write")
     if not target.parent.is_dir():
         raise OutputError(f"{target}: cannot be written: the folder {target.parent} does not exist")
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
+    # Short whatever the target's name, and one for each thread.
+    temporary = target.with_name(f".{os.getpid()}-{threading.get_ident()}.part{target.suffix}")
     try:
         yield temporary
         temporary.replace(target)
@@ -45,4 +47,5 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
         raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

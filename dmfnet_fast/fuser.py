@@ -24,9 +24,9 @@ SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "dmfnet-tiny.safetensors"
 STRIDE = 16  # four halvings: the network needs sizes that are multiples of it
 LARGEST_BATCH = 4  # pictures that the engine sees at once; more costs memory and, on a CPU, cache
 
+Range: TypeAlias = tuple[float, float]
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Source"
 Batch: TypeAlias = "Sequence[Picture] | NDArray[Any]"
-Range: TypeAlias = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Source:
     pixels: Pixels
     name: str
     kind: Literal["pil", "array"] = "array"
+    values: Range | None = None  # black and white, where they are known already
 
 
 def _check_array(pixels: Pixels, name: str) -> None:
@@ -59,7 +60,9 @@ def _source(picture: Picture, name: str) -> Source:
     elif isinstance(picture, Image.Image):
         source = Source(from_pil(picture, name), name, "pil")
     elif isinstance(picture, np.ndarray):
-        source = Source(picture, name, "array")
+        if isinstance(picture, np.ma.MaskedArray):
+            raise PictureError(f"{name}: is a masked array; fill the masked values first")
+        source = Source(picture.astype(picture.dtype.newbyteorder("="), copy=False), name, "array")
     else:
         raise PictureError(f"{name}: is a {type(picture).__name__}; give a path, a PIL image or a numpy array")
     _check_array(source.pixels, source.name)
@@ -133,10 +136,12 @@ class Fuser:
         device: str = "cpu",
         threads: int | None = None,
     ) -> None:
-        if not 0 <= seed < 2**64:
-            raise EngineError(f"seed {seed}: must lie between 0 and 2^64 - 1")
-        if threads is not None and threads < 1:
-            raise EngineError(f"threads {threads}: must be at least 1")
+        if not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise EngineError(f"seed {seed!r}: must be a whole number from 0 to 2^64 - 1")
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise EngineError(f"threads {threads!r}: must be a whole number, at least 1")
+        if engine is not None and (not isinstance(engine, str | os.PathLike) or not os.fspath(engine)):
+            raise EngineError(f"engine {engine!r}: must be the path of a .safetensors file")
         self._seed = seed
         self._lock = threading.Lock()
         self._path = SHIPPED_WEIGHTS if engine is None else Path(engine)
@@ -182,8 +187,10 @@ class Fuser:
         height, width = a.shape[2:]
         if noise is None:
             noise = fusion_noise(self._seed, height, width)
-        elif not isinstance(noise, np.ndarray) or noise.shape != (3, 2, height, width):
-            raise PictureError(f"noise: must be an array of shape {(3, 2, height, width)}")
+        elif not isinstance(noise, np.ndarray) or noise.dtype.kind != "f" or noise.shape != (3, 2, height, width):
+            raise PictureError(f"noise: must be a float array of shape {(3, 2, height, width)}")
+        elif not np.isfinite(noise).all():
+            raise PictureError("noise: holds NaN or infinity")
         inputs = (np.ascontiguousarray(x, dtype=np.float32) for x in (a, b, noise))
         with self._lock, memory_guard(f"{width}x{height} in a batch of {len(a)} does not fit; use smaller pictures"):
             return self._engine.run(*inputs)
@@ -244,8 +251,8 @@ class Fuser:
                 raise PictureError(f"{sizes[0]}, {sizes[1]}: register them to one size first")
             if colour.is_colour(a.pixels) and not colour.is_colour(b.pixels):
                 warn(f"{a.name} is in colour and {b.name} is grey: are they swapped? The MRI comes first")
-            values_a = colour.value_range(a.pixels, stated[0], a.name)
-            values_b = colour.value_range(b.pixels, stated[1], b.name)
+            values_a = a.values or colour.value_range(a.pixels, stated[0], a.name)
+            values_b = b.values or colour.value_range(b.pixels, stated[1], b.name)
             padded_a, inside = _pad(colour.to_network(a.pixels, values_a))
             padded_b, _ = _pad(colour.to_network(b.pixels, values_b))
             prepared.append((padded_a, padded_b, inside, values_b))
@@ -260,7 +267,7 @@ class Fuser:
                 for n, luminance in zip(batch, self.run(a_batch, b_batch), strict=True):
                     _, _, inside, values = prepared[n]
                     pixels = colour.recolour(luminance[0][inside], sources_b[n].pixels, values)
-                    results[n] = to_pil(pixels) if sources_b[n].kind == "pil" else pixels
+                    results[n] = to_pil(pixels, values) if sources_b[n].kind == "pil" else pixels
         return results
 
     def close(self) -> None:

@@ -8,27 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dmfnet_fast.colour import to_rgb8
-from dmfnet_fast.pictures import Pixels
-
 GAP = 8
 TITLE = 20
 PAPER, INK = (24, 24, 24), (225, 225, 225)
 
 
-def montage(rows: Sequence[Sequence[Pixels]], titles: Sequence[str]) -> NDArray[np.uint8]:
+def montage(rows: Sequence[Sequence[NDArray[np.uint8]]], titles: Sequence[str]) -> NDArray[np.uint8]:
     """Rows of pictures under column titles, on dark paper.
 
     Args:
-        rows: pictures of any depth, all of one row the same size; each over its own range.
+        rows: pictures H x W or H x W x 3, uint8; all of one row the same size.
         titles: one for every column.
 
     Returns:
         RGB, (H, W, 3) uint8.
     """
-    tiles = [[to_rgb8(picture) for picture in row] for row in rows]
-    widths = [max(row[n].shape[1] for row in tiles) for n in range(len(titles))]
-    heights = [max(tile.shape[0] for tile in row) for row in tiles]
+    tiles = [[Image.fromarray(picture).convert("RGB") for picture in row] for row in rows]
+    widths = [max(row[n].width for row in tiles) for n in range(len(titles))]
+    heights = [max(tile.height for tile in row) for row in tiles]
     size = (sum(widths) + GAP * (len(widths) + 1), TITLE + sum(heights) + GAP * (len(heights) + 1))
     canvas = Image.new("RGB", size, PAPER)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
@@ -36,7 +33,7 @@ def montage(rows: Sequence[Sequence[Pixels]], titles: Sequence[str]) -> NDArray[
     for row, height in zip(tiles, heights, strict=True):
         left = GAP
         for tile, width in zip(row, widths, strict=True):
-            canvas.paste(Image.fromarray(tile), (left, top))
+            canvas.paste(tile, (left, top))
             left += width + GAP
         top += height + GAP
     left = GAP

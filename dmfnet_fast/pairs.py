@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ class PairedFiles:
     Attributes:
         pairs: (name without suffix, file of a, file of b), in order of name.
         problems: (name without suffix, what is wrong) for files that have no partner, or several.
-        ignored: how many other files were passed over.
+        ignored: how many other files and folders were passed over.
     """
 
     pairs: list[tuple[str, Path, Path]]
@@ -39,16 +40,19 @@ def pair_folders(folder_a: Path, folder_b: Path) -> PairedFiles:
         except OSError as error:
             raise PictureError(f"{folder}: cannot be read: {error.strerror or error}") from error
         for path in entries:
-            if path.name.startswith(".") or not path.is_file():
+            if path.name.startswith("."):
                 continue
-            if path.suffix.lower() in WRITABLE:
-                names.setdefault(path.stem, []).append(path)
+            if path.is_file() and path.suffix.lower() in WRITABLE:
+                # macOS decomposes accents in names, other systems do not.
+                names.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
             else:
                 ignored += 1
         by_name.append(names)
     names_a, names_b = by_name
     if not names_a and not names_b:
-        raise PictureError(f"{folder_a}, {folder_b}: hold no pictures (PNG, JPEG, TIFF or BMP)")
+        raise PictureError(
+            f"{folder_a}, {folder_b}: hold no pictures (PNG, JPEG, TIFF or BMP; subfolders are not searched)"
+        )
 
     pairs, problems = [], []
     for name in sorted(names_a.keys() | names_b.keys()):

@@ -5,16 +5,11 @@ For tests, demonstrations and calibration. They are drawings of plausible anatom
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-from dmfnet_fast.files import make_folder
-from dmfnet_fast.pictures import write_picture
 
 Modality = Literal["CT", "PET", "SPECT"]
 MODALITIES: tuple[Modality, ...] = ("CT", "PET", "SPECT")
@@ -169,30 +164,3 @@ def make_phantom(seed: int = 0, size: int = 256) -> Phantom:
     return Phantom(
         mri=_grey(mri), ct=_grey(ct), pet=_colours(pet - 0.02, _HOT), spect=_colours(1.15 * (spect - 0.02), _RAINBOW)
     )
-
-
-def write_phantoms(folder: Path, train: int = 8, test: int = 2, size: int = 256, seed: int = 0) -> Iterator[Path]:
-    """Write phantom pairs in the layout that training reads, `folder/{train,test}/MODALITY-MRI/...`.
-
-    Every pair gets a head of its own, so no head is in two places.
-
-    Args:
-        train, test: pairs of each modality.
-        size, seed: as for `make_phantom`; the seed of the first head.
-
-    Yields:
-        Each file, once it is written.
-
-    Raises:
-        OutputError: `folder` cannot be written.
-    """
-    for split, count in (("train", train), ("test", test)):
-        for modality in MODALITIES:
-            for number in range(1, count + 1):
-                phantom = make_phantom(seed, size)
-                seed += 1
-                for kind, pixels in (("MRI", phantom.mri), (modality, phantom.other(modality))):
-                    path = folder / split / f"{modality}-MRI" / kind / f"{number:03d}.png"
-                    make_folder(path.parent)
-                    write_picture(path, pixels)
-                    yield path

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from dmfnet_fast.errors import DMFNetError, OutputError, PictureError, warn
 from dmfnet_fast.files import replacing
@@ -23,6 +24,8 @@ from dmfnet_fast.files import replacing
 Pixels = NDArray[Any]
 
 SMALLEST = 64
+FULL_16_BIT = (0.0, 65535.0)
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANES = 258, 262, 284
 READABLE = ("PNG", "JPEG", "TIFF", "BMP")
 # Written by suffix; JPEG keeps the chroma at full resolution because the colour of b is half of the result.
 WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -34,7 +37,10 @@ WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
 }
 # What Pillow raises on files that are cut off or corrupt.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+DAMAGE = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError, EOFError, struct.error,
+    zlib.error,
+)  # fmt: skip
 _DEEP_SUFFIXES = (".png", ".tif", ".tiff")
 _NATIVE = "16L" if sys.byteorder == "little" else "16B"
 
@@ -54,11 +60,16 @@ def _open(path: Path) -> ImageFile.ImageFile:
         raise PictureError(f"{path}: no such file") from error
     except OSError as error:
         raise PictureError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        if isinstance(error, PictureError):
+            raise
+        raise PictureError(f"{str(path)!r}: is no possible file name") from error
     if not content:
         raise PictureError(f"{path}: is empty (0 bytes)")
     try:
         # From memory: Pillow maps uncompressed files given by name, and mixes up the rows of rotated TIFFs then.
         image = Image.open(io.BytesIO(content), formats=READABLE)
+        frames = getattr(image, "n_frames", 1)
     except UnidentifiedImageError as error:
         if content[128:132] == b"DICM":
             raise PictureError(f"{path}: is DICOM; export it as 16-bit PNG or TIFF first") from error
@@ -67,7 +78,6 @@ def _open(path: Path) -> ImageFile.ImageFile:
         raise PictureError(f"{path}: is too large to be safe: {error}") from error
     except DAMAGE as error:
         raise PictureError(f"{path}: is truncated or damaged: {error}") from error
-    frames = getattr(image, "n_frames", 1)
     if frames > 1:
         image.close()
         raise PictureError(f"{path}: holds {frames} pages; save each as a picture of its own")
@@ -113,7 +123,8 @@ def _over_black(pixels: Pixels) -> Pixels:
     """H x W x (1 or 3) with alpha last: blended over black, alpha gone."""
     top = np.iinfo(pixels.dtype).max
     colours, alpha = pixels[..., :-1].astype(np.float64), pixels[..., -1:].astype(np.float64)
-    return np.rint(colours * (alpha / top)).astype(pixels.dtype).squeeze()
+    blended = np.rint(colours * (alpha / top)).astype(pixels.dtype)
+    return blended[..., 0] if blended.shape[2] == 1 else blended
 
 
 def from_pil(image: Image.Image, name: str) -> Pixels:
@@ -134,9 +145,11 @@ def from_pil(image: Image.Image, name: str) -> Pixels:
             pixels = _over_black(pixels) if transparent else pixels
             grey = (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all()
             return pixels[..., 0] if grey else pixels
+        if image.mode in ("La", "RGBa") or (image.mode in ("L", "RGB") and "transparency" in image.info):
+            image = image.convert("LA" if image.mode.startswith("L") else "RGBA")
         if image.mode in ("LA", "RGBA"):
             return _over_black(np.asarray(image))
-        if image.mode in ("La", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"):
+        if image.mode in ("RGBX", "CMYK", "YCbCr", "HSV"):
             return np.asarray(image.convert("RGB"))
         if image.mode == "1":
             return np.asarray(image.convert("L"))
@@ -168,8 +181,16 @@ def read_picture(path: str | os.PathLike[str]) -> Pixels:
     path = Path(path)
     with _open(path) as image:
         raw_mode = _raw_mode(image)
-        if ";16" not in raw_mode or image.mode.startswith("I"):
-            return from_pil(image, str(path))
+        inverted = 0
+        if isinstance(image, TiffImageFile):
+            bits = max(image.tag_v2.get(TIFF_BITS, (1,)))
+            if bits > 8 and image.tag_v2.get(TIFF_PLANES) == 2 and image.mode in ("RGB", "RGBA"):
+                raise PictureError(f"{path}: keeps its {bits}-bit channels in separate planes; save it interleaved")
+            if image.tag_v2.get(TIFF_PHOTOMETRIC) == 0 and image.mode.startswith("I;16"):
+                inverted = 2**bits - 1  # white is zero, which Pillow undoes for 8 bits only
+        if ";16" not in raw_mode or image.mode.startswith("I") or image.format not in ("PNG", "TIFF"):
+            pixels = from_pil(image, str(path))
+            return (inverted - pixels).astype(pixels.dtype) if inverted else pixels
     if raw_mode.split(";")[0] not in ("RGB", "RGBA", "RGBX"):
         raise PictureError(f"{path}: is 16-bit {raw_mode}, which would lose depth; save it as 16-bit grey or RGB")
     try:
@@ -181,16 +202,24 @@ def read_picture(path: str | os.PathLike[str]) -> Pixels:
     return _over_black(pixels) if raw_mode.startswith("RGBA") else pixels
 
 
-def to_pil(pixels: Pixels) -> Image.Image:
+def to_8_bit(pixels: Pixels, values: tuple[float, float]) -> NDArray[np.uint8]:
+    """Pixels over the range `values` (black, white) as uint8; what lies outside is clipped."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    low, high = values
+    return np.rint((pixels.astype(np.float64).clip(low, high) - low) * (255.0 / (high - low))).astype(np.uint8)
+
+
+def to_pil(pixels: Pixels, values: tuple[float, float] = FULL_16_BIT) -> Image.Image:
     """A PIL image of the same depth: mode L, RGB, I;16 or F.
 
-    PIL has no 16-bit colour: such pixels become 8-bit RGB, with a warning.
+    PIL has no 16-bit colour: such pixels become 8-bit RGB over the range `values`, with a warning.
     """
     if pixels.dtype == np.uint16 and pixels.ndim == 3:
         warn("PIL images cannot hold 16-bit colour: the result is 8-bit RGB; give an array to keep the depth")
-        return Image.fromarray(np.rint(pixels / 257.0).astype(np.uint8))
+        pixels = to_8_bit(pixels, values)
     if pixels.dtype.kind == "f":
-        return Image.fromarray(pixels.astype(np.float32))
+        pixels = pixels.astype(np.float32)
     return Image.fromarray(pixels)
 
 
@@ -209,26 +238,31 @@ def _png16(pixels: NDArray[np.uint16]) -> bytes:
     )
 
 
-def write_picture(path: str | os.PathLike[str], pixels: Pixels) -> None:
+def check_holds(path: Path, pixels: Pixels) -> None:
+    """Raise an OutputError unless the format that `path` names exists and can hold pixels of this kind."""
+    check_suffix(path)
+    if pixels.dtype.kind == "f" and (pixels.ndim == 3 or not path.suffix.lower().startswith(".tif")):
+        raise OutputError(f"{path}: float pictures are written as grey .tif only (in a folder: --format tif)")
+
+
+def write_picture(path: str | os.PathLike[str], pixels: Pixels, values: tuple[float, float] = FULL_16_BIT) -> None:
     """Write a picture in the format that the suffix names, whole or not at all.
 
     PNG and TIFF keep 16 bits (colour: PNG only), TIFF keeps grey float; what a format cannot hold becomes
-    8-bit with a warning.
+    8-bit over the range `values` (black, white), with a warning.
 
     Raises:
         OutputError: the suffix is unknown, the format cannot hold float, or the file cannot be written.
     """
     path = Path(path)
-    check_suffix(path)
+    check_holds(path, pixels)
     suffix = path.suffix.lower()
-    if pixels.dtype.kind == "f" and (pixels.ndim == 3 or not suffix.startswith(".tif")):
-        raise OutputError(f"{path}: float pictures are written as grey .tif only")
     with replacing(path) as temporary:
         if pixels.dtype == np.uint16 and pixels.ndim == 3 and suffix == ".png":
             temporary.write_bytes(_png16(pixels))
             return
         if pixels.dtype == np.uint16 and (pixels.ndim == 3 or suffix not in _DEEP_SUFFIXES):
             warn(f"{path}: {suffix} cannot hold 16-bit {'colour' if pixels.ndim == 3 else 'grey'}: written as 8-bit")
-            pixels = np.rint(pixels / 257.0).astype(np.uint8)
+            pixels = to_8_bit(pixels, values)
         kind, options = WRITABLE[suffix]
         to_pil(pixels).save(temporary, kind, **options)

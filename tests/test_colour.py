@@ -68,6 +68,19 @@ def test_partly_used_16_bit(peak: int, top: int) -> None:
         assert value_range(np.array([[0, peak]], np.uint16), None, "ct.png") == (0, top)
 
 
+def test_hot_pixels_do_not_hide_12_bit_data() -> None:
+    pixels = RNG.integers(0, 4000, (128, 128)).astype(np.uint16)
+    pixels[0, 0] = 60000
+    with pytest.warns(DMFNetWarning, match=r"a few reach 60000: 0\.\.4095"):
+        assert value_range(pixels, None, "mri.png") == (0, 4095)
+
+
+def test_narrow_16_bit_data_is_said() -> None:
+    pixels = RNG.integers(31744, 34000, (64, 64)).astype(np.uint16)
+    with pytest.warns(DMFNetWarning, match="nearly all values lie in"):
+        assert value_range(pixels, None, "ct.png") == (0, 65535)
+
+
 @pytest.mark.parametrize("stated", [(1, 1), (2, 1), (0, np.inf), (np.nan, 1)])
 def test_impossible_range(stated: tuple[float, float]) -> None:
     with pytest.raises(PictureError, match="two finite numbers"):
@@ -76,7 +89,7 @@ def test_impossible_range(stated: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize("values", [(-0.1, 0.5), (0.0, 255.0)])
 def test_float_outside_its_range(values: tuple[float, float]) -> None:
-    with pytest.raises(PictureError, match="state range"):
+    with pytest.raises(PictureError, match="state its range"):
         value_range(np.array([values]), None, "x")
 
 

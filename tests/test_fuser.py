@@ -177,6 +177,8 @@ GREY = np.zeros((64, 64), np.uint8)
         (np.zeros((1, 1, 64, 64, 3), np.uint8), GREY, "shape"),
         (GREY.astype(np.int16), GREY, "a: has type int16"),
         (GREY.astype(complex), GREY, "a: has type complex128"),
+        (GREY, np.ma.masked_array(GREY), "b: is a masked array"),
+        (GREY, "a\0b.png", "no possible file name"),
         (GREY, 5, "b: is a int"),
         (GREY, None, "b: is a NoneType"),
         (GREY, "missing.png", "missing.png: no such file"),
@@ -205,6 +207,8 @@ LUMINANCE = np.zeros((1, 1, 64, 64), np.float32)
         (np.zeros((1, 1, 72, 64), np.float32), LUMINANCE, None, "64x72"),
         (LUMINANCE, np.zeros((2, 1, 64, 64), np.float32), None, "must be equal"),
         (LUMINANCE, LUMINANCE, np.zeros((3, 2, 64, 80)), r"noise: .*\(3, 2, 64, 64\)"),
+        (LUMINANCE, LUMINANCE, np.full((3, 2, 64, 64), "x"), "noise: must be a float array"),
+        (LUMINANCE, LUMINANCE, np.full((3, 2, 64, 64), np.nan), "noise: holds NaN"),
     ],
 )
 def test_unfit_luminances(fuser: Fuser, a: Any, b: Any, noise: Any, message: str) -> None:
@@ -230,10 +234,32 @@ def test_unfit_engines(tmp_path: Path, tiny_weights: Path) -> None:
             Fuser(path)
 
 
-@pytest.mark.parametrize("arguments", [{"seed": -1}, {"threads": 0}, {"device": "tpu"}, {"device": "meta"}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"seed": -1}, {"seed": 0.5}, {"seed": "0"}, {"threads": 0}, {"threads": 1.5}, {"device": "tpu"},
+     {"device": "meta"}, {"device": None}, {"engine": 3}, {"engine": ""}],
+)  # fmt: skip
 def test_unfit_arguments(tiny_weights: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(EngineError, match=next(iter(arguments))):
-        Fuser(tiny_weights, **arguments)
+        Fuser(**{"engine": tiny_weights, **arguments})
+
+
+def test_foreign_byte_order_and_strides(fuser: Fuser, phantom: Phantom) -> None:
+    ct = phantom.ct.astype(np.uint16) * 257
+    expected = fuser.fuse(phantom.mri, ct)
+    assert np.array_equal(fuser.fuse(phantom.mri, ct.astype(">u2")), expected)
+    doubled = np.repeat(np.repeat(ct, 2, axis=0), 2, axis=1)
+    assert np.array_equal(fuser.fuse(phantom.mri, doubled[::2, ::2]), expected)
+
+
+def test_engine_does_not_change_with_its_file(tiny_weights: Path, phantom: Phantom, tmp_path: Path) -> None:
+    path = tmp_path / "copy.safetensors"
+    path.write_bytes(tiny_weights.read_bytes())
+    with Fuser(path) as fuser:
+        before = fuser.fuse(phantom.mri, phantom.ct)
+        with path.open("r+b") as file:
+            file.truncate(10)
+        assert np.array_equal(fuser.fuse(phantom.mri, phantom.ct), before)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

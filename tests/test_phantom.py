@@ -47,6 +47,16 @@ def test_command_writes_training_layout(cli: CliRunner, tmp_path: Path) -> None:
     assert len(set(heads)) == 9
 
 
+def test_command_overwrites_nothing(cli: CliRunner, tmp_path: Path) -> None:
+    precious = tmp_path / "train" / "CT-MRI" / "MRI" / "001.png"
+    precious.parent.mkdir(parents=True)
+    precious.write_bytes(b"precious")
+    result = cli.invoke(main, [str(tmp_path)])
+    assert result.exit_code == 2
+    assert "already holds files" in result.stderr
+    assert precious.read_bytes() == b"precious"
+
+
 def test_command_cannot_write(cli: CliRunner, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     result = cli.invoke(main, [str(tmp_path / "file" / "data")])

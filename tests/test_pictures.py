@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dmfnet_fast import DMFNetWarning, OutputError, PictureError
-from dmfnet_fast.pictures import read_picture, write_picture
+from dmfnet_fast.pictures import read_picture, to_pil, write_picture
 
 RNG = np.random.default_rng(0)
 GREY8 = RNG.integers(0, 256, (64, 80), np.uint8)
@@ -20,7 +20,7 @@ GREY16 = RNG.integers(0, 65536, (64, 80), np.uint16)
 RGB16 = RNG.integers(0, 65536, (64, 80, 3), np.uint16)
 
 
-def tiff16(path: Path, pixels: np.ndarray, order: str, orientation: int = 1) -> Path:
+def tiff16(path: Path, pixels: np.ndarray, order: str, orientation: int = 1, planes: int = 1) -> Path:
     """An uncompressed 16-bit RGB TIFF in either byte order (TIFF 6.0), which Pillow cannot write."""
     height, width, _ = pixels.shape
     data = pixels.astype(f"{order}u2").tobytes()
@@ -28,7 +28,7 @@ def tiff16(path: Path, pixels: np.ndarray, order: str, orientation: int = 1) -> 
     entries = [
         (256, long, 1, width), (257, long, 1, height), (258, short, 3, None), (259, short, 1, 1),
         (262, short, 1, 2), (273, long, 1, 8), (274, short, 1, orientation), (277, short, 1, 3),
-        (278, long, 1, height), (279, long, 1, len(data)),
+        (278, long, 1, height), (279, long, 1, len(data)), (284, short, 1, planes),
     ]  # fmt: skip
     directory = 8 + len(data)
     depths = directory + 2 + 12 * len(entries) + 4
@@ -93,6 +93,51 @@ def test_16_bit_colour_tiff_upright(tmp_path: Path) -> None:
     assert np.array_equal(read, np.rot90(RGB16, -1))
 
 
+def test_16_bit_separate_planes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match="separate planes"):
+        read_picture(tiff16(tmp_path / "x.tif", RGB16, "<", planes=2))
+
+
+@pytest.mark.parametrize("pixels", [GREY8, GREY16], ids=["8", "16"])
+def test_tiff_where_white_is_zero(tmp_path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(tmp_path / "x.tif", tiffinfo={262: 0})
+    stored = np.asarray(Image.open(tmp_path / "x.tif"))
+    assert pixels.dtype == np.uint8 or np.array_equal(stored, pixels), "Pillow leaves 16 bits as they are"
+    top = np.iinfo(pixels.dtype).max
+    assert np.array_equal(read_picture(tmp_path / "x.tif"), top - pixels if pixels.dtype == np.uint16 else stored)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_transparent_colour(tmp_path: Path, mode: str) -> None:
+    pixels = np.full((64, 64), 200, np.uint8)
+    pixels[:, :32] = 90
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "x.png", transparency=200 if mode == "L" else (200,) * 3)
+    read = read_picture(tmp_path / "x.png")
+    assert not read[:, 32:].any()
+    assert (read[:, :32] == 90).all()
+
+
+def test_16_bits_a_pixel_bmp(tmp_path: Path) -> None:
+    """RGB565: 16 bits a pixel, not a sample."""
+    header = struct.pack("<2sIHHI", b"BM", 14 + 40 + 12 + 64 * 64 * 2, 0, 0, 66)
+    info = struct.pack("<IiiHHIIiiII", 40, 64, 64, 1, 16, 3, 64 * 64 * 2, 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    (tmp_path / "x.bmp").write_bytes(header + info + masks + struct.pack("<H", 0xF800) * (64 * 64))
+    assert (read_picture(tmp_path / "x.bmp") == (255, 0, 0)).all()
+
+
+def test_damaged_directory(tmp_path: Path) -> None:
+    """A next-directory offset into nowhere made Pillow raise what it does not announce."""
+    content = bytearray(tiff16(tmp_path / "x.tif", RGB16, "<").read_bytes())
+    directory = struct.unpack_from("<I", content, 4)[0]
+    after = directory + 2 + 12 * struct.unpack_from("<H", content, directory)[0]
+    for offset in (directory + 2, 8, len(content) - 3):
+        struct.pack_into("<I", content, after, offset)
+        (tmp_path / "x.tif").write_bytes(content)
+        with pytest.raises(PictureError, match="damaged|pages"):
+            read_picture(tmp_path / "x.tif")
+
+
 def test_16_bit_alpha(tmp_path: Path) -> None:
     alpha = np.full((64, 80, 1), 65535, np.uint16)
     alpha[:8] = 0
@@ -115,11 +160,17 @@ def test_float_tiff_round_trip(tmp_path: Path) -> None:
         write_picture(tmp_path / "x.png", pixels)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".bmp"])
-def test_lost_depth_is_said(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("pixels", [GREY16, RGB16], ids=["grey", "rgb"])
+def test_lost_depth_is_said(tmp_path: Path, pixels: np.ndarray) -> None:
     with pytest.warns(DMFNetWarning, match="written as 8-bit"):
-        write_picture(tmp_path / f"x{suffix}", GREY16)
-    assert read_picture(tmp_path / f"x{suffix}").dtype == np.uint8
+        write_picture(tmp_path / "x.bmp", pixels // 16, (0, 4095))
+    assert np.array_equal(read_picture(tmp_path / "x.bmp"), np.rint(pixels // 16 / 4095 * 255))
+
+
+def test_16_bit_colour_pil_spans_its_range() -> None:
+    with pytest.warns(DMFNetWarning, match="8-bit RGB"):
+        image = to_pil(RGB16 // 16, (0, 4095))
+    assert np.asarray(image).max() == 255
 
 
 def test_jpeg_keeps_full_chroma(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Layout: `DIR/{train,test}/{CT,PET,SPECT}-MRI/{MRI,CT|PET|SPECT}/NAME`, paired by
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,16 @@ def load_pairs(data: str | Path, split: str, smallest: int) -> list[Pair]:
             f"{root}: no pairs found; expected {root}/CT-MRI/MRI/NAME.png with {root}/CT-MRI/CT/NAME.png, and so on"
         )
     return pairs
+
+
+def fingerprint(pairs: list[Pair]) -> str:
+    """SHA-256 over the names and pixels of all pairs."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(f"{pair.modality} {pair.name} {pair.a.shape}\n".encode())
+        digest.update(np.ascontiguousarray(pair.a).data)
+        digest.update(np.ascontiguousarray(pair.b).data)
+    return digest.hexdigest()
 
 
 class CropSampler:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from dmfnet_fast.model import Denoiser, preset, save_model
 from dmfnet_fast.schedule import TIMESTEPS, cosine_alpha_bar, level_interval, sigma_of
 from train import loop
-from train.data import CropSampler, load_pairs
+from train.data import CropSampler, fingerprint, load_pairs
 from train.recipe import Run
 
 
@@ -41,7 +41,8 @@ def train_denoiser(run: Run, preset_name: str) -> bool:
             reconstruction = network(noisy.contiguous(memory_format=torch.channels_last), level)
         return F.mse_loss(reconstruction.float(), images)
 
-    done = loop.train(model, run, loss_of, "stage I")
-    model.record = {"stage1": {"preset": preset_name, "pairs": len(pairs), **vars(recipe)}}
+    identity = {"stage": 1, "preset": preset_name, "data": fingerprint(pairs), "bf16": run.bf16, **vars(recipe)}
+    done = loop.train(model, run, loss_of, "stage I", identity)
+    model.record = {"stage1": {**identity, "pairs": len(pairs)}}
     save_model(model, run.out / "denoiser.safetensors")
     return done

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dmfnet_fast.model import DMFNet, save_model
-from dmfnet_fast.model.weights import load_denoiser
+from dmfnet_fast.model.weights import load_denoiser, weights_hash
 from dmfnet_fast.schedule import FUSION_TIMESTEPS, level_interval, linear_alpha_bar
 from train import loop
-from train.data import CropSampler, load_pairs
+from train.data import CropSampler, fingerprint, load_pairs
 from train.losses import hybrid_loss
 from train.recipe import Run
 
@@ -46,7 +46,14 @@ def train_fusion(run: Run, denoiser_path: Path) -> bool:
             fused = fusion(*inputs)
         return hybrid_loss(fused.float(), a, b)
 
-    done = loop.train(model.fusion, run, loss_of, "stage II")
-    model.record = {**denoiser.record, "stage2": {"pairs": len(pairs), **vars(recipe)}}
+    identity = {
+        "stage": 2,
+        "denoiser": weights_hash(denoiser.state_dict()),
+        "data": fingerprint(pairs),
+        "bf16": run.bf16,
+        **vars(recipe),
+    }
+    done = loop.train(model.fusion, run, loss_of, "stage II", identity)
+    model.record = {**denoiser.record, "stage2": {**identity, "pairs": len(pairs)}}
     save_model(model, run.out / "dmfnet.safetensors")
     return done

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,11 +48,22 @@ def autocast(settings: Run) -> torch.autocast:
     return torch.autocast(torch.device(settings.device).type, torch.bfloat16, enabled=settings.bf16)
 
 
+def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        if not isinstance(state, dict) or not {"identity", "step", "optimiser", "average"} <= state.keys():
+            raise ValueError("it is no training checkpoint")
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+        raise DMFNetError(f"{path}: the checkpoint is damaged; delete it or use another --out") from error
+    return state
+
+
 def train(
     model: nn.Module,
     settings: Run,
     loss_of: Callable[[np.random.Generator], Tensor],
     label: str,
+    identity: dict[str, Any],
 ) -> bool:
     """Train `model` in place to the recipe's last step, or for `minutes`; afterwards it holds the averaged weights.
 
@@ -59,6 +72,8 @@ def train(
 
     Args:
         loss_of: the loss of a new random batch, drawn from the generator that it is given.
+        label: of the progress bar.
+        identity: all that the result depends on, in plain types; a checkpoint of another one is not continued.
 
     Returns:
         Whether all steps are done.
@@ -73,9 +88,11 @@ def train(
     path = settings.out / CHECKPOINT
     step, seconds = 0, 0.0
     if path.exists():
-        state: dict[str, Any] = torch.load(path, map_location=parameters[0].device, weights_only=True)
-        if state["recipe"] != vars(recipe):
-            raise DMFNetError(f"{path}: belongs to a run with other settings ({state['recipe']}); use another --out")
+        state = _read_checkpoint(path, parameters[0].device)
+        if state["identity"] != identity:
+            keys = sorted(identity.keys() | state["identity"].keys())
+            other = [key for key in keys if identity.get(key) != state["identity"].get(key)]
+            raise DMFNetError(f"{path}: belongs to a run with other settings ({', '.join(other)}); use another --out")
         step, seconds = state["step"], state["seconds"]
         optimiser.load_state_dict(state["optimiser"])
         with torch.no_grad():
@@ -88,7 +105,7 @@ def train(
         with replacing(path) as temporary:
             torch.save(
                 {
-                    "recipe": vars(recipe),
+                    "identity": identity,
                     "step": step,
                     "seconds": seconds + time.monotonic() - started,
                     "optimiser": optimiser.state_dict(),

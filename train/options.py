@@ -47,7 +47,7 @@ def training_options(
         click.option("--crop", default=64, type=Crop(64), help="Side of the square crops; a multiple of 16."),
         click.option("--learning-rate", default=learning_rate, type=positive, help="The peak; decays over --steps."),
         click.option("--ema", default=0.999, type=click.FloatRange(0, 1, max_open=True), help="Decay of the average."),
-        click.option("--seed", default=0, type=click.IntRange(0), help="Of weights and random draws."),
+        click.option("--seed", default=0, type=click.IntRange(0, 2**31 - 1), help="Of weights and random draws."),
         click.option("--minutes", type=positive, help="Stop after this long; the same command continues."),
         click.option("--bf16/--float32", default=True, help="bfloat16 autocast."),
         click.option(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train; everything that the result depends on, besides the data.
+    """How to train.
 
     Attributes:
         steps: optimiser steps of the whole run; the learning-rate schedule spans them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ from typing import Any
 import click
 
 from dmfnet_fast import __version__
+from dmfnet_fast.colour import value_range
 from dmfnet_fast.commands.shared import FAILED, command, progress
 from dmfnet_fast.errors import DMFNetError, OutputError, PictureError
 from dmfnet_fast.files import make_folder
 from dmfnet_fast.fuser import Fuser, Range, Source
 from dmfnet_fast.montage import montage
 from dmfnet_fast.pairs import pair_folders
-from dmfnet_fast.pictures import WRITABLE, check_suffix, read_picture, write_picture
+from dmfnet_fast.pictures import WRITABLE, check_holds, check_suffix, read_picture, to_8_bit, write_picture
 
 MONTAGES = "montages"
+JOURNAL = ".dmfnet-fuse.jsonl"
 
 
 @dataclass
@@ -44,6 +47,8 @@ def _same_file(first: Path, second: Path) -> bool:
 def _single_job(a: Path, b: Path, output: Path, with_montage: bool, suffix: str) -> list[Job]:
     if output.is_dir():
         output = output / f"{b.stem}.{suffix}"
+    elif not output.suffix:
+        raise OutputError(f"{output}: unknown picture format '', and no such folder: name a .png file, or create it")
     check_suffix(output)
     if _same_file(output, a) or _same_file(output, b):
         raise OutputError(f"{output}: is one of the inputs; choose another name")
@@ -57,7 +62,6 @@ def _folder_jobs(a: Path, b: Path, output: Path, with_montage: bool, suffix: str
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; two folders are fused into a folder")
     found = pair_folders(a, b)
-    make_folder(output / MONTAGES if with_montage else output)
     jobs = []
     for name, file_a, file_b in found.pairs:
         side_by_side = str(output / MONTAGES / f"{name}.png") if with_montage else None
@@ -67,41 +71,73 @@ def _folder_jobs(a: Path, b: Path, output: Path, with_montage: bool, suffix: str
     return jobs, found.ignored
 
 
-def _is_done(job: Job) -> bool:
-    """Whether all results are there and newer than what they are made from."""
-    results = [Path(path) for path in (job.output, job.montage) if path is not None]
-    try:
-        newest_input = max(Path(path).stat().st_mtime for path in (job.a, job.b))
-        return all(path.stat().st_mtime >= newest_input for path in results)
-    except FileNotFoundError:
-        return False
+class Journal:
+    """What each result in a folder was made from, one JSON line a result, so that only those are kept that the
+    same command would make again."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self._path = folder / JOURNAL
+        self._settings = settings
+        self._made: dict[str, dict[str, Any]] = {}
+        if self._path.exists():
+            for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+                # The last line of an interrupted run may be cut off.
+                with suppress(ValueError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    self._made[entry["output"]] = entry
+
+    def _entry(self, job: Job) -> dict[str, Any]:
+        states = [(path.name, path.stat()) for path in (Path(job.a), Path(job.b))]
+        inputs = [[name, state.st_size, state.st_mtime_ns] for name, state in states]
+        return {"output": Path(str(job.output)).name, "inputs": inputs, "settings": self._settings}
+
+    def has(self, job: Job) -> bool:
+        """Whether the job's results are there, made from these inputs with these settings."""
+        entry = self._entry(job)
+        results = [path for path in (job.output, job.montage) if path is not None]
+        return self._made.get(entry["output"]) == entry and all(Path(path).exists() for path in results)
+
+    def add(self, job: Job) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self._entry(job)) + "\n")
 
 
-def _do(job: Job, fuser: Fuser, ranges: tuple[Range | None, Range | None] | None) -> None:
+def _fuse(job: Job, fuser: Fuser, range_a: Range | None, range_b: Range | None) -> None:
     assert job.output is not None
-    started = time.perf_counter()
-    try:
-        a, b = read_picture(job.a), read_picture(job.b)
-        fused = fuser.fuse(Source(a, job.a), Source(b, job.b), range=ranges)
-        write_picture(job.output, fused)
-        if job.montage is not None:
-            write_picture(job.montage, montage([[a, b, fused]], ["a", "b", "fused"]))
-    except DMFNetError as error:
-        job.status, job.error = "failed", str(error)
-        return
-    job.status, job.size = "fused", (b.shape[1], b.shape[0])
-    job.seconds = round(time.perf_counter() - started, 4)
+    a, b = read_picture(job.a), read_picture(job.b)
+    check_holds(Path(job.output), b)
+    values_a, values_b = value_range(a, range_a, job.a), value_range(b, range_b, job.b)
+    fused = fuser.fuse(Source(a, job.a, values=values_a), Source(b, job.b, values=values_b))
+    write_picture(job.output, fused, values_b)
+    if job.montage is not None:
+        row = [to_8_bit(a, values_a), to_8_bit(b, values_b), to_8_bit(fused, values_b)]
+        write_picture(job.montage, montage([row], ["a", "b", "fused"]))
+    job.size = (b.shape[1], b.shape[0])
 
 
-def _work(jobs: Iterable[Job], fuser: Fuser, ranges: tuple[Range | None, Range | None] | None) -> None:
+def _work(
+    jobs: Iterable[Job], fuser: Fuser, range_a: Range | None, range_b: Range | None, journal: Journal | None
+) -> None:
     for job in jobs:
-        if job.status == "pending":
-            _do(job, fuser, ranges)
+        if job.status != "pending":
+            continue
+        started = time.perf_counter()
+        try:
+            _fuse(job, fuser, range_a, range_b)
+            if journal is not None:
+                journal.add(job)
+        except DMFNetError as error:
+            job.status, job.error = "failed", str(error)
+        except Exception as error:
+            # Whatever one pair does, the others still get done.
+            job.status, job.error = "failed", f"{job.a} with {job.b}: {type(error).__name__}: {error}"
+        else:
+            job.status, job.seconds = "fused", round(time.perf_counter() - started, 4)
 
 
-def _report(fuser: Fuser, jobs: list[Job]) -> dict[str, Any]:
+def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
     counts = {status: sum(job.status == status for job in jobs) for status in ("fused", "skipped", "failed")}
-    return {"version": __version__, "engine": fuser.info, **counts, "pairs": [asdict(job) for job in jobs]}
+    return {"version": __version__, **more, **counts, "pairs": [asdict(job) for job in jobs]}
 
 
 @command()
@@ -135,7 +171,7 @@ def _report(fuser: Fuser, jobs: list[Job]) -> dict[str, Any]:
     help="Of the files in an output folder.",
 )
 @click.option("--montage", "with_montage", is_flag=True, help="Also write a PNG of A, B and the result side by side.")
-@click.option("--overwrite", is_flag=True, help="In a folder: redo results that are there and newer than their inputs.")
+@click.option("--overwrite", is_flag=True, help="In a folder: redo all, also what this command made before.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print a machine-readable report; everything else goes to standard error."
 )
@@ -158,45 +194,74 @@ def main(
     """Fuse A, an MRI, with B, a CT, PET or SPECT of the same slice and size.
 
     A and B are two pictures, or two folders whose pictures are paired by name. The result shows the
-    structure of both in B's colours and depth. In folders, results that exist are kept (an interrupted run
-    goes on where it stopped), a pair that fails does not stop the others, and the exit code is then 2.
+    structure of both in B's colours and depth. In folders, results that this command would make again are
+    kept (an interrupted run goes on where it stopped), a pair that fails does not stop the others, and the
+    exit code is then 2.
 
     Not a medical device.
     """  # fmt: skip
-    if a.exists() and b.exists() and a.is_dir() != b.is_dir():
-        raise PictureError(f"{a}, {b}: one is a folder and one a file; give two files or two folders")
-    folders = a.is_dir() and b.is_dir()
-    if folders:
-        jobs, ignored = _folder_jobs(a, b, output, with_montage, suffix)
-        if not overwrite:
-            for job in jobs:
-                if job.status == "pending" and _is_done(job):
-                    job.status = "skipped"
-    else:
-        jobs, ignored = _single_job(a, b, output, with_montage, suffix), 0
-
-    ranges = (range_a, range_b) if range_a or range_b else None
-    with Fuser(engine, seed, device=device, threads=threads) as fuser:
-        if folders:
-            with progress(jobs, "fusing") as shown:
-                _work(shown, fuser, ranges)
-        else:
-            _work(jobs, fuser, ranges)
-        report = _report(fuser, jobs)
-
-    for job in jobs:
-        if job.status == "failed":
-            click.echo(f"error: {job.error}", err=True)
+    try:
+        report, ignored = _run(
+            a, b, output, engine, device, threads, seed, range_a, range_b, suffix, with_montage, overwrite
+        )
+    except (DMFNetError, OSError) as error:
+        if as_json:
+            click.echo(json.dumps(_report([], error=str(error)), indent=2))
+        raise
+    for pair in report["pairs"]:
+        if pair["status"] == "failed":
+            click.echo(f"error: {pair['error']}", err=True)
     if as_json:
         click.echo(json.dumps(report, indent=2))
-    elif folders:
+    elif a.is_dir():
         others = f", {ignored} other files ignored" if ignored else ""
         click.echo(
             f"{output}: {report['fused']} fused, {report['skipped']} already there, {report['failed']} failed{others}"
         )
     else:
-        for path in (jobs[0].output, jobs[0].montage):
-            if path is not None and jobs[0].status == "fused":
+        (pair,) = report["pairs"]
+        for path in (pair["output"], pair["montage"]):
+            if path is not None and pair["status"] == "fused":
                 click.echo(path)
     if report["failed"]:
         raise SystemExit(FAILED)
+
+
+def _run(
+    a: Path,
+    b: Path,
+    output: Path,
+    engine: Path | None,
+    device: str,
+    threads: int | None,
+    seed: int,
+    range_a: Range | None,
+    range_b: Range | None,
+    suffix: str,
+    with_montage: bool,
+    overwrite: bool,
+) -> tuple[dict[str, Any], int]:
+    """The report of all pairs, and how many files were ignored."""  # fmt: skip
+    for path in (a, b):
+        if not path.exists():
+            raise PictureError(f"{path}: no such file or folder")
+    if a.is_dir() != b.is_dir():
+        raise PictureError(f"{a}, {b}: one is a folder and one a file; give two files or two folders")
+    folders = a.is_dir()
+    if folders:
+        jobs, ignored = _folder_jobs(a, b, output, with_montage, suffix)
+    else:
+        jobs, ignored = _single_job(a, b, output, with_montage, suffix), 0
+    with Fuser(engine, seed, device=device, threads=threads) as fuser:
+        if not folders:
+            _work(jobs, fuser, range_a, range_b, None)
+            return _report(jobs, engine=fuser.info), ignored
+        make_folder(output / MONTAGES if with_montage else output)
+        settings = {"weights": fuser.info["weights"], "seed": seed, "range_a": range_a, "range_b": range_b}
+        journal = Journal(output, json.loads(json.dumps(settings)))
+        for job in jobs:
+            if job.status == "pending" and not overwrite and journal.has(job):
+                job.status = "skipped"
+        with progress(jobs, "fusing") as shown:
+            _work(shown, fuser, range_a, range_b, journal)
+        return _report(jobs, engine=fuser.info), ignored

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from dmfnet_fast.commands.shared import command, progress
+from dmfnet_fast.errors import OutputError
+from dmfnet_fast.files import make_folder
+from dmfnet_fast.phantom import MODALITIES, make_phantom
+from dmfnet_fast.pictures import write_picture
+
+
+def write_phantoms(folder: Path, train: int = 8, test: int = 2, size: int = 256, seed: int = 0) -> Iterator[Path]:
+    """Write phantom pairs in the layout that training reads, `folder/{train,test}/MODALITY-MRI/...`.
+
+    Every pair gets a head of its own, so no head is in two places.
+
+    Args:
+        train, test: pairs of each modality.
+        size, seed: as for `make_phantom`; the seed of the first head.
+
+    Yields:
+        Each file, once it is written.
+
+    Raises:
+        OutputError: `folder` cannot be written, or its `train` or `test` already holds files.
+    """
+    for split in ("train", "test"):
+        if (folder / split).is_dir() and any((folder / split).iterdir()):
+            raise OutputError(f"{folder / split}: already holds files; name an empty folder")
+    for split, count in (("train", train), ("test", test)):
+        for modality in MODALITIES:
+            for number in range(1, count + 1):
+                phantom = make_phantom(seed, size)
+                seed += 1
+                for kind, pixels in (("MRI", phantom.mri), (modality, phantom.other(modality))):
+                    path = folder / split / f"{modality}-MRI" / kind / f"{number:03d}.png"
+                    make_folder(path.parent)
+                    write_picture(path, pixels)
+                    yield path
 
 
 @command()
@@ -18,8 +53,6 @@ from dmfnet_fast.commands.shared import command, progress
 @click.version_option(package_name="dmfnet-fast")
 def main(folder: Path, train: int, test: int, size: int, seed: int) -> None:
     """Write head phantoms to FOLDER/{train,test}/{CT,PET,SPECT}-MRI/{MRI,CT|PET|SPECT}/NNN.png."""
-    from dmfnet_fast.phantom import MODALITIES, write_phantoms
-
     total = (train + test) * len(MODALITIES) * 2
     with progress(write_phantoms(folder, train, test, size, seed), "drawing", total) as paths:
         count = sum(1 for _ in paths)

@@ -39,7 +39,7 @@ def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
                 try:
                     with memory_guard("use smaller pictures, batches or a smaller preset"):
                         return function(*args, **kwargs)
-                except DMFNetError as error:
+                except (DMFNetError, OSError) as error:
                     click.echo(f"error: {error}", err=True)
                     sys.exit(FAILED)
 

@@ -30,7 +30,9 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise EngineError(
             f"{path}: is not a torch checkpoint of plain tensors, or is damaged ({reason[0] if reason else error!r})"
         ) from error
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise EngineError(f"{path}: is not a dictionary of tensors, as the published checkpoints are")
     return dict(content)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dmfnet_fast.errors import EngineError
@@ -49,6 +49,8 @@ def check_tensors(source: str, tensors: Mapping[str, Tensor], expected: Mapping[
             continue
         if tensor.shape != expected[name].shape:
             problems.append(f"{name} is {list(tensor.shape)}, not {list(expected[name].shape)}")
+        elif not tensor.is_floating_point():
+            problems.append(f"{name} is of type {tensor.dtype}, not floating-point")
         elif not torch.isfinite(tensor).all():
             problems.append(f"{name} holds NaN or infinity")
     if problems:
@@ -83,7 +85,7 @@ def save_model(model: DMFNet | Denoiser, path: str | os.PathLike[str], dtype: to
         "sha256": weights_hash(tensors),
     }
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        temporary.write_bytes(save(tensors, metadata))
 
 
 @contextmanager
@@ -133,7 +135,9 @@ def _load(path: str | os.PathLike[str], kind: type[Model]) -> Model:
     check_tensors(str(path), tensors, model.state_dict())
     if metadata.get("sha256") != weights_hash(tensors):
         raise EngineError(f"{path}: its weights do not match their hash: the file is damaged; fetch it again")
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    # Copied, or the model would stay a view of the file and change with it.
+    loaded = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    model.load_state_dict(loaded, assign=True)
     model.record = record
     return model.eval()
 

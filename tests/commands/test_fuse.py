@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from dmfnet_fast import Fuser
-from dmfnet_fast.commands.fuse import main
+from dmfnet_fast.commands.fuse import JOURNAL, main
 from dmfnet_fast.phantom import Phantom, make_phantom
 from dmfnet_fast.pictures import read_picture, write_picture
 
@@ -107,7 +107,7 @@ def test_two_folders(fuse: Any, fuser: Fuser, folders: tuple[Path, Path, Path]) 
     result = fuse(a, b, "-o", output, "--montage")
     assert result.exit_code == 0
     assert "3 fused, 0 already there, 0 failed, 1 other files ignored" in result.stdout
-    assert names(output) == ["0.png", "1.png", "2.png", "montages"]
+    assert names(output) == [JOURNAL, "0.png", "1.png", "2.png", "montages"]
     assert names(output / "montages") == ["0.png", "1.png", "2.png"]
     expected = fuser.fuse(a / "2.png", b / "2.tif")
     assert np.array_equal(read_picture(output / "2.png"), np.asarray(expected))
@@ -120,9 +120,10 @@ def test_folder_resumes(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     kept = (output / "0.png").stat().st_mtime_ns
     assert "1 fused, 2 already there" in fuse(a, b, "-o", output).stdout
     assert (output / "0.png").stat().st_mtime_ns == kept
-    later = (output / "2.png").stat().st_mtime + 10
-    os.utime(b / "2.tif", (later, later))
+    os.utime(b / "2.tif", (1, 1))
     assert "1 fused, 2 already there" in fuse(a, b, "-o", output).stdout, "a changed input is fused again"
+    assert "0 fused, 3 already there" in fuse(a, b, "-o", output).stdout
+    assert "3 fused, 0 already there" in fuse(a, b, "-o", output, "--seed", 5).stdout, "so is another seed"
     assert "3 fused, 0 already there" in fuse(a, b, "-o", output, "--overwrite").stdout
 
 
@@ -140,7 +141,7 @@ def test_one_bad_file_does_not_stop_the_rest(fuse: Any, folders: tuple[Path, Pat
     for message in ("0.png: is not a picture", "register them", "lonely.png: has no partner", "has the same name"):
         assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert names(output) == ["3.png"]
+    assert names(output) == [JOURNAL, "3.png"]
 
 
 def test_json(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
@@ -161,10 +162,63 @@ def test_json(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     assert second["seconds"] > 0
 
 
+@pytest.mark.parametrize("b", ["empty", "missing", "mri"])
+def test_json_of_a_command_that_cannot_start(fuse: Any, folders: tuple[Path, Path, Path], b: str) -> None:
+    a, _, output = folders
+    (a.parent / "empty").mkdir()
+    engine = {"engine": a / "0.png"} if b == "mri" else {}
+    result = fuse(a.parent / "empty" if b == "empty" else a, a.parent / b, "-o", output, "--json", **engine)
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"] in result.stderr
+    assert not output.exists(), "no empty folder is left"
+
+
+def test_an_unforeseen_failure_does_not_stop_the_rest(
+    fuse: Any, folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, output = folders
+    original = Fuser.fuse
+
+    def fails_once(self: Fuser, first: Any, second: Any) -> Any:
+        if first.name.endswith("1.png"):
+            raise ZeroDivisionError("surprise")
+        return original(self, first, second)
+
+    monkeypatch.setattr(Fuser, "fuse", fails_once)
+    result = fuse(a, b, "-o", output)
+    assert result.exit_code == 2
+    assert "2 fused, 0 already there, 1 failed" in result.stdout
+    assert "1.png: ZeroDivisionError: surprise" in result.stderr
+
+
+def test_12_bit_data_as_8_bit_output(fuse: Any, phantom: Phantom, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    write_picture(tmp_path / "ct.png", phantom.ct.astype(np.uint16) * 16)
+    assert fuse(pair[0], tmp_path / "ct.png", "-o", tmp_path / "x.bmp", "--range-b", 0, 4080).exit_code == 0
+    assert fuse(pair[0], tmp_path / "ct.png", "-o", tmp_path / "x.png", "--range-b", 0, 4080).exit_code == 0
+    assert np.abs(read_picture(tmp_path / "x.bmp") - read_picture(tmp_path / "x.png") / 16).max() <= 0.51
+
+
+def test_float_folder_says_which_format(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
+    a, b, output = folders
+    (b / "0.png").unlink()
+    write_picture(b / "0.tif", np.random.default_rng(0).random((64, 64), np.float32))
+    assert "--format tif" in fuse(a, b, "-o", output).stderr
+    assert fuse(a, b, "-o", output, "--format", "tif").exit_code == 0
+    assert read_picture(output / "0.tif").dtype == np.float32
+
+
+def test_long_and_composed_names(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
+    a, b, output = folders
+    for name_a, name_b in (("n" * 250, "n" * 250), ("caf\u00e9 1", "cafe\u0301 1")):
+        write_picture(a / f"{name_a}.png", np.zeros((64, 64), np.uint8))
+        write_picture(b / f"{name_b}.png", np.zeros((64, 64), np.uint8))
+    assert "5 fused" in fuse(a, b, "-o", output).stdout
+
+
 def test_jpeg_out_of_folder(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     a, b, output = folders
     assert fuse(a, b, "-o", output, "--format", "jpg").exit_code == 0
-    assert names(output) == ["0.jpg", "1.jpg", "2.jpg"]
+    assert names(output) == [JOURNAL, "0.jpg", "1.jpg", "2.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +234,10 @@ def test_jpeg_out_of_folder(fuse: Any, folders: tuple[Path, Path, Path]) -> None
         (("mri.png", "pet.png", "-o", "x"), "unknown picture format ''"),
         (("mri.png", "pet.png", "-o", "nowhere/x.png"), "the folder nowhere does not exist"),
         (("mri.png", "pet.png", "-o", "mri.png"), "is one of the inputs"),
+        (("mri.png", "pet.png", "-o", "results/"), "no such folder"),
+        (("n" * 300, "pet.png", "-o", "x.png"), "File name too long"),
+        (("mri.png", "full", "-o", "x.png"), "one is a folder and one a file"),
+        (("full", "missing", "-o", "out"), "missing: no such file or folder"),
         (("empty", "empty", "-o", "out"), "hold no pictures"),
         (("empty", "pet.png", "-o", "out"), "one is a folder and one a file"),
         (("full", "full", "-o", "full"), "is one of the input folders"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -22,11 +24,23 @@ def inputs(height: int, width: int, batch: int = 1) -> tuple[torch.Tensor, torch
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96), (160, 160), (256, 256)])
 def test_sizes(tiny: DMFNet, height: int, width: int) -> None:
+    """Each size in float32 against float64, which a size that takes another path would not survive."""
     a, b, noise = inputs(height, width)
     with torch.no_grad():
         fused = tiny(a, b, noise)
+        precise = copy.deepcopy(tiny).double()(a.double(), b.double(), noise.double())
     assert fused.shape == (1, 1, height, width)
-    assert fused.abs().max() <= 1
+    assert fused.std() > 0.01
+    assert (fused - precise).abs().max() <= 1e-5
+
+
+def test_images_share_the_denoiser(tiny: DMFNet) -> None:
+    """The denoiser does not know which image it works on."""
+    a, b, noise = inputs(64, 96)
+    with torch.no_grad():
+        upright = tiny.fusion(*tiny.features(a, b, noise))
+        swapped = tiny.fusion(*reversed(tiny.features(b, a, noise.flip(1))))
+    assert torch.equal(upright, swapped)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -34,6 +48,16 @@ def test_presets_run(name: str) -> None:
     a, b, noise = inputs(64, 64)
     with torch.no_grad():
         assert torch.isfinite(DMFNet(preset(name)).eval()(a, b, noise)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "denoiser", "fusion"),
+    [("base", 20_670_081, 3_026_640), ("small", 5_178_177, 761_952), ("tiny", 1_299_873, 193_320)],
+)
+def test_parameter_counts(name: str, denoiser: int, fusion: int) -> None:
+    model = DMFNet(preset(name))
+    counts = [sum(p.numel() for p in part.parameters()) for part in (model.denoiser, model.fusion)]
+    assert counts == [denoiser, fusion]
 
 
 def test_batch_is_pair_by_pair(tiny: DMFNet) -> None:

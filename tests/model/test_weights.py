@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,19 @@ def test_save_writes_whole_or_nothing(tiny_weights: Path, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_save_where_nothing_can_be_written(tiny_weights: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        save_model(load_model(tiny_weights), "/proc/x.safetensors")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_saved_files_have_ordinary_permissions(tiny_weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "ordinary").touch()
+    save_model(load_model(tiny_weights), tmp_path / "x.safetensors")
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
 def test_schedule_buffers_are_ignored(published_checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
     denoiser, fusion = published_checkpoints
     content = torch.load(denoiser, weights_only=True)
@@ -126,6 +140,7 @@ def test_schedule_buffers_are_ignored(published_checkpoints: tuple[Path, Path], 
         (lambda t: t.pop("denoise_fn.mid.0.attn.qkv.weight"), "missing mid.0.attn.qkv.weight"),
         (lambda t: t.update({"denoise_fn.ups.0.attn.qkv.weight": torch.zeros(1)}), "unknown ups.0.attn.qkv.weight"),
         (lambda t: t.update({"denoise_fn.init_conv.weight": torch.zeros(128, 3, 3, 3)}), r"\[128, 3, 3, 3\]"),
+        (lambda t: t.update({"denoise_fn.init_conv.bias": torch.zeros(128, dtype=torch.int8)}), "torch.int8"),
     ],
 )
 def test_unfit_checkpoint(published_checkpoints: tuple[Path, Path], tmp_path: Path, change: Any, message: str) -> None:
@@ -149,9 +164,10 @@ class Exploit:
         (b"garbage" * 50, "not a torch checkpoint"),
         (None, "no such file"),
         ([torch.zeros(1)], "not a dictionary of tensors"),
+        ({0: torch.zeros(1)}, "not a dictionary of tensors"),
         ({"model": Exploit()}, "not a torch checkpoint"),
     ],
-    ids=["empty", "garbage", "missing", "list", "code"],
+    ids=["empty", "garbage", "missing", "list", "numbered", "code"],
 )
 def test_unreadable_checkpoint(
     cli: CliRunner, published_checkpoints: tuple[Path, Path], tmp_path: Path, content: Any, message: str,

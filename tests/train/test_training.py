@@ -10,9 +10,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from dmfnet_fast.commands.phantom import write_phantoms
 from dmfnet_fast.model import load_model
 from dmfnet_fast.model.weights import load_denoiser
-from dmfnet_fast.phantom import write_phantoms
 from dmfnet_fast.pictures import write_picture
 from train.data import CropSampler, Pair, load_pairs
 from train.denoising import diffuse
@@ -74,10 +74,32 @@ def test_resume_is_exact(stage: str, data: Path, trained: Path, tmp_path: Path) 
         assert torch.equal(first, second), name
 
 
-def test_other_settings_do_not_resume(data: Path, trained: Path) -> None:
-    result = invoke(stage1, "--data", data, "--out", trained / "s1", "--batch", "4", "--steps", "3", "--float32")
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [(("--batch", "4"), "batch"), (("--bf16",), "bf16"), (("--preset", "small"), "preset"), (("--seed", "1"), "seed")],
+)
+def test_other_settings_do_not_resume(data: Path, trained: Path, more: tuple[str, ...], named: str) -> None:
+    result = invoke(stage1, "--data", data, "--out", trained / "s1", *SETTINGS, *more)
     assert result.exit_code == 2
-    assert "other settings" in result.stderr
+    assert f"other settings ({named})" in result.stderr
+
+
+def test_other_denoiser_or_data_does_not_resume(data: Path, trained: Path, tmp_path: Path) -> None:
+    arguments = ("--out", trained / "s2", *SETTINGS, "--denoiser")
+    list(write_phantoms(tmp_path, train=1, test=0, size=64))
+    result = invoke(stage2, "--data", tmp_path, *arguments, trained / "s1" / "denoiser.safetensors")
+    assert "other settings (data)" in result.stderr
+    other = ("--data", data, "--out", tmp_path / "s1", *SETTINGS, "--seed", "9")
+    assert invoke(stage1, *other).exit_code == 0
+    result = invoke(stage2, "--data", data, *arguments, tmp_path / "s1" / "denoiser.safetensors")
+    assert "other settings (denoiser)" in result.stderr
+
+
+def test_damaged_checkpoint(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    result = invoke(stage1, "--data", data, "--out", tmp_path, *SETTINGS)
+    assert result.exit_code == 2
+    assert "checkpoint.pt: the checkpoint is damaged" in result.stderr
 
 
 def test_training_learns(data: Path, tmp_path: Path) -> None:
