@@ -9,11 +9,16 @@ import torch
 
 from dmfnet_fast.model import PRESETS, DMFNet, ModelConfig, preset
 
+from ..conftest import rule_tensor
+
 
 @pytest.fixture(scope="module")
 def tiny() -> DMFNet:
-    torch.manual_seed(1)
-    return DMFNet(preset("tiny")).eval()
+    """Weights by the golden files' rule: livelier than a fresh network's, whose picture is nearly flat."""
+    model = DMFNet(preset("tiny"))
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    model.load_state_dict({name: rule_tensor(name.split(".", 1)[1], shape) for name, shape in shapes.items()})
+    return model.eval()
 
 
 def inputs(height: int, width: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -30,7 +35,7 @@ def test_sizes(tiny: DMFNet, height: int, width: int) -> None:
         fused = tiny(a, b, noise)
         precise = copy.deepcopy(tiny).double()(a.double(), b.double(), noise.double())
     assert fused.shape == (1, 1, height, width)
-    assert fused.std() > 0.01
+    assert fused.std() > 0.1
     assert (fused - precise).abs().max() <= 1e-5
 
 
