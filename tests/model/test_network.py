@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from dmfnet_fast.model import PRESETS, DMFNet, ModelConfig, preset
 
@@ -63,6 +64,27 @@ def test_parameter_counts(name: str, denoiser: int, fusion: int) -> None:
     model = DMFNet(preset(name))
     counts = [sum(p.numel() for p in part.parameters()) for part in (model.denoiser, model.fusion)]
     assert counts == [denoiser, fusion]
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "tail_free", "fusion"),
+    [("base", 389.7, 265.0, 115.1), ("tiny", 24.42, 16.60, 7.298)],
+)
+def test_operations(name: str, whole: float, tail_free: float, fusion: float) -> None:
+    """GFLOP at 256x256, multiply-adds as two; base's are the paper's network."""
+    with torch.device("meta"):
+        model = DMFNet(preset(name))
+        image, level = torch.zeros(1, 1, 256, 256), torch.zeros(1, 1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.denoiser(image, level)
+    assert counter.get_total_flops() / 1e9 == pytest.approx(whole, rel=1e-3)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        features = model.denoiser.features(image, level)
+    assert counter.get_total_flops() / 1e9 == pytest.approx(tail_free, rel=1e-3)
+    joined = [torch.cat([feature] * 3, dim=1) for feature in features]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.fusion(joined, joined)
+    assert counter.get_total_flops() / 1e9 == pytest.approx(fusion, rel=1e-3)
 
 
 def test_batch_is_pair_by_pair(tiny: DMFNet) -> None:
