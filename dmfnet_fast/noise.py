@@ -84,7 +84,7 @@ def inverse_normal_cdf(p: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def fusion_noise(seed: int, height: int, width: int) -> NDArray[np.float32]:
     """The network's noise input for one picture size.
 
