@@ -1,11 +1,12 @@
 # Every target makes the environment that it needs in .venv, and is safe to repeat.
 PYTHON ?= python3
-# Installed first and by its exact version, so that no dependency picks another build of it.
+# A requirement, and options of pip if need be. Installed first and by its exact version, so that no dependency
+# picks another build.
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test lint benchmark clean force
 
 demo: $(VENV)/.runtime
 	$(BIN)/dmfnet-demo demo
@@ -24,12 +25,14 @@ benchmark: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) demo
 
-$(VENV)/.$(subst /,-,$(TORCH)):
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	touch $@
+# Changes only when $(TORCH) does.
+$(VENV)/.torch: force
+	@mkdir -p $(VENV)
+	@echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' > $@
 
-$(VENV)/.runtime: $(VENV)/.$(subst /,-,$(TORCH)) pyproject.toml
+$(VENV)/.runtime: $(VENV)/.torch pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable ".[torch]"
 	touch $@
 

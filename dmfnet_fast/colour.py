@@ -36,17 +36,38 @@ def is_colour(pixels: Pixels) -> bool:
     return bool((spread > COLOUR_SPREAD * max(float(pixels.max()), 1e-12)).mean() > COLOUR_PART)
 
 
+def _median_peak(pixels: Pixels) -> int:
+    """The largest value of the 3x3 median of the picture's brightest channel."""
+    grey = pixels if pixels.ndim == 2 else pixels.max(axis=2)
+    windows = np.lib.stride_tricks.sliding_window_view(grey, (3, 3))
+    return int(np.median(windows, axis=(2, 3)).max())
+
+
+def check_range(stated: tuple[float, float], name: str) -> tuple[float, float]:
+    """The stated black and white as floats.
+
+    Raises:
+        PictureError: they are not two finite numbers, the smaller first.
+    """
+    low, high = (float(value) for value in stated)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise PictureError(f"{name}: range ({low:g}, {high:g}) must be two finite numbers, the smaller first")
+    return low, high
+
+
 def _range_of_16_bit(pixels: Pixels, name: str) -> tuple[float, float]:
     """What black and white probably are in 16-bit data of which only a part is used; says what it took."""
     lowest, highest = (float(value) for value in np.percentile(pixels, (0.1, 99.9)))
     peak = int(pixels.max())
-    # A few hot pixels do not make 12-bit data 16-bit: unless the bulk reaches an eighth of them, it decides.
-    outliers = highest < peak / 8
-    bits = (int(highest) if outliers else peak).bit_length()
+    # A few hot pixels do not make 12-bit data 16-bit; but only what a 3x3 median removes is a hot pixel, or a
+    # small lesion would be one.
+    bulk = max(int(highest), _median_peak(pixels)) if highest < peak / 8 else peak
+    outliers = bulk < peak / 8
+    bits = (bulk if outliers else peak).bit_length()
     top = 2 ** max(8, bits) - 1 if 0 < bits < 16 else 65535
     stating = f"0..{top} is taken as its range; state it: range=(lo, hi), --range-a or --range-b"
     if outliers:
-        warn(f"{name}: nearly all values end at {highest:g}, a few reach {peak}: {stating}")
+        warn(f"{name}: all but single pixels end at {bulk}, a few reach {peak}: {stating}")
     elif top < 65535:
         warn(f"{name}: its values end at {peak}: {stating}")
     elif peak > 0 and highest - lowest < 65535 / 8:
@@ -67,16 +88,13 @@ def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -
     if pixels.dtype == np.uint8:
         return 0.0, 255.0
     if stated is not None:
-        low, high = (float(value) for value in stated)
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise PictureError(f"{name}: range ({low:g}, {high:g}) must be two finite numbers, the smaller first")
-        return low, high
+        return check_range(stated, name)
     if pixels.dtype == np.uint16:
         return _range_of_16_bit(pixels, name)
     low, high = float(pixels.min()), float(pixels.max())
     if low < 0.0 or high > 1.0:
         raise PictureError(
-            f"{name}: float values from {low:g} to {high:g} are outside 0..1; "
+            f"{name}: float values from {low:.9g} to {high:.9g} are outside 0..1; "
             "state its range: range=(lo, hi), --range-a or --range-b"
         )
     return 0.0, 1.0

@@ -121,7 +121,7 @@ class Fuser:
         engine: a .safetensors weights file; None opens the tiny weights that ship with the package.
         seed: of the fixed noise that is added to every picture, 0 to 2^64 - 1.
         device: "cpu", "cuda" or "cuda:N".
-        threads: CPU threads; None leaves the library's default (one for each core).
+        threads: CPU threads; None leaves the process's setting (at first one for each core).
 
     Raises:
         EngineError: the engine cannot be opened on this machine.

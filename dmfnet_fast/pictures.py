@@ -127,6 +127,14 @@ def _over_black(pixels: Pixels) -> Pixels:
     return blended[..., 0] if blended.shape[2] == 1 else blended
 
 
+def _hide(pixels: Pixels, key: Any) -> Pixels:
+    """Black where the picture has the value that its file declares transparent."""
+    if not isinstance(key, int | tuple):
+        return pixels
+    hidden = pixels == key if pixels.ndim == 2 else (pixels == np.array(key)).all(axis=2)
+    return np.where(hidden[..., None] if pixels.ndim == 3 else hidden, 0, pixels).astype(pixels.dtype)
+
+
 def from_pil(image: Image.Image, name: str) -> Pixels:
     """The pixels of a PIL image, upright by its EXIF orientation; transparency is blended over black.
 
@@ -151,15 +159,16 @@ def from_pil(image: Image.Image, name: str) -> Pixels:
             return _over_black(np.asarray(image))
         if image.mode in ("RGBX", "CMYK", "YCbCr", "HSV"):
             return np.asarray(image.convert("RGB"))
+        key = image.info.get("transparency")
         if image.mode == "1":
-            return np.asarray(image.convert("L"))
+            return _hide(np.asarray(image.convert("L")), key)
         pixels = np.asarray(image)
     except DAMAGE as error:
         raise PictureError(f"{name}: is truncated or damaged: {error}") from error
     if image.mode in ("L", "RGB", "F"):
         return pixels
     if image.mode.startswith("I;16"):
-        return pixels.astype(np.uint16)
+        return _hide(pixels.astype(np.uint16), key)
     if image.mode == "I":
         if pixels.min() < 0 or pixels.max() > 65535:
             raise PictureError(
@@ -181,6 +190,7 @@ def read_picture(path: str | os.PathLike[str]) -> Pixels:
     path = Path(path)
     with _open(path) as image:
         raw_mode = _raw_mode(image)
+        key = image.info.get("transparency")
         inverted = 0
         if isinstance(image, TiffImageFile):
             bits = max(image.tag_v2.get(TIFF_BITS, (1,)))
@@ -199,7 +209,7 @@ def read_picture(path: str | os.PathLike[str]) -> Pixels:
         if isinstance(error, DMFNetError):
             raise
         raise PictureError(f"{path}: is truncated or damaged: {error}") from error
-    return _over_black(pixels) if raw_mode.startswith("RGBA") else pixels
+    return _over_black(pixels) if raw_mode.startswith("RGBA") else _hide(pixels, key)
 
 
 def to_8_bit(pixels: Pixels, values: tuple[float, float]) -> NDArray[np.uint8]:

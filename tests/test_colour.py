@@ -75,6 +75,13 @@ def test_hot_pixels_do_not_hide_12_bit_data() -> None:
         assert value_range(pixels, None, "mri.png") == (0, 4095)
 
 
+def test_a_small_lesion_is_no_hot_pixel() -> None:
+    pixels = RNG.integers(0, 4000, (128, 128)).astype(np.uint16)
+    pixels[60:64, 60:63] = 60000
+    with pytest.warns(DMFNetWarning, match="nearly all values lie in"):
+        assert value_range(pixels, None, "pet.png") == (0, 65535)
+
+
 def test_narrow_16_bit_data_is_said() -> None:
     pixels = RNG.integers(31744, 34000, (64, 64)).astype(np.uint16)
     with pytest.warns(DMFNetWarning, match="nearly all values lie in"):

@@ -101,10 +101,10 @@ def test_16_bit_separate_planes_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pixels", [GREY8, GREY16], ids=["8", "16"])
 def test_tiff_where_white_is_zero(tmp_path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(tmp_path / "x.tif", tiffinfo={262: 0})
-    stored = np.asarray(Image.open(tmp_path / "x.tif"))
-    assert pixels.dtype == np.uint8 or np.array_equal(stored, pixels), "Pillow leaves 16 bits as they are"
-    top = np.iinfo(pixels.dtype).max
-    assert np.array_equal(read_picture(tmp_path / "x.tif"), top - pixels if pixels.dtype == np.uint16 else stored)
+    # Pillow inverts 8-bit samples when it writes them, and does not touch 16-bit ones.
+    stored = 255 - pixels if pixels.dtype == np.uint8 else pixels
+    assert stored.tobytes() in (tmp_path / "x.tif").read_bytes()
+    assert np.array_equal(read_picture(tmp_path / "x.tif"), np.iinfo(pixels.dtype).max - stored)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -115,6 +115,17 @@ def test_transparent_colour(tmp_path: Path, mode: str) -> None:
     read = read_picture(tmp_path / "x.png")
     assert not read[:, 32:].any()
     assert (read[:, :32] == 90).all()
+
+
+def test_transparent_value_of_16_and_1_bits(tmp_path: Path) -> None:
+    pixels = np.full((64, 64), 13621, np.uint16)
+    pixels[:8] = 500
+    Image.fromarray(pixels).save(tmp_path / "x.png", transparency=13621)
+    assert np.array_equal(read_picture(tmp_path / "x.png"), np.where(pixels == 500, 500, 0))
+    Image.fromarray(GREY8 > 127).save(tmp_path / "y.png", transparency=255)
+    with Image.open(tmp_path / "y.png") as image:
+        assert image.info["transparency"] == 255
+    assert not read_picture(tmp_path / "y.png").any()
 
 
 def test_16_bits_a_pixel_bmp(tmp_path: Path) -> None:

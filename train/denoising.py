@@ -24,8 +24,8 @@ def diffuse(images: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor
     return s[..., None, None] * images + sigma[..., None, None] * noise, s
 
 
-def train_denoiser(run: Run, preset_name: str) -> bool:
-    """Train the denoiser and write `denoiser.safetensors`; returns whether all steps are done."""
+def train_denoiser(run: Run, preset_name: str) -> int:
+    """Train the denoiser and write `denoiser.safetensors`; returns how many steps are done."""
     recipe = run.recipe
     pairs = load_pairs(run.data, "train", recipe.crop)
     sampler = CropSampler(pairs, recipe.crop)
@@ -43,6 +43,6 @@ def train_denoiser(run: Run, preset_name: str) -> bool:
 
     identity = {"stage": 1, "preset": preset_name, "data": fingerprint(pairs), "bf16": run.bf16, **vars(recipe)}
     done = loop.train(model, run, loss_of, "stage I", identity)
-    model.record = {"stage1": {**identity, "pairs": len(pairs)}}
+    model.record = {"stage1": {**identity, "pairs": len(pairs), "steps_done": done}}
     save_model(model, run.out / "denoiser.safetensors")
     return done

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmfnet_fast.errors import warn
 from dmfnet_fast.model import DMFNet, save_model
 from dmfnet_fast.model.weights import load_denoiser, weights_hash
 from dmfnet_fast.schedule import FUSION_TIMESTEPS, level_interval, linear_alpha_bar
@@ -23,10 +24,13 @@ def random_levels(pairs: int, random: np.random.Generator) -> Tensor:
     return torch.from_numpy(random.uniform(low[:, None], high[:, None], size=(len(low), pairs)))
 
 
-def train_fusion(run: Run, denoiser_path: Path) -> bool:
-    """Train the fusion network and write `dmfnet.safetensors`; returns whether all steps are done."""
+def train_fusion(run: Run, denoiser_path: Path) -> int:
+    """Train the fusion network and write `dmfnet.safetensors`; returns how many steps are done."""
     recipe = run.recipe
     denoiser = load_denoiser(denoiser_path)
+    stage1 = denoiser.record.get("stage1", {})
+    if stage1.get("steps_done", 0) < stage1.get("steps", 0):
+        warn(f"{denoiser_path}: its training stopped at step {stage1.get('steps_done', 0)} of {stage1['steps']}")
     pairs = load_pairs(run.data, "train", recipe.crop)
     sampler = CropSampler(pairs, recipe.crop)
     model = DMFNet(denoiser.config)
@@ -54,6 +58,6 @@ def train_fusion(run: Run, denoiser_path: Path) -> bool:
         **vars(recipe),
     }
     done = loop.train(model.fusion, run, loss_of, "stage II", identity)
-    model.record = {**denoiser.record, "stage2": {**identity, "pairs": len(pairs)}}
+    model.record = {**denoiser.record, "stage2": {**identity, "pairs": len(pairs), "steps_done": done}}
     save_model(model, run.out / "dmfnet.safetensors")
     return done

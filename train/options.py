@@ -16,6 +16,12 @@ RECIPE = ("steps", "batch", "crop", "learning_rate", "ema", "seed")
 MACHINE = ("data", "out", "minutes", "bf16", "compiled", "device")
 
 
+def report(run: Run, done: int, result: str) -> None:
+    """Say what came of a run."""
+    rest = "" if done >= run.recipe.steps else f"; stopped at step {done} of {run.recipe.steps}: repeat to go on"
+    click.echo(f"{run.out / result}{rest}")
+
+
 class Crop(click.IntRange):
     """A side that the network can take."""
 

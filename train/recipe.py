@@ -13,7 +13,7 @@ class Recipe:
 
     Attributes:
         steps: optimiser steps of the whole run; the learning-rate schedule spans them.
-        batch: pairs a step.
+        batch: crops (stage I) or pairs of crops (stage II) a step.
         crop: side of the square crops, pixels; a multiple of 16, at least 64.
         learning_rate: the peak, after `warmup` steps; then a half cosine to 1% of it.
         weight_decay: of AdamW.

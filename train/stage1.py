@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from dmfnet_fast.commands.shared import command
-from train.options import training_options
+from train.options import report, training_options
 from train.recipe import Run
 
 
@@ -19,7 +19,7 @@ def main(run: Run, preset: str) -> None:
     """
     from train.denoising import train_denoiser
 
-    train_denoiser(run, preset)
+    report(run, train_denoiser(run, preset), "denoiser.safetensors")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dmfnet_fast.commands.shared import command
-from train.options import training_options
+from train.options import report, training_options
 from train.recipe import Run
 
 
@@ -21,7 +21,7 @@ def main(run: Run, denoiser: Path) -> None:
     """
     from train.fusing import train_fusion
 
-    train_fusion(run, denoiser)
+    report(run, train_fusion(run, denoiser), "dmfnet.safetensors")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterable
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from dmfnet_fast import __version__
-from dmfnet_fast.colour import value_range
+from dmfnet_fast.colour import check_range, value_range
 from dmfnet_fast.commands.shared import FAILED, command, progress
-from dmfnet_fast.errors import DMFNetError, OutputError, PictureError
+from dmfnet_fast.errors import DMFNetError, OutputError, PictureError, warn
 from dmfnet_fast.files import make_folder
 from dmfnet_fast.fuser import Fuser, Range, Source
 from dmfnet_fast.montage import montage
@@ -50,8 +52,6 @@ def _single_job(a: Path, b: Path, output: Path, with_montage: bool, suffix: str)
     elif not output.suffix:
         raise OutputError(f"{output}: unknown picture format '', and no such folder: name a .png file, or create it")
     check_suffix(output)
-    if _same_file(output, a) or _same_file(output, b):
-        raise OutputError(f"{output}: is one of the inputs; choose another name")
     side_by_side = output.with_name(f"{output.stem}-montage.png") if with_montage else None
     return [Job(str(a), str(b), str(output), str(side_by_side) if side_by_side else None)]
 
@@ -71,41 +71,86 @@ def _folder_jobs(a: Path, b: Path, output: Path, with_montage: bool, suffix: str
     return jobs, found.ignored
 
 
+def _hash(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 class Journal:
-    """What each result in a folder was made from, one JSON line a result, so that only those are kept that the
-    same command would make again."""
+    """What each result in a folder was made from, one JSON line a result.
+
+    Inputs and results are known by their contents, so a result is kept only if the same command would make
+    it again, and a file that this command did not make is never replaced unasked.
+    """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self._path = folder / JOURNAL
-        self._settings = settings
+        self._settings = json.loads(json.dumps(settings))
         self._made: dict[str, dict[str, Any]] = {}
-        if self._path.exists():
-            for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-                # The last line of an interrupted run may be cut off.
-                with suppress(ValueError, KeyError, TypeError):
-                    entry = json.loads(line)
-                    self._made[entry["output"]] = entry
+        try:
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+            with self._path.open("a"):
+                pass
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise OutputError(f"{self._path}: cannot be read and written: {error.strerror or error}") from error
+        for line in lines:
+            # The last line of an interrupted run may be cut off.
+            with suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                self._made[entry["output"]] = entry
 
     def _entry(self, job: Job) -> dict[str, Any]:
-        states = [(path.name, path.stat()) for path in (Path(job.a), Path(job.b))]
-        inputs = [[name, state.st_size, state.st_mtime_ns] for name, state in states]
-        return {"output": Path(str(job.output)).name, "inputs": inputs, "settings": self._settings}
-
-    def has(self, job: Job) -> bool:
-        """Whether the job's results are there, made from these inputs with these settings."""
-        entry = self._entry(job)
         results = [path for path in (job.output, job.montage) if path is not None]
-        return self._made.get(entry["output"]) == entry and all(Path(path).exists() for path in results)
+        return {
+            "output": Path(str(job.output)).name,
+            "inputs": [_hash(job.a), _hash(job.b)],
+            "results": [_hash(path) for path in results],
+            "settings": self._settings,
+        }
+
+    def check(self, job: Job, overwrite: bool) -> None:
+        """Mark a job as skipped if its results are there, or as failed if they are somebody else's."""
+        results = [Path(path) for path in (job.output, job.montage) if path is not None]
+        known = self._made.get(Path(str(job.output)).name)
+        if overwrite:
+            return
+        if known is None and any(path.exists() for path in results):
+            job.status = "failed"
+            job.error = f"{job.output}: is there already and was not made by this command; --overwrite replaces it"
+        elif known is not None and all(path.exists() for path in results):
+            # An input that cannot be read is reported when it is fused.
+            with suppress(OSError):
+                if known == self._entry(job):
+                    job.status = "skipped"
 
     def add(self, job: Job) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self._entry(job)) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self._entry(job)) + "\n")
+        except OSError as error:
+            raise OutputError(f"{self._path}: cannot be written: {error.strerror or error}") from error
+
+
+def _check_inputs_survive(jobs: list[Job]) -> None:
+    """Raise an OutputError if a result would replace an input."""
+    states = [Path(path).stat() for job in jobs for path in (job.a, job.b) if Path(path).exists()]
+    inputs = {(state.st_dev, state.st_ino) for state in states}
+    for job in jobs:
+        for path in (job.output, job.montage):
+            if path is not None and Path(path).exists():
+                state = Path(path).stat()
+                if (state.st_dev, state.st_ino) in inputs:
+                    raise OutputError(f"{path}: is one of the inputs; choose another name")
 
 
 def _fuse(job: Job, fuser: Fuser, range_a: Range | None, range_b: Range | None) -> None:
     assert job.output is not None
     a, b = read_picture(job.a), read_picture(job.b)
     check_holds(Path(job.output), b)
+    for pixels, stated, name in ((a, range_a, job.a), (b, range_b, job.b)):
+        if stated is not None and pixels.dtype == np.uint8:
+            warn(f"{name}: is 8-bit, which always means 0..255: its range is not used")
     values_a, values_b = value_range(a, range_a, job.a), value_range(b, range_b, job.b)
     fused = fuser.fuse(Source(a, job.a, values=values_a), Source(b, job.b, values=values_b))
     write_picture(job.output, fused, values_b)
@@ -171,7 +216,7 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
     help="Of the files in an output folder.",
 )
 @click.option("--montage", "with_montage", is_flag=True, help="Also write a PNG of A, B and the result side by side.")
-@click.option("--overwrite", is_flag=True, help="In a folder: redo all, also what this command made before.")
+@click.option("--overwrite", is_flag=True, help="In a folder: redo all, and replace files that are there.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print a machine-readable report; everything else goes to standard error."
 )
@@ -252,16 +297,20 @@ def _run(
         jobs, ignored = _folder_jobs(a, b, output, with_montage, suffix)
     else:
         jobs, ignored = _single_job(a, b, output, with_montage, suffix), 0
+    _check_inputs_survive(jobs)
+    for stated, name in ((range_a, "--range-a"), (range_b, "--range-b")):
+        if stated is not None:
+            check_range(stated, name)
     with Fuser(engine, seed, device=device, threads=threads) as fuser:
         if not folders:
             _work(jobs, fuser, range_a, range_b, None)
             return _report(jobs, engine=fuser.info), ignored
         make_folder(output / MONTAGES if with_montage else output)
-        settings = {"weights": fuser.info["weights"], "seed": seed, "range_a": range_a, "range_b": range_b}
-        journal = Journal(output, json.loads(json.dumps(settings)))
+        settings = {"version": __version__, **fuser.info, "seed": seed, "range_a": range_a, "range_b": range_b}
+        journal = Journal(output, settings)
         for job in jobs:
-            if job.status == "pending" and not overwrite and journal.has(job):
-                job.status = "skipped"
+            if job.status == "pending":
+                journal.check(job, overwrite)
         with progress(jobs, "fusing") as shown:
             _work(shown, fuser, range_a, range_b, journal)
         return _report(jobs, engine=fuser.info), ignored

@@ -120,11 +120,53 @@ def test_folder_resumes(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     kept = (output / "0.png").stat().st_mtime_ns
     assert "1 fused, 2 already there" in fuse(a, b, "-o", output).stdout
     assert (output / "0.png").stat().st_mtime_ns == kept
-    os.utime(b / "2.tif", (1, 1))
+    write_picture(b / "2.tif", make_phantom(7, 64).pet)
     assert "1 fused, 2 already there" in fuse(a, b, "-o", output).stdout, "a changed input is fused again"
     assert "0 fused, 3 already there" in fuse(a, b, "-o", output).stdout
     assert "3 fused, 0 already there" in fuse(a, b, "-o", output, "--seed", 5).stdout, "so is another seed"
     assert "3 fused, 0 already there" in fuse(a, b, "-o", output, "--overwrite").stdout
+
+
+def test_only_own_results_are_kept(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
+    a, b, output = folders
+    fuse(a, b, "-o", output)
+    good = (output / "1.png").read_bytes()
+    fuse(a / "0.png", b / "0.png", "-o", output / "1.png", "--seed", 5)
+    (output / "2.png").write_bytes(b"")
+    assert "2 fused, 1 already there" in fuse(a, b, "-o", output).stdout
+    assert (output / "1.png").read_bytes() == good
+
+
+def test_foreign_files_are_not_replaced(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
+    a, b, output = folders
+    output.mkdir()
+    (output / "1.png").write_bytes(b"precious")
+    result = fuse(a, b, "-o", output)
+    assert result.exit_code == 2
+    assert "2 fused, 0 already there, 1 failed" in result.stdout
+    assert "was not made by this command" in result.stderr
+    assert (output / "1.png").read_bytes() == b"precious"
+    assert "3 fused" in fuse(a, b, "-o", output, "--overwrite").stdout
+
+
+def test_inputs_are_not_replaced(fuse: Any, folders: tuple[Path, Path, Path], pair: tuple[Path, Path]) -> None:
+    a, b, output = folders
+    fuse(a, b, "-o", output, "--montage")
+    assert "is one of the inputs" in fuse(output / "montages", b, "-o", output, "--montage", "--overwrite").stderr
+    lone = pair[0].rename(pair[0].with_name("x-montage.png"))
+    assert "is one of the inputs" in fuse(lone, pair[1], "-o", lone.with_name("x.png"), "--montage").stderr
+
+
+def test_unusable_journal(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
+    a, b, output = folders
+    (output / JOURNAL).mkdir(parents=True)
+    result = fuse(a, b, "-o", output)
+    assert result.exit_code == 2
+    assert f"{JOURNAL}: cannot be read and written" in result.stderr
+
+
+def test_unused_range_is_said(fuse: Any, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    assert "its range is not used" in fuse(*pair, "-o", tmp_path / "x.png", "--range-b", 0, 90).stderr
 
 
 def test_one_bad_file_does_not_stop_the_rest(fuse: Any, folders: tuple[Path, Path, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,37 @@ def test_other_denoiser_or_data_does_not_resume(data: Path, trained: Path, tmp_p
     assert invoke(stage1, *other).exit_code == 0
     result = invoke(stage2, "--data", data, *arguments, tmp_path / "s1" / "denoiser.safetensors")
     assert "other settings (denoiser)" in result.stderr
+
+
+def test_stopping_early_is_said(data: Path, trained: Path, tmp_path: Path) -> None:
+    result = invoke(stage1, "--data", data, "--out", tmp_path, *SETTINGS, "--minutes", "1e-9")
+    assert "stopped at step 1 of 3" in result.stdout
+    file = tmp_path / "denoiser.safetensors"
+    assert load_denoiser(file).record["stage1"]["steps_done"] == 1
+    result = invoke(stage2, "--data", data, "--out", tmp_path / "s2", "--denoiser", file, *SETTINGS)
+    assert result.exit_code == 0
+    assert "stopped at step 1 of 3" in result.stderr
+    assert load_denoiser(trained / "s1" / "denoiser.safetensors").record["stage1"]["steps_done"] == 3
+
+
+def test_interrupt_keeps_the_step(data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C during the second step: the step is finished, saved, and the run can go on."""
+    original = CropSampler.pairs
+    calls = []
+
+    def interrupted(self: CropSampler, *arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(CropSampler, "pairs", interrupted)
+    assert invoke(stage1, "--data", data, "--out", tmp_path, *SETTINGS).exit_code == 1
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert not (tmp_path / "denoiser.safetensors").exists()
+    assert invoke(stage1, "--data", data, "--out", tmp_path, *SETTINGS).exit_code == 0
+    resumed, whole = (load_denoiser(f / "denoiser.safetensors").state_dict() for f in (tmp_path, trained / "s1"))
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
 def test_damaged_checkpoint(data: Path, tmp_path: Path) -> None:
