@@ -16,7 +16,7 @@ MODALITIES: tuple[Modality, ...] = ("CT", "PET", "SPECT")
 Field = NDArray[np.float64]
 
 # Grey level of each tissue by modality, 0..1, in the style of a T2-weighted MRI, a bone-windowed CT and
-# tracer uptake; the rows of Head.tissues, in its order.
+# tracer uptake, in the order of TISSUES.
 TISSUES = ("scalp", "bone", "fluid", "grey matter", "white matter", "deep nuclei", "lesion")
 _MRI = np.array([0.62, 0.06, 0.92, 0.55, 0.36, 0.45, 0.80])
 _CT = np.array([0.22, 1.00, 0.16, 0.34, 0.30, 0.35, 0.46])
