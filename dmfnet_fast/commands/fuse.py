@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 
 from dmfnet_fast import __version__
 from dmfnet_fast.colour import check_range, value_range
+from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
 from dmfnet_fast.errors import DMFNetError, OutputError, PictureError, warn
 from dmfnet_fast.files import make_folder
@@ -25,21 +24,24 @@ from dmfnet_fast.pairs import pair_folders
 from dmfnet_fast.pictures import WRITABLE, check_holds, check_suffix, read_picture, to_8_bit, write_picture
 
 MONTAGES = "montages"
-JOURNAL = ".dmfnet-fuse.jsonl"
 
 
-@dataclass
-class Job:
-    """One pair: what to read and write, and what came of it."""
+@dataclass(frozen=True)
+class Request:
+    """What the command was asked for, by the names of its options."""
 
-    a: str
-    b: str
-    output: str | None
-    montage: str | None = None
-    status: str = "pending"  # then fused, skipped or failed
-    error: str | None = None
-    seconds: float | None = None
-    size: tuple[int, int] | None = None  # width, height
+    a: Path
+    b: Path
+    output: Path
+    engine: Path | None
+    device: str
+    threads: int | None
+    seed: int
+    range_a: Range | None
+    range_b: Range | None
+    suffix: str
+    with_montage: bool
+    overwrite: bool
 
 
 def _same_file(first: Path, second: Path) -> bool:
@@ -69,67 +71,6 @@ def _folder_jobs(a: Path, b: Path, output: Path, with_montage: bool, suffix: str
     for name, problem in found.problems:
         jobs.append(Job(str(a / name), str(b / name), None, status="failed", error=problem))
     return jobs, found.ignored
-
-
-def _hash(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-class Journal:
-    """What each result in a folder was made from, one JSON line a result.
-
-    Inputs and results are known by their contents, so a result is kept only if the same command would make
-    it again, and a file that this command did not make is never replaced unasked.
-    """
-
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self._path = folder / JOURNAL
-        self._settings = json.loads(json.dumps(settings))
-        self._made: dict[str, dict[str, Any]] = {}
-        try:
-            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
-            with self._path.open("a"):
-                pass
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise OutputError(f"{self._path}: cannot be read and written: {error.strerror or error}") from error
-        for line in lines:
-            # The last line of an interrupted run may be cut off.
-            with suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
-                self._made[entry["output"]] = entry
-
-    def _entry(self, job: Job) -> dict[str, Any]:
-        results = [path for path in (job.output, job.montage) if path is not None]
-        return {
-            "output": Path(str(job.output)).name,
-            "inputs": [_hash(job.a), _hash(job.b)],
-            "results": [_hash(path) for path in results],
-            "settings": self._settings,
-        }
-
-    def check(self, job: Job, overwrite: bool) -> None:
-        """Mark a job as skipped if its results are there, or as failed if they are somebody else's."""
-        results = [Path(path) for path in (job.output, job.montage) if path is not None]
-        known = self._made.get(Path(str(job.output)).name)
-        if overwrite:
-            return
-        if known is None and any(path.exists() for path in results):
-            job.status = "failed"
-            job.error = f"{job.output}: is there already and was not made by this command; --overwrite replaces it"
-        elif known is not None and all(path.exists() for path in results):
-            # An input that cannot be read is reported when it is fused.
-            with suppress(OSError):
-                if known == self._entry(job):
-                    job.status = "skipped"
-
-    def add(self, job: Job) -> None:
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(self._entry(job)) + "\n")
-        except OSError as error:
-            raise OutputError(f"{self._path}: cannot be written: {error.strerror or error}") from error
 
 
 def _check_inputs_survive(jobs: list[Job]) -> None:
@@ -221,21 +162,7 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
     "--json", "as_json", is_flag=True, help="Print a machine-readable report; everything else goes to standard error."
 )
 @click.version_option(package_name="dmfnet-fast")
-def main(
-    a: Path,
-    b: Path,
-    output: Path,
-    engine: Path | None,
-    device: str,
-    threads: int | None,
-    seed: int,
-    range_a: Range | None,
-    range_b: Range | None,
-    suffix: str,
-    with_montage: bool,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+def main(as_json: bool, **given: Any) -> None:
     """Fuse A, an MRI, with B, a CT, PET or SPECT of the same slice and size.
 
     A and B are two pictures, or two folders whose pictures are paired by name. The result shows the
@@ -244,11 +171,10 @@ def main(
     exit code is then 2.
 
     Not a medical device.
-    """  # fmt: skip
+    """
+    request = Request(**given)
     try:
-        report, ignored = _run(
-            a, b, output, engine, device, threads, seed, range_a, range_b, suffix, with_montage, overwrite
-        )
+        report, ignored = _run(request)
     except (DMFNetError, OSError) as error:
         if as_json:
             click.echo(json.dumps(_report([], error=str(error)), indent=2))
@@ -258,11 +184,10 @@ def main(
             click.echo(f"error: {pair['error']}", err=True)
     if as_json:
         click.echo(json.dumps(report, indent=2))
-    elif a.is_dir():
+    elif request.a.is_dir():
         others = f", {ignored} other files ignored" if ignored else ""
-        click.echo(
-            f"{output}: {report['fused']} fused, {report['skipped']} already there, {report['failed']} failed{others}"
-        )
+        counts = f"{report['fused']} fused, {report['skipped']} already there, {report['failed']} failed"
+        click.echo(f"{request.output}: {counts}{others}")
     else:
         (pair,) = report["pairs"]
         for path in (pair["output"], pair["montage"]):
@@ -272,21 +197,9 @@ def main(
         raise SystemExit(FAILED)
 
 
-def _run(
-    a: Path,
-    b: Path,
-    output: Path,
-    engine: Path | None,
-    device: str,
-    threads: int | None,
-    seed: int,
-    range_a: Range | None,
-    range_b: Range | None,
-    suffix: str,
-    with_montage: bool,
-    overwrite: bool,
-) -> tuple[dict[str, Any], int]:
-    """The report of all pairs, and how many files were ignored."""  # fmt: skip
+def _run(request: Request) -> tuple[dict[str, Any], int]:
+    """The report of all pairs, and how many files were ignored."""
+    a, b, output, with_montage, suffix = request.a, request.b, request.output, request.with_montage, request.suffix
     for path in (a, b):
         if not path.exists():
             raise PictureError(f"{path}: no such file or folder")
@@ -298,19 +211,20 @@ def _run(
     else:
         jobs, ignored = _single_job(a, b, output, with_montage, suffix), 0
     _check_inputs_survive(jobs)
-    for stated, name in ((range_a, "--range-a"), (range_b, "--range-b")):
+    for stated, name in ((request.range_a, "--range-a"), (request.range_b, "--range-b")):
         if stated is not None:
             check_range(stated, name)
-    with Fuser(engine, seed, device=device, threads=threads) as fuser:
+    with Fuser(request.engine, request.seed, device=request.device, threads=request.threads) as fuser:
         if not folders:
-            _work(jobs, fuser, range_a, range_b, None)
+            _work(jobs, fuser, request.range_a, request.range_b, None)
             return _report(jobs, engine=fuser.info), ignored
         make_folder(output / MONTAGES if with_montage else output)
-        settings = {"version": __version__, **fuser.info, "seed": seed, "range_a": range_a, "range_b": range_b}
+        ranges = {"range_a": request.range_a, "range_b": request.range_b}
+        settings = {"version": __version__, **fuser.info, "seed": request.seed, **ranges}
         journal = Journal(output, settings)
         for job in jobs:
             if job.status == "pending":
-                journal.check(job, overwrite)
+                journal.check(job, request.overwrite)
         with progress(jobs, "fusing") as shown:
-            _work(shown, fuser, range_a, range_b, journal)
+            _work(shown, fuser, request.range_a, request.range_b, journal)
         return _report(jobs, engine=fuser.info), ignored
