@@ -22,7 +22,7 @@ from dmfnet_fast.files import make_folder, replacing
 from train.recipe import Run
 
 CHECKPOINT = "checkpoint.pt"
-CHECKPOINT_KEYS = {"identity", "step", "seconds", "optimiser", "parameters", "average"}
+CHECKPOINT_KEYS = {"identity", "step", "optimiser", "parameters", "average"}
 CHECKPOINT_SECONDS = 300.0
 
 
@@ -105,14 +105,14 @@ def train(
     average: list[Tensor] = [p.detach().clone() for p in parameters]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     path = settings.out / CHECKPOINT
-    step, seconds = 0, 0.0
+    step = 0
     if path.exists():
         state = _read_checkpoint(path, parameters[0].device)
         if state["identity"] != identity:
             keys = sorted(identity.keys() | state["identity"].keys())
             other = [key for key in keys if identity.get(key) != state["identity"].get(key)]
             raise DMFNetError(f"{path}: belongs to a run with other settings ({', '.join(other)}); use another --out")
-        step, seconds = state["step"], state["seconds"]
+        step = state["step"]
         optimiser.load_state_dict(state["optimiser"])
         with torch.no_grad():
             for current, saved in zip([*parameters, *average], [*state["parameters"], *state["average"]], strict=True):
@@ -126,7 +126,6 @@ def train(
                 {
                     "identity": identity,
                     "step": step,
-                    "seconds": seconds + time.monotonic() - started,
                     "optimiser": optimiser.state_dict(),
                     "parameters": [p.detach() for p in parameters],
                     "average": average,
