@@ -18,10 +18,10 @@ from dmfnet_fast import colour
 from dmfnet_fast.engines import open_engine
 from dmfnet_fast.errors import EngineError, PictureError, memory_guard, warn
 from dmfnet_fast.noise import fusion_noise
+from dmfnet_fast.padding import STRIDE, pad
 from dmfnet_fast.pictures import SMALLEST, Pixels, from_pil, read_picture, to_pil
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "dmfnet-tiny.safetensors"
-STRIDE = 16  # four halvings: the network needs sizes that are multiples of it
 LARGEST_BATCH = 4  # pictures that the engine sees at once; more costs memory and, on a CPU, cache
 
 Range: TypeAlias = tuple[float, float]
@@ -99,15 +99,6 @@ def _ranges(stated: Range | tuple[Range | None, Range | None] | None) -> tuple[R
         raise PictureError(
             f"range {stated!r}: give (lo, hi), or ((lo, hi) or None for a, (lo, hi) or None for b)"
         ) from error
-
-
-def _pad(image: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[slice, slice]]:
-    """Reflect up to multiples of STRIDE, split over both sides; and where the image then lies."""
-    margins = [(-size) % STRIDE for size in image.shape]
-    before = [margin // 2 for margin in margins]
-    widths = [(first, margin - first) for first, margin in zip(before, margins, strict=True)]
-    inside = tuple(slice(first, first + size) for first, size in zip(before, image.shape, strict=True))
-    return np.pad(image, widths, mode="reflect"), (inside[0], inside[1])
 
 
 class Fuser:
@@ -253,8 +244,8 @@ class Fuser:
                 warn(f"{a.name} is in colour and {b.name} is grey: are they swapped? The MRI comes first")
             values_a = a.values or colour.value_range(a.pixels, stated[0], a.name)
             values_b = b.values or colour.value_range(b.pixels, stated[1], b.name)
-            padded_a, inside = _pad(colour.to_network(a.pixels, values_a))
-            padded_b, _ = _pad(colour.to_network(b.pixels, values_b))
+            padded_a, inside = pad(colour.to_network(a.pixels, values_a))
+            padded_b, _ = pad(colour.to_network(b.pixels, values_b))
             prepared.append((padded_a, padded_b, inside, values_b))
             groups.setdefault(padded_a.shape, []).append(index)
 

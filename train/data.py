@@ -23,12 +23,16 @@ MODALITIES = ("CT", "PET", "SPECT")
 
 @dataclass(frozen=True)
 class Pair:
-    """A registered pair as 8-bit luminance, (H, W) each; `a` is the MRI."""
+    """A registered pair as 8-bit luminance, (H, W) each; `a` is the MRI, `source` the file of `b`."""
 
     modality: str
-    name: str
+    source: Path
     a: NDArray[np.uint8]
     b: NDArray[np.uint8]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
 
 
 def _modality_pairs(folder: Path, modality: str, smallest: int, problems: list[str]) -> list[Pair]:
@@ -59,7 +63,7 @@ def _modality_pairs(folder: Path, modality: str, smallest: int, problems: list[s
                 f"{folder / modality / name}: is {a.shape[1]}x{a.shape[0]}, smaller than the crop {smallest}"
             )
         else:
-            pairs.append(Pair(modality, name, a, b))
+            pairs.append(Pair(modality, folder / modality / name, a, b))
     return pairs
 
 
@@ -90,6 +94,30 @@ def load_pairs(data: str | Path, split: str, smallest: int) -> list[Pair]:
     return pairs
 
 
+def held_out(count: int) -> list[int]:
+    """Which of `count` pairs in order of name are for validation: about a tenth, in two runs of neighbours.
+
+    Neighbouring slices look alike, so single pairs would tell how well training remembers, not how well it fuses.
+    One pair alone is never held out.
+    """
+    if count < 10:
+        return [count // 2] if count > 1 else []
+    length = round(count / 20)
+    return [start + i for start in (count // 4, 3 * count // 4) for i in range(length)]
+
+
+def split(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to train on and pairs to validate on, modality by modality; fixed, whatever the run."""
+    training: list[Pair] = []
+    validation: list[Pair] = []
+    for modality in MODALITIES:
+        group = [pair for pair in pairs if pair.modality == modality]
+        held = set(held_out(len(group)))
+        for i, pair in enumerate(group):
+            (validation if i in held else training).append(pair)
+    return training, validation
+
+
 def fingerprint(pairs: list[Pair]) -> str:
     """SHA-256 over the names and pixels of all pairs."""
     digest = hashlib.sha256()
@@ -101,23 +129,37 @@ def fingerprint(pairs: list[Pair]) -> str:
 
 
 class CropSampler:
-    """Random crops with random flips, each modality as often as the others."""
+    """Random crops with random flips, each modality as often as the others.
 
-    def __init__(self, pairs: list[Pair], crop: int) -> None:
-        self.crop = crop
+    Args:
+        pairs: to cut from; held in memory.
+        crop: side of the crops, pixels.
+        device: where the crops are wanted.
+    """
+
+    def __init__(self, pairs: list[Pair], crop: int, device: torch.device) -> None:
+        self.crop, self.device = crop, device
         by_modality = {m: [pair for pair in pairs if pair.modality == m] for m in MODALITIES}
         self.groups = [group for group in by_modality.values() if group]
 
-    def pairs(self, batch: int, random: np.random.Generator) -> Tensor:
-        """(2, batch, 1, crop, crop) float32 in [-1, 1]: images a, then images b."""
-        crops = np.empty((2, batch, 1, self.crop, self.crop), np.uint8)
-        for n in range(batch):
-            group = self.groups[random.integers(len(self.groups))]
-            pair = group[random.integers(len(group))]
-            height, width = pair.a.shape
-            top = random.integers(height - self.crop + 1)
-            left = random.integers(width - self.crop + 1)
-            flips = tuple(slice(None, None, -1 if random.integers(2) else 1) for _ in range(2))
-            for image, target in zip((pair.a, pair.b), crops, strict=True):
-                target[n, 0] = image[top : top + self.crop, left : left + self.crop][flips]
-        return torch.from_numpy(crops).float().div_(127.5).sub_(1)
+    def pairs(self, batch: int, random: np.random.Generator, share: slice) -> Tensor:
+        """Crops are drawn for the whole batch, and cut for a share of it, n pairs.
+
+        Returns:
+            (2, n, 1, crop, crop) float32 in [-1, 1]: images a, then images b.
+        """
+        places = [self._place(random) for _ in range(batch)][share]
+        crops = torch.empty((2, len(places), 1, self.crop, self.crop), dtype=torch.uint8)
+        for n, (pair, rows, columns, flips) in enumerate(places):
+            for image, target in zip((pair.a, pair.b), crops.numpy(), strict=True):
+                target[n, 0] = image[rows, columns][flips]
+        if self.device.type == "cuda":
+            crops = crops.pin_memory().to(self.device, non_blocking=True)
+        return crops.float().div_(127.5).sub_(1)
+
+    def _place(self, random: np.random.Generator) -> tuple[Pair, slice, slice, tuple[slice, ...]]:
+        group = self.groups[random.integers(len(self.groups))]
+        pair = group[random.integers(len(group))]
+        top, left = (int(random.integers(size - self.crop + 1)) for size in pair.a.shape)
+        flips = tuple(slice(None, None, -1 if random.integers(2) else 1) for _ in range(2))
+        return pair, slice(top, top + self.crop), slice(left, left + self.crop), flips

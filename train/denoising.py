@@ -4,45 +4,130 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dmfnet_fast.errors import EngineError
 from dmfnet_fast.model import Denoiser, preset, save_model
+from dmfnet_fast.model.weights import load_denoiser
+from dmfnet_fast.montage import montage
+from dmfnet_fast.padding import STRIDE
 from dmfnet_fast.schedule import TIMESTEPS, cosine_alpha_bar, level_interval, sigma_of
 from train import loop
-from train.data import CropSampler, fingerprint, load_pairs
+from train.data import CropSampler, Pair, fingerprint, load_pairs, split
 from train.recipe import Run
+from train.task import Draw, Task
+
+# Timesteps of validation: from nearly clean to mostly noise.
+JUDGED = (50, 200, 600, 1200)
+PICTURED = (200, 600)
 
 
-def diffuse(images: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Noisy images (N, 1, H, W) and their levels (N, 1): a timestep, a level in its interval and noise for each."""
-    t = random.integers(1, TIMESTEPS + 1, size=len(images))
-    low, high = level_interval(cosine_alpha_bar(), t)
-    level = random.uniform(low, high)
+def diffuse(images: Tensor, level: NDArray[np.float64], noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy images (N, 1, H, W) and their levels (N, 1), both float32.
+
+    Args:
+        images: clean, (N, 1, H, W) in [-1, 1].
+        level: s = sqrt(alpha_bar) of each, (N,).
+        noise: standard normal, like `images`.
+    """
     s, sigma = (torch.from_numpy(v).to(images)[:, None] for v in (level, sigma_of(level)))
-    noise = torch.randn_like(images)
     return s[..., None, None] * images + sigma[..., None, None] * noise, s
+
+
+def random_levels(count: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """A timestep of the cosine schedule for each of `count` images, and a level uniform in its interval."""
+    low, high = level_interval(cosine_alpha_bar(), random.integers(1, TIMESTEPS + 1, size=count))
+    return random.uniform(low, high)
+
+
+def _to_8_bit(image: Tensor) -> NDArray[np.uint8]:
+    shown: NDArray[np.uint8] = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
+    return shown
+
+
+class Denoising(Task):
+    """The task of stage I."""
+
+    label = "stage I"
+    images_per_pair = 2
+
+    def __init__(self, run: Run, preset_name: str, accelerator: Accelerator) -> None:
+        start = None if run.init is None else load_denoiser(run.init)
+        if start is not None and start.config != preset(preset_name):
+            raise EngineError(f"{run.init}: is {start.config}, preset {preset_name} is {preset(preset_name)}")
+        pairs = load_pairs(run.data, "train", run.recipe.crop)
+        training, self.validation = split(pairs)
+        self.run, self.device = run, accelerator.device
+        self.sampler = CropSampler(training, run.recipe.crop, self.device)
+        self.network: Denoiser = Denoiser(preset(preset_name))
+        loop.prepare(self.network, run, accelerator)
+        if start is not None:
+            self.network.load_state_dict(start.state_dict())
+        self.identity = {
+            "stage": 1,
+            "preset": preset_name,
+            "init": loop.started_from(start, "stage1"),
+            "data": fingerprint(pairs),
+            "pairs": len(training),
+            "precision": run.precision,
+            **vars(run.recipe),
+        }
+
+    def loss(self, network: nn.Module, draw: Draw) -> Tensor:
+        batch, crop = self.run.recipe.batch, self.run.recipe.crop
+        images = self.sampler.pairs(batch, draw.random, draw.share).flatten(0, 1)
+        level = random_levels(2 * batch, draw.random).reshape(2, batch)[:, draw.share].ravel()
+        noise = draw.normal(2, batch, 1, crop, crop)[:, draw.share].flatten(0, 1)
+        noisy, s = diffuse(images, level, noise)
+        with loop.autocast(self.run):
+            reconstruction = network(noisy.contiguous(memory_format=torch.channels_last), s)
+        return F.mse_loss(reconstruction.float(), images)
+
+    @property
+    def scores(self) -> list[str]:
+        return [f"reconstruction error/t = {t}" for t in JUDGED] if self.validation else []
+
+    def _reconstruct(self, pair: Pair, timesteps: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Clean, noisy and reconstructed images, (2 T, 1, H, W) each: all timesteps of a, then of b."""
+        height, width = (size - size % STRIDE for size in pair.a.shape)
+        clean = torch.from_numpy(np.stack([pair.a, pair.b])[:, None, :height, :width]).float().div(127.5).sub(1)
+        clean = clean.repeat_interleave(len(timesteps), dim=0)
+        low, high = level_interval(cosine_alpha_bar(), np.array(timesteps * 2))
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+        noisy, s = diffuse(clean, (low + high) / 2, noise)
+        with torch.no_grad():
+            return clean, noisy, self.network(noisy.to(self.device), s.to(self.device)).cpu()
+
+    def validate(self, part: int, parts: int) -> Tensor:
+        """Mean squared errors of reconstructions of both images, in units of [-1, 1] squared."""
+        sums = torch.zeros(len(JUDGED), 2, dtype=torch.float64)
+        for pair in self.validation[part::parts]:
+            clean, _, reconstruction = self._reconstruct(pair, JUDGED)
+            errors = (reconstruction - clean).square().mean(dim=(1, 2, 3)).reshape(2, len(JUDGED)).sum(0)
+            sums += torch.stack([errors.double(), torch.full_like(errors, 2.0, dtype=torch.float64)], dim=1)
+        return sums
+
+    def pictures(self) -> NDArray[np.uint8]:
+        """Rows: an MRI and the other image of each modality; columns: clean, then noisy and reconstructed ones."""
+        rows = []
+        for pair in {pair.modality: pair for pair in self.validation}.values():
+            clean, noisy, reconstruction = (_to_8_bit(images[:, 0]) for images in self._reconstruct(pair, PICTURED))
+            for first in (0, len(PICTURED)):
+                columns = [(noisy[first + n], reconstruction[first + n]) for n in range(len(PICTURED))]
+                rows.append([clean[first], *(image for column in columns for image in column)])
+        return montage(rows, ["clean", *(f"{what}, t = {t}" for t in PICTURED for what in ("noisy", "reconstructed"))])
 
 
 def train_denoiser(run: Run, preset_name: str) -> int:
     """Train the denoiser and write `denoiser.safetensors`; returns how many steps are done."""
-    recipe = run.recipe
-    pairs = load_pairs(run.data, "train", recipe.crop)
-    sampler = CropSampler(pairs, recipe.crop)
-    model = Denoiser(preset(preset_name))
-    loop.prepare(model, run)
-    network = torch.compile(model) if run.compiled else model
-
-    def loss_of(random: np.random.Generator) -> Tensor:
-        # Half of the images are MRIs and half the other modalities, as in the published pairs.
-        images = sampler.pairs((recipe.batch + 1) // 2, random).flatten(0, 1)[: recipe.batch].to(run.device)
-        noisy, level = diffuse(images, random)
-        with loop.autocast(run):
-            reconstruction = network(noisy.contiguous(memory_format=torch.channels_last), level)
-        return F.mse_loss(reconstruction.float(), images)
-
-    identity = {"stage": 1, "preset": preset_name, "data": fingerprint(pairs), "bf16": run.bf16, **vars(recipe)}
-    done = loop.train(model, run, loss_of, "stage I", identity)
-    model.record = {"stage1": {**identity, "pairs": len(pairs), "steps_done": done}}
-    save_model(model, run.out / "denoiser.safetensors")
-    return done
+    accelerator = loop.start(run)
+    task = Denoising(run, preset_name, accelerator)
+    record = loop.train(task, run, accelerator)
+    if accelerator.is_main_process:
+        task.network.record = {"stage1": record}
+        save_model(task.network, run.out / "denoiser.safetensors")
+    accelerator.end_training()
+    return int(record["steps_done"])

@@ -6,16 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from dmfnet_fast.errors import warn
-from dmfnet_fast.model import DMFNet, save_model
+from dmfnet_fast import colour
+from dmfnet_fast.errors import EngineError, warn
+from dmfnet_fast.model import DMFNet, load_model, save_model
 from dmfnet_fast.model.weights import load_denoiser, weights_hash
+from dmfnet_fast.montage import montage
+from dmfnet_fast.noise import fusion_noise
+from dmfnet_fast.padding import pad
+from dmfnet_fast.pictures import read_picture, to_8_bit
 from dmfnet_fast.schedule import FUSION_TIMESTEPS, level_interval, linear_alpha_bar
 from train import loop
-from train.data import CropSampler, fingerprint, load_pairs
+from train.data import MODALITIES, CropSampler, Pair, fingerprint, load_pairs, split
 from train.losses import hybrid_loss
 from train.recipe import Run
+from train.task import Draw, Task
 
 
 def random_levels(pairs: int, random: np.random.Generator) -> Tensor:
@@ -24,40 +32,114 @@ def random_levels(pairs: int, random: np.random.Generator) -> Tensor:
     return torch.from_numpy(random.uniform(low[:, None], high[:, None], size=(len(low), pairs)))
 
 
-def train_fusion(run: Run, denoiser_path: Path) -> int:
-    """Train the fusion network and write `dmfnet.safetensors`; returns how many steps are done."""
-    recipe = run.recipe
-    denoiser = load_denoiser(denoiser_path)
-    stage1 = denoiser.record.get("stage1", {})
-    if stage1.get("steps_done", 0) < stage1.get("steps", 0):
-        warn(f"{denoiser_path}: its training stopped at step {stage1.get('steps_done', 0)} of {stage1['steps']}")
-    pairs = load_pairs(run.data, "train", recipe.crop)
-    sampler = CropSampler(pairs, recipe.crop)
-    model = DMFNet(denoiser.config)
-    loop.prepare(model, run)
-    model.denoiser.load_state_dict(denoiser.state_dict())
-    # Frozen, and without dropout: its features are an input here.
-    model.denoiser.requires_grad_(False).eval()
-    features = torch.compile(model.features) if run.compiled else model.features
-    fusion = torch.compile(model.fusion) if run.compiled else model.fusion
+def fuse_pair(model: DMFNet, pair: Pair, device: torch.device) -> tuple[float, list[NDArray[np.uint8]]]:
+    """Fuse a pair as the product does, with the fixed noise and levels of inference, in float32.
 
-    def loss_of(random: np.random.Generator) -> Tensor:
-        a, b = sampler.pairs(recipe.batch, random).to(run.device)
-        noise = torch.randn((len(FUSION_TIMESTEPS), 2, *a.shape), device=run.device)
-        with loop.autocast(run):
+    Returns:
+        The hybrid loss of the saved picture's luminance, so with what recolouring clips and rounds; and the
+        pictures of a, of b and fused, in 8 bits.
+    """
+    b = read_picture(pair.source)
+    values = colour.value_range(b, None, str(pair.source))
+    sources = pair.a.astype(np.float32) / 127.5 - 1, colour.to_network(b, values)
+    (padded_a, inside), (padded_b, _) = (pad(image) for image in sources)
+    noise = torch.from_numpy(np.array(fusion_noise(0, *padded_a.shape))).to(device)
+    with torch.no_grad():
+        inputs = (torch.from_numpy(image).to(device)[None, None] for image in (padded_a, padded_b))
+        fused = model(*inputs, noise)[0, 0].cpu().numpy()
+    picture = colour.recolour(fused[inside], b, values)
+    saved, *luminances = (
+        torch.from_numpy(image)[None, None] for image in (colour.to_network(picture, values), *sources)
+    )
+    objective = hybrid_loss(saved, *luminances).item()
+    return objective, [pair.a, to_8_bit(b, values), to_8_bit(picture, values)]
+
+
+class Fusing(Task):
+    """The task of stage II."""
+
+    label = "stage II"
+    images_per_pair = 2
+
+    def __init__(self, run: Run, denoiser_path: Path | None, accelerator: Accelerator) -> None:
+        start = None if run.init is None else load_model(run.init)
+        source = denoiser_path or run.init
+        if source is None:
+            raise EngineError(
+                "no denoiser: give the result of stage 1 as --denoiser FILE, or weights with one as --init FILE"
+            )
+        denoiser = load_denoiser(source)
+        if start is not None and start.config != denoiser.config:
+            raise EngineError(f"{run.init}: is {start.config}, the denoiser is {denoiser.config}")
+        stage1 = denoiser.record.get("stage1", {})
+        if stage1.get("steps_done", 0) < stage1.get("steps", 0) and accelerator.is_main_process:
+            warn(f"{source}: its training stopped at step {stage1.get('steps_done', 0)} of {stage1['steps']}")
+        pairs = load_pairs(run.data, "train", run.recipe.crop)
+        training, self.validation = split(pairs)
+        self.run, self.device = run, accelerator.device
+        self.sampler = CropSampler(training, run.recipe.crop, self.device)
+        self.model = DMFNet(denoiser.config)
+        loop.prepare(self.model, run, accelerator)
+        self.model.denoiser.load_state_dict(denoiser.state_dict())
+        if start is not None:
+            self.model.fusion.load_state_dict(start.fusion.state_dict())
+        # Frozen, and without dropout: its features are an input here.
+        self.model.denoiser.requires_grad_(False).eval()
+        self.model.record = denoiser.record
+        self.network = self.model.fusion
+        self.features = torch.compile(self.model.features) if run.compiled else self.model.features
+        self.identity = {
+            "stage": 2,
+            "denoiser": weights_hash(denoiser.state_dict()),
+            "init": loop.started_from(start, "stage2"),
+            "data": fingerprint(pairs),
+            "pairs": len(training),
+            "precision": run.precision,
+            **vars(run.recipe),
+        }
+
+    def loss(self, network: nn.Module, draw: Draw) -> Tensor:
+        batch, crop = self.run.recipe.batch, self.run.recipe.crop
+        a, b = self.sampler.pairs(batch, draw.random, draw.share)
+        levels = random_levels(batch, draw.random)[:, draw.share].to(self.device)
+        noise = draw.normal(len(FUSION_TIMESTEPS), 2, batch, 1, crop, crop)[:, :, draw.share]
+        with loop.autocast(self.run):
             with torch.no_grad():
-                inputs = features(a, b, noise, random_levels(recipe.batch, random).to(run.device))
-            fused = fusion(*inputs)
+                inputs = self.features(a, b, noise, levels)
+            fused = network(*inputs)
         return hybrid_loss(fused.float(), a, b)
 
-    identity = {
-        "stage": 2,
-        "denoiser": weights_hash(denoiser.state_dict()),
-        "data": fingerprint(pairs),
-        "bf16": run.bf16,
-        **vars(recipe),
-    }
-    done = loop.train(model.fusion, run, loss_of, "stage II", identity)
-    model.record = {**denoiser.record, "stage2": {**identity, "pairs": len(pairs), "steps_done": done}}
-    save_model(model, run.out / "dmfnet.safetensors")
-    return done
+    @property
+    def scores(self) -> list[str]:
+        present = {pair.modality for pair in self.validation}
+        return [f"objective/{modality}" for modality in MODALITIES if modality in present]
+
+    def validate(self, part: int, parts: int) -> Tensor:
+        """Objectives of the saved pictures."""
+        sums = torch.zeros(len(self.scores), 2, dtype=torch.float64)
+        for pair in self.validation[part::parts]:
+            row = self.scores.index(f"objective/{pair.modality}")
+            sums[row] += torch.tensor([fuse_pair(self.model, pair, self.device)[0], 1.0], dtype=torch.float64)
+        return sums
+
+    def pictures(self) -> NDArray[np.uint8]:
+        """One pair of each modality: MRI, the other, fused."""
+        pairs = {pair.modality: pair for pair in self.validation}.values()
+        rows = [fuse_pair(self.model, pair, self.device)[1] for pair in pairs]
+        return montage(rows, ["MRI", "other", "fused"])
+
+
+def train_fusion(run: Run, denoiser_path: Path | None) -> int:
+    """Train the fusion network and write `dmfnet.safetensors`; returns how many steps are done.
+
+    Args:
+        denoiser_path: weights that hold the denoiser; that of `run.init` when not given.
+    """
+    accelerator = loop.start(run)
+    task = Fusing(run, denoiser_path, accelerator)
+    record = loop.train(task, run, accelerator)
+    if accelerator.is_main_process:
+        task.model.record = {**task.model.record, "stage2": record}
+        save_model(task.model, run.out / "dmfnet.safetensors")
+    accelerator.end_training()
+    return int(record["steps_done"])

@@ -13,7 +13,8 @@ from dmfnet_fast.errors import require
 from train.recipe import Recipe, Run
 
 RECIPE = ("steps", "batch", "crop", "learning_rate", "ema", "seed")
-MACHINE = ("data", "out", "minutes", "bf16", "compiled", "device")
+MACHINE = ("data", "out", "init", "minutes", "validate_every", "precision", "compiled", "device")
+LIBRARIES = ("torch", "safetensors", "tqdm", "accelerate", "tensorboard")
 
 
 def report(run: Run, done: int, result: str) -> None:
@@ -32,6 +33,15 @@ class Crop(click.IntRange):
         return side
 
 
+def _device(name: str, precision: str) -> str:
+    torch = require("torch", extra="train")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "tf32" and name != "cuda":
+        raise click.UsageError("--precision tf32 needs a CUDA GPU; use bf16 or float32")
+    return name
+
+
 def training_options(
     steps: int, batch: int, learning_rate: float
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -46,29 +56,43 @@ def training_options(
             "--data", type=folder, required=True, help="Folder with train/MODALITY-MRI/{MRI,MODALITY}/NAME.png."
         ),
         click.option("--out", type=folder, required=True, help="Folder of the run: checkpoint and result."),
+        click.option("--init", type=folder, help="Weights of an earlier run to start from."),
         click.option("--steps", default=steps, type=click.IntRange(1), help="Steps of the whole run."),
         click.option(
-            "--batch", default=batch, type=click.IntRange(1), help="Crops (stage 1) or pairs (stage 2) a step."
+            "--batch", default=batch, type=click.IntRange(1), help="Pairs of crops a step, over all processes."
         ),
         click.option("--crop", default=64, type=Crop(64), help="Side of the square crops; a multiple of 16."),
         click.option("--learning-rate", default=learning_rate, type=positive, help="The peak; decays over --steps."),
         click.option("--ema", default=0.999, type=click.FloatRange(0, 1, max_open=True), help="Decay of the average."),
         click.option("--seed", default=0, type=click.IntRange(0, 2**31 - 1), help="Of weights and random draws."),
         click.option("--minutes", type=positive, help="Stop after this long; the same command continues."),
-        click.option("--bf16/--float32", default=True, help="bfloat16 autocast."),
+        click.option("--validate-every", default=2000, type=click.IntRange(1), help="Steps between validations."),
+        click.option(
+            "--precision",
+            default="bf16",
+            type=click.Choice(["bf16", "tf32", "float32"]),
+            help="bfloat16 autocast, or float32 with or without a GPU's TF32.",
+        ),
         click.option(
             "--compile/--eager", "compiled", default=False, help="Use torch.compile (a CPU needs a C++ compiler)."
         ),
-        click.option("--device", default="cpu", help="cpu or cuda."),
+        click.option(
+            "--device",
+            default="auto",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            help="auto is cuda where there is a GPU. Several: launch with torchrun or accelerate launch.",
+        ),
     ]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def assembled(**given: Any) -> Any:
             recipe = Recipe(**{name: given.pop(name) for name in RECIPE})
-            run = Run(recipe=recipe, **{name: given.pop(name) for name in MACHINE})
-            for module in ("torch", "safetensors", "tqdm"):
+            for module in LIBRARIES:
                 require(module, extra="train")
+            machine = {name: given.pop(name) for name in MACHINE}
+            machine["device"] = _device(machine["device"], machine["precision"])
+            run = Run(recipe=recipe, **machine)
             return function(run, **given)
 
         for option in reversed(options):

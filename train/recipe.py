@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
+
+Precision: TypeAlias = Literal["bf16", "tf32", "float32"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,7 @@ class Recipe:
 
     Attributes:
         steps: optimiser steps of the whole run; the learning-rate schedule spans them.
-        batch: crops (stage I) or pairs of crops (stage II) a step.
+        batch: pairs of crops a step, over all processes.
         crop: side of the square crops, pixels; a multiple of 16, at least 64.
         learning_rate: the peak, after `warmup` steps; then a half cosine to 1% of it.
         weight_decay: of AdamW.
@@ -46,17 +49,21 @@ class Run:
 
     Attributes:
         data: folder that holds `train/MODALITY-MRI/...`.
-        out: folder for the checkpoint and the result.
+        out: folder for the checkpoint, the TensorBoard log and the result.
+        init: weights to start from; None starts from random ones.
         minutes: stop after this long, to be continued; None trains to the end.
-        bf16: autocast to bfloat16.
+        validate_every: steps between validations.
+        precision: "bf16" is autocast; "tf32" lets a GPU round products of float32 to 10 bits.
         compiled: use torch.compile.
-        device: "cpu" or "cuda".
+        device: "cpu", or "cuda" (each process its own GPU).
     """
 
     data: Path
     out: Path
     recipe: Recipe
+    init: Path | None
     minutes: float | None
-    bf16: bool
+    validate_every: int
+    precision: Precision
     compiled: bool
     device: str

@@ -10,7 +10,7 @@ from train.recipe import Run
 
 
 @command()
-@training_options(steps=20_000, batch=32, learning_rate=1e-3)
+@training_options(steps=20_000, batch=16, learning_rate=1e-3)
 @click.option("--preset", default="tiny", type=click.Choice(["base", "small", "tiny"]), help="Size.")
 def main(run: Run, preset: str) -> None:
     """Train the denoiser on all images of DATA/train; write OUT/denoiser.safetensors.

@@ -13,8 +13,8 @@ from train.recipe import Run
 
 @command()
 @training_options(steps=20_000, batch=16, learning_rate=5e-4)
-@click.option("--denoiser", type=click.Path(path_type=Path), required=True, help="The denoiser.safetensors of stage 1.")
-def main(run: Run, denoiser: Path) -> None:
+@click.option("--denoiser", type=click.Path(path_type=Path), help="The denoiser of stage 1 (if not that of --init).")
+def main(run: Run, denoiser: Path | None) -> None:
     """Train the fusion network on all pairs of DATA/train; write OUT/dmfnet.safetensors.
 
     The denoiser stays as it is. The same command again continues an interrupted run.

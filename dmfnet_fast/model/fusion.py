@@ -143,4 +143,6 @@ class FusionNetwork(nn.Module):
                 )
             )
         hidden = F.leaky_relu(self.rgb_decode2(outputs[-1]), 0.2)
-        return torch.tanh(self.rgb_decode1(hidden))
+        # bfloat16's steps of 1/256 near black are a grey level each: under autocast too, the picture is float32.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return torch.tanh(self.rgb_decode1(hidden.to(self.rgb_decode1.conv.weight.dtype)))

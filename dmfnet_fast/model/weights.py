@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.files import replacing
@@ -23,7 +23,7 @@ from dmfnet_fast.model.network import DMFNet
 
 FORMAT = "dmfnet-fast 1"
 Model = TypeVar("Model", DMFNet, Denoiser)
-_KINDS: dict[type[nn.Module], str] = {DMFNet: "dmfnet", Denoiser: "denoiser"}
+_KINDS: dict[type[DMFNet | Denoiser], str] = {DMFNet: "dmfnet", Denoiser: "denoiser"}
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -115,7 +115,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def _load(path: str | os.PathLike[str], kind: type[Model]) -> Model:
+def _load(path: str | os.PathLike[str], *wanted: type[DMFNet | Denoiser]) -> DMFNet | Denoiser:
     path = Path(path)
     with _opened(path) as file:
         metadata: dict[str, str] = file.metadata() or {}
@@ -124,14 +124,16 @@ def _load(path: str | os.PathLike[str], kind: type[Model]) -> Model:
         raise EngineError(
             f"{path}: was not written by this package (format {metadata.get('format')!r}, not {FORMAT!r})"
         )
-    if metadata.get("kind") != _KINDS[kind]:
-        raise EngineError(f"{path}: holds a {metadata.get('kind')}, a {_KINDS[kind]} is needed")
+    kinds = {_KINDS[kind]: kind for kind in wanted}
+    if metadata.get("kind") not in kinds:
+        raise EngineError(f"{path}: holds a {metadata.get('kind')}, a {' or '.join(kinds)} is needed")
     try:
         config = ModelConfig(**json.loads(metadata["config"]))
         record: dict[str, Any] = json.loads(metadata["training"])
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"{path}: its metadata is damaged: {error}") from error
-    model = empty_model(kind, config)
+    kind = kinds[metadata["kind"]]
+    model = empty_model(DMFNet, config) if kind is DMFNet else empty_model(Denoiser, config)
     check_tensors(str(path), tensors, model.state_dict())
     if metadata.get("sha256") != weights_hash(tensors):
         raise EngineError(f"{path}: its weights do not match their hash: the file is damaged; fetch it again")
@@ -148,13 +150,19 @@ def load_model(path: str | os.PathLike[str]) -> DMFNet:
     Raises:
         EngineError: the file is missing, damaged, of another kind or does not fit the network.
     """
-    return _load(path, DMFNet)
+    model = _load(path, DMFNet)
+    assert isinstance(model, DMFNet)
+    return model
 
 
 def load_denoiser(path: str | os.PathLike[str]) -> Denoiser:
-    """Open the denoiser of stage I as a float32 network in eval mode, on the CPU.
+    """Open the denoiser of stage I, alone or as part of a whole network, as `load_model` does.
 
     Raises:
-        EngineError: as `load_model`.
+        EngineError: the file is missing, damaged or does not fit the network.
     """
-    return _load(path, Denoiser)
+    model = _load(path, Denoiser, DMFNet)
+    if isinstance(model, Denoiser):
+        return model
+    model.denoiser.record = {name: made for name, made in model.record.items() if name == "stage1"}
+    return model.denoiser

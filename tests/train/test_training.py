@@ -17,12 +17,13 @@ from dmfnet_fast.model.weights import load_denoiser
 from dmfnet_fast.pictures import write_picture
 from train.data import CropSampler, Pair, load_pairs
 from train.denoising import diffuse
+from train.denoising import random_levels as random_stage1_levels
 from train.fusing import random_levels
 from train.recipe import Recipe
 from train.stage1 import main as stage1
 from train.stage2 import main as stage2
 
-SETTINGS = ("--batch", "2", "--steps", "3", "--float32")
+SETTINGS = ("--batch", "2", "--steps", "3", "--precision", "float32", "--device", "cpu", "--validate-every", "2")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     list(write_phantoms(folder, train=2, test=1, size=80))
     return folder
+
+
+def crops(pairs: list[Pair], count: int, share: slice = slice(None)) -> torch.Tensor:
+    return CropSampler(pairs, 64, torch.device("cpu")).pairs(count, np.random.default_rng(5), share)
 
 
 def invoke(command: Any, *arguments: Any) -> Result:
@@ -52,7 +57,7 @@ def test_results(trained: Path) -> None:
     denoiser = load_denoiser(trained / "s1" / "denoiser.safetensors")
     model = load_model(trained / "s2" / "dmfnet.safetensors")
     assert model.record["stage1"]["steps"] == 3
-    assert model.record["stage2"]["pairs"] == 6
+    assert model.record["stage2"]["pairs"] == 3, "one of two of each modality is held out"
     for (name, frozen), original in zip(
         model.denoiser.state_dict().items(), denoiser.state_dict().values(), strict=True
     ):
@@ -77,7 +82,12 @@ def test_resume_is_exact(stage: str, data: Path, trained: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("more", "named"),
-    [(("--batch", "4"), "batch"), (("--bf16",), "bf16"), (("--preset", "small"), "preset"), (("--seed", "1"), "seed")],
+    [
+        (("--batch", "4"), "batch"),
+        (("--precision", "bf16"), "precision"),
+        (("--preset", "small"), "preset"),
+        (("--seed", "1"), "seed"),
+    ],
 )
 def test_other_settings_do_not_resume(data: Path, trained: Path, more: tuple[str, ...], named: str) -> None:
     result = invoke(stage1, "--data", data, "--out", trained / "s1", *SETTINGS, *more)
@@ -142,7 +152,7 @@ def test_training_learns(data: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     model = load_denoiser(tmp_path / "denoiser.safetensors")
-    images = CropSampler(load_pairs(data, "train", 64), 64).pairs(4, np.random.default_rng(5)).flatten(0, 1)
+    images = crops(load_pairs(data, "train", 64), 4).flatten(0, 1)
     torch.manual_seed(0)
     level = torch.full((len(images), 1), 0.98)
     with torch.no_grad():
@@ -195,22 +205,27 @@ def test_no_gpu(data: Path, tmp_path: Path) -> None:
 
 def test_crops() -> None:
     a = np.arange(80 * 96).reshape(80, 96) % 251
-    pairs = [Pair("CT", "x", a.astype(np.uint8), (250 - a).astype(np.uint8))]
-    crops = CropSampler(pairs, 64).pairs(8, np.random.default_rng(0))
-    assert crops.shape == (2, 8, 1, 64, 64)
-    torch.testing.assert_close(crops[0] + crops[1], torch.full_like(crops[0], 250 / 127.5 - 2), atol=1e-5, rtol=0)
-    assert len({crop.numpy().tobytes() for crop in crops[0]}) == 8
+    whole = crops([Pair("CT", Path("x"), a.astype(np.uint8), (250 - a).astype(np.uint8))], 8)
+    assert whole.shape == (2, 8, 1, 64, 64)
+    torch.testing.assert_close(whole[0] + whole[1], torch.full_like(whole[0], 250 / 127.5 - 2), atol=1e-5, rtol=0)
+    assert len({crop.numpy().tobytes() for crop in whole[0]}) == 8
+    shares = [crops([Pair("CT", Path("x"), a.astype(np.uint8), (250 - a).astype(np.uint8))], 8, share)
+              for share in (slice(0, 5), slice(5, 8))]  # fmt: skip
+    assert torch.equal(torch.cat(shares, dim=1), whole), "processes cut parts of one batch"
 
 
 def test_diffuse_is_variance_preserving() -> None:
-    torch.manual_seed(0)
-    noisy, level = diffuse(torch.zeros(512, 1, 16, 16), np.random.default_rng(0))
-    assert level.shape == (512, 1)
+    random = np.random.default_rng(0)
+    level = random_stage1_levels(512, random)
+    noisy, s = diffuse(
+        torch.zeros(512, 1, 16, 16), level, torch.from_numpy(random.normal(size=(512, 1, 16, 16))).float()
+    )
+    assert s.shape == (512, 1)
     measured = noisy.square().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(measured, 1 - level[:, 0].square(), rtol=0.5, atol=1e-6)
-    assert level.min() < 0.1
-    assert level.max() > 0.95
-    assert len(level.unique()) == 512, "one timestep for each sample"
+    torch.testing.assert_close(measured, 1 - s[:, 0].square(), rtol=0.5, atol=1e-6)
+    assert s.min() < 0.1
+    assert s.max() > 0.95
+    assert len(s.unique()) == 512, "one timestep for each sample"
 
 
 def test_levels_lie_in_their_intervals() -> None:

@@ -1,0 +1,49 @@
+"""Where a run stands, on disk: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from dmfnet_fast.errors import DMFNetError
+from dmfnet_fast.files import replacing
+
+
+class Checkpoint(TypedDict):
+    """All that the next step depends on; `identity` is what the run's result depends on, in plain types."""
+
+    identity: dict[str, Any]
+    step: int
+    optimiser: dict[str, Any]
+    parameters: list[Tensor]
+    average: list[Tensor]
+    validation: dict[str, float] | None
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Replace the checkpoint at `path`."""
+    with replacing(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def read(path: Path, identity: dict[str, Any], device: torch.device) -> Checkpoint:
+    """The checkpoint at `path`, of the run that `identity` describes.
+
+    Raises:
+        DMFNetError: it is damaged, or belongs to a run with other settings; these are named.
+    """
+    try:
+        state: Checkpoint = torch.load(path, map_location=device, weights_only=True)
+        if not isinstance(state, dict) or not state.keys() >= Checkpoint.__required_keys__:
+            raise ValueError("it is no training checkpoint")
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+        raise DMFNetError(f"{path}: the checkpoint is damaged; delete it or use another --out") from error
+    theirs = state["identity"]
+    other = [key for key in sorted(identity.keys() | theirs.keys()) if identity.get(key) != theirs.get(key)]
+    if other:
+        raise DMFNetError(f"{path}: belongs to a run with other settings ({', '.join(other)}); use another --out")
+    return state
