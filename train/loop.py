@@ -94,23 +94,29 @@ class _Average:
     """The moving average of the parameters."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.parameters = [p.detach() for p in parameters]
-        self.values = [p.clone() for p in self.parameters]
+        self._parameters = parameters
+        self.values = [p.detach().clone() for p in parameters]
+
+    def _current(self) -> list[Tensor]:
+        # Looked up anew: DistributedDataParallel gives parameters other memory.
+        return [p.detach() for p in self._parameters]
 
     def update(self, decay: float) -> None:
-        torch._foreach_lerp_(self.values, self.parameters, 1 - decay)
+        torch._foreach_lerp_(self.values, self._current(), 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The parameters hold their averages."""
-        current = [p.clone() for p in self.parameters]
+        before = [p.clone() for p in self._current()]
         self.deliver()
-        yield
-        torch._foreach_copy_(self.parameters, current)
+        try:
+            yield
+        finally:
+            self.deliver(before)
 
-    def deliver(self) -> None:
-        """Leave the averages in the parameters."""
-        torch._foreach_copy_(self.parameters, self.values)
+    def deliver(self, values: list[Tensor] | None = None) -> None:
+        """Put the averages, or other values, into the parameters."""
+        torch._foreach_copy_(self._current(), self.values if values is None else values)
 
 
 class _Draws:
@@ -187,7 +193,7 @@ class _Journal:
                 self.writer.add_image("validation", self.task.pictures(), self.step, dataformats="HWC")
         self.task.network.train(training)
         values = {name: (row[0] / row[1]).item() for name, row in zip(self.task.scores, sums, strict=True)}
-        self.scalars(self.step, {f"validation/{name}": value for name, value in values.items()})
+        self.scalars(self.step, values)
         self.clock = time.monotonic()
         return {"step": self.step, **values}
 
@@ -220,17 +226,18 @@ def train(task: Task, run: Run, accelerator: Accelerator) -> dict[str, Any]:
     make_folder(run.out)
     recipe, path = run.recipe, run.out / CHECKPOINT
     parameters = [p for p in task.network.parameters() if p.requires_grad]
-    average = _Average(parameters)
     optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    network = torch.compile(task.network) if run.compiled else task.network
+    network, optimiser = accelerator.prepare(network, optimiser)
+    average = _Average(parameters)  # only now have all processes the same weights
     step = 0
     validation: dict[str, float] | None = None
     if path.exists():
         state = checkpoint.read(path, task.identity, accelerator.device)
         step, validation = state["step"], state["validation"]
         optimiser.load_state_dict(state["optimiser"])
-        with torch.no_grad():
-            torch._foreach_copy_([*parameters, *average.values], [*state["parameters"], *state["average"]])
-    network, optimiser = accelerator.prepare(torch.compile(task.network) if run.compiled else task.network, optimiser)
+        average.deliver(state["parameters"])
+        torch._foreach_copy_(average.values, state["average"])
 
     def save() -> None:
         if accelerator.is_main_process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dmfnet_fast import Fuser
 from dmfnet_fast.commands.phantom import write_phantoms
 from dmfnet_fast.model import load_model
-from dmfnet_fast.model.weights import load_denoiser
-from dmfnet_fast.pictures import write_picture
-from train.data import CropSampler, Pair, load_pairs
+from dmfnet_fast.model.weights import load_denoiser, weights_hash
+from train.data import CropSampler, load_pairs
 from train.denoising import diffuse
 from train.denoising import random_levels as random_stage1_levels
 from train.fusing import random_levels
+from train.losses import hybrid_loss
 from train.recipe import Recipe
 from train.stage1 import main as stage1
 from train.stage2 import main as stage2
@@ -29,12 +33,8 @@ SETTINGS = ("--batch", "2", "--steps", "3", "--precision", "float32", "--device"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    list(write_phantoms(folder, train=2, test=1, size=80))
+    list(write_phantoms(folder, train=2, test=1, size=64))
     return folder
-
-
-def crops(pairs: list[Pair], count: int, share: slice = slice(None)) -> torch.Tensor:
-    return CropSampler(pairs, 64, torch.device("cpu")).pairs(count, np.random.default_rng(5), share)
 
 
 def invoke(command: Any, *arguments: Any) -> Result:
@@ -64,6 +64,44 @@ def test_results(trained: Path) -> None:
         assert torch.equal(frozen, original), name
 
 
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """All scalars of a run's TensorBoard log, as (step, value), but for those that time decides."""
+    log = EventAccumulator(str(run / "tensorboard")).Reload()
+    tags = [tag for tag in log.Tags()["scalars"] if tag != "images per second"]
+    return {tag: [(event.step, event.value) for event in log.Scalars(tag)] for tag in tags}
+
+
+def test_tensorboard(trained: Path) -> None:
+    for folder, scores in (
+        ("s1", {f"reconstruction error/t = {t}" for t in (50, 200, 600, 1200)}),
+        ("s2", {f"objective/{m}" for m in ("CT", "PET", "SPECT")}),
+    ):
+        logged = scalars(trained / folder)
+        assert logged.keys() == {"loss", "gradient norm", "learning rate"} | scores
+        assert [step for step, _ in logged["loss"]] == [1, 2, 3]
+        assert all([step for step, _ in logged[score]] == [2, 3] for score in scores)
+        log = EventAccumulator(str(trained / folder / "tensorboard")).Reload()
+        (first, _) = log.Images("validation")
+        assert Image.open(io.BytesIO(first.encoded_image_string)).size[0] > 200
+
+
+def test_validation_is_of_the_saved_picture(data: Path, trained: Path, tmp_path: Path) -> None:
+    """What training says of the held-out pairs is what scoring the files of dmfnet-fuse gives."""
+    weights = trained / "s2" / "dmfnet.safetensors"
+    validation = load_model(weights).record["stage2"]["validation"]
+    assert validation["step"] == 3
+    with Fuser(weights) as fuser:
+        for modality in ("CT", "PET", "SPECT"):
+            a, b = (data / "train" / f"{modality}-MRI" / kind / "002.png" for kind in ("MRI", modality))
+            fuser.fuse(a, b).save(tmp_path / "fused.png")
+            fused, luminance_a, luminance_b = (
+                torch.from_numpy(np.array(Image.open(path).convert("L"))).float().div(127.5).sub(1)[None, None]
+                for path in (tmp_path / "fused.png", a, b)
+            )
+            expected = hybrid_loss(fused, luminance_a, luminance_b).item()
+            assert validation[f"objective/{modality}"] == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_resume_is_exact(stage: str, data: Path, trained: Path, tmp_path: Path) -> None:
     command, folder, file, more = {
@@ -78,6 +116,28 @@ def test_resume_is_exact(stage: str, data: Path, trained: Path, tmp_path: Path) 
     resumed, whole = load(tmp_path / file), load(trained / folder / file)
     for (name, first), second in zip(resumed.state_dict().items(), whole.state_dict().values(), strict=True):
         assert torch.equal(first, second), name
+    assert scalars(tmp_path) == scalars(trained / folder), "the same losses, rates and scores"
+
+
+def test_going_on_from_weights(data: Path, trained: Path, tmp_path: Path) -> None:
+    """--init starts from the weights of an earlier run, and its record tells so."""
+    earlier = trained / "s2" / "dmfnet.safetensors"
+    result = invoke(stage2, "--data", data, "--out", tmp_path, "--init", earlier, *SETTINGS, "--learning-rate", "1e-12")
+    assert result.exit_code == 0, result.output
+    first, second = load_model(earlier), load_model(tmp_path / "dmfnet.safetensors")
+    for (name, before), after in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        torch.testing.assert_close(after, before, atol=1e-9, rtol=1e-6, msg=name)
+    assert second.record["stage2"]["init"] == {"weights": weights_hash(first.state_dict()), **first.record["stage2"]}
+    assert second.record["stage1"] == first.record["stage1"]
+    result = invoke(stage1, "--data", data, "--out", tmp_path / "s1", "--preset", "small", "--init", earlier)
+    assert result.exit_code == 2
+    assert "preset small is" in result.stderr
+
+
+def test_no_denoiser(data: Path, tmp_path: Path) -> None:
+    result = invoke(stage2, "--data", data, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "no denoiser: give the result of stage 1" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -117,15 +177,18 @@ def test_stopping_early_is_said(data: Path, trained: Path, tmp_path: Path) -> No
     assert load_denoiser(trained / "s1" / "denoiser.safetensors").record["stage1"]["steps_done"] == 3
 
 
-def test_interrupt_keeps_the_step(data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C during the second step: the step is finished, saved, and the run can go on."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_keeps_the_step(
+    number: signal.Signals, data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C or a batch system's SIGTERM during the second step: the step is finished, saved, and the run can go on."""
     original = CropSampler.pairs
     calls = []
 
     def interrupted(self: CropSampler, *arguments: Any) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 2:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return original(self, *arguments)
 
     monkeypatch.setattr(CropSampler, "pairs", interrupted)
@@ -152,35 +215,13 @@ def test_training_learns(data: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     model = load_denoiser(tmp_path / "denoiser.safetensors")
-    images = crops(load_pairs(data, "train", 64), 4).flatten(0, 1)
+    sampler = CropSampler(load_pairs(data, "train", 64), 64, torch.device("cpu"))
+    images = sampler.pairs(4, np.random.default_rng(5), slice(None)).flatten(0, 1)
     torch.manual_seed(0)
     level = torch.full((len(images), 1), 0.98)
     with torch.no_grad():
         reconstruction = model(0.98 * images + 0.2 * torch.randn_like(images), level)
     assert (reconstruction - images).square().mean() < 0.5 * (images - images.mean()).square().mean()
-
-
-def test_bad_data_is_listed(tmp_path: Path) -> None:
-    list(write_phantoms(tmp_path, train=3, test=0, size=64))
-    root = tmp_path / "train"
-    (root / "CT-MRI" / "CT" / "001.png").unlink()
-    (root / "PET-MRI" / "PET" / "002.png").write_bytes(b"broken")
-    write_picture(root / "SPECT-MRI" / "SPECT" / "003.png", np.zeros((64, 80), np.uint8))
-    for kind in ("MRI", "CT"):
-        write_picture(root / "CT-MRI" / kind / "004.png", np.zeros((32, 32), np.uint8))
-    result = invoke(stage1, "--data", tmp_path, "--out", tmp_path / "run")
-    assert result.exit_code == 2
-    assert "4 images cannot be used" in result.stderr
-    for message in ("CT-MRI/MRI/001.png: has no partner", "002.png: is not a picture", "SPECT/003.png: is 80x64",
-                    "004.png: is 32x32, smaller"):  # fmt: skip
-        assert message in result.stderr
-    assert not (tmp_path / "run").exists()
-
-
-def test_no_data(tmp_path: Path) -> None:
-    result = invoke(stage1, "--data", tmp_path, "--out", tmp_path / "run")
-    assert result.exit_code == 2
-    assert "no pairs found" in result.stderr
 
 
 def test_crop_must_fit(data: Path, tmp_path: Path) -> None:
@@ -201,17 +242,6 @@ def test_no_gpu(data: Path, tmp_path: Path) -> None:
     result = invoke(stage1, "--data", data, "--out", tmp_path / "run", "--device", "cuda")
     assert result.exit_code == 2
     assert "sees 0 CUDA GPUs" in result.stderr
-
-
-def test_crops() -> None:
-    a = np.arange(80 * 96).reshape(80, 96) % 251
-    whole = crops([Pair("CT", Path("x"), a.astype(np.uint8), (250 - a).astype(np.uint8))], 8)
-    assert whole.shape == (2, 8, 1, 64, 64)
-    torch.testing.assert_close(whole[0] + whole[1], torch.full_like(whole[0], 250 / 127.5 - 2), atol=1e-5, rtol=0)
-    assert len({crop.numpy().tobytes() for crop in whole[0]}) == 8
-    shares = [crops([Pair("CT", Path("x"), a.astype(np.uint8), (250 - a).astype(np.uint8))], 8, share)
-              for share in (slice(0, 5), slice(5, 8))]  # fmt: skip
-    assert torch.equal(torch.cat(shares, dim=1), whole), "processes cut parts of one batch"
 
 
 def test_diffuse_is_variance_preserving() -> None:

@@ -1,0 +1,75 @@
+"""Pairs and crops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dmfnet_fast.commands.phantom import write_phantoms
+from dmfnet_fast.pictures import write_picture
+from train.data import CropSampler, Pair, held_out, split
+from train.stage1 import main as stage1
+
+
+def test_bad_data_is_listed(tmp_path: Path) -> None:
+    list(write_phantoms(tmp_path, train=3, test=0, size=64))
+    root = tmp_path / "train"
+    (root / "CT-MRI" / "CT" / "001.png").unlink()
+    (root / "PET-MRI" / "PET" / "002.png").write_bytes(b"broken")
+    write_picture(root / "SPECT-MRI" / "SPECT" / "003.png", np.zeros((64, 80), np.uint8))
+    for kind in ("MRI", "CT"):
+        write_picture(root / "CT-MRI" / kind / "004.png", np.zeros((32, 32), np.uint8))
+    result = CliRunner().invoke(stage1, ["--data", str(tmp_path), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 2
+    assert "4 images cannot be used" in result.stderr
+    for message in ("CT-MRI/MRI/001.png: has no partner", "002.png: is not a picture", "SPECT/003.png: is 80x64",
+                    "004.png: is 32x32, smaller"):  # fmt: skip
+        assert message in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_data(tmp_path: Path) -> None:
+    result = CliRunner().invoke(stage1, ["--data", str(tmp_path), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 2
+    assert "no pairs found" in result.stderr
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 10, 88, 130, 274])
+def test_held_out(count: int) -> None:
+    """About a tenth, in at most two runs of neighbours, with something left to train on."""
+    held = held_out(count)
+    assert len(set(held)) == len(held) < count
+    assert set(held) <= set(range(count))
+    runs = 1 + int(np.sum(np.diff(held) > 1)) if held else 0
+    assert runs <= 2
+    if count >= 10:
+        assert abs(len(held) - count / 10) <= 1
+
+
+def test_split_is_by_modality_and_complete() -> None:
+    image = np.zeros((64, 64), np.uint8)
+    pairs = [Pair(m, Path(f"{n:03}.png"), image, image) for m in ("CT", "SPECT") for n in range(20)]
+    training, validation = split(pairs)
+    assert [(pair.modality, pair.name) for pair in validation] == [
+        (m, n) for m in ("CT", "SPECT") for n in ("005.png", "015.png")
+    ]
+    assert sorted(map(id, training + validation)) == sorted(map(id, pairs))
+
+
+def test_crops() -> None:
+    a = np.arange(80 * 96).reshape(80, 96) % 251
+    pair = Pair("CT", Path("x"), a.astype(np.uint8), (250 - a).astype(np.uint8))
+
+    def crops(share: slice) -> torch.Tensor:
+        return CropSampler([pair], 64, torch.device("cpu")).pairs(8, np.random.default_rng(0), share)
+
+    whole = crops(slice(None))
+    assert whole.shape == (2, 8, 1, 64, 64)
+    torch.testing.assert_close(whole[0] + whole[1], torch.full_like(whole[0], 250 / 127.5 - 2), atol=1e-5, rtol=0)
+    assert len({crop.numpy().tobytes() for crop in whole[0]}) == 8
+    shares = torch.cat([crops(slice(0, 5)), crops(slice(5, 8))], dim=1)
+    assert torch.equal(shares, whole), "processes cut parts of one batch"

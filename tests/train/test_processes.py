@@ -1,0 +1,107 @@
+"""Training by several processes at once, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmfnet_fast.commands.phantom import write_phantoms
+from dmfnet_fast.fuser import SHIPPED_WEIGHTS
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def launch(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run(
+        [sys.executable, *launcher, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    list(write_phantoms(folder, train=2, test=0, size=64))
+    return folder
+
+
+def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
+    """Gradients are averaged: two processes with half of the batch each take the steps of one with all of it."""
+    settings = ["--batch", "4", "--steps", "3", "--precision", "float32", "--device", "cpu", "--validate-every", "2"]
+    for processes in (1, 2):
+        arguments = ["--data", data, "--init", SHIPPED_WEIGHTS, "--out", tmp_path / str(processes), *settings]
+        done = launch(processes, "-m", "train.stage2", *arguments)
+        assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True) for n in ("1", "2"))
+    assert one["identity"] == two["identity"]
+    for kind in ("parameters", "average"):
+        for first, second in zip(one[kind], two[kind], strict=True):
+            # The sum of gradients is rounded in another order; the steps are about 1e-5.
+            torch.testing.assert_close(first, second, atol=1e-7, rtol=1e-6)
+    for score, value in one["validation"].items():
+        assert two["validation"][score] == pytest.approx(value, rel=1e-4), "each validates a part, all count"
+
+
+SAME_WEIGHTS = """
+import sys
+import numpy as np, torch
+from pathlib import Path
+from train import loop
+from train.recipe import Recipe, Run
+from train.task import Task
+
+class Line(Task):
+    label, images_per_pair, scores = "line", 1, []
+    identity = {"kind": "line"}
+    def __init__(self):
+        self.network = torch.nn.Linear(3, 1)
+        self.seen = []
+    def loss(self, network, draw):
+        x = draw.normal(4, 3)[draw.share]
+        self.seen.append((x.clone(), draw.share.start, torch.rand(1).item()))
+        return (network(x) - x.sum(1, keepdim=True)).square().mean()
+    def validate(self, part, parts): raise NotImplementedError
+    def pictures(self): raise NotImplementedError
+
+out = Path(sys.argv[1])
+recipe = Recipe(steps=20, batch=4, crop=64, learning_rate=0.1, warmup=1)
+run = Run(Path(), out, recipe, None, None, 1000, "float32", False, "cpu")
+accelerator = loop.start(run)
+task = Line()
+torch.manual_seed(accelerator.process_index)  # other weights in each process, until they join
+torch.nn.init.normal_(task.network.weight)
+loop.train(task, run, accelerator)
+torch.save({"weights": task.network.state_dict(), "seen": task.seen}, out / f"process{accelerator.process_index}.pt")
+accelerator.end_training()
+"""
+
+
+def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    (tmp_path / "line.py").write_text(SAME_WEIGHTS)
+    done = launch(2, tmp_path / "line.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"process{n}.pt", weights_only=True) for n in (0, 1))
+    for name, values in first["weights"].items():
+        assert torch.equal(values, second["weights"][name])
+    (crops_1, start_1, dropout_1), (crops_2, start_2, dropout_2) = first["seen"][0], second["seen"][0]
+    assert (start_1, start_2) == (0, 2)
+    assert not torch.equal(crops_1, crops_2), "each its own part of the batch"
+    assert dropout_1 != dropout_2
+
+
+def test_batch_must_divide(data: Path, tmp_path: Path) -> None:
+    done = launch(2, "-m", "train.stage1", "--data", data, "--batch", "3", "--device", "cpu", "--out", tmp_path / "run")
+    assert done.returncode != 0
+    assert "--batch 3: does not divide over 2 processes" in done.stderr
+    assert not (tmp_path / "run").exists()
