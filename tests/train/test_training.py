@@ -134,6 +134,25 @@ def test_going_on_from_weights(data: Path, trained: Path, tmp_path: Path) -> Non
     assert "preset small is" in result.stderr
 
 
+def test_compiled(data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--compile traces features and fusion network; here with a backend that leaves the graphs as they are."""
+    compiled = []
+    original = torch.compile
+
+    def traced(function: Any) -> Any:
+        compiled.append(function)
+        return original(function, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    denoiser = trained / "s1" / "denoiser.safetensors"
+    result = invoke(stage2, "--data", data, "--out", tmp_path, "--denoiser", denoiser, *SETTINGS, "--compile")
+    assert result.exit_code == 0, result.output
+    assert len(compiled) == 2
+    one, other = (load_model(f / "dmfnet.safetensors").state_dict() for f in (tmp_path, trained / "s2"))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
 def test_no_denoiser(data: Path, tmp_path: Path) -> None:
     result = invoke(stage2, "--data", data, "--out", tmp_path)
     assert result.exit_code == 2

@@ -1,0 +1,81 @@
+"""What a training step costs on this machine. Run: `pytest --benchmark-only`; compare within one run only.
+
+A step of stage II on tiny, 8 pairs of 64x64 crops, is 50 GFLOP of frozen denoiser and, forward and backward, 11 of
+fusion network; a step of stage I, 16 crops, 37.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dmfnet_fast.commands.phantom import write_phantoms
+from dmfnet_fast.fuser import SHIPPED_WEIGHTS
+from dmfnet_fast.model import Denoiser
+from train import loop
+from train.denoising import Denoising
+from train.fusing import Fusing
+from train.recipe import Precision, Recipe, Run
+from train.task import Draw, Task
+
+BATCH, CROP = 8, 64
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    list(write_phantoms(folder, train=2, test=0, size=128))
+    return folder
+
+
+def make_run(data: Path, precision: Precision, init: Path | None) -> Run:
+    recipe = Recipe(steps=1000, batch=BATCH, crop=CROP, learning_rate=1e-4)
+    return Run(data, data / "run", recipe, init, None, 1000, precision, compiled=False, device="cpu")
+
+
+def make_step(task: Task) -> Callable[[], float]:
+    """A whole step: data, loss, gradient, clipping, update."""
+    parameters = [p for p in task.network.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, 1e-4, fused=True)
+
+    def step() -> float:
+        draw = Draw(np.random.default_rng(0), torch.Generator().manual_seed(0), slice(0, BATCH))
+        loss = task.loss(task.network, draw)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        return loss.item()
+
+    return step
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.benchmark(group="stage I step, tiny, 8 pairs of 64x64", min_rounds=10, warmup=True, warmup_iterations=1)
+def test_stage1(benchmark: Callable[..., Any], data: Path, precision: Precision) -> None:
+    run = make_run(data, precision, None)
+    step = make_step(Denoising(run, "tiny", loop.start(run)))
+    assert np.isfinite(benchmark(step))
+
+
+@pytest.mark.parametrize("way", ["as published", "float32", "bf16"])
+@pytest.mark.benchmark(group="stage II step, tiny, 8 pairs of 64x64", min_rounds=10, warmup=True, warmup_iterations=1)
+def test_stage2(benchmark: Callable[..., Any], data: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As published is float32 with the denoiser's unused tail; the batch is ours (the published one is 1)."""
+    run = make_run(data, "bf16" if way == "bf16" else "float32", SHIPPED_WEIGHTS)
+    if way == "as published":
+
+        def with_tail(self: Denoiser, x: Tensor, level: Tensor) -> list[Tensor]:
+            features, last = self._up_path(x, level, last_tap=0)
+            self.final_conv(last)
+            return features
+
+        monkeypatch.setattr(Denoiser, "features", with_tail)
+    step = make_step(Fusing(run, None, loop.start(run)))
+    assert np.isfinite(benchmark(step))
