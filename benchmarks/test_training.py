@@ -60,8 +60,8 @@ def make_step(task: Task) -> Callable[[], float]:
 @pytest.mark.benchmark(group="stage I step, tiny, 8 pairs of 64x64", min_rounds=10, warmup=True, warmup_iterations=1)
 def test_stage1(benchmark: Callable[..., Any], data: Path, precision: Precision) -> None:
     run = make_run(data, precision, None)
-    step = make_step(Denoising(run, "tiny", loop.start(run)))
-    assert np.isfinite(benchmark(step))
+    with loop.joined(run) as accelerator:
+        assert np.isfinite(benchmark(make_step(Denoising(run, "tiny", accelerator))))
 
 
 @pytest.mark.parametrize("way", ["as published", "float32", "bf16"])
@@ -77,5 +77,5 @@ def test_stage2(benchmark: Callable[..., Any], data: Path, way: str, monkeypatch
             return features
 
         monkeypatch.setattr(Denoiser, "features", with_tail)
-    step = make_step(Fusing(run, None, loop.start(run)))
-    assert np.isfinite(benchmark(step))
+    with loop.joined(run) as accelerator:
+        assert np.isfinite(benchmark(make_step(Fusing(run, None, accelerator))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
 from pathlib import Path
 from typing import Any, TypedDict
@@ -26,21 +28,27 @@ class Checkpoint(TypedDict):
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
     """Replace the checkpoint at `path`."""
-    with replacing(path) as temporary:
-        torch.save(checkpoint, temporary)
+    # Written by Python: torch's own writer does not tell a full disk as an OSError.
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def read(path: Path, identity: dict[str, Any], device: torch.device) -> Checkpoint:
-    """The checkpoint at `path`, of the run that `identity` describes.
+def read(path: Path, identity: dict[str, Any]) -> Checkpoint:
+    """The checkpoint at `path`, of the run that `identity` describes, on the CPU.
 
     Raises:
+        OSError: it cannot be read.
         DMFNetError: it is damaged, or belongs to a run with other settings; these are named.
     """
     try:
-        state: Checkpoint = torch.load(path, map_location=device, weights_only=True)
+        state: Checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or not state.keys() >= Checkpoint.__required_keys__:
             raise ValueError("it is no training checkpoint")
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
         raise DMFNetError(f"{path}: the checkpoint is damaged; delete it or use another --out") from error
     theirs = state["identity"]
     other = [key for key in sorted(identity.keys() | theirs.keys()) if identity.get(key) != theirs.get(key)]

@@ -6,17 +6,18 @@ Layout: `DIR/{train,test}/{CT,PET,SPECT}-MRI/{MRI,CT|PET|SPECT}/NAME`, paired by
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dmfnet_fast.colour import to_luminance8
 from dmfnet_fast.errors import PictureError
 from dmfnet_fast.pictures import read_picture
+from train.task import Draw
 
 MODALITIES = ("CT", "PET", "SPECT")
 
@@ -35,6 +36,21 @@ class Pair:
         return self.source.name
 
 
+def _numbers_by_value(name: str) -> list[tuple[int, str]]:
+    """Sorts 2.png before 10.png: neighbours in name are to be neighbouring slices."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _luminance(path: Path) -> NDArray[np.uint8]:
+    pixels = read_picture(path)
+    if pixels.dtype != np.uint8:
+        # Which values mean black and white would be guessed for each slice alone, and differ within a series.
+        raise PictureError(
+            f"{path}: has more than 8 bits; training takes 8-bit pictures: convert the series, one range for all"
+        )
+    return to_luminance8(pixels, str(path))
+
+
 def _modality_pairs(folder: Path, modality: str, smallest: int, problems: list[str]) -> list[Pair]:
     names = {
         kind: {p.name for p in (folder / kind).glob("*") if p.is_file() and not p.name.startswith(".")}
@@ -45,12 +61,13 @@ def _modality_pairs(folder: Path, modality: str, smallest: int, problems: list[s
             f"{folder / kind / name}: has no partner in {other}" for name in sorted(names[kind] - names[other])
         ]
     pairs = []
-    for name in sorted(names["MRI"] & names[modality]):
+    if not any(names.values()):
+        problems.append(
+            f"{folder}: holds no pairs; expected {folder / 'MRI'}/NAME.png with {folder / modality}/NAME.png"
+        )
+    for name in sorted(names["MRI"] & names[modality], key=_numbers_by_value):
         try:
-            a, b = (
-                to_luminance8(read_picture(folder / kind / name), str(folder / kind / name))
-                for kind in ("MRI", modality)
-            )
+            a, b = (_luminance(folder / kind / name) for kind in ("MRI", modality))
         except PictureError as error:
             problems.append(str(error))
             continue
@@ -67,26 +84,28 @@ def _modality_pairs(folder: Path, modality: str, smallest: int, problems: list[s
     return pairs
 
 
-def load_pairs(data: str | Path, split: str, smallest: int) -> list[Pair]:
-    """All pairs of one split, in memory.
+def load_pairs(data: str | Path, smallest: int) -> list[Pair]:
+    """All pairs of `data/train`, in memory.
 
     Args:
         data: the folder that holds `train` and `test`.
-        split: "train" or "test".
         smallest: least height and width in pixels.
 
     Raises:
         PictureError: there are no pairs, or images are unpaired, unreadable, of different sizes or too small;
             every one is listed.
     """
-    root = Path(data) / split
+    root = Path(data) / "train"
     problems: list[str] = []
     pairs: list[Pair] = []
-    for modality in MODALITIES:
-        if (root / f"{modality}-MRI").is_dir():
-            pairs += _modality_pairs(root / f"{modality}-MRI", modality, smallest, problems)
+    known = {f"{modality}-MRI": modality for modality in MODALITIES}
+    for folder in sorted(path for path in root.glob("*") if path.is_dir() and not path.name.startswith(".")):
+        if folder.name in known:
+            pairs += _modality_pairs(folder, known[folder.name], smallest, problems)
+        else:
+            problems.append(f"{folder}: is none of {', '.join(known)}")
     if problems:
-        raise PictureError(f"{root}: {len(problems)} images cannot be used:\n  " + "\n  ".join(problems))
+        raise PictureError(f"{root}: {len(problems)} files or folders cannot be used:\n  " + "\n  ".join(problems))
     if not pairs:
         raise PictureError(
             f"{root}: no pairs found; expected {root}/CT-MRI/MRI/NAME.png with {root}/CT-MRI/CT/NAME.png, and so on"
@@ -98,11 +117,11 @@ def held_out(count: int) -> list[int]:
     """Which of `count` pairs in order of name are for validation: about a tenth, in two runs of neighbours.
 
     Neighbouring slices look alike, so single pairs would tell how well training remembers, not how well it fuses.
-    One pair alone is never held out.
+    At least one is held out, but never the only one.
     """
     if count < 10:
         return [count // 2] if count > 1 else []
-    length = round(count / 20)
+    length = max(1, round(count / 20))
     return [start + i for start in (count // 4, 3 * count // 4) for i in range(length)]
 
 
@@ -116,6 +135,15 @@ def split(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
         for i, pair in enumerate(group):
             (validation if i in held else training).append(pair)
     return training, validation
+
+
+def summary(pairs: list[Pair], training: list[Pair]) -> str:
+    """How many pairs there are to train and to validate on, in words."""
+    counts = []
+    for modality in MODALITIES:
+        of_all, of_training = (sum(pair.modality == modality for pair in group) for group in (pairs, training))
+        counts.append(f"{modality} {of_training} + {of_all - of_training}")
+    return f"pairs to train + to validate on: {', '.join(counts)}"
 
 
 def fingerprint(pairs: list[Pair]) -> str:
@@ -134,28 +162,25 @@ class CropSampler:
     Args:
         pairs: to cut from; held in memory.
         crop: side of the crops, pixels.
-        device: where the crops are wanted.
     """
 
-    def __init__(self, pairs: list[Pair], crop: int, device: torch.device) -> None:
-        self.crop, self.device = crop, device
+    def __init__(self, pairs: list[Pair], crop: int) -> None:
+        self.crop = crop
         by_modality = {m: [pair for pair in pairs if pair.modality == m] for m in MODALITIES}
         self.groups = [group for group in by_modality.values() if group]
 
-    def pairs(self, batch: int, random: np.random.Generator, share: slice) -> Tensor:
-        """Crops are drawn for the whole batch, and cut for a share of it, n pairs.
+    def pairs(self, batch: int, draw: Draw) -> Tensor:
+        """Crops are drawn for the whole batch, and cut for the share of it that is asked for, n pairs.
 
         Returns:
             (2, n, 1, crop, crop) float32 in [-1, 1]: images a, then images b.
         """
-        places = [self._place(random) for _ in range(batch)][share]
-        crops = torch.empty((2, len(places), 1, self.crop, self.crop), dtype=torch.uint8)
+        places = [self._place(draw.random) for _ in range(batch)][draw.share]
+        crops = np.empty((2, len(places), 1, self.crop, self.crop), np.uint8)
         for n, (pair, rows, columns, flips) in enumerate(places):
-            for image, target in zip((pair.a, pair.b), crops.numpy(), strict=True):
+            for image, target in zip((pair.a, pair.b), crops, strict=True):
                 target[n, 0] = image[rows, columns][flips]
-        if self.device.type == "cuda":
-            crops = crops.pin_memory().to(self.device, non_blocking=True)
-        return crops.float().div_(127.5).sub_(1)
+        return draw.upload(crops).float().div_(127.5).sub_(1)
 
     def _place(self, random: np.random.Generator) -> tuple[Pair, slice, slice, tuple[slice, ...]]:
         group = self.groups[random.integers(len(self.groups))]

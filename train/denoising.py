@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -16,7 +18,7 @@ from dmfnet_fast.montage import montage
 from dmfnet_fast.padding import STRIDE
 from dmfnet_fast.schedule import TIMESTEPS, cosine_alpha_bar, level_interval, sigma_of
 from train import loop
-from train.data import CropSampler, Pair, fingerprint, load_pairs, split
+from train.data import CropSampler, Pair, fingerprint, load_pairs, split, summary
 from train.recipe import Run
 from train.task import Draw, Task
 
@@ -25,16 +27,20 @@ JUDGED = (50, 200, 600, 1200)
 PICTURED = (200, 600)
 
 
-def diffuse(images: Tensor, level: NDArray[np.float64], noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Noisy images (N, 1, H, W) and their levels (N, 1), both float32.
+def diffuse(images: Tensor, s: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """Noisy images s x + sigma n.
 
     Args:
         images: clean, (N, 1, H, W) in [-1, 1].
-        level: s = sqrt(alpha_bar) of each, (N,).
+        s, sigma: sqrt(alpha_bar) and sqrt(1 - alpha_bar) of each, (N, 1).
         noise: standard normal, like `images`.
     """
-    s, sigma = (torch.from_numpy(v).to(images)[:, None] for v in (level, sigma_of(level)))
-    return s[..., None, None] * images + sigma[..., None, None] * noise, s
+    return s[..., None, None] * images + sigma[..., None, None] * noise
+
+
+def with_sigma(level: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Levels s (...) and their sigmas, (2, ..., 1): from a float32 s, sigma would lose the digits that matter."""
+    return np.stack([level, sigma_of(level)])[..., None].astype(np.float32)
 
 
 def random_levels(count: int, random: np.random.Generator) -> NDArray[np.float64]:
@@ -51,19 +57,19 @@ def _to_8_bit(image: Tensor) -> NDArray[np.uint8]:
 class Denoising(Task):
     """The task of stage I."""
 
-    label = "stage I"
-    images_per_pair = 2
+    name, label = "stage1", "stage I"
 
     def __init__(self, run: Run, preset_name: str, accelerator: Accelerator) -> None:
         start = None if run.init is None else load_denoiser(run.init)
         if start is not None and start.config != preset(preset_name):
-            raise EngineError(f"{run.init}: is {start.config}, preset {preset_name} is {preset(preset_name)}")
-        pairs = load_pairs(run.data, "train", run.recipe.crop)
+            raise EngineError(f"{run.init}: is not of preset {preset_name}; give its own as --preset")
+        pairs = load_pairs(run.data, run.recipe.crop)
         training, self.validation = split(pairs)
+        accelerator.print(summary(pairs, training), file=sys.stderr)
         self.run, self.device = run, accelerator.device
-        self.sampler = CropSampler(training, run.recipe.crop, self.device)
+        self.sampler = CropSampler(training, run.recipe.crop)
         self.network: Denoiser = Denoiser(preset(preset_name))
-        loop.prepare(self.network, run, accelerator)
+        loop.initialise(self.network, run, accelerator)
         if start is not None:
             self.network.load_state_dict(start.state_dict())
         self.identity = {
@@ -78,10 +84,11 @@ class Denoising(Task):
 
     def loss(self, network: nn.Module, draw: Draw) -> Tensor:
         batch, crop = self.run.recipe.batch, self.run.recipe.crop
-        images = self.sampler.pairs(batch, draw.random, draw.share).flatten(0, 1)
+        images = self.sampler.pairs(batch, draw).flatten(0, 1)
         level = random_levels(2 * batch, draw.random).reshape(2, batch)[:, draw.share].ravel()
+        s, sigma = draw.upload(with_sigma(level))
         noise = draw.normal(2, batch, 1, crop, crop)[:, draw.share].flatten(0, 1)
-        noisy, s = diffuse(images, level, noise)
+        noisy = diffuse(images, s, sigma, noise)
         with loop.autocast(self.run):
             reconstruction = network(noisy.contiguous(memory_format=torch.channels_last), s)
         return F.mse_loss(reconstruction.float(), images)
@@ -97,8 +104,9 @@ class Denoising(Task):
         clean = clean.repeat_interleave(len(timesteps), dim=0)
         low, high = level_interval(cosine_alpha_bar(), np.array(timesteps * 2))
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-        noisy, s = diffuse(clean, (low + high) / 2, noise)
-        with torch.no_grad():
+        s, sigma = torch.from_numpy(with_sigma((low + high) / 2))
+        noisy = diffuse(clean, s, sigma, noise)
+        with torch.no_grad(), loop.exact():
             return clean, noisy, self.network(noisy.to(self.device), s.to(self.device)).cpu()
 
     def validate(self, part: int, parts: int) -> Tensor:
@@ -123,11 +131,10 @@ class Denoising(Task):
 
 def train_denoiser(run: Run, preset_name: str) -> int:
     """Train the denoiser and write `denoiser.safetensors`; returns how many steps are done."""
-    accelerator = loop.start(run)
-    task = Denoising(run, preset_name, accelerator)
-    record = loop.train(task, run, accelerator)
-    if accelerator.is_main_process:
-        task.network.record = {"stage1": record}
-        save_model(task.network, run.out / "denoiser.safetensors")
-    accelerator.end_training()
+    with loop.joined(run) as accelerator:
+        task = Denoising(run, preset_name, accelerator)
+        record = loop.train(task, run, accelerator)
+        if accelerator.is_main_process:
+            task.network.record = {task.name: record}
+            save_model(task.network, run.out / "denoiser.safetensors")
     return int(record["steps_done"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,49 +19,54 @@ from dmfnet_fast.model.weights import load_denoiser, weights_hash
 from dmfnet_fast.montage import montage
 from dmfnet_fast.noise import fusion_noise
 from dmfnet_fast.padding import pad
-from dmfnet_fast.pictures import read_picture, to_8_bit
+from dmfnet_fast.pictures import read_picture
 from dmfnet_fast.schedule import FUSION_TIMESTEPS, level_interval, linear_alpha_bar
 from train import loop
-from train.data import MODALITIES, CropSampler, Pair, fingerprint, load_pairs, split
+from train.data import MODALITIES, CropSampler, Pair, fingerprint, load_pairs, split, summary
 from train.losses import hybrid_loss
 from train.recipe import Run
 from train.task import Draw, Task
 
+EIGHT_BIT = (0.0, 255.0)
 
-def random_levels(pairs: int, random: np.random.Generator) -> Tensor:
+
+def random_levels(pairs: int, random: np.random.Generator) -> NDArray[np.float64]:
     """Levels (3, pairs), float64, uniform in the interval of each fusion timestep."""
     low, high = level_interval(linear_alpha_bar(), np.array(FUSION_TIMESTEPS))
-    return torch.from_numpy(random.uniform(low[:, None], high[:, None], size=(len(low), pairs)))
+    return random.uniform(low[:, None], high[:, None], size=(len(low), pairs))
 
 
-def fuse_pair(model: DMFNet, pair: Pair, device: torch.device) -> tuple[float, list[NDArray[np.uint8]]]:
+@dataclass(frozen=True)
+class Held:
+    """A pair to validate on, with `b` as its file holds it."""
+
+    pair: Pair
+    b: NDArray[np.uint8]
+
+
+def fuse_pair(model: DMFNet, held: Held, device: torch.device) -> tuple[float, list[NDArray[np.uint8]]]:
     """Fuse a pair as the product does, with the fixed noise and levels of inference, in float32.
 
     Returns:
         The hybrid loss of the saved picture's luminance, so with what recolouring clips and rounds; and the
-        pictures of a, of b and fused, in 8 bits.
+        pictures of a, of b and fused.
     """
-    b = read_picture(pair.source)
-    values = colour.value_range(b, None, str(pair.source))
-    sources = pair.a.astype(np.float32) / 127.5 - 1, colour.to_network(b, values)
+    sources = [colour.to_network(picture, EIGHT_BIT) for picture in (held.pair.a, held.b)]
     (padded_a, inside), (padded_b, _) = (pad(image) for image in sources)
-    noise = torch.from_numpy(np.array(fusion_noise(0, *padded_a.shape))).to(device)
-    with torch.no_grad():
+    noise = torch.tensor(fusion_noise(0, *padded_a.shape), device=device)
+    with torch.no_grad(), loop.exact():
         inputs = (torch.from_numpy(image).to(device)[None, None] for image in (padded_a, padded_b))
         fused = model(*inputs, noise)[0, 0].cpu().numpy()
-    picture = colour.recolour(fused[inside], b, values)
-    saved, *luminances = (
-        torch.from_numpy(image)[None, None] for image in (colour.to_network(picture, values), *sources)
-    )
-    objective = hybrid_loss(saved, *luminances).item()
-    return objective, [pair.a, to_8_bit(b, values), to_8_bit(picture, values)]
+    picture = colour.recolour(fused[inside], held.b, EIGHT_BIT)
+    saved = colour.to_network(picture, EIGHT_BIT)
+    objective = hybrid_loss(*(torch.from_numpy(image)[None, None] for image in (saved, *sources)))
+    return objective.item(), [held.pair.a, held.b, picture]
 
 
 class Fusing(Task):
     """The task of stage II."""
 
-    label = "stage II"
-    images_per_pair = 2
+    name, label = "stage2", "stage II"
 
     def __init__(self, run: Run, denoiser_path: Path | None, accelerator: Accelerator) -> None:
         start = None if run.init is None else load_model(run.init)
@@ -70,16 +77,18 @@ class Fusing(Task):
             )
         denoiser = load_denoiser(source)
         if start is not None and start.config != denoiser.config:
-            raise EngineError(f"{run.init}: is {start.config}, the denoiser is {denoiser.config}")
+            raise EngineError(f"{run.init}: is of another size than the denoiser in {source}; use two of one preset")
         stage1 = denoiser.record.get("stage1", {})
         if stage1.get("steps_done", 0) < stage1.get("steps", 0) and accelerator.is_main_process:
             warn(f"{source}: its training stopped at step {stage1.get('steps_done', 0)} of {stage1['steps']}")
-        pairs = load_pairs(run.data, "train", run.recipe.crop)
-        training, self.validation = split(pairs)
+        pairs = load_pairs(run.data, run.recipe.crop)
+        training, validation = split(pairs)
+        self.validation = [Held(pair, read_picture(pair.source)) for pair in validation]
+        accelerator.print(summary(pairs, training), file=sys.stderr)
         self.run, self.device = run, accelerator.device
-        self.sampler = CropSampler(training, run.recipe.crop, self.device)
+        self.sampler = CropSampler(training, run.recipe.crop)
         self.model = DMFNet(denoiser.config)
-        loop.prepare(self.model, run, accelerator)
+        loop.initialise(self.model, run, accelerator)
         self.model.denoiser.load_state_dict(denoiser.state_dict())
         if start is not None:
             self.model.fusion.load_state_dict(start.fusion.state_dict())
@@ -100,32 +109,33 @@ class Fusing(Task):
 
     def loss(self, network: nn.Module, draw: Draw) -> Tensor:
         batch, crop = self.run.recipe.batch, self.run.recipe.crop
-        a, b = self.sampler.pairs(batch, draw.random, draw.share)
-        levels = random_levels(batch, draw.random)[:, draw.share].to(self.device)
+        a, b = self.sampler.pairs(batch, draw)
+        levels = draw.upload(random_levels(batch, draw.random)[:, draw.share])
         noise = draw.normal(len(FUSION_TIMESTEPS), 2, batch, 1, crop, crop)[:, :, draw.share]
         with loop.autocast(self.run):
             with torch.no_grad():
                 inputs = self.features(a, b, noise, levels)
             fused = network(*inputs)
-        return hybrid_loss(fused.float(), a, b)
+        with loop.exact():
+            return hybrid_loss(fused.float(), a, b)
 
     @property
     def scores(self) -> list[str]:
-        present = {pair.modality for pair in self.validation}
+        present = {held.pair.modality for held in self.validation}
         return [f"objective/{modality}" for modality in MODALITIES if modality in present]
 
     def validate(self, part: int, parts: int) -> Tensor:
         """Objectives of the saved pictures."""
         sums = torch.zeros(len(self.scores), 2, dtype=torch.float64)
-        for pair in self.validation[part::parts]:
-            row = self.scores.index(f"objective/{pair.modality}")
-            sums[row] += torch.tensor([fuse_pair(self.model, pair, self.device)[0], 1.0], dtype=torch.float64)
+        for held in self.validation[part::parts]:
+            row = self.scores.index(f"objective/{held.pair.modality}")
+            sums[row] += torch.tensor([fuse_pair(self.model, held, self.device)[0], 1.0], dtype=torch.float64)
         return sums
 
     def pictures(self) -> NDArray[np.uint8]:
         """One pair of each modality: MRI, the other, fused."""
-        pairs = {pair.modality: pair for pair in self.validation}.values()
-        rows = [fuse_pair(self.model, pair, self.device)[1] for pair in pairs]
+        pairs = {held.pair.modality: held for held in self.validation}.values()
+        rows = [fuse_pair(self.model, held, self.device)[1] for held in pairs]
         return montage(rows, ["MRI", "other", "fused"])
 
 
@@ -135,11 +145,10 @@ def train_fusion(run: Run, denoiser_path: Path | None) -> int:
     Args:
         denoiser_path: weights that hold the denoiser; that of `run.init` when not given.
     """
-    accelerator = loop.start(run)
-    task = Fusing(run, denoiser_path, accelerator)
-    record = loop.train(task, run, accelerator)
-    if accelerator.is_main_process:
-        task.model.record = {**task.model.record, "stage2": record}
-        save_model(task.model, run.out / "dmfnet.safetensors")
-    accelerator.end_training()
+    with loop.joined(run) as accelerator:
+        task = Fusing(run, denoiser_path, accelerator)
+        record = loop.train(task, run, accelerator)
+        if accelerator.is_main_process:
+            task.model.record = {**task.model.record, task.name: record}
+            save_model(task.model, run.out / "dmfnet.safetensors")
     return int(record["steps_done"])

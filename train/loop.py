@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dmfnet_fast.devices import torch_device
-from dmfnet_fast.errors import DMFNetError
+from dmfnet_fast.errors import DMFNetError, EngineError
 from dmfnet_fast.files import make_folder
 from dmfnet_fast.model import Denoiser, DMFNet
 from dmfnet_fast.model.weights import weights_hash
@@ -26,32 +30,67 @@ from train import checkpoint
 from train.recipe import Recipe, Run
 from train.task import Draw, Task
 
-CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 300.0
 # Reading a loss makes the CPU wait for the GPU, so there it is read only now and then.
 GPU_STEPS_PER_LOOK = 10
 
 
-def start(run: Run) -> Accelerator:
-    """Join the other processes of this run, if there are any.
+def _check_device(run: Run) -> torch.device:
+    device = torch_device(run.device)
+    if device.type == "cuda":
+        number, present = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if number >= present:
+            raise EngineError(f"process {number} of this machine has no GPU of its own: torch sees {present}")
+        if run.precision != "float32" and torch.cuda.get_device_capability(number) < (8, 0):
+            raise EngineError(f"{torch.cuda.get_device_name(number)}: has no {run.precision}; use --precision float32")
+    return device
+
+
+def _check_launcher(accelerator: Accelerator, device: torch.device) -> None:
+    """What a launcher's configuration file can change behind a run's back."""
+    kinds = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    wrong = []
+    if accelerator.distributed_type not in kinds:
+        wrong.append(f"{accelerator.distributed_type.value} (only data-parallel training is supported)")
+    if accelerator.gradient_accumulation_steps != 1:
+        wrong.append("gradient accumulation (use a smaller --batch)")
+    if accelerator.device.type != device.type:
+        wrong.append(f"device {accelerator.device.type} (--device says {device.type})")
+    if wrong:
+        raise DMFNetError(f"the accelerate configuration asks for {'; '.join(wrong)}: change it or use torchrun")
+
+
+@contextmanager
+def joined(run: Run) -> Iterator[Accelerator]:
+    """Join the other processes of this run, if there are any, and leave them at the end.
 
     Raises:
-        DMFNetError: the batch does not divide over the processes.
+        DMFNetError: the batch does not divide over the processes, or the launcher asks for what is not supported.
         EngineError: this machine has no such device.
     """
-    device = torch_device(run.device)
+    device = _check_device(run)
     # Precision stays ours: Accelerate's covers only the network that is trained, and is fixed for a process's life.
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", rng_types=[])
-    if run.recipe.batch % accelerator.num_processes:
-        raise DMFNetError(f"--batch {run.recipe.batch}: does not divide over {accelerator.num_processes} processes")
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # all steps have one shape
-        torch.backends.cudnn.allow_tf32 = run.precision == "tf32"
-        torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
-    return accelerator
+    try:
+        _check_launcher(accelerator, device)
+        if run.recipe.batch % accelerator.num_processes:
+            raise DMFNetError(f"--batch {run.recipe.batch}: does not divide over {accelerator.num_processes} processes")
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all steps have one shape
+            torch.backends.cudnn.allow_tf32 = run.precision == "tf32"
+            torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
+        yield accelerator
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise DMFNetError(
+            f"--compile failed ({str(error).splitlines()[0]}); a CPU needs a C++ compiler. Or leave --compile out"
+        ) from error
+    finally:
+        accelerator.end_training()
 
 
-def prepare(model: nn.Module, run: Run, accelerator: Accelerator) -> None:
+def initialise(model: nn.Module, run: Run, accelerator: Accelerator) -> None:
     """Start weights as published (orthogonal, zero biases), on the device, in channels-last, in training mode."""
     torch.manual_seed(run.recipe.seed)
     for module in model.modules():
@@ -68,6 +107,12 @@ def autocast(run: Run) -> torch.autocast:
     return torch.autocast(run.device, torch.bfloat16, enabled=run.precision == "bf16")
 
 
+def exact() -> AbstractContextManager[None]:
+    """Convolutions in float32 as they should be: losses and scores are not for TF32."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, allow_tf32=False)
+
+
 def started_from(model: DMFNet | Denoiser | None, stage: str) -> dict[str, Any] | None:
     """What a run's record says about the weights that it started from."""
     return None if model is None else {"weights": weights_hash(model.state_dict()), **model.record.get(stage, {})}
@@ -75,19 +120,31 @@ def started_from(model: DMFNet | Denoiser | None, stage: str) -> dict[str, Any] 
 
 @contextmanager
 def _asked_to_stop() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event instead of breaking a step in the middle (elsewhere than in the main
-    thread nothing does)."""
+    """Ctrl-C and SIGTERM set the event instead of breaking a step in the middle; the second one does break it.
+
+    Only Python's main thread hears signals; elsewhere nothing sets the event.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
     signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: event.set()) for number in signals]
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(*_: Any) -> None:
+        event.set()
+        restore()
+
+    for number in signals:
+        signal.signal(number, ask)
     try:
         yield event
     finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
+        restore()
 
 
 class _Average:
@@ -98,7 +155,7 @@ class _Average:
         self.values = [p.detach().clone() for p in parameters]
 
     def _current(self) -> list[Tensor]:
-        # Looked up anew: DistributedDataParallel gives parameters other memory.
+        # Looked up anew: being prepared for several processes can give parameters other memory.
         return [p.detach() for p in self._parameters]
 
     def update(self, decay: float) -> None:
@@ -129,7 +186,8 @@ class _Draws:
         self.share = slice(self.process * size, (self.process + 1) * size)
 
     def at(self, step: int) -> Draw:
-        own, common = np.random.SeedSequence([self.seed, step, self.process]), np.random.SeedSequence([self.seed, step])
+        common = np.random.SeedSequence([self.seed, step], spawn_key=(0,))
+        own = np.random.SeedSequence([self.seed, step], spawn_key=(1, self.process))
         torch.manual_seed(int(own.generate_state(1, np.uint64)[0]))  # dropout
         self.generator.manual_seed(int(common.generate_state(1, np.uint64)[0]))
         return Draw(np.random.default_rng(common), self.generator, self.share)
@@ -144,7 +202,7 @@ class _Journal:
         self.step, self.clock, self.shown = step, time.monotonic(), math.nan
         main = accelerator.is_main_process
         # What an interrupted run logged after its last checkpoint is told again.
-        self.writer = SummaryWriter(str(run.out / "tensorboard"), purge_step=step + 1) if main else None
+        self.writer = SummaryWriter(str(run.out / "tensorboard" / task.name), purge_step=step + 1) if main else None
         self.bar = tqdm(
             total=run.recipe.steps,
             initial=step,
@@ -170,10 +228,13 @@ class _Journal:
         told = torch.cat([self.sums, self.sums.new_tensor(wishes)])
         loss, norm, *wanted = self.accelerator.reduce(told, "sum").tolist()
         if not math.isfinite(loss + norm):
-            raise DMFNetError(f"step {step}: the loss or its gradient is not finite; lower --learning-rate")
+            raise DMFNetError(
+                f"step {step}: the loss or its gradient is not finite; start again in another --out with a lower "
+                "--learning-rate"
+            )
         steps, now = step - self.step, time.monotonic()
         loss, norm = (total / (steps * self.accelerator.num_processes) for total in (loss, norm))
-        speed = steps * self.run.recipe.batch * self.task.images_per_pair / max(now - self.clock, 1e-9)
+        speed = steps * self.run.recipe.batch * 2 / max(now - self.clock, 1e-9)
         self.scalars(step, {"loss": loss, "gradient norm": norm, "learning rate": rate, "images per second": speed})
         weight = 0.98**steps
         self.shown = loss if math.isnan(self.shown) else weight * self.shown + (1 - weight) * loss
@@ -208,10 +269,25 @@ class _Journal:
             self.writer.close()
 
 
+def _agree(accelerator: Accelerator, step: int, identity: dict[str, Any]) -> None:
+    """Every process reads the checkpoint for itself; make sure that they found the same.
+
+    Raises:
+        DMFNetError: they did not.
+    """
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
+    own = torch.tensor([step, int.from_bytes(digest[:6])], device=accelerator.device)
+    if (accelerator.gather(own).reshape(-1, 2) != own).any():
+        raise DMFNetError(
+            f"process {accelerator.process_index} stands at step {step}, others do not or have other data: "
+            "--data and --out must be the same folders on all machines"
+        )
+
+
 def train(task: Task, run: Run, accelerator: Accelerator) -> dict[str, Any]:
     """Train the task's network in place to the recipe's last step, or for `minutes`.
 
-    Afterwards it holds the averaged weights. Continues from `checkpoint.pt` in the run's folder if there is one.
+    Afterwards it holds the averaged weights. Continues from the checkpoint in the run's folder if there is one.
     Every step's random draws depend on the seed and the step alone, so an interrupted and continued run takes
     the same steps as one that was not.
 
@@ -221,10 +297,10 @@ def train(task: Task, run: Run, accelerator: Accelerator) -> dict[str, Any]:
     Raises:
         KeyboardInterrupt: asked for by Ctrl-C or SIGTERM, after a checkpoint.
         DMFNetError: the checkpoint belongs to another run, or the loss stopped being finite.
-        OutputError: the run's folder cannot be created.
+        OutputError: the run's folder cannot be created or written.
     """
     make_folder(run.out)
-    recipe, path = run.recipe, run.out / CHECKPOINT
+    recipe, path = run.recipe, run.out / f"{task.name}-checkpoint.pt"
     parameters = [p for p in task.network.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
     network = torch.compile(task.network) if run.compiled else task.network
@@ -233,11 +309,13 @@ def train(task: Task, run: Run, accelerator: Accelerator) -> dict[str, Any]:
     step = 0
     validation: dict[str, float] | None = None
     if path.exists():
-        state = checkpoint.read(path, task.identity, accelerator.device)
+        state = checkpoint.read(path, task.identity)
         step, validation = state["step"], state["validation"]
         optimiser.load_state_dict(state["optimiser"])
         average.deliver(state["parameters"])
         torch._foreach_copy_(average.values, state["average"])
+        del state
+    _agree(accelerator, step, task.identity)
 
     def save() -> None:
         if accelerator.is_main_process:
@@ -253,12 +331,20 @@ def train(task: Task, run: Run, accelerator: Accelerator) -> dict[str, Any]:
                 ),
             )
 
+    def to_validate() -> bool:
+        due = step > 0 and (step % run.validate_every == 0 or step == recipe.steps)
+        return due and bool(task.scores) and (validation is None or validation["step"] != step)
+
     draws = _Draws(recipe, accelerator)
     steps_per_look = 1 if accelerator.device.type == "cpu" else GPU_STEPS_PER_LOOK
     started = saved_at = time.monotonic()
     interrupted = late = False
     with _asked_to_stop() as asked, closing(_Journal(task, run, step, accelerator)) as journal:
-        while step < recipe.steps and not (interrupted or late):
+        while not interrupted:
+            if to_validate():
+                validation = journal.validate(average)
+            if step == recipe.steps or late:
+                break
             rate = recipe.rate_at(step)
             for group in optimiser.param_groups:
                 group["lr"] = rate
@@ -272,19 +358,17 @@ def train(task: Task, run: Run, accelerator: Accelerator) -> dict[str, Any]:
             average.update(min(recipe.ema, (1 + step) / (10 + step)))
             journal.add(loss, norm)
 
-            to_validate = bool(task.scores) and (step % run.validate_every == 0 or step == recipe.steps)
-            if step % steps_per_look == 0 or to_validate or step == recipe.steps:
+            if step % steps_per_look == 0 or to_validate() or step == recipe.steps:
                 over = run.minutes is not None and time.monotonic() - started > 60 * run.minutes
                 interrupted, late = journal.look(step, rate, [asked.is_set(), over])
-            if to_validate:
-                validation = journal.validate(average)
-            # Only what was looked at is known to be finite.
-            if step == journal.step and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                save()
-                saved_at = time.monotonic()
+                if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    save()
+                    saved_at = time.monotonic()
         save()
+    # Whoever leaves first would be taken for failed, and the one that writes be killed.
+    accelerator.wait_for_everyone()
     if interrupted:
+        accelerator.print(f"{path}: holds step {step} of {recipe.steps}; the same command goes on", file=sys.stderr)
         raise KeyboardInterrupt
     average.deliver()
-    accelerator.wait_for_everyone()
     return {**task.identity, "steps_done": step, "validation": validation}

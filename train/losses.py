@@ -13,7 +13,9 @@ C2 = 0.03**2
 
 def sobel_magnitude(z: Tensor) -> Tensor:
     """|S_x * z| + |S_y * z| of (N, 1, H, W), the kernels not normalised, zero padding."""
-    sobel_x = z.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    # Made on the device: a copy from the CPU would wait for all that a GPU has still to do.
+    difference = torch.arange(-1, 2, dtype=z.dtype, device=z.device)
+    sobel_x = torch.outer(2 - difference.abs(), difference)
     gradients = F.conv2d(z, torch.stack([sobel_x, sobel_x.T])[:, None], padding=1)
     return gradients.abs().sum(dim=1, keepdim=True)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,24 @@ LIBRARIES = ("torch", "safetensors", "tqdm", "accelerate", "tensorboard")
 
 
 def report(run: Run, done: int, result: str) -> None:
-    """Say what came of a run."""
+    """Say what came of a run: once, if several processes took part."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        return
     rest = "" if done >= run.recipe.steps else f"; stopped at step {done} of {run.recipe.steps}: repeat to go on"
     click.echo(f"{run.out / result}{rest}")
+
+
+class Positive(click.FloatRange):
+    """A finite number above 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 class Crop(click.IntRange):
@@ -50,7 +67,6 @@ def training_options(
     The command gets them as one `Run`, after it is known that what training imports is installed.
     """
     folder = click.Path(path_type=Path)
-    positive = click.FloatRange(0, min_open=True)
     options = [
         click.option(
             "--data", type=folder, required=True, help="Folder with train/MODALITY-MRI/{MRI,MODALITY}/NAME.png."
@@ -62,10 +78,10 @@ def training_options(
             "--batch", default=batch, type=click.IntRange(1), help="Pairs of crops a step, over all processes."
         ),
         click.option("--crop", default=64, type=Crop(64), help="Side of the square crops; a multiple of 16."),
-        click.option("--learning-rate", default=learning_rate, type=positive, help="The peak; decays over --steps."),
+        click.option("--learning-rate", default=learning_rate, type=Positive(), help="The peak; decays over --steps."),
         click.option("--ema", default=0.999, type=click.FloatRange(0, 1, max_open=True), help="Decay of the average."),
         click.option("--seed", default=0, type=click.IntRange(0, 2**31 - 1), help="Of weights and random draws."),
-        click.option("--minutes", type=positive, help="Stop after this long; the same command continues."),
+        click.option("--minutes", type=Positive(), help="Stop after this long; the same command continues."),
         click.option("--validate-every", default=2000, type=click.IntRange(1), help="Steps between validations."),
         click.option(
             "--precision",

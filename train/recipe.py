@@ -18,7 +18,7 @@ class Recipe:
         steps: optimiser steps of the whole run; the learning-rate schedule spans them.
         batch: pairs of crops a step, over all processes.
         crop: side of the square crops, pixels; a multiple of 16, at least 64.
-        learning_rate: the peak, after `warmup` steps; then a half cosine to 1% of it.
+        learning_rate: the peak, after `warmup` steps but at most a tenth of all; then a half cosine to 1% of it.
         weight_decay: of AdamW.
         ema: decay of the weights' moving average, which is what the run delivers.
         clip: largest gradient norm.
@@ -37,9 +37,10 @@ class Recipe:
 
     def rate_at(self, step: int) -> float:
         """Learning rate of step 0..steps-1."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        warmup = min(self.warmup, self.steps // 10)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        done = (step - warmup) / max(1, self.steps - warmup)
         return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 

@@ -23,6 +23,11 @@ class Draw:
     generator: torch.Generator
     share: slice
 
+    def upload(self, values: NDArray[Any]) -> Tensor:
+        """A copy on the device, made without waiting for what a GPU has still to do."""
+        tensor, device = torch.from_numpy(values), self.generator.device
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers, on the device."""
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
@@ -32,16 +37,16 @@ class Task(ABC):
     """One stage: what it trains, on what loss, and how that is judged.
 
     Attributes:
+        name: of the stage's files in the run's folder, and in the record.
         label: of the progress bar.
         network: what is trained.
         identity: all that the result depends on, in plain types.
-        images_per_pair: how many images of a pair the trained network sees, for the speed that is shown.
     """
 
+    name: str
     label: str
     network: nn.Module
     identity: dict[str, Any]
-    images_per_pair: int
 
     @abstractmethod
     def loss(self, network: nn.Module, draw: Draw) -> Tensor:

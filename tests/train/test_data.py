@@ -11,8 +11,9 @@ from click.testing import CliRunner
 
 from dmfnet_fast.commands.phantom import write_phantoms
 from dmfnet_fast.pictures import write_picture
-from train.data import CropSampler, Pair, held_out, split
+from train.data import CropSampler, Pair, held_out, load_pairs, split
 from train.stage1 import main as stage1
+from train.task import Draw
 
 
 def test_bad_data_is_listed(tmp_path: Path) -> None:
@@ -23,11 +24,19 @@ def test_bad_data_is_listed(tmp_path: Path) -> None:
     write_picture(root / "SPECT-MRI" / "SPECT" / "003.png", np.zeros((64, 80), np.uint8))
     for kind in ("MRI", "CT"):
         write_picture(root / "CT-MRI" / kind / "004.png", np.zeros((32, 32), np.uint8))
+    write_picture(root / "PET-MRI" / "PET" / "001.png", np.zeros((64, 64), np.uint16))
+    (root / "pet_mri").mkdir()
     result = CliRunner().invoke(stage1, ["--data", str(tmp_path), "--out", str(tmp_path / "run")])
     assert result.exit_code == 2
-    assert "4 images cannot be used" in result.stderr
-    for message in ("CT-MRI/MRI/001.png: has no partner", "002.png: is not a picture", "SPECT/003.png: is 80x64",
-                    "004.png: is 32x32, smaller"):  # fmt: skip
+    assert "6 files or folders cannot be used" in result.stderr
+    for message in (
+        "CT-MRI/MRI/001.png: has no partner",
+        "002.png: is not a picture",
+        "SPECT/003.png: is 80x64",
+        "004.png: is 32x32, smaller",
+        "PET/001.png: has more than 8 bits",
+        "pet_mri: is none of",
+    ):
         assert message in result.stderr
     assert not (tmp_path / "run").exists()
 
@@ -46,8 +55,19 @@ def test_held_out(count: int) -> None:
     assert set(held) <= set(range(count))
     runs = 1 + int(np.sum(np.diff(held) > 1)) if held else 0
     assert runs <= 2
+    assert bool(held) == (count > 1)
     if count >= 10:
         assert abs(len(held) - count / 10) <= 1
+
+
+def test_only_train_is_read_and_in_order_of_number(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        for kind in ("MRI", "CT"):
+            (tmp_path / "train" / "CT-MRI" / kind).mkdir(parents=True, exist_ok=True)
+            write_picture(tmp_path / "train" / "CT-MRI" / kind / f"{number}.png", np.full((64, 64), number, np.uint8))
+    (tmp_path / "test" / "CT-MRI" / "MRI").mkdir(parents=True)
+    (tmp_path / "test" / "CT-MRI" / "MRI" / "1.png").write_bytes(b"not a picture")
+    assert [pair.name for pair in load_pairs(tmp_path, 64)] == ["1.png", "2.png", "10.png"]
 
 
 def test_split_is_by_modality_and_complete() -> None:
@@ -65,7 +85,7 @@ def test_crops() -> None:
     pair = Pair("CT", Path("x"), a.astype(np.uint8), (250 - a).astype(np.uint8))
 
     def crops(share: slice) -> torch.Tensor:
-        return CropSampler([pair], 64, torch.device("cpu")).pairs(8, np.random.default_rng(0), share)
+        return CropSampler([pair], 64).pairs(8, Draw(np.random.default_rng(0), torch.Generator(), share))
 
     whole = crops(slice(None))
     assert whole.shape == (2, 8, 1, 64, 64)

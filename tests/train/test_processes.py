@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dmfnet_fast.commands.phantom import write_phantoms
 from dmfnet_fast.fuser import SHIPPED_WEIGHTS
@@ -29,6 +30,11 @@ def launch(processes: int, *arguments: str | Path) -> subprocess.CompletedProces
     )
 
 
+def scalars(run: Path, tag: str) -> list[float]:
+    log = EventAccumulator(str(run / "tensorboard" / "stage2")).Reload()
+    return [event.value for event in log.Scalars(tag)]
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
@@ -43,12 +49,16 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
         arguments = ["--data", data, "--init", SHIPPED_WEIGHTS, "--out", tmp_path / str(processes), *settings]
         done = launch(processes, "-m", "train.stage2", *arguments)
         assert done.returncode == 0, done.stderr
-    one, two = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True) for n in ("1", "2"))
+    one, two = (torch.load(tmp_path / n / "stage2-checkpoint.pt", weights_only=True) for n in ("1", "2"))
     assert one["identity"] == two["identity"]
+    # The gradient itself: Adam's steps hardly depend on its length.
+    norms, losses = ([scalars(tmp_path / n, tag) for n in ("1", "2")] for tag in ("gradient norm", "loss"))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for kind in ("parameters", "average"):
-        for first, second in zip(one[kind], two[kind], strict=True):
-            # The sum of gradients is rounded in another order; the steps are about 1e-5.
-            torch.testing.assert_close(first, second, atol=1e-7, rtol=1e-6)
+        first, second = (torch.cat([t.flatten() for t in state[kind]]) for state in (one, two))
+        # Gradients are summed in another order, and Adam's first steps take the sign of even the smallest.
+        assert ((first - second).abs() < 1e-6).float().mean() > 0.99
     for score, value in one["validation"].items():
         assert two["validation"][score] == pytest.approx(value, rel=1e-4), "each validates a part, all count"
 
@@ -62,7 +72,8 @@ from train.recipe import Recipe, Run
 from train.task import Task
 
 class Line(Task):
-    label, images_per_pair, scores = "line", 1, []
+    name = label = "line"
+    scores = []
     identity = {"kind": "line"}
     def __init__(self):
         self.network = torch.nn.Linear(3, 1)
@@ -77,13 +88,14 @@ class Line(Task):
 out = Path(sys.argv[1])
 recipe = Recipe(steps=20, batch=4, crop=64, learning_rate=0.1, warmup=1)
 run = Run(Path(), out, recipe, None, None, 1000, "float32", False, "cpu")
-accelerator = loop.start(run)
-task = Line()
-torch.manual_seed(accelerator.process_index)  # other weights in each process, until they join
-torch.nn.init.normal_(task.network.weight)
-loop.train(task, run, accelerator)
-torch.save({"weights": task.network.state_dict(), "seen": task.seen}, out / f"process{accelerator.process_index}.pt")
-accelerator.end_training()
+with loop.joined(run) as accelerator:
+    task = Line()
+    torch.manual_seed(accelerator.process_index)  # other weights in each process, until they join
+    torch.nn.init.normal_(task.network.weight)
+    loop.train(task, run, accelerator)
+    torch.save(
+        {"weights": task.network.state_dict(), "seen": task.seen}, out / f"process{accelerator.process_index}.pt"
+    )
 """
 
 
