@@ -143,6 +143,9 @@ class FusionNetwork(nn.Module):
                 )
             )
         hidden = F.leaky_relu(self.rgb_decode2(outputs[-1]), 0.2)
-        # bfloat16's steps of 1/256 near black are a grey level each: under autocast too, the picture is float32.
+        weight = self.rgb_decode1.conv.weight
+        if hidden.dtype == weight.dtype:
+            return torch.tanh(self.rgb_decode1(hidden))
+        # bfloat16's steps of 1/256 near black are half a grey level: under autocast too, the picture is float32.
         with torch.autocast(hidden.device.type, enabled=False):
-            return torch.tanh(self.rgb_decode1(hidden.to(self.rgb_decode1.conv.weight.dtype)))
+            return torch.tanh(self.rgb_decode1(hidden.to(weight.dtype)))

@@ -252,7 +252,7 @@ def test_damaged_checkpoint(data: Path, tmp_path: Path) -> None:
 def test_training_learns(data: Path, tmp_path: Path) -> None:
     """Thirty steps bring the reconstruction well below the error of answering grey."""
     result = invoke(
-        stage1, "--data", data, "--out", tmp_path, "--batch", "4", "--steps", "30", "--learning-rate", "2e-3",
+        stage1, "--data", data, "--out", tmp_path, "--batch", "2", "--steps", "30", "--learning-rate", "2e-3",
         "--ema", "0.9",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
