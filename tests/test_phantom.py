@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from dmfnet_fast.commands.phantom import main
 from dmfnet_fast.phantom import MODALITIES, make_phantom
+from dmfnet_fast.pictures import read_picture
 from train.data import load_pairs
 
 
@@ -40,11 +41,13 @@ def test_too_small() -> None:
 def test_command_writes_training_layout(cli: CliRunner, tmp_path: Path) -> None:
     result = cli.invoke(main, [str(tmp_path / "data"), "--train", "2", "--test", "1", "--size", "64"])
     assert result.exit_code == 0, result.output
-    pairs = load_pairs(tmp_path / "data", "train", 64)
+    pairs = load_pairs(tmp_path / "data", 64)
     assert [(pair.modality, pair.name) for pair in pairs] == [(m, f"00{n}.png") for m in MODALITIES for n in (1, 2)]
-    assert len(load_pairs(tmp_path / "data", "test", 64)) == 3
-    heads = [pair.a.tobytes() for split in ("train", "test") for pair in load_pairs(tmp_path / "data", split, 64)]
-    assert len(set(heads)) == 9
+    for modality in MODALITIES:
+        folder = tmp_path / "data" / "test" / f"{modality}-MRI"
+        assert [path.name for kind in ("MRI", modality) for path in (folder / kind).iterdir()] == ["001.png"] * 2
+    heads = {read_picture(path).tobytes() for path in (tmp_path / "data").glob("*/*/MRI/*.png")}
+    assert len(heads) == 9
 
 
 def test_command_overwrites_nothing(cli: CliRunner, tmp_path: Path) -> None:
