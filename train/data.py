@@ -92,8 +92,8 @@ def load_pairs(data: str | Path, smallest: int) -> list[Pair]:
         smallest: least height and width in pixels.
 
     Raises:
-        PictureError: there are no pairs, or images are unpaired, unreadable, of different sizes or too small;
-            every one is listed.
+        PictureError: there are no pairs, a folder is of no known modality, or images are unpaired, unreadable, of
+            more than 8 bits, of different sizes or too small; every one is listed.
     """
     root = Path(data) / "train"
     problems: list[str] = []

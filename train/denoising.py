@@ -16,9 +16,10 @@ from dmfnet_fast.model import Denoiser, preset, save_model
 from dmfnet_fast.model.weights import load_denoiser
 from dmfnet_fast.montage import montage
 from dmfnet_fast.padding import STRIDE
+from dmfnet_fast.pictures import to_8_bit
 from dmfnet_fast.schedule import TIMESTEPS, cosine_alpha_bar, level_interval, sigma_of
 from train import loop
-from train.data import CropSampler, Pair, fingerprint, load_pairs, split, summary
+from train.data import CropSampler, Pair, load_pairs, split, summary
 from train.recipe import Run
 from train.task import Draw, Task
 
@@ -49,11 +50,6 @@ def random_levels(count: int, random: np.random.Generator) -> NDArray[np.float64
     return random.uniform(low, high)
 
 
-def _to_8_bit(image: Tensor) -> NDArray[np.uint8]:
-    shown: NDArray[np.uint8] = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
-    return shown
-
-
 class Denoising(Task):
     """The task of stage I."""
 
@@ -76,10 +72,7 @@ class Denoising(Task):
             "stage": 1,
             "preset": preset_name,
             "init": loop.started_from(start, "stage1"),
-            "data": fingerprint(pairs),
-            "pairs": len(training),
-            "precision": run.precision,
-            **vars(run.recipe),
+            **loop.common_identity(run, pairs, training),
         }
 
     def loss(self, network: nn.Module, draw: Draw) -> Tensor:
@@ -122,7 +115,9 @@ class Denoising(Task):
         """Rows: an MRI and the other image of each modality; columns: clean, then noisy and reconstructed ones."""
         rows = []
         for pair in {pair.modality: pair for pair in self.validation}.values():
-            clean, noisy, reconstruction = (_to_8_bit(images[:, 0]) for images in self._reconstruct(pair, PICTURED))
+            clean, noisy, reconstruction = (
+                to_8_bit(images[:, 0].numpy(), (-1.0, 1.0)) for images in self._reconstruct(pair, PICTURED)
+            )
             for first in (0, len(PICTURED)):
                 columns = [(noisy[first + n], reconstruction[first + n]) for n in range(len(PICTURED))]
                 rows.append([clean[first], *(image for column in columns for image in column)])

@@ -22,7 +22,7 @@ from dmfnet_fast.padding import pad
 from dmfnet_fast.pictures import read_picture
 from dmfnet_fast.schedule import FUSION_TIMESTEPS, level_interval, linear_alpha_bar
 from train import loop
-from train.data import MODALITIES, CropSampler, Pair, fingerprint, load_pairs, split, summary
+from train.data import MODALITIES, CropSampler, Pair, load_pairs, split, summary
 from train.losses import hybrid_loss
 from train.recipe import Run
 from train.task import Draw, Task
@@ -101,10 +101,7 @@ class Fusing(Task):
             "stage": 2,
             "denoiser": weights_hash(denoiser.state_dict()),
             "init": loop.started_from(start, "stage2"),
-            "data": fingerprint(pairs),
-            "pairs": len(training),
-            "precision": run.precision,
-            **vars(run.recipe),
+            **loop.common_identity(run, pairs, training),
         }
 
     def loss(self, network: nn.Module, draw: Draw) -> Tensor:

@@ -27,6 +27,7 @@ from dmfnet_fast.files import make_folder
 from dmfnet_fast.model import Denoiser, DMFNet
 from dmfnet_fast.model.weights import weights_hash
 from train import checkpoint
+from train.data import Pair, fingerprint
 from train.recipe import Recipe, Run
 from train.task import Draw, Task
 
@@ -116,6 +117,16 @@ def exact() -> AbstractContextManager[None]:
 def started_from(model: DMFNet | Denoiser | None, stage: str) -> dict[str, Any] | None:
     """What a run's record says about the weights that it started from."""
     return None if model is None else {"weights": weights_hash(model.state_dict()), **model.record.get(stage, {})}
+
+
+def common_identity(run: Run, pairs: list[Pair], training: list[Pair]) -> dict[str, Any]:
+    """The part of a run's identity that both stages have: data, precision and recipe."""
+    return {
+        "data": fingerprint(pairs),
+        "pairs": len(training),
+        "precision": run.precision,
+        **vars(run.recipe),
+    }
 
 
 @contextmanager
@@ -234,6 +245,7 @@ class _Journal:
             )
         steps, now = step - self.step, time.monotonic()
         loss, norm = (total / (steps * self.accelerator.num_processes) for total in (loss, norm))
+        # A pair is two images.
         speed = steps * self.run.recipe.batch * 2 / max(now - self.clock, 1e-9)
         self.scalars(step, {"loss": loss, "gradient norm": norm, "learning rate": rate, "images per second": speed})
         weight = 0.98**steps

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from dmfnet_fast.errors import require
+from dmfnet_fast.padding import STRIDE
 from train.recipe import Recipe, Run
 
 RECIPE = ("steps", "batch", "crop", "learning_rate", "ema", "seed")
@@ -45,8 +46,8 @@ class Crop(click.IntRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         side: int = super().convert(value, param, ctx)
-        if side % 16:
-            self.fail(f"{side} is not a multiple of 16", param, ctx)
+        if side % STRIDE:
+            self.fail(f"{side} is not a multiple of {STRIDE}", param, ctx)
         return side
 
 
