@@ -7,6 +7,7 @@ some look deeper than they need to be.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from dmfnet_fast.model.config import ModelConfig
 MULTIPLIERS = (1, 1, 1, 1, 2)
 BLOCKS_PER_LEVEL = 2
 DROPOUT = 0.2
-# Of the up-path's 15 residual blocks, counted from the last as 0, those whose outputs the fusion network reads.
+# Of the up-path's residual blocks, counted from the last as 0, those whose outputs the fusion network reads.
+UP_BLOCKS = 15
 TAPS = (2, 5, 8, 11, 14)
 
 
@@ -103,11 +105,17 @@ class Block(nn.Module):
         self.res_block = ResidualBlock(inputs, outputs, embedding, groups)
         self.attn = SelfAttention(outputs, groups) if attention else nn.Identity()
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
+        if skip is not None:
+            x = torch.cat([x, skip], dim=1)
         return self.attn(self.res_block(x, embedding))
 
 
-class Downsample(nn.Module):
+class Resample(nn.Module):
+    """Changes the resolution, and needs no noise embedding."""
+
+
+class Downsample(Resample):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
@@ -116,7 +124,7 @@ class Downsample(nn.Module):
         return self.conv(x)
 
 
-class Upsample(nn.Module):
+class Upsample(Resample):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
@@ -172,39 +180,37 @@ class Denoiser(nn.Module):
         self.ups = nn.ModuleList(ups)
         self.final_conv = NormActivationConv(channels, 1, groups)
 
-    def _up_path(self, x: Tensor, level: Tensor, last_tap: int) -> tuple[list[Tensor], Tensor]:
-        """Run until the residual block numbered `last_tap`; return the tapped features, and its output."""
+    def up_path(self, x: Tensor, level: Tensor) -> Iterator[Tensor]:
+        """Outputs of the up-path's residual blocks, each computed when it is asked for; the last is numbered 0."""
         embedding = self.noise_level_mlp(level)
         x = self.init_conv(x)
         skips = [x]
         for module in self.downs:
-            x = module(x, embedding) if isinstance(module, Block) else module(x)
+            x = module(x) if isinstance(module, Resample) else module(x, embedding)
             skips.append(x)
         for module in self.mid:
             x = module(x, embedding)
-
-        features = []
-        number = sum(isinstance(module, Block) for module in self.ups)
         for module in self.ups:
-            if not isinstance(module, Block):
+            if isinstance(module, Resample):
                 x = module(x)
-                continue
-            number -= 1
-            x = module(torch.cat([x, skips.pop()], dim=1), embedding)
-            if number in TAPS:
-                features.append(x)
-            if number == last_tap:
-                break
-        return features, x
+            else:
+                x = module(x, embedding, skips.pop())
+                yield x
 
-    def features(self, x: Tensor, level: Tensor) -> list[Tensor]:
-        """The five features that are fused, coarsest first (taps 14, 11, 8, 5, 2).
+    def features(self, x: Tensor, level: Tensor) -> Iterator[Tensor]:
+        """The five features that are fused, coarsest first (taps 14, 11, 8, 5, 2), each when it is asked for.
 
         Shapes (N, 2C, H/16, W/16), (N, C, H/8, W/8), (N, C, H/4, W/4), (N, C, H/2, W/2), (N, C, H, W).
         What comes after the last tap is not computed.
         """
-        return self._up_path(x, level, last_tap=min(TAPS))[0]
+        for number, output in zip(range(UP_BLOCKS - 1, -1, -1), self.up_path(x, level), strict=False):
+            if number in TAPS:
+                yield output
+            if number == min(TAPS):
+                return
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         """The reconstruction: the clean image (N, 1, H, W) that `x` was made from."""
-        return self.final_conv(self._up_path(x, level, last_tap=0)[1])
+        for output in self.up_path(x, level):
+            x = output
+        return self.final_conv(x)

@@ -54,7 +54,7 @@ class DMFNet(nn.Module):
             sigma = torch.sqrt(1 - s.square()).to(images)
             level = s.to(images)
             noisy = level[..., None, None] * images + sigma[..., None, None] * n.flatten(0, 1)
-            by_timestep.append(self.denoiser.features(noisy, level))
+            by_timestep.append(list(self.denoiser.features(noisy, level)))
         joined = [torch.cat(timesteps, dim=1) for timesteps in zip(*by_timestep, strict=True)]
         halves = [feature.chunk(2) for feature in joined]
         return [half[0] for half in halves], [half[1] for half in halves]
