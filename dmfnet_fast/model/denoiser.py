@@ -91,10 +91,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, height, width = x.shape
-        tokens = self.qkv(self.norm(x)).reshape(n, 3, c, height * width).transpose(2, 3)
-        query, key, value = tokens.unbind(1)  # each (N, tokens, channels)
+        tokens = self.qkv(self.norm(x)).reshape(n, 3, 1, c, height * width).transpose(3, 4)
+        query, key, value = tokens.unbind(1)  # each (N, 1 head, tokens, channels)
         attended = F.scaled_dot_product_attention(query, key, value)
-        return self.out(attended.transpose(1, 2).reshape(n, c, height, width)) + x
+        return self.out(attended.transpose(2, 3).reshape(n, c, height, width)) + x
 
 
 class Block(nn.Module):

@@ -1,0 +1,147 @@
+"""Every rewrite against the network as trained, and all of them together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dmfnet_fast.fuser import SHIPPED_WEIGHTS
+from dmfnet_fast.model import DMFNet, load_model, preset
+from dmfnet_fast.model.optimize import (
+    PassByPass,
+    Precision,
+    avoid_concatenations,
+    drop_unused_blocks,
+    fold_noise_levels,
+    optimize,
+    order_channels_last,
+    reduce_precision,
+    split_attention,
+    upsample_in_phases,
+    upsample_once,
+)
+
+from ..conftest import rule_tensor
+
+# The largest difference that rounding makes here is 3e-6.
+EXACT = 2e-5
+
+
+def by_rule(name: str) -> DMFNet:
+    """A network whose weights are made as the golden ones are."""
+    model = DMFNet(preset(name))
+    state = {
+        key: rule_tensor(key.split(".", 1)[1], list(tensor.shape)) for key, tensor in model.state_dict().items()
+    }
+    model.load_state_dict(state)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=["shipped", "by rule"])
+def model(request: pytest.FixtureRequest) -> DMFNet:
+    return load_model(SHIPPED_WEIGHTS) if request.param == "shipped" else by_rule("tiny")
+
+
+@pytest.fixture(scope="module")
+def inputs() -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 2, 1, 64, 96, generator=generator) * 2 - 1
+    return a, b, torch.randn(3, 2, 64, 96, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def expected(model: DMFNet, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(*inputs)
+
+
+def error(net: torch.nn.Module, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor) -> float:
+    with torch.no_grad():
+        fused = net(*inputs)
+    assert fused.dtype == torch.float32
+    assert fused.shape == expected.shape
+    return (fused - expected).abs().max().item()
+
+
+def nothing(net: PassByPass) -> None:
+    """The passes in order, and nothing else."""
+
+
+def fold_and_avoid(net: PassByPass) -> None:
+    fold_noise_levels(net)
+    avoid_concatenations(net)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(
+    "rewrite",
+    [nothing, fold_noise_levels, upsample_in_phases, fold_and_avoid, upsample_once, split_attention, order_channels_last],
+)
+def test_rewrite_alone(
+    rewrite: Callable[[PassByPass], None],
+    together: bool,
+    model: DMFNet,
+    inputs: tuple[torch.Tensor, ...],
+    expected: torch.Tensor,
+) -> None:
+    net = PassByPass(copy.deepcopy(model), together).eval()
+    rewrite(net)
+    assert error(net, inputs, expected) <= EXACT
+
+
+def test_dropping_unused_blocks_changes_nothing(
+    model: DMFNet, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor
+) -> None:
+    smaller = copy.deepcopy(model)
+    drop_unused_blocks(smaller)
+    dropped = set(model.state_dict()) - set(smaller.state_dict())
+    assert {name.split(".")[1] for name in dropped if "denoiser.ups" not in name} == {"final_conv"}
+    assert len({name.split(".")[2] for name in dropped if "denoiser.ups" in name}) == 2
+    assert error(smaller, inputs, expected) == 0.0
+
+
+def test_all(model: DMFNet, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    net = optimize(model)
+    assert error(net, inputs, expected) <= EXACT
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    after = model.state_dict()
+    assert list(after) == list(before), "the model is left as it was"
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+# Largest and mean difference to float32; the picture's grey levels are 1/127.5 apart.
+HALF = {"bfloat16": (0.1, 0.01), "float16": (0.015, 0.0015)}
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision(
+    precision: Precision, model: DMFNet, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor
+) -> None:
+    largest, mean = HALF[precision]
+    net = optimize(model, precision)
+    with torch.no_grad():
+        difference = (net(*inputs) - expected).abs()
+    assert difference.max() <= largest
+    assert difference.mean() <= mean
+    kept = {name for name, p in net.named_parameters() if p.dtype == torch.float32}
+    assert kept == {"fusion.rgb_decode1.conv.weight", "fusion.rgb_decode1.conv.bias"}
+
+
+def gflop(net: torch.nn.Module, size: int) -> float:
+    image, noise = torch.empty(1, 1, size, size, device="meta"), torch.empty(3, 2, size, size, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(image, image, noise)
+    return counter.get_total_flops() / 1e9
+
+
+def test_arithmetic() -> None:
+    """Multiply-adds, counted as two, of base at 256x256."""
+    with torch.device("meta"):
+        model = DMFNet(preset("base")).eval()
+        assert gflop(model, 256) == pytest.approx(1705, abs=1)
+        assert gflop(optimize(model), 256) == pytest.approx(1616, abs=1)
