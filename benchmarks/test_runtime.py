@@ -19,6 +19,7 @@ from dmfnet_fast import Fuser
 from dmfnet_fast.colour import to_network
 from dmfnet_fast.fuser import SHIPPED_WEIGHTS
 from dmfnet_fast.model import DMFNet, load_model
+from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
 from dmfnet_fast.noise import fusion_noise
 from dmfnet_fast.phantom import Phantom, make_phantom
 from dmfnet_fast.schedule import fusion_levels
@@ -51,10 +52,9 @@ def published_way(model: DMFNet, a: torch.Tensor, b: torch.Tensor, noise: torch.
     for index, image in enumerate((a, b)):
         by_timestep = []
         for (level, sigma), n in zip(fusion_levels(), noise, strict=True):
-            features, last = model.denoiser._up_path(
-                level * image + sigma * n[index], torch.full((1, 1), level), last_tap=0
-            )
-            model.denoiser.final_conv(last)
+            outputs = list(model.denoiser.up_path(level * image + sigma * n[index], torch.full((1, 1), level)))
+            model.denoiser.final_conv(outputs[-1])
+            features = [outputs[UP_BLOCKS - 1 - tap] for tap in reversed(TAPS)]
             by_timestep.append(features)
         by_image.append([torch.cat(features, dim=1) for features in zip(*by_timestep, strict=True)])
     return model.fusion(*by_image)

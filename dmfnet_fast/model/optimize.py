@@ -220,9 +220,7 @@ class PassByPass(nn.Module):
 
     def _noisy(self, a: Tensor, b: Tensor, noise: Tensor, step: int) -> list[Tensor]:
         """What the denoiser gets at a timestep: a and b, or both in one batch. Diffused in float32."""
-        noisy = [
-            self.levels[step] * image + self.sigmas[step] * noise[step, n] for n, image in enumerate((a, b))
-        ]
+        noisy = [self.levels[step] * image + self.sigmas[step] * noise[step, n] for n, image in enumerate((a, b))]
         images = [torch.cat(noisy)] if self.together else noisy
         return [image.to(self.denoiser.init_conv.weight.dtype) for image in images]
 

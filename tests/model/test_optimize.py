@@ -19,7 +19,6 @@ from dmfnet_fast.model.optimize import (
     fold_noise_levels,
     optimize,
     order_channels_last,
-    reduce_precision,
     split_attention,
     upsample_in_phases,
     upsample_once,
@@ -34,9 +33,7 @@ EXACT = 2e-5
 def by_rule(name: str) -> DMFNet:
     """A network whose weights are made as the golden ones are."""
     model = DMFNet(preset(name))
-    state = {
-        key: rule_tensor(key.split(".", 1)[1], list(tensor.shape)) for key, tensor in model.state_dict().items()
-    }
+    state = {key: rule_tensor(key.split(".", 1)[1], list(tensor.shape)) for key, tensor in model.state_dict().items()}
     model.load_state_dict(state)
     return model.eval()
 
@@ -79,7 +76,15 @@ def fold_and_avoid(net: PassByPass) -> None:
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize(
     "rewrite",
-    [nothing, fold_noise_levels, upsample_in_phases, fold_and_avoid, upsample_once, split_attention, order_channels_last],
+    [
+        nothing,
+        fold_noise_levels,
+        upsample_in_phases,
+        fold_and_avoid,
+        upsample_once,
+        split_attention,
+        order_channels_last,
+    ],
 )
 def test_rewrite_alone(
     rewrite: Callable[[PassByPass], None],
@@ -140,8 +145,11 @@ def gflop(net: torch.nn.Module, size: int) -> float:
 
 
 def test_arithmetic() -> None:
-    """Multiply-adds, counted as two, of base at 256x256."""
+    """Multiply-adds of base at 256x256, counted as two.
+
+    Four-phase upsampling saves 87 GFLOP (its one convolution for all phases computes a row and a column too many).
+    """
     with torch.device("meta"):
         model = DMFNet(preset("base")).eval()
         assert gflop(model, 256) == pytest.approx(1705, abs=1)
-        assert gflop(optimize(model), 256) == pytest.approx(1616, abs=1)
+        assert gflop(optimize(model), 256) == pytest.approx(1617.6, abs=0.1)
