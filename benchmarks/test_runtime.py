@@ -17,7 +17,7 @@ import torch
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.colour import to_network
-from dmfnet_fast.fuser import SHIPPED_WEIGHTS
+from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.model import DMFNet, load_model
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
 from dmfnet_fast.noise import fusion_noise

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dmfnet_fast.commands.phantom import write_phantoms
-from dmfnet_fast.fuser import SHIPPED_WEIGHTS
+from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.model import Denoiser
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
 from train import loop

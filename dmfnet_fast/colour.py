@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from dmfnet_fast.errors import PictureError, warn
 from dmfnet_fast.pictures import Pixels
 
-# BT.601, as in JPEG.
+# BT.601, as in JPEG; in thousandths it is whole.
 LUMINANCE = np.array([0.299, 0.587, 0.114])
+_THOUSANDTHS = np.array([299.0, 587.0, 114.0])
 # A channel spread above this part of the range, in more than this part of the pixels, is colour; below it is
 # the tint that JPEG leaves on grey.
 COLOUR_SPREAD = 0.1
 COLOUR_PART = 0.005
 
 
-def luminance(pixels: Pixels) -> NDArray[np.float64]:
-    """BT.601 luminance (H, W) in the picture's own units; 8-bit colour is rounded exactly as Pillow's "L"."""
+def luminance(pixels: Pixels) -> NDArray[Any]:
+    """BT.601 luminance (H, W) in the picture's own units: of 8-bit pictures Pillow's "L", else float64."""
+    if pixels.dtype == np.uint8:
+        return pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
     if pixels.ndim == 2:
         return pixels.astype(np.float64)
-    if pixels.dtype == np.uint8:
-        weighted = pixels.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
-        return ((weighted + 0x8000) >> 16).astype(np.float64)
     return pixels.astype(np.float64) @ LUMINANCE
 
 
@@ -103,7 +105,11 @@ def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -
 def to_network(pixels: Pixels, values: tuple[float, float]) -> NDArray[np.float32]:
     """Luminance (H, W) in [-1, 1]; what lies outside the range `values` is clipped."""
     low, high = values
-    return ((luminance(pixels).clip(low, high) - low) * (2.0 / (high - low)) - 1.0).astype(np.float32)
+    y = luminance(pixels)
+    # Looking up the 256 values of 8 bits takes a tenth of the time of computing each pixel's.
+    levels = np.arange(256.0) if y.dtype == np.uint8 else y
+    scaled = ((levels.clip(low, high) - low) * (2.0 / (high - low)) - 1.0).astype(np.float32)
+    return scaled[y] if y.dtype == np.uint8 else scaled
 
 
 def to_luminance8(pixels: Pixels, name: str) -> NDArray[np.uint8]:
@@ -127,12 +133,14 @@ def recolour(fused: NDArray[np.float32], b: Pixels, values: tuple[float, float])
     """
     low, high = values
     y = (fused.astype(np.float64) + 1.0) * ((high - low) / 2.0) + low
-    integral = b.dtype.kind == "u"
-    if integral:
-        y = np.rint(y)
-    if b.ndim == 3:
+    if b.dtype.kind != "u":
         colours = b.astype(np.float64).clip(low, high)
-        y = colours + (y - colours @ LUMINANCE)[..., None]
-        if integral:
-            y = np.rint(y)
-    return y.clip(low, high).astype(b.dtype)
+        shifted = y if b.ndim == 2 else colours + (y - colours @ LUMINANCE)[..., None]
+        return shifted.clip(low, high).astype(b.dtype)
+    y = np.rint(y)
+    if b.ndim == 2:
+        return y.clip(low, high).astype(b.dtype)
+    whole = b if (low, high) == (0, np.iinfo(b.dtype).max) else b.clip(math.ceil(low), math.floor(high)).astype(b.dtype)
+    # Sums of whole numbers are exact, and so the same on every machine.
+    change = np.rint((1000 * y - whole.astype(np.float64) @ _THOUSANDTHS) / 1000).astype(np.int32)
+    return (whole + change[..., None]).clip(math.ceil(low), math.floor(high)).astype(b.dtype)

@@ -8,21 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from dmfnet_fast import colour
-from dmfnet_fast.engines import open_engine
+from dmfnet_fast.engines import Precision, open_engine, shipped_engine
 from dmfnet_fast.errors import EngineError, PictureError, memory_guard, warn
 from dmfnet_fast.noise import fusion_noise
 from dmfnet_fast.padding import STRIDE, pad
 from dmfnet_fast.pictures import SMALLEST, Pixels, from_pil, read_picture, to_pil
-
-SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "dmfnet-tiny.safetensors"
-LARGEST_BATCH = 4  # pictures that the engine sees at once; more costs memory and, on a CPU, cache
 
 Range: TypeAlias = tuple[float, float]
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Source"
@@ -109,9 +106,12 @@ class Fuser:
     library's own setting, for torch one for the whole process.
 
     Args:
-        engine: a .safetensors weights file; None opens the tiny weights that ship with the package.
+        engine: a .safetensors weights file (PyTorch), or an .onnx file of dmfnet-export (OpenVINO). None opens the
+            tiny weights that ship with the package, by the fastest library that is installed; see `info`.
         seed: of the fixed noise that is added to every picture, 0 to 2^64 - 1.
         device: "cpu", "cuda" or "cuda:N".
+        precision: of the arithmetic: "float32", "bfloat16", on a GPU "float16"; "auto" is bfloat16 on CPUs that
+            multiply it natively, else float32.
         threads: CPU threads; None leaves the process's setting (at first one for each core).
 
     Raises:
@@ -125,6 +125,7 @@ class Fuser:
         seed: int = 0,
         *,
         device: str = "cpu",
+        precision: Precision = "auto",
         threads: int | None = None,
     ) -> None:
         if not isinstance(seed, int) or not 0 <= seed < 2**64:
@@ -132,12 +133,14 @@ class Fuser:
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise EngineError(f"threads {threads!r}: must be a whole number, at least 1")
         if engine is not None and (not isinstance(engine, str | os.PathLike) or not os.fspath(engine)):
-            raise EngineError(f"engine {engine!r}: must be the path of a .safetensors file")
+            raise EngineError(f"engine {engine!r}: must be the path of a .safetensors or .onnx file")
+        if precision not in get_args(Precision):
+            raise EngineError(f"precision {precision!r}: use {', '.join(get_args(Precision))}")
         self._seed = seed
         self._lock = threading.Lock()
-        self._path = SHIPPED_WEIGHTS if engine is None else Path(engine)
+        self._path = shipped_engine(device) if engine is None else Path(engine)
         with memory_guard("the engine does not fit; use a smaller preset"):
-            self._engine = open_engine(self._path, device, threads)
+            self._engine = open_engine(self._path, device, precision, threads)
 
     @property
     def info(self) -> dict[str, str]:
@@ -251,8 +254,8 @@ class Fuser:
 
         results: list[Any] = [None] * len(prepared)
         for members in groups.values():
-            for start in range(0, len(members), LARGEST_BATCH):
-                batch = members[start : start + LARGEST_BATCH]
+            for start in range(0, len(members), self._engine.largest_batch):
+                batch = members[start : start + self._engine.largest_batch]
                 a_batch = np.stack([prepared[n][0] for n in batch])[:, None]
                 b_batch = np.stack([prepared[n][1] for n in batch])[:, None]
                 for n, luminance in zip(batch, self.run(a_batch, b_batch), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from dmfnet_fast import Fuser
+from dmfnet_fast.commands.convert import main as convert
 from dmfnet_fast.model import DMFNet, preset, save_model
 from dmfnet_fast.phantom import Phantom, make_phantom
 from dmfnet_fast.pictures import write_picture
@@ -46,6 +48,23 @@ def published_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 @pytest.fixture(scope="session")
+def converted(published_checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Base weights made by rule, through dmfnet-convert."""
+    denoiser, fusion = published_checkpoints
+    path = tmp_path_factory.mktemp("converted") / "dmfnet-base.safetensors"
+    convert(["--denoiser", str(denoiser), "--fusion", str(fusion), "-o", str(path)], standalone_mode=False)
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled models are not left in the user's cache, nor taken from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DMFNET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained tiny network: what a test needs that does not look at the picture."""
     torch.manual_seed(0)
@@ -56,7 +75,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fuser(tiny_weights: Path) -> Fuser:
-    return Fuser(tiny_weights)
+    return Fuser(tiny_weights, precision="float32")
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import numpy as np
@@ -16,6 +17,7 @@ from dmfnet_fast import __version__
 from dmfnet_fast.colour import check_range, value_range
 from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
+from dmfnet_fast.engines import Precision
 from dmfnet_fast.errors import DMFNetError, OutputError, PictureError, warn
 from dmfnet_fast.files import make_folder
 from dmfnet_fast.fuser import Fuser, Range, Source
@@ -24,6 +26,7 @@ from dmfnet_fast.pairs import pair_folders
 from dmfnet_fast.pictures import WRITABLE, check_holds, check_suffix, read_picture, to_8_bit, write_picture
 
 MONTAGES = "montages"
+WORKERS = 3  # one decodes, one computes (calls to the engine take turns), one encodes
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Request:
     output: Path
     engine: Path | None
     device: str
+    precision: Precision
     threads: int | None
     seed: int
     range_a: Range | None
@@ -102,11 +106,16 @@ def _fuse(job: Job, fuser: Fuser, range_a: Range | None, range_b: Range | None) 
 
 
 def _work(
-    jobs: Iterable[Job], fuser: Fuser, range_a: Range | None, range_b: Range | None, journal: Journal | None
+    jobs: list[Job],
+    shown: Iterable[Job],
+    fuser: Fuser,
+    range_a: Range | None,
+    range_b: Range | None,
+    journal: Journal | None,
 ) -> None:
-    for job in jobs:
-        if job.status != "pending":
-            continue
+    """Fuse the jobs that are pending, several at a time; go through `shown`, the same jobs, as they are done."""
+
+    def work(job: Job) -> None:
         started = time.perf_counter()
         try:
             _fuse(job, fuser, range_a, range_b)
@@ -119,6 +128,16 @@ def _work(
             job.status, job.error = "failed", f"{job.a} with {job.b}: {type(error).__name__}: {error}"
         else:
             job.status, job.seconds = "fused", round(time.perf_counter() - started, 4)
+
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        running = [pool.submit(work, job) if job.status == "pending" else None for job in jobs]
+        for future, _ in zip(running, shown, strict=True):
+            if future is not None:
+                future.result()
+    finally:
+        # After an interrupt, those that have begun are finished and recorded, the others are not begun.
+        pool.shutdown(cancel_futures=True)
 
 
 def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
@@ -139,9 +158,15 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
 @click.option(
     "--engine",
     type=click.Path(path_type=Path),
-    help="Weights file (.safetensors); the shipped tiny weights if not given.",
+    help="Weights (.safetensors) or exported network (.onnx); the shipped tiny weights if not given.",
 )
 @click.option("--device", default="cpu", help="cpu, cuda or cuda:N.")
+@click.option(
+    "--precision",
+    default="auto",
+    type=click.Choice(get_args(Precision)),
+    help="Of the arithmetic; auto is the fastest.",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--seed", default=0, type=click.IntRange(0, 2**64 - 1), help="Seed of the fixed noise.")
 @click.option(
@@ -214,9 +239,11 @@ def _run(request: Request) -> tuple[dict[str, Any], int]:
     for stated, name in ((request.range_a, "--range-a"), (request.range_b, "--range-b")):
         if stated is not None:
             check_range(stated, name)
-    with Fuser(request.engine, request.seed, device=request.device, threads=request.threads) as fuser:
+    with Fuser(
+        request.engine, request.seed, device=request.device, precision=request.precision, threads=request.threads
+    ) as fuser:
         if not folders:
-            _work(jobs, fuser, request.range_a, request.range_b, None)
+            _work(jobs, jobs, fuser, request.range_a, request.range_b, None)
             return _report(jobs, engine=fuser.info), ignored
         make_folder(output / MONTAGES if with_montage else output)
         ranges = {"range_a": request.range_a, "range_b": request.range_b}
@@ -226,5 +253,5 @@ def _run(request: Request) -> tuple[dict[str, Any], int]:
             if job.status == "pending":
                 journal.check(job, request.overwrite)
         with progress(jobs, "fusing") as shown:
-            _work(shown, fuser, request.range_a, request.range_b, journal)
+            _work(jobs, shown, fuser, request.range_a, request.range_b, journal)
         return _report(jobs, engine=fuser.info), ignored

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class Journal:
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self._path = folder / JOURNAL
+        self._lock = threading.Lock()
         self._settings = json.loads(json.dumps(settings))
         self._made: dict[str, dict[str, Any]] = {}
         try:
@@ -82,8 +84,10 @@ class Journal:
                     job.status = "skipped"
 
     def add(self, job: Job) -> None:
+        """Record a result; threads may do so at once."""
+        entry = json.dumps(self._entry(job)) + "\n"
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(self._entry(job)) + "\n")
+            with self._lock, self._path.open("a", encoding="utf-8") as file:
+                file.write(entry)
         except OSError as error:
             raise OutputError(f"{self._path}: cannot be written: {error.strerror or error}") from error

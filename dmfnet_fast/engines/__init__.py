@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
-from dmfnet_fast.engines.base import Engine
-from dmfnet_fast.errors import EngineError
+from dmfnet_fast.engines.base import Engine, Precision
+from dmfnet_fast.errors import EngineError, MissingExtraError
 
-__all__ = ["Engine", "open_engine"]
+__all__ = ["SHIPPED_WEIGHTS", "Engine", "Precision", "open_engine", "shipped_engine"]
 
+# One network in two files: for OpenVINO, and for PyTorch.
+SHIPPED_WEIGHTS = Path(__file__).parent.parent / "weights" / "dmfnet-tiny.safetensors"
 _PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
 
 
-def open_engine(path: Path, device: str, threads: int | None) -> Engine:
+def shipped_engine(device: str) -> Path:
+    """The file of the shipped weights for the fastest library installed: on a CPU OpenVINO, then PyTorch.
+
+    Raises:
+        MissingExtraError: neither is installed.
+    """
+    if device == "cpu" and find_spec("openvino") is not None:
+        return SHIPPED_WEIGHTS.with_suffix(".onnx")
+    if find_spec("torch") is not None:
+        return SHIPPED_WEIGHTS
+    extras = "pip install 'dmfnet-fast[torch]'" + (", or for CPUs 'dmfnet-fast[cpu]'" if device == "cpu" else "")
+    raise MissingExtraError(f"no library that runs the network is installed: {extras}")
+
+
+def open_engine(path: Path, device: str, precision: Precision, threads: int | None) -> Engine:
     """Open the engine file `path`.
 
     Args:
         device: "cpu", "cuda" or "cuda:N".
+        precision: of the arithmetic; "auto" is the engine's choice for the device.
         threads: CPU threads; None leaves the engine's default.
 
     Raises:
@@ -31,9 +49,14 @@ def open_engine(path: Path, device: str, threads: int | None) -> Engine:
     if suffix == ".safetensors":
         from dmfnet_fast.engines.torch_engine import TorchEngine
 
-        return TorchEngine(path, device, threads)
+        return TorchEngine(path, device, precision, threads)
+    if suffix == ".onnx":
+        from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
+
+        return OpenVINOEngine(path, device, precision, threads)
+    kinds = "an engine is a .safetensors or .onnx file"
     if suffix in (".pth", ".pt", ".ckpt"):
         raise EngineError(f"{path}: is a torch checkpoint; dmfnet-convert makes a .safetensors engine of it")
     if suffix in _PICTURES:
-        raise EngineError(f"{path}: is a picture, not an engine; an engine is a .safetensors file")
-    raise EngineError(f"{path}: unknown kind of engine {suffix!r}; an engine is a .safetensors file")
+        raise EngineError(f"{path}: is a picture, not an engine; {kinds}")
+    raise EngineError(f"{path}: unknown kind of engine {suffix!r}; {kinds}")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+# "auto" is the fastest that keeps the picture, as each engine's documentation says.
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+
 
 class Engine(ABC):
     """An open network. Not safe to call from several threads at once: `Fuser` takes turns."""
+
+    largest_batch: int  # pairs that are worth giving to `run` at once
 
     @abstractmethod
     def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:

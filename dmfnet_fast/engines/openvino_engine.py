@@ -1,20 +1,24 @@
-"""`.onnx` files, run by OpenVINO on the CPU, x86 and Arm."""
+"""`.onnx` files made by dmfnet-export, run by OpenVINO on the CPU, x86 and Arm."""
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.engines.base import Engine
+from dmfnet_fast.engines.base import Engine, Precision
 from dmfnet_fast.errors import EngineError, require
+from dmfnet_fast.fusion_file import FORMAT, INPUTS, KIND
 
-# Shapes whose compiled models are kept; a compiled model holds the weights in its own layout.
-KEPT_SHAPES = 4
+# Sizes that get a compiled model of their own; all others share one of any size, which is a fifth slower but need
+# not be compiled anew, which takes as long as a dozen fusions.
+OWN_SIZES = 2
+CACHE_BYTES = 2**30
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def cache_folder() -> Path:
@@ -25,13 +29,32 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmfnet-fast"
 
 
-class OpenVINOEngine(Engine):
-    """One ONNX file; every shape is compiled when it is first seen, or loaded from the cache on disk.
+def _writable(folder: Path) -> bool:
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.access(folder, os.W_OK)
+    return False
 
-    It computes in bfloat16 where the CPU multiplies that natively (AVX512-BF16, AMX, Arm's BF16), else in float32.
+
+def _prune(folder: Path) -> None:
+    """Remove the oldest compiled models beyond CACHE_BYTES."""
+    with suppress(OSError):
+        kept = 0
+        for file in sorted(folder.glob("*.blob"), key=lambda f: f.stat().st_mtime, reverse=True):
+            kept += file.stat().st_size
+            if kept > CACHE_BYTES:
+                file.unlink()
+
+
+class OpenVINOEngine(Engine):
+    """One ONNX file, compiled for each size when that is first seen, or loaded from the cache on disk.
+
+    Pairs of a batch are fused one after the other: on a CPU that is as fast, and takes less memory.
     """
 
-    def __init__(self, path: Path, device: str, threads: int | None) -> None:
+    largest_batch = 1
+
+    def __init__(self, path: Path, device: str, precision: Precision, threads: int | None) -> None:
         openvino = require("openvino", extra="cpu")
         if device != "cpu":
             raise EngineError(f"{path}: .onnx engines run on the CPU, not on {device!r}; on a GPU use .safetensors")
@@ -39,58 +62,67 @@ class OpenVINOEngine(Engine):
         try:
             self._model = self._core.read_model(path)
         except RuntimeError as error:
-            raise EngineError(f"{path}: is not a readable ONNX file, or is damaged ({str(error).splitlines()[0]})") from error
-        names = [port.get_any_name() for port in self._model.inputs]
-        if names != ["a", "b", "noise"]:
-            raise EngineError(f"{path}: was not made by dmfnet-export: its inputs are {', '.join(names)}")
+            reason = str(error).strip().splitlines()[-1]
+            raise EngineError(f"{path}: is not a readable ONNX file, or is damaged: {reason}") from error
+        if self._metadata("format") != FORMAT or self._metadata("kind") != KIND:
+            names = ", ".join(port.get_any_name() for port in self._model.inputs)
+            raise EngineError(
+                f"{path}: was not made by dmfnet-export (its inputs are {names}); make it anew from weights"
+            )
         native = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self._precision = "bfloat16" if native else "float32"
-        self._settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if native else "f32",
+        if precision == "auto":
+            precision = "bfloat16" if native else "float32"
+        if precision not in _HINTS:
+            raise EngineError(f"precision {precision!r}: on a CPU use auto, float32 or bfloat16")
+        if precision == "bfloat16" and not native:
+            raise EngineError("precision 'bfloat16': this CPU has no bfloat16 arithmetic; use auto or float32")
+        self._info = {
+            "engine": f"openvino {openvino.__version__.split('-')[0]}",
+            "device": "cpu",
+            "precision": precision,
+            "weights": self._metadata("sha256"),
         }
+        self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
         self._cache = cache_folder()
-        self._compiled: OrderedDict[tuple[int, ...], Any] = OrderedDict()
-        self._closed = False
+        if _writable(self._cache):
+            self._settings["CACHE_DIR"] = str(self._cache)
+        self._requests: dict[tuple[int, int] | None, Any] = {}  # by size, None for any
 
-    def _request(self, shape: tuple[int, ...]) -> Any:
-        """An inference request for images (N, 1, H, W)."""
-        if shape in self._compiled:
-            self._compiled.move_to_end(shape)
-            return self._compiled[shape]
-        model = self._model.clone()
-        model.reshape({"a": list(shape), "b": list(shape), "noise": [3, 2, *shape[2:]]})
-        settings = dict(self._settings)
-        try:
-            self._cache.mkdir(parents=True, exist_ok=True)
-            settings["CACHE_DIR"] = str(self._cache)
-        except OSError:
-            pass  # a read-only home: compiled anew by each process
-        request = self._core.compile_model(model, "CPU", settings).create_infer_request()
-        self._compiled[shape] = request
-        if len(self._compiled) > KEPT_SHAPES:
-            self._compiled.popitem(last=False)
-        return request
+    def _metadata(self, name: str) -> str:
+        place = ["framework", name]
+        return str(self._model.get_rt_info(place).astype(str)) if self._model.has_rt_info(place) else ""
+
+    def _request(self, height: int, width: int) -> Any:
+        """An inference request for one pair of this size."""
+        size: tuple[int, int] | None = (height, width)
+        if size not in self._requests and len(self._requests) >= OWN_SIZES:
+            size = None
+        if size not in self._requests:
+            model = self._model.clone()
+            inner = list(size) if size is not None else [-1, -1]
+            shapes = ([1, 1, *inner], [1, 1, *inner], [3, 2, *inner])
+            model.reshape(dict(zip(INPUTS, shapes, strict=True)))
+            self._requests[size] = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+            _prune(self._cache)
+        return self._requests[size]
 
     def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self._closed:
+        if self._model is None:
             raise EngineError("the engine is closed")
-        request = self._request(a.shape)
-        request.infer({"a": a, "b": b, "noise": noise}, share_inputs=True)
-        fused: NDArray[np.float32] = request.get_output_tensor().data.copy()
+        request = self._request(*a.shape[2:])
+        fused = np.empty_like(a)
+        for n in range(len(a)):
+            inputs = (a[n : n + 1], b[n : n + 1], noise)
+            request.infer(dict(zip(INPUTS, inputs, strict=True)), share_inputs=True)
+            fused[n] = request.get_output_tensor().data[0]
         return fused
 
     def close(self) -> None:
-        self._compiled.clear()
-        self._closed = True
+        self._requests.clear()
+        self._model = None
 
     @property
     def info(self) -> dict[str, str]:
-        return {
-            "engine": f"openvino {self._version}",
-            "device": "cpu",
-            "precision": self._precision,
-            "weights": self._weights,
-        }
+        return self._info

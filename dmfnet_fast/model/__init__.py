@@ -8,7 +8,7 @@ require("safetensors", extra="torch")
 from dmfnet_fast.model.config import PRESETS, ModelConfig, preset  # noqa: E402
 from dmfnet_fast.model.denoiser import Denoiser  # noqa: E402
 from dmfnet_fast.model.network import DMFNet  # noqa: E402
-from dmfnet_fast.model.optimize import optimize  # noqa: E402
+from dmfnet_fast.model.rewrites import optimize  # noqa: E402
 from dmfnet_fast.model.weights import load_model, save_model  # noqa: E402
 
 __all__ = ["PRESETS", "DMFNet", "Denoiser", "ModelConfig", "load_model", "optimize", "preset", "save_model"]

@@ -90,11 +90,11 @@ class SelfAttention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c, height, width = x.shape
-        tokens = self.qkv(self.norm(x)).reshape(n, 3, 1, c, height * width).transpose(3, 4)
+        channels, height, width = x.shape[1:]
+        tokens = self.qkv(self.norm(x)).unflatten(1, (3, 1, channels)).flatten(4).transpose(3, 4)
         query, key, value = tokens.unbind(1)  # each (N, 1 head, tokens, channels)
         attended = F.scaled_dot_product_attention(query, key, value)
-        return self.out(attended.transpose(2, 3).reshape(n, c, height, width)) + x
+        return self.out(attended.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))) + x
 
 
 class Block(nn.Module):
@@ -145,7 +145,7 @@ class Denoiser(nn.Module):
         self.config = config
         self.record: dict[str, Any] = {}
         base, groups = config.channels, config.norm_groups
-        self.noise_level_mlp = nn.Sequential(
+        self.noise_level_mlp: nn.Module = nn.Sequential(
             NoiseEmbedding(base), nn.Linear(base, 4 * base), nn.SiLU(), nn.Linear(4 * base, base)
         )
         self.init_conv = nn.Conv2d(1, base, 3, padding=1)
@@ -180,7 +180,7 @@ class Denoiser(nn.Module):
         self.ups = nn.ModuleList(ups)
         self.final_conv = NormActivationConv(channels, 1, groups)
 
-    def up_path(self, x: Tensor, level: Tensor) -> Iterator[Tensor]:
+    def up_path(self, x: Tensor, level: Tensor | int) -> Iterator[Tensor]:
         """Outputs of the up-path's residual blocks, each computed when it is asked for; the last is numbered 0."""
         embedding = self.noise_level_mlp(level)
         x = self.init_conv(x)
@@ -197,11 +197,12 @@ class Denoiser(nn.Module):
                 x = module(x, embedding, skips.pop())
                 yield x
 
-    def features(self, x: Tensor, level: Tensor) -> Iterator[Tensor]:
+    def features(self, x: Tensor, level: Tensor | int) -> Iterator[Tensor]:
         """The five features that are fused, coarsest first (taps 14, 11, 8, 5, 2), each when it is asked for.
 
         Shapes (N, 2C, H/16, W/16), (N, C, H/8, W/8), (N, C, H/4, W/4), (N, C, H/2, W/2), (N, C, H, W).
-        What comes after the last tap is not computed.
+        What comes after the last tap is not computed. Rewritten for the levels of inference, it takes the
+        number of a timestep for `level`.
         """
         for number, output in zip(range(UP_BLOCKS - 1, -1, -1), self.up_path(x, level), strict=False):
             if number in TAPS:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.files import replacing
+from dmfnet_fast.fusion_file import FORMAT
 from dmfnet_fast.model.config import ModelConfig
 from dmfnet_fast.model.denoiser import Denoiser
 from dmfnet_fast.model.network import DMFNet
 
-FORMAT = "dmfnet-fast 1"
 Model = TypeVar("Model", DMFNet, Denoiser)
 _KINDS: dict[type[DMFNet | Denoiser], str] = {DMFNet: "dmfnet", Denoiser: "denoiser"}
 

@@ -22,7 +22,7 @@ from dmfnet_fast.pictures import read_picture, write_picture
 @pytest.fixture
 def fuse(cli: CliRunner, tiny_weights: Path) -> Any:
     def invoke(*arguments: Any, engine: Any = tiny_weights) -> Result:
-        result = cli.invoke(main, [*map(str, arguments), "--engine", str(engine)])
+        result = cli.invoke(main, [*map(str, arguments), "--engine", str(engine), "--precision", "float32"])
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return result
 

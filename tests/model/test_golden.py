@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from dmfnet_fast.commands.convert import main as convert
 from dmfnet_fast.model import DMFNet, load_model
 from dmfnet_fast.schedule import FUSION_TIMESTEPS, fusion_levels
 
@@ -22,14 +21,6 @@ TOLERANCES = {
     torch.float32: {"fused": 5e-6, "reconstruction": 5e-5, "feature": 5e-5},
     torch.float64: {"fused": 2e-6, "reconstruction": 2e-6, "feature": 2e-6},
 }
-
-
-@pytest.fixture(scope="module")
-def converted(published_checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    denoiser, fusion = published_checkpoints
-    path = tmp_path_factory.mktemp("converted") / "dmfnet-base.safetensors"
-    convert(["--denoiser", str(denoiser), "--fusion", str(fusion), "-o", str(path)], standalone_mode=False)
-    return path
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])

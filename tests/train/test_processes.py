@@ -12,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dmfnet_fast.commands.phantom import write_phantoms
-from dmfnet_fast.fuser import SHIPPED_WEIGHTS
+from dmfnet_fast.engines import SHIPPED_WEIGHTS
 
 REPOSITORY = Path(__file__).parents[2]
 

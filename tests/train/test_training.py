@@ -18,8 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.commands.phantom import write_phantoms
+from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.errors import OutputError
-from dmfnet_fast.fuser import SHIPPED_WEIGHTS
 from dmfnet_fast.model import load_model
 from dmfnet_fast.model.weights import load_denoiser, weights_hash
 from train import checkpoint, loop

@@ -9,7 +9,7 @@ channel it is 0.02% of the arithmetic, and the three outputs would still be writ
 from __future__ import annotations
 
 import copy
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,13 @@ from dmfnet_fast.model.network import DMFNet
 from dmfnet_fast.schedule import FUSION_TIMESTEPS, fusion_levels
 
 Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
+Kind = TypeVar("Kind", bound=nn.Module)
+
+
+def _of_kind(module: object, kind: type[Kind]) -> Kind:
+    """`module`, which containers only know as some module."""
+    assert isinstance(module, kind)
+    return module
 
 
 class FixedLevelBlock(nn.Module):
@@ -34,8 +41,9 @@ class FixedLevelBlock(nn.Module):
     def __init__(self, block: Block, embeddings: Tensor) -> None:
         super().__init__()
         inner = block.res_block
-        self.norm1, self.conv1 = inner.block1.block[0], inner.block1.block[3]
-        self.norm2, self.conv2 = inner.block2.block[0], inner.block2.block[3]
+        first, second = inner.block1.block, inner.block2.block
+        self.norm1, self.conv1 = _of_kind(first[0], nn.GroupNorm), _of_kind(first[3], nn.Conv2d)
+        self.norm2, self.conv2 = second[0], _of_kind(second[3], nn.Conv2d)
         self.res_conv, self.attention = inner.res_conv, block.attn
         with torch.no_grad():
             biases = inner.noise_func.noise_func(embeddings) + self.conv1.bias
@@ -64,14 +72,15 @@ class JoinedBlock(nn.Module):
         super().__init__()
         parts = slice(0, first), slice(first, None)
         self.norms = nn.ModuleList(_part_of_norm(block.norm1, part) for part in parts)
-        self.convs = nn.ModuleList(_part_of_conv(block.conv1, part, bias=False) for part in parts)
-        self.shortcuts = nn.ModuleList(_part_of_conv(block.res_conv, part, bias=part.stop is None) for part in parts)
+        self.conv_x, self.conv_skip = (_part_of_conv(block.conv1, part, bias=False) for part in parts)
+        shortcut = _of_kind(block.res_conv, nn.Conv2d)
+        self.shortcuts = nn.ModuleList(_part_of_conv(shortcut, part, bias=part.stop is None) for part in parts)
         self.norm2, self.conv2, self.attention = block.norm2, block.conv2, block.attention
         self.register_buffer("biases", block.biases)
 
     def forward(self, x: Tensor, step: int, skip: Tensor) -> Tensor:
-        h = F.conv2d(F.silu(self.norms[0](x)), self.convs[0].weight, self.biases[step], padding=1)
-        h = h + self.convs[1](F.silu(self.norms[1](skip)))
+        h = F.conv2d(F.silu(self.norms[0](x)), self.conv_x.weight, self.biases[step], padding=1)
+        h = h + self.conv_skip(F.silu(self.norms[1](skip)))
         shortcut = self.shortcuts[0](x) + self.shortcuts[1](skip)
         return self.attention(self.conv2(F.silu(self.norm2(h))) + shortcut)
 
@@ -93,36 +102,26 @@ def _part_of_conv(conv: nn.Conv2d, part: slice, bias: bool) -> nn.Conv2d:
     return result
 
 
-class PhasedUpsample(Resample):
-    """Nearest x2 and conv3x3 as four conv2x2 at the low resolution, interleaved: 2.25 times less arithmetic.
+class TransposedUpsample(Resample):
+    """Nearest x2 and conv3x3 as one transposed convolution of 4x4 with stride 2: 2.25 times less arithmetic.
 
-    An output pixel of phase (dy, dx) sees two rows and two columns of the input only, because nearest x2 repeats
-    them: the kernel's rows 0 | 1 + 2 for dy = 0 and 0 + 1 | 2 for dy = 1, and columns alike.
+    Every row of the input becomes two equal ones, so that the 3x3 kernel meets only two different rows and two
+    different columns, and those taps that meet the same are added. The result is what four 2x2 convolutions at the
+    low resolution, one for each phase of the output pixels, would give, interleaved by the convolution itself.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
+        self.conv = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, stride=2, padding=1)
         with torch.no_grad():
-            top, middle, bottom = conv.weight.unbind(2)
-            rows = torch.stack([top, middle + bottom], 2), torch.stack([top + middle, bottom], 2)
-            phases = []
-            for row in rows:
-                left, centre, right = row.unbind(3)
-                phases += [torch.stack([left, centre + right], 3), torch.stack([left + centre, right], 3)]
-        outputs, inputs = conv.weight.shape[:2]
-        # All phases in one convolution: padded on all sides it has one row and one column more than each needs.
-        self.conv = nn.Conv2d(inputs, 4 * outputs, 2, padding=1)
-        self.conv.weight = nn.Parameter(torch.cat(phases))
-        self.conv.bias = nn.Parameter(conv.bias.detach().repeat(4))  # type: ignore[union-attr]
+            # Tap k of the convolution is tap 2 - k of a transposed one, for both rows (j = 0, 1) made of one.
+            kernel = sum(F.pad(conv.weight.flip(2, 3), (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1))
+            assert isinstance(kernel, Tensor)
+            self.conv.weight = nn.Parameter(kernel.transpose(0, 1).contiguous())
+        self.conv.bias = conv.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        phases = self.conv(x).chunk(4, dim=1)
-        placed = [
-            phase[:, :, dy : dy + height, dx : dx + width]
-            for phase, (dy, dx) in zip(phases, ((0, 0), (0, 1), (1, 0), (1, 1)), strict=True)
-        ]
-        return F.pixel_shuffle(torch.stack(placed, dim=2).flatten(1, 2), 2)
+        return self.conv(x)
 
 
 class SplitMerge(nn.Module):
@@ -130,17 +129,20 @@ class SplitMerge(nn.Module):
 
     def __init__(self, merge: TimestepMerge) -> None:
         super().__init__()
-        first, _, conv, _ = merge.block
+        first, conv = _of_kind(merge.block[0], nn.Conv2d), merge.block[2]
         width = first.out_channels
         self.projections = nn.ModuleList(
             _part_of_conv(first, slice(n * width, (n + 1) * width), bias=n == 0) for n in range(len(FUSION_TIMESTEPS))
         )
         self.conv = conv
 
-    def add(self, total: Tensor | None, feature: Tensor, step: int) -> Tensor:
-        """The sum over timesteps so far, (N, D, H, W), with that of `step` added."""
-        projected: Tensor = self.projections[step](feature)
-        return projected if total is None else total + projected
+    def start(self, feature: Tensor) -> Tensor:
+        """The part of the first timestep in the sum, (N, D, H, W)."""
+        return self.projections[0](feature)
+
+    def add(self, total: Tensor, feature: Tensor, step: int) -> Tensor:
+        """The sum over timesteps so far, with that of `step` added."""
+        return total + self.projections[step](feature)
 
     def forward(self, total: Tensor) -> Tensor:
         return F.relu(self.conv(F.relu(total)))
@@ -184,11 +186,11 @@ class JointLevel(nn.Module):
     def __init__(self, level: FusionLevel) -> None:
         super().__init__()
         self.att, self.block = level.att, level.block
-        self.project, _, self.conv, _ = getattr(level, "block1", [None] * 4)
+        self.project, _, self.conv, _ = getattr(level, "block1", [nn.Identity()] * 4)
 
     def forward(self, x: Tensor, y: Tensor, previous: Tensor | None, before: Tensor | None) -> Tensor:
         f = self.att(x, y)
-        if before is not None:
+        if previous is not None and before is not None:
             previous = previous + F.relu(self.conv(F.relu(upsample2(self.project(before)))))
         if previous is not None:
             f = f + upsample2(previous)
@@ -212,7 +214,7 @@ class PassByPass(nn.Module):
         self.config, self.together = model.config, together
         self.denoiser, self.fusion = model.denoiser, model.fusion
         for n in range(0, len(self.fusion.decoder), 2):
-            self.fusion.decoder[n] = SplitMerge(self.fusion.decoder[n])
+            self.fusion.decoder[n] = SplitMerge(_of_kind(self.fusion.decoder[n], TimestepMerge))
         levels, sigmas = zip(*fusion_levels(), strict=True)
         self.register_buffer("levels", torch.tensor(levels, dtype=torch.float32))
         self.register_buffer("sigmas", torch.tensor(sigmas, dtype=torch.float32))
@@ -226,15 +228,19 @@ class PassByPass(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor, noise: Tensor) -> Tensor:
         """As `DMFNet.forward`."""
-        merges = self.fusion.decoder[::2]
-        totals: list[list[Tensor | None]] = [[None] * len(merges) for _ in range(1 if self.together else 2)]
+        merges = [_of_kind(merge, SplitMerge) for merge in self.fusion.decoder[::2]]
+        totals: list[list[Tensor]] = [[] for _ in range(1 if self.together else 2)]
         for step in range(len(FUSION_TIMESTEPS)):
             for image, own in zip(self._noisy(a, b, noise, step), totals, strict=True):
                 level = step if self.fixed else self.levels[step].expand(len(image), 1)
                 for n, feature in enumerate(self.denoiser.features(image, level)):
-                    own[n] = merges[n].add(own[n], feature, step)
+                    if step == 0:
+                        own.append(merges[n].start(feature))
+                    else:
+                        own[n] = merges[n].add(own[n], feature, step)
         if self.together:
-            totals = list(zip(*(total.chunk(2) for total in totals[0]), strict=True))
+            halves = [total.chunk(2) for total in totals[0]]
+            totals = [[half[image] for half in halves] for image in range(2)]
         return self.fusion(*totals)
 
 
@@ -247,7 +253,7 @@ def drop_unused_blocks(model: DMFNet) -> None:
         if blocks == UP_BLOCKS - min(TAPS):
             break
     model.denoiser.ups = nn.ModuleList(kept)
-    model.denoiser.final_conv = nn.Identity()
+    del model.denoiser.final_conv
 
 
 def fold_noise_levels(net: PassByPass) -> None:
@@ -263,11 +269,11 @@ def fold_noise_levels(net: PassByPass) -> None:
     net.fixed = True
 
 
-def upsample_in_phases(net: PassByPass) -> None:
-    """Replace nearest x2 and conv3x3 by four convolutions at the low resolution."""
+def upsample_transposed(net: PassByPass) -> None:
+    """Replace nearest x2 and conv3x3 by what needs no repeated pixels."""
     for n, module in enumerate(net.denoiser.ups):
         if isinstance(module, Upsample):
-            net.denoiser.ups[n] = PhasedUpsample(module.conv)
+            net.denoiser.ups[n] = TransposedUpsample(module.conv)
 
 
 def avoid_concatenations(net: PassByPass) -> None:
@@ -278,27 +284,26 @@ def avoid_concatenations(net: PassByPass) -> None:
     """
     denoiser = net.denoiser
     skips = [denoiser.init_conv.out_channels]
-    for module in denoiser.downs:
-        skips.append(module.conv.out_channels if isinstance(module, Resample) else module.conv2.out_channels)
-    for n, module in enumerate(denoiser.ups):
-        if not isinstance(module, FixedLevelBlock):
-            continue
-        norm = module.norm1
-        first = norm.num_channels - skips.pop()
-        if first % (norm.num_channels // norm.num_groups) == 0:
-            denoiser.ups[n] = JoinedBlock(module, first)
+    for down in denoiser.downs:
+        block = down.conv2 if isinstance(down, FixedLevelBlock) else down.conv
+        skips.append(_of_kind(block, nn.Conv2d).out_channels)
+    for n, up in enumerate(denoiser.ups):
+        if isinstance(up, FixedLevelBlock):
+            first = up.norm1.num_channels - skips.pop()
+            if first % (up.norm1.num_channels // up.norm1.num_groups) == 0:
+                denoiser.ups[n] = JoinedBlock(up, first)
 
 
 def upsample_once(net: PassByPass) -> None:
     """Join the two upsamplings of each fusion level, and project before the first of them."""
     for n in range(1, len(net.fusion.decoder), 2):
-        net.fusion.decoder[n] = JointLevel(net.fusion.decoder[n])
+        net.fusion.decoder[n] = JointLevel(_of_kind(net.fusion.decoder[n], FusionLevel))
 
 
 def split_attention(net: PassByPass) -> None:
     """Replace the fusion's interleaved tensor by sums."""
-    for n in range(1, len(net.fusion.decoder), 2):
-        net.fusion.decoder[n].att = SplitAttention(net.fusion.decoder[n].att)
+    for level in net.fusion.decoder[1::2]:
+        level.att = SplitAttention(_of_kind(level.att, AdaptiveAttention))
 
 
 def order_channels_last(net: PassByPass) -> None:
@@ -332,7 +337,7 @@ def optimize(model: DMFNet, precision: Precision = "float32", together: bool = F
     drop_unused_blocks(model)
     net = PassByPass(model, together)
     fold_noise_levels(net)
-    upsample_in_phases(net)
+    upsample_transposed(net)
     avoid_concatenations(net)
     upsample_once(net)
     split_attention(net)

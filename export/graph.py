@@ -1,0 +1,127 @@
+"""The optimised network as one ONNX model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dmfnet_fast import __version__
+from dmfnet_fast.errors import require
+from dmfnet_fast.fusion_file import FORMAT, INPUTS, KIND, OUTPUT
+from dmfnet_fast.model import DMFNet, optimize
+from dmfnet_fast.model.weights import weights_hash
+from dmfnet_fast.padding import STRIDE
+
+onnx = require("onnx", extra="export")
+require("onnxscript", extra="export")
+
+import onnx_ir  # noqa: E402
+import torch  # noqa: E402
+from onnx_ir.passes import common as passes  # noqa: E402
+from onnxscript import opset20  # noqa: E402
+from onnxscript.optimizer import fold_constants  # noqa: E402
+from torch.export import Dim  # noqa: E402
+
+# The newest that TensorRT 10.3 (JetPack 6) reads; nothing here needs a newer one, as GroupNorm is written out.
+OPSET = 20
+op: Any = opset20  # its annotations forbid what it accepts
+
+
+def _group_norm(x: Any, num_groups: int, weight: Any, bias: Any, eps: float = 1e-5, _cudnn: bool = True) -> Any:
+    """GroupNorm from the means of channels, which leaves a channels-last tensor as it is.
+
+    ONNX's own way, and that of engines which know no GroupNorm, reshapes to (N, groups, -1), for which OpenVINO
+    reorders the whole tensor twice: a third of its time. But the mean of a group is the mean of its channels' means,
+    and to average those is a 1x1 convolution of one pixel. Two passes, as E[x^2] - E[x]^2 would lose too much.
+    """
+    channels = int(x.shape[1])
+    group = np.arange(channels) * num_groups // channels
+    weights = (group[:, None] == group).astype(np.float32) * (num_groups / channels)
+    average = op.Constant(value=onnx.numpy_helper.from_array(weights[:, :, None, None].astype(np.float32)))
+    axes, per_channel = op.Constant(value_ints=[2, 3]), op.Constant(value_ints=[channels, 1, 1])
+    centred = op.Sub(x, op.Conv(op.ReduceMean(x, axes, keepdims=1), average))
+    variance = op.Conv(op.ReduceMean(op.Mul(centred, centred), axes, keepdims=1), average)
+    deviation = op.Sqrt(op.Add(variance, op.Constant(value_float=eps)))
+    return op.Add(op.Mul(centred, op.Div(op.Reshape(weight, per_channel), deviation)), op.Reshape(bias, per_channel))
+
+
+def _trace(net: torch.nn.Module) -> Any:
+    """The module as an ONNX model in onnx_ir, as the exporter writes it, of any batch and size."""
+    # Sizes that differ from each other and from every channel count: equal ones would be taken for the same.
+    images, noise = torch.zeros(2, 1, 80, 112), torch.zeros(3, 2, 80, 112)
+    height, width = (STRIDE * Dim(name, min=4, max=1024) for name in ("rows", "columns"))
+    shape = {0: Dim("batch", min=1, max=4096), 2: height, 3: width}
+    with warnings.catch_warnings():
+        # Of the exporter about itself: how it names axes, what it will deprecate.
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            net,
+            (images, images.clone(), noise),
+            dynamo=True,
+            # Its rewriting takes twice as long as all the rest; engines do that anyway, and `_tidy` what is needed.
+            optimize=False,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            dynamic_shapes={"a": shape, "b": shape, "noise": {2: height, 3: width}},
+            custom_translation_table={torch.ops.aten.group_norm.default: _group_norm},
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+def _tidy(model: Any) -> Any:
+    """Constants folded and kept once; nothing in the file of how it was traced."""
+    fold_constants(model)
+    sequence = onnx_ir.passes.Sequential(
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.DeduplicateInitializersPass(size_limit=2**31),
+        passes.RemoveUnusedNodesPass(),
+        passes.ClearMetadataAndDocStringPass(),
+    )
+    model = sequence(model).model
+    proto = onnx_ir.to_proto(model)
+    proto.graph.ClearField("value_info")  # the shapes of all 6000 results, which readers infer
+    return proto
+
+
+def add_metadata(proto: Any, metadata: Mapping[str, str]) -> None:
+    """Add properties to a model's metadata."""
+    for name, value in metadata.items():
+        proto.metadata_props.add(key=name, value=value)
+
+
+def to_onnx(model: DMFNet, sha256: str | None = None) -> Any:
+    """Export for any batch and any size that is a multiple of 16, at least 64, in float32.
+
+    Args:
+        model: as trained; it stays as it is.
+        sha256: hash of the weights in the file that they come from; None computes that of `model`.
+
+    Returns:
+        An `onnx.ModelProto`, inputs `a`, `b` (N, 1, H, W) and `noise` (3, 2, H, W), output `fused` (N, 1, H, W),
+        with its configuration, training record and the hash of its weights as metadata.
+
+    Raises:
+        MissingExtraError: onnx or onnxscript is not installed.
+    """
+    proto = _tidy(_trace(optimize(model)))
+    proto.producer_name, proto.producer_version = "dmfnet-fast", __version__
+    metadata = {
+        "format": FORMAT,
+        "kind": KIND,
+        "config": json.dumps(model.config.to_dict()),
+        "training": json.dumps(model.record),
+        "sha256": sha256 or weights_hash(model.state_dict()),
+    }
+    add_metadata(proto, metadata)
+    onnx.checker.check_model(proto)
+    return proto
