@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint benchmark clean force
+.PHONY: demo test lint bench clean force
 
 demo: $(VENV)/.runtime
 	$(BIN)/dmfnet-demo demo
@@ -19,8 +19,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-benchmark: $(VENV)/.dev
-	$(BIN)/python -m pytest --benchmark-only
+bench: $(VENV)/.dev
+	@mkdir -p .benchmarks
+	$(BIN)/python -m pytest --benchmark-only --benchmark-json=.benchmarks/last.json
+	$(BIN)/python -m benchmarks.report .benchmarks/last.json
 
 clean:
 	rm -rf $(VENV) demo
@@ -30,12 +32,12 @@ $(VENV)/.torch: force
 	@mkdir -p $(VENV)
 	@echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' > $@
 
-$(VENV)/.runtime: $(VENV)/.torch pyproject.toml
+$(VENV)/.runtime: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable ".[torch]"
+	$(BIN)/python -m pip install --quiet --editable ".[cpu]"
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime
+$(VENV)/.dev: $(VENV)/.runtime $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@

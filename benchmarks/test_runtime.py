@@ -1,14 +1,14 @@
-"""What a fusion costs on this machine, beside what it could cost. Run: `pytest --benchmark-only`.
+"""What a call costs beside the network, and what the machine can do at best. Run: `pytest --benchmark-only`.
 
 Compare within one run only. The floor of a fusion is its arithmetic over the rate that `test_matmul` measures:
-1705 GFLOP for base at 256x256 without the unused tail, and 1/16 of that for tiny.
+1616 GFLOP for base at 256x256 (optimised), and 1/16 of that for tiny.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,10 @@ import pytest
 import torch
 
 from dmfnet_fast import Fuser
-from dmfnet_fast.colour import to_network
-from dmfnet_fast.engines import SHIPPED_WEIGHTS
-from dmfnet_fast.model import DMFNet, load_model
-from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
-from dmfnet_fast.noise import fusion_noise
+from dmfnet_fast.commands.fuse import main as fuse_folders
+from dmfnet_fast.commands.phantom import write_phantoms
+from dmfnet_fast.engines.base import Engine
 from dmfnet_fast.phantom import Phantom, make_phantom
-from dmfnet_fast.schedule import fusion_levels
 
 SIZE = 256
 MATRIX = 2048
@@ -33,59 +30,60 @@ def phantom() -> Phantom:
     return make_phantom(0, SIZE)
 
 
-@pytest.fixture(scope="module")
-def fuser() -> Iterator[Fuser]:
-    with Fuser() as fuser:
-        yield fuser
-
-
-@pytest.fixture(scope="module")
-def inputs(phantom: Phantom) -> list[np.ndarray]:
-    """What `fuse` gives to the network."""
-    a, b = (to_network(picture, (0, 255))[None, None] for picture in (phantom.mri, phantom.pet))
-    return [a, b, fusion_noise(0, SIZE, SIZE)]
-
-
-def published_way(model: DMFNet, a: torch.Tensor, b: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """As the published script computes: one image at a time, every pass of the denoiser to its end."""
-    by_image = []
-    for index, image in enumerate((a, b)):
-        by_timestep = []
-        for (level, sigma), n in zip(fusion_levels(), noise, strict=True):
-            outputs = list(model.denoiser.up_path(level * image + sigma * n[index], torch.full((1, 1), level)))
-            model.denoiser.final_conv(outputs[-1])
-            features = [outputs[UP_BLOCKS - 1 - tap] for tap in reversed(TAPS)]
-            by_timestep.append(features)
-        by_image.append([torch.cat(features, dim=1) for features in zip(*by_timestep, strict=True)])
-    return model.fusion(*by_image)
-
-
-@pytest.mark.benchmark(group="rate")
-def test_matmul(benchmark: Callable[..., Any]) -> None:
-    """2 * 2048^3 = 17.2 GFLOP in float32: the rate that the convolutions are measured against."""
-    x = torch.rand(MATRIX, MATRIX)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.benchmark(group="rate", min_rounds=5, warmup=True, warmup_iterations=1)
+def test_matmul(benchmark: Callable[..., Any], dtype: torch.dtype) -> None:
+    """2 * 2048^3 = 17.2 GFLOP: the rate that the convolutions are measured against."""
+    x = torch.rand(MATRIX, MATRIX).to(dtype)
     benchmark(torch.mm, x, x)
 
 
-@pytest.mark.benchmark(group="tiny 256x256, CPU", min_rounds=15, warmup=True, warmup_iterations=1)
-def test_published_way(benchmark: Callable[..., Any], inputs: list[np.ndarray], fuser: Fuser) -> None:
-    model = load_model(SHIPPED_WEIGHTS)
-    tensors = [torch.from_numpy(x.copy()) for x in inputs]
-    with torch.inference_mode():
-        np.testing.assert_allclose(published_way(model, *tensors), fuser.run(*inputs), rtol=0, atol=1e-4)
-        benchmark(published_way, model, *tensors)
+class Nothing(Engine):
+    """An engine that takes no time."""
+
+    largest_batch = 1
+    info: dict[str, str] = {}  # noqa: RUF012
+
+    def run(self, a: Any, b: Any, noise: Any) -> Any:  # noqa: ARG002
+        return np.zeros_like(a)
+
+    def close(self) -> None:
+        pass
 
 
-@pytest.mark.benchmark(group="tiny 256x256, CPU", min_rounds=15, warmup=True, warmup_iterations=1)
-def test_run(benchmark: Callable[..., Any], inputs: list[np.ndarray], fuser: Fuser) -> None:
-    """The bare network through its engine."""
-    benchmark(fuser.run, *inputs)
+@pytest.mark.parametrize("what", ["fuse", "fuse without network", "run"])
+@pytest.mark.benchmark(group=f"call, tiny {SIZE}x{SIZE}", min_rounds=8, warmup=True, warmup_iterations=1)
+def test_call(benchmark: Callable[..., Any], phantom: Phantom, what: str) -> None:
+    """The whole call with arrays in and a colour picture out, what of it is not the network, and the network."""
+    with Fuser() as fuser:
+        if what == "run":
+            a, b = np.random.default_rng(0).uniform(-1, 1, (2, 1, 1, SIZE, SIZE)).astype(np.float32)
+            benchmark(fuser.run, a, b)
+            return
+        if what == "fuse without network":
+            fuser._engine = Nothing()
+        benchmark(fuser.fuse, phantom.mri, phantom.pet)
 
 
-@pytest.mark.benchmark(group="tiny 256x256, CPU", min_rounds=15, warmup=True, warmup_iterations=1)
-def test_fuse(benchmark: Callable[..., Any], phantom: Phantom, fuser: Fuser) -> None:
-    """The whole call: arrays in, colour picture out."""
-    benchmark(fuser.fuse, phantom.mri, phantom.pet)
+@pytest.mark.parametrize("what", ["folder", "one by one"])
+@pytest.mark.benchmark(group=f"12 files, tiny {SIZE}x{SIZE}", min_rounds=2)
+def test_files(benchmark: Any, tmp_path: Any, what: str) -> None:
+    """`dmfnet-fuse` on folders, where files are read and written while the engine computes, and a plain loop."""
+    list(write_phantoms(tmp_path, train=0, test=12, size=SIZE))
+    a, b = (tmp_path / "test" / "PET-MRI" / name for name in ("MRI", "PET"))
+    output = tmp_path / "fused"
+
+    def folder() -> None:
+        arguments = [a, b, "-o", output, "--overwrite"]
+        fuse_folders([str(argument) for argument in arguments], standalone_mode=False)
+
+    def one_by_one() -> None:
+        output.mkdir(exist_ok=True)
+        with Fuser() as fuser:
+            for file in sorted(a.iterdir()):
+                fuser.fuse(file, b / file.name).save(output / file.name)
+
+    benchmark.pedantic(folder if what == "folder" else one_by_one, rounds=2, iterations=1, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("what", ["numpy, PIL.Image", "dmfnet_fast"])

@@ -1,1 +1,3 @@
 """From the optimised graph to engine files."""
+
+DISTRIBUTION = "dmfnet-fast"  # other distributions may have a package of this name

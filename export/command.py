@@ -12,7 +12,7 @@ import click
 
 from dmfnet_fast.commands.shared import command
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
-from dmfnet_fast.errors import OutputError
+from dmfnet_fast.errors import OutputError, require
 from dmfnet_fast.files import replacing
 
 
@@ -51,12 +51,10 @@ def main(weights: Path | None, target: str, output: Path | None) -> None:
         raise OutputError(f"{output}: cannot be written: the folder {output.parent} does not exist")
 
     # Imported late, so that --help and a wrong name need no torch.
-    from dmfnet_fast.errors import require
+    for module in ("torch", "safetensors", "onnx", "onnxscript", "openvino"):
+        require(module, extra="export")
     from dmfnet_fast.model import load_model
     from dmfnet_fast.model.weights import read_metadata
-
-    for module in ("onnx", "onnxscript", "openvino"):
-        require(module, extra="export")
     from export.graph import add_metadata, to_onnx
     from export.verify import check, verify
 

@@ -113,7 +113,8 @@ def to_onnx(model: DMFNet, sha256: str | None = None) -> Any:
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
     """
-    proto = _tidy(_trace(optimize(model)))
+    # Both images in a batch: half as many operations, so that engines open in half the time, and as fast on a CPU.
+    proto = _tidy(_trace(optimize(model, together=True)))
     proto.producer_name, proto.producer_version = "dmfnet-fast", __version__
     metadata = {
         "format": FORMAT,

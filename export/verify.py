@@ -106,7 +106,14 @@ def _onnx_runtime(proto: bytes) -> Callable[..., NDArray[np.float32]]:
     onnxruntime: Any = import_module("onnxruntime")  # which has no type hints
 
     session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
-    return lambda *arrays: session.run(None, dict(zip(INPUTS, arrays, strict=True)))[0]
+
+    def run(*arrays: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            return session.run(None, dict(zip(INPUTS, arrays, strict=True)))[0]
+        except Exception as error:  # its exceptions have no common class
+            raise EngineError(f"ONNX Runtime cannot run the exported network: {error}") from error
+
+    return run
 
 
 def verify(model: DMFNet, proto: bytes) -> Iterator[Parity]:

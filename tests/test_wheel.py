@@ -12,7 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("dmfnet-fuse", "dmfnet-convert", "dmfnet-phantom", "dmfnet-demo")
+COMMANDS = ("dmfnet-fuse", "dmfnet-convert", "dmfnet-phantom", "dmfnet-demo", "dmfnet-export")
 SCRIPTS = "Scripts" if sys.platform == "win32" else "bin"
 
 
@@ -69,15 +69,20 @@ def test_wheel(environment: Environment, wheel: Path) -> None:
     environment.run("dmfnet-phantom", "data", "--train", "2", "--test", "1", "--size", "64")
     pair = ("data/test/PET-MRI/MRI/001.png", "data/test/PET-MRI/PET/001.png")
     missing = environment.run("dmfnet-fuse", *pair, "-o", "fused.png", code=2)
-    assert "torch is not installed: pip install 'dmfnet-fast[torch]'" in missing.stderr
+    assert "pip install 'dmfnet-fast[torch]', or for CPUs 'dmfnet-fast[cpu]'" in missing.stderr
     without_torch = environment.run("python", "-m", "train.stage1", "--data", "data", "--out", "run", code=2)
     assert "dmfnet-fast[t" in without_torch.stderr
-    assert "Traceback" not in missing.stderr + without_torch.stderr
+    no_export = environment.run("dmfnet-export", "--target", "onnx", code=2)
+    assert "torch is not installed" in no_export.stderr
+    assert "Traceback" not in missing.stderr + without_torch.stderr + no_export.stderr
 
-    environment.install(f"torch=={torch.__version__.split('+')[0]}", f"{wheel}[train]")
-    assert environment.run("dmfnet-fuse", *pair, "-o", "fused.png").stdout == "fused.png\n"
+    environment.install(f"{wheel}[cpu]")
+    environment.run("python", "-c", "import torch", code=1)
+    assert environment.run("dmfnet-fuse", *pair, "-o", "by-openvino.png").stdout == "by-openvino.png\n"
     environment.run("dmfnet-demo", "demo")
     assert len(list((environment.work / "demo").glob("*.png"))) == 3
+
+    environment.install(f"torch=={torch.__version__.split('+')[0]}", f"{wheel}[train]")
     assert "--preset" in environment.run("python", "-m", "train.stage1", "--help").stdout
     assert "--denoiser" in environment.run("python", "-m", "train.stage2", "--help").stdout
     settings = ("--data", "data", "--out", "run", "--steps", "2", "--batch", "2")

@@ -239,8 +239,8 @@ class PassByPass(nn.Module):
                     else:
                         own[n] = merges[n].add(own[n], feature, step)
         if self.together:
-            halves = [total.chunk(2) for total in totals[0]]
-            totals = [[half[image] for half in halves] for image in range(2)]
+            pairs = a.shape[0]  # torch.export takes chunk(2) and len(a) for a fixed number of pairs
+            totals = [[total[:pairs] for total in totals[0]], [total[pairs:] for total in totals[0]]]
         return self.fusion(*totals)
 
 

@@ -1,0 +1,138 @@
+"""What is kept of a benchmark run: `python -m benchmarks.report RUN.json` writes results, table and plot.
+
+Reads pytest-benchmark's JSON; writes `benchmarks/results/<version>-<machine>.json` and `.svg`, and the table between
+the two markers in the README. Ratios are of medians of one run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from dmfnet_fast import __version__
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+LIBRARIES = ("torch", "openvino", "onnxruntime", "numpy")
+
+
+def processor() -> str:
+    """The processor's name, as Linux or the platform tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return (found[1] if found else platform.processor() or platform.machine()).strip()
+
+
+def features() -> list[str]:
+    """What of the processor decides how fast this is."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16", "asimd") if name in flags]
+
+
+def condense(run: dict[str, Any]) -> dict[str, Any]:
+    """What is worth keeping of pytest-benchmark's JSON; nothing that tells whose machine it was."""
+    rows, others = [], []
+    for benchmark in run["benchmarks"]:
+        stats = {name: round(benchmark["stats"][name] * 1000, 3) for name in ("min", "median", "iqr")}
+        stats = {f"{name}_ms": value for name, value in stats.items()} | {"rounds": benchmark["stats"]["rounds"]}
+        if "way" in benchmark["extra_info"]:
+            rows.append(benchmark["extra_info"] | stats)
+        else:
+            others.append({"group": benchmark["group"], "name": benchmark["name"]} | stats)
+    published = {(row["network"], row["size"]): row["median_ms"] for row in rows if row["way"] == "as published"
+                 and row["engine"] == "torch eager"}  # fmt: skip
+    for row in rows:
+        row["ratio"] = round(row["median_ms"] / published[row["network"], row["size"]], 4)
+    return {
+        "version": __version__,
+        "date": run["datetime"][:10],
+        "machine": {
+            "processor": processor(),
+            "features": features(),
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+            "python": platform.python_version(),
+            **{name: version(name) for name in LIBRARIES},
+        },
+        "fusions": rows,
+        "others": others,
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: where it was measured, and a table of each network and size."""
+    machine = results["machine"]
+    lines = [
+        f"Version {results['version']}, {results['date']}: {machine['cores']} cores of an {machine['processor']} "
+        f"({', '.join(machine['features'])}), {machine['system']}, Python {machine['python']}, "
+        + ", ".join(f"{name} {machine[name]}" for name in LIBRARIES)
+        + ". Times are the median and the interquartile range of a whole fusion, the ratio is to the published way in "
+        "the same run, memory is the peak above that of the process before the engine was built, errors are of the "
+        "luminance in [-1, 1] and PSNR of the 8-bit picture, against the published way in float32."
+    ]
+    for network, size in dict.fromkeys((row["network"], row["size"]) for row in results["fusions"]):
+        lines += ["", f"**{network}, {size}x{size}**", ""]
+        lines += ["| way | engine | ms (IQR) | ratio | peak MB | max error | PSNR |", "| --- " * 7 + "|"]
+        for row in results["fusions"]:
+            if (row["network"], row["size"]) == (network, size):
+                psnr = "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
+                lines.append(
+                    f"| {row['way']} | {row['engine']} {row['precision']} | {row['median_ms']:.0f} "
+                    f"({row['iqr_ms']:.0f}) | {row['ratio']:.2f} | {row['peak_mb']} | {row['max_abs']:.1e} | {psnr} |"
+                )
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Bars of how many times as fast as the published way each row is, one panel for each network and size."""
+    cases = list(dict.fromkeys((row["network"], row["size"]) for row in results["fusions"]))
+    rows = {case: [row for row in results["fusions"] if (row["network"], row["size"]) == case] for case in cases}
+    colours = {"torch eager": "#7f8fa6", "torch.compile": "#c9a227", "OpenVINO": "#2a7f62"}
+    mpl.rcParams["svg.hashsalt"] = "dmfnet-fast"
+    figure = Figure(figsize=(9, 0.32 * sum(len(part) + 3 for part in rows.values())), layout="constrained")
+    panels = figure.subplots(len(cases), 1, sharex=True, squeeze=False, height_ratios=[len(rows[c]) + 1 for c in cases])
+    for panel, case in zip(panels[:, 0], cases, strict=True):
+        names = [f"{row['way']} ({row['engine']}, {row['precision']})" for row in rows[case]]
+        speeds = [1 / row["ratio"] for row in rows[case]]
+        bars = panel.barh(names, speeds, color=[colours[row["engine"]] for row in rows[case]])
+        panel.bar_label(bars, [f"{row['median_ms']:.0f} ms" for row in rows[case]], padding=3, fontsize=7)
+        panel.invert_yaxis()
+        panel.margins(x=0.12)
+        panel.tick_params(axis="y", labelsize=7)
+        panel.set_title(f"{case[0]}, {case[1]}x{case[1]}", loc="left", fontsize=9)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[-1, 0].set_xlabel("times as fast as published")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Keep the run whose JSON is named on the command line."""
+    results = condense(json.loads(Path(sys.argv[1]).read_text()))
+    machine = re.sub(r"[^a-z0-9]+", "-", f"{results['machine']['processor']} {os.cpu_count()} cores".lower())
+    stem = f"{__version__}-{machine}"
+    (RESULTS / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
+    plot(results, RESULTS / f"{stem}.svg")
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        sys.exit(f"{README}: has no line {BEGIN} with {END} after it")
+    picture = f"![Times as fast as the published way](benchmarks/results/{stem}.svg)"
+    README.write_text(f"{before}{BEGIN}\n\n{picture}\n\n{table(results)}\n\n{END}{after}")
+    print(f"benchmarks/results/{stem}.json, .svg and README.md")
+
+
+if __name__ == "__main__":
+    main()

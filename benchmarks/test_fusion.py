@@ -1,0 +1,91 @@
+"""Whole fusions, each way beside the published one. Run: `pytest --benchmark-only`; `make bench` keeps the results.
+
+A row is timed only if its picture is the published way's, within the limits that exported networks are held to.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.memory import peak, reset_peak, resident
+from benchmarks.ways import ALL, OURS, PUBLISHED, Way, network
+from dmfnet_fast.colour import to_network
+from dmfnet_fast.model import DMFNet
+from dmfnet_fast.noise import fusion_noise
+from dmfnet_fast.phantom import make_phantom
+from export.verify import compare
+
+ROUNDS = {("tiny", 256): 6, ("tiny", 512): 3, ("base", 256): 3}
+ROWS = [
+    pytest.param(name, size, way, id=f"{name}-{size}-{way.engine}-{way.precision}-{way.name}")
+    for name, size, ways in (("tiny", 256, ALL), ("tiny", 512, OURS), ("base", 256, ALL))
+    for way in ways
+]
+
+
+@dataclass
+class Case:
+    """One network at one size: what all its rows are given, and what they are compared with."""
+
+    model: DMFNet
+    inputs: tuple[NDArray[np.float32], ...]
+    reference: NDArray[np.float32] | None = None
+
+
+@dataclass
+class Cases:
+    """The case in use; only one is kept, as base takes memory."""
+
+    current: dict[tuple[str, int], Case] = field(default_factory=dict)
+
+    def get(self, name: str, size: int) -> Case:
+        if (name, size) not in self.current:
+            self.current.clear()
+            phantom = make_phantom(0, size)
+            a, b = (to_network(picture, (0, 255))[None, None] for picture in (phantom.mri, phantom.pet))
+            self.current[name, size] = Case(network(name), (a, b, fusion_noise(0, size, size)))
+        return self.current[name, size]
+
+
+@pytest.fixture(scope="module")
+def cases() -> Iterator[Cases]:
+    yield Cases()
+    torch.compiler.reset()
+
+
+# OpenVINO's converter uses what torch has deprecated, and warns of what is meant: one size.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(("name", "size", "way"), ROWS)
+def test_fusion(benchmark: Any, cases: Cases, name: str, size: int, way: Way) -> None:
+    if way.missing:
+        pytest.skip(way.missing)
+    case = cases.get(name, size)
+    if case.reference is None:
+        case.reference = PUBLISHED.build(case.model, size)(*case.inputs)
+    gc.collect()
+    before = resident()
+    run: Callable[..., NDArray[np.float32]] = way.build(case.model, size)
+    if way.engine != "torch eager":
+        run(*case.inputs)  # builds what is built at the first call
+    reset_peak()
+    parity = compare(way.engine, way.precision, [run(*case.inputs)], [case.reference])
+    megabytes = (peak() - before) / 2**20
+    assert parity.within, str(parity)
+    benchmark.group = f"{name} {size}x{size}"
+    benchmark.extra_info.update(
+        network=name,
+        size=size,
+        way=way.name,
+        threads=torch.get_num_threads(),
+        peak_mb=round(megabytes),
+        **parity.to_dict(),
+    )
+    benchmark.pedantic(run, case.inputs, rounds=ROUNDS[name, size], iterations=1)

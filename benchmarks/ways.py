@@ -1,0 +1,207 @@
+"""The ways to fuse that are compared: the published one, what others could do with it, and ours step by step."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dmfnet_fast.engines import SHIPPED_WEIGHTS, open_engine
+from dmfnet_fast.model import DMFNet, load_model, preset, rewrites
+from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
+from dmfnet_fast.schedule import fusion_levels
+
+Run: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
+
+
+class Published(nn.Module):
+    """As the published script computes: six separate passes, each to its end, all their features kept."""
+
+    def __init__(self, model: DMFNet) -> None:
+        super().__init__()
+        self.denoiser, self.fusion = copy.deepcopy(model.denoiser), copy.deepcopy(model.fusion)
+
+    def one_pass(self, x: Tensor, level: Tensor) -> list[Tensor]:
+        """All features of one noisy image, with the reconstruction that nobody reads."""
+        outputs = list(self.denoiser.up_path(x, level))
+        self.denoiser.final_conv(outputs[-1])
+        return outputs
+
+    def forward(self, a: Tensor, b: Tensor, noise: Tensor) -> Tensor:
+        kept = [
+            [
+                self.one_pass(level * image + sigma * noise[step, n], torch.full((len(a), 1), level))
+                for step, (level, sigma) in enumerate(fusion_levels())
+            ]
+            for n, image in enumerate((a, b))
+        ]
+        taps = [UP_BLOCKS - 1 - tap for tap in reversed(TAPS)]
+        joined = [[torch.cat([outputs[tap] for outputs in steps], dim=1) for tap in taps] for steps in kept]
+        return self.fusion(*joined)
+
+
+@dataclass
+class Way:
+    """One row of the table.
+
+    Attributes:
+        name: what is done.
+        engine, precision: what runs it.
+        build: makes the runnable from a network and the size of the image.
+        needs: a library without which the row is skipped.
+    """
+
+    name: str
+    engine: str
+    precision: str
+    build: Callable[[DMFNet, int], Run]
+    needs: str = "torch"
+
+    @property
+    def missing(self) -> str | None:
+        return None if find_spec(self.needs) else f"{self.needs} is not installed"
+
+
+def network(name: str) -> DMFNet:
+    """The shipped weights, or for other widths random ones whose features keep their size."""
+    if name == "tiny":
+        return load_model(SHIPPED_WEIGHTS)
+    generator = torch.Generator().manual_seed(0)
+    model = DMFNet(preset(name)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                scale = 0.7 * (2 / parameter[0].numel()) ** 0.5
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def _on_arrays(module: Callable[..., Tensor]) -> Run:
+    def run(*arrays: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return module(*map(torch.tensor, arrays)).float().numpy()
+
+    return run
+
+
+def _published(model: DMFNet, _: int) -> Run:
+    return _on_arrays(Published(model).eval())
+
+
+def _compiled(dtype: torch.dtype) -> Callable[[DMFNet, int], Run]:
+    def build(model: DMFNet, _: int) -> Run:
+        torch.compiler.reset()
+        net = Published(model).eval()
+        net.one_pass = torch.compile(net.one_pass)  # type: ignore[method-assign]
+        net.fusion.forward = torch.compile(net.fusion.forward)  # type: ignore[method-assign]
+
+        def module(*tensors: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                return net(*tensors)
+
+        return _on_arrays(module)
+
+    return build
+
+
+# In the order of `rewrites.optimize`; the first two make the module that the others change.
+LADDER: list[tuple[str, Callable[[Any], None] | None]] = [
+    ("unused tail dropped, features merged as they come", None),
+    ("+ noise levels folded into biases", rewrites.fold_noise_levels),
+    ("+ upsampling as transposed convolution", rewrites.upsample_transposed),
+    ("+ no concatenations", rewrites.avoid_concatenations),
+    ("+ one bilinear upsampling a level", rewrites.upsample_once),
+    ("+ attention fusion without interleaving", rewrites.split_attention),
+    ("+ channels last", rewrites.order_channels_last),
+]
+
+
+def _rung(count: int) -> Callable[[DMFNet, int], Run]:
+    """The first `count` steps of the ladder."""
+
+    def build(model: DMFNet, _: int) -> Run:
+        smaller = copy.deepcopy(model)
+        rewrites.drop_unused_blocks(smaller)
+        net = rewrites.PassByPass(smaller).eval()
+        for _, rewrite in LADDER[1:count]:
+            assert rewrite is not None
+            rewrite(net)
+        return _on_arrays(net)
+
+    return build
+
+
+def _optimised(model: DMFNet, _: int) -> Run:
+    return _on_arrays(rewrites.optimize(model, "bfloat16"))
+
+
+_exported: dict[str, bytes] = {}
+
+
+def _openvino(precision: Any) -> Callable[[DMFNet, int], Run]:
+    def build(model: DMFNet, _: int) -> Run:
+        from export.graph import to_onnx
+
+        key = str(model.config)
+        if key not in _exported:
+            shipped = SHIPPED_WEIGHTS.with_suffix(".onnx")
+            tiny = model.config == preset("tiny")
+            _exported[key] = shipped.read_bytes() if tiny else to_onnx(model).SerializeToString()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "network.onnx"
+            path.write_bytes(_exported[key])
+            return open_engine(path, "cpu", precision, None).run
+
+    return build
+
+
+def _openvino_on_published(hint: str) -> Callable[[DMFNet, int], Run]:
+    """OpenVINO's own conversion of the published fusion, for one size."""
+
+    def build(model: DMFNet, size: int) -> Run:
+        import openvino
+
+        image, noise = torch.zeros(1, 1, size, size), torch.zeros(3, 2, size, size)
+        shapes = [list(image.shape), list(image.shape), list(noise.shape)]
+        with torch.inference_mode():
+            converted = openvino.convert_model(
+                Published(model).eval(), example_input=(image, image, noise), input=shapes
+            )
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+        request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+
+        def run(*arrays: NDArray[np.float32]) -> NDArray[np.float32]:
+            request.infer(list(arrays), share_inputs=True)
+            return request.get_output_tensor().data.copy()
+
+        return run
+
+    return build
+
+
+PUBLISHED = Way("as published", "torch eager", "float32", _published)
+OPTIMISED = Way("optimised", "torch eager", "bfloat16", _optimised)
+OPENVINO = [
+    Way("optimised", "OpenVINO", precision, _openvino(precision), "openvino") for precision in ("float32", "bfloat16")
+]
+COMPILED = [
+    Way("as published", "torch.compile", precision, _compiled(dtype))
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+]
+RUNGS = [Way(name, "torch eager", "float32", _rung(count)) for count, (name, _) in enumerate(LADDER, 1)]
+CONVERTED = [
+    Way("as published, in one graph", "OpenVINO", precision, _openvino_on_published(hint), "openvino")
+    for precision, hint in (("float32", "f32"), ("bfloat16", "bf16"))
+]
+
+ALL = [PUBLISHED, *COMPILED, *RUNGS, OPTIMISED, *CONVERTED, *OPENVINO]
+OURS = [PUBLISHED, OPTIMISED, *OPENVINO]
