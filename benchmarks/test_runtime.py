@@ -22,7 +22,7 @@ from dmfnet_fast.engines.base import Engine
 from dmfnet_fast.phantom import Phantom, make_phantom
 
 SIZE = 256
-MATRIX = 2048
+MATRIX = 2048  # rows and columns
 
 
 @pytest.fixture(scope="module")

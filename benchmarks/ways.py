@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from dmfnet_fast.engines import SHIPPED_WEIGHTS, open_engine
-from dmfnet_fast.model import DMFNet, load_model, preset, rewrites
+from dmfnet_fast.engines import SHIPPED_WEIGHTS, Precision
+from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16
+from dmfnet_fast.model import PRESETS, DMFNet, load_model, preset, rewrites, save_model
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
 from dmfnet_fast.schedule import fusion_levels
 
@@ -68,7 +75,14 @@ class Way:
 
     @property
     def missing(self) -> str | None:
-        return None if find_spec(self.needs) else f"{self.needs} is not installed"
+        """Why this machine cannot run it."""
+        if not find_spec(self.needs):
+            return f"{self.needs} is not installed"
+        if self.needs == "openvino" and self.precision == "bfloat16":
+            import openvino
+
+            return None if has_bfloat16(openvino.Core()) else "OpenVINO reports no bfloat16 for this CPU"
+        return None
 
 
 def network(name: str) -> DMFNet:
@@ -83,6 +97,14 @@ def network(name: str) -> DMFNet:
                 scale = 0.7 * (2 / parameter[0].numel()) ** 0.5
                 parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+def gigaflop(name: str, size: int) -> float:
+    """Multiply-adds of the optimised network, counted as two, in 10^9."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        image = torch.empty(1, 1, size, size)
+        rewrites.optimize(DMFNet(preset(name)))(image, image, torch.empty(3, 2, size, size))
+    return counter.get_total_flops() / 1e9
 
 
 def _on_arrays(module: Callable[..., Tensor]) -> Run:
@@ -113,27 +135,24 @@ def _compiled(dtype: torch.dtype) -> Callable[[DMFNet, int], Run]:
     return build
 
 
-# In the order of `rewrites.optimize`; the first two make the module that the others change.
-LADDER: list[tuple[str, Callable[[Any], None] | None]] = [
-    ("unused tail dropped, features merged as they come", None),
-    ("+ noise levels folded into biases", rewrites.fold_noise_levels),
-    ("+ upsampling as transposed convolution", rewrites.upsample_transposed),
-    ("+ no concatenations", rewrites.avoid_concatenations),
-    ("+ one bilinear upsampling a level", rewrites.upsample_once),
-    ("+ attention fusion without interleaving", rewrites.split_attention),
-    ("+ channels last", rewrites.order_channels_last),
-]
+RUNG_NAMES = {
+    rewrites.fold_noise_levels: "+ noise levels folded into biases",
+    rewrites.upsample_transposed: "+ upsampling as transposed convolution",
+    rewrites.avoid_concatenations: "+ no concatenations",
+    rewrites.upsample_once: "+ one bilinear upsampling a level",
+    rewrites.split_attention: "+ attention fusion without interleaving",
+    rewrites.order_channels_last: "+ channels last",
+}
 
 
 def _rung(count: int) -> Callable[[DMFNet, int], Run]:
-    """The first `count` steps of the ladder."""
+    """The unused tail dropped, features merged as they come, and the first `count` rewrites."""
 
     def build(model: DMFNet, _: int) -> Run:
         smaller = copy.deepcopy(model)
         rewrites.drop_unused_blocks(smaller)
         net = rewrites.PassByPass(smaller).eval()
-        for _, rewrite in LADDER[1:count]:
-            assert rewrite is not None
+        for rewrite in rewrites.REWRITES[:count]:
             rewrite(net)
         return _on_arrays(net)
 
@@ -144,22 +163,23 @@ def _optimised(model: DMFNet, _: int) -> Run:
     return _on_arrays(rewrites.optimize(model, "bfloat16"))
 
 
-_exported: dict[str, bytes] = {}
+@cache
+def exported(name: str) -> Path:
+    """The ONNX file of `network(name)`; exported in a process of its own, whose memory is not this one's."""
+    if name == "tiny":
+        return SHIPPED_WEIGHTS.with_suffix(".onnx")
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    save_model(network(name), folder / "network.safetensors")
+    command = [sys.executable, "-c", "from dmfnet_fast.commands.export import main; main()", "network.safetensors"]
+    subprocess.run([*command, "--target", "onnx"], cwd=folder, check=True, capture_output=True)
+    return folder / "network.onnx"
 
 
-def _openvino(precision: Any) -> Callable[[DMFNet, int], Run]:
+def _openvino(precision: Precision) -> Callable[[DMFNet, int], Run]:
     def build(model: DMFNet, _: int) -> Run:
-        from export.graph import to_onnx
-
-        key = str(model.config)
-        if key not in _exported:
-            shipped = SHIPPED_WEIGHTS.with_suffix(".onnx")
-            tiny = model.config == preset("tiny")
-            _exported[key] = shipped.read_bytes() if tiny else to_onnx(model).SerializeToString()
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "network.onnx"
-            path.write_bytes(_exported[key])
-            return open_engine(path, "cpu", precision, None).run
+        (name,) = [name for name, config in PRESETS.items() if config == model.config]
+        return OpenVINOEngine(exported(name), "cpu", precision, None).run
 
     return build
 
@@ -177,7 +197,9 @@ def _openvino_on_published(hint: str) -> Callable[[DMFNet, int], Run]:
                 Published(model).eval(), example_input=(image, image, noise), input=shapes
             )
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
-        request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+        compiled = openvino.Core().compile_model(converted, "CPU", settings)
+        assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == hint
+        request = compiled.create_infer_request()
 
         def run(*arrays: NDArray[np.float32]) -> NDArray[np.float32]:
             request.infer(list(arrays), share_inputs=True)
@@ -191,13 +213,19 @@ def _openvino_on_published(hint: str) -> Callable[[DMFNet, int], Run]:
 PUBLISHED = Way("as published", "torch eager", "float32", _published)
 OPTIMISED = Way("optimised", "torch eager", "bfloat16", _optimised)
 OPENVINO = [
-    Way("optimised", "OpenVINO", precision, _openvino(precision), "openvino") for precision in ("float32", "bfloat16")
+    Way("optimised", "OpenVINO", "float32", _openvino("float32"), "openvino"),
+    Way("optimised", "OpenVINO", "bfloat16", _openvino("bfloat16"), "openvino"),
 ]
 COMPILED = [
     Way("as published", "torch.compile", precision, _compiled(dtype))
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
 ]
-RUNGS = [Way(name, "torch eager", "float32", _rung(count)) for count, (name, _) in enumerate(LADDER, 1)]
+RUNGS = [
+    Way(name, "torch eager", "float32", _rung(count))
+    for count, name in enumerate(
+        ["unused tail dropped, features merged as they come", *(RUNG_NAMES[rewrite] for rewrite in rewrites.REWRITES)]
+    )
+]
 CONVERTED = [
     Way("as published, in one graph", "OpenVINO", precision, _openvino_on_published(hint), "openvino")
     for precision, hint in (("float32", "f32"), ("bfloat16", "bf16"))

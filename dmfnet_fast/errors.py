@@ -42,20 +42,33 @@ def warn(message: str) -> None:
     warnings.warn(message, DMFNetWarning, stacklevel=3)
 
 
-# CUDA; torch's CPU allocator on Linux and on Windows.
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+# CUDA; torch's CPU allocator on Linux and on Windows; OpenVINO and oneDNN under it.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "failed to allocate",
+    "bad_alloc",
+    "bad allocation",
+    "could not create a memory object",
+)
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error says, in its library's words, that memory is lacking."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or any(phrase in words for phrase in _OUT_OF_MEMORY)
 
 
 @contextmanager
 def memory_guard(advice: str) -> Iterator[None]:
-    """Turn a lack of memory, in numpy's or torch's words, into an `OutOfMemoryError` that gives `advice`."""
+    """Turn a lack of memory, in whichever library's words, into an `OutOfMemoryError` that gives `advice`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        words = str(error).lower()
         if isinstance(error, DMFNetError):
             raise
-        if isinstance(error, MemoryError) or any(phrase in words for phrase in _OUT_OF_MEMORY):
+        if is_lack_of_memory(error):
             raise OutOfMemoryError(f"out of memory: {advice}") from error
         raise
 
@@ -64,7 +77,7 @@ def require(module: str, extra: str) -> ModuleType:
     """Import an optional dependency.
 
     Raises:
-        MissingExtraError: `module` is not installed; names the extra that brings it.
+        MissingExtraError: `module` is not installed, or cannot be loaded; names the extra that brings it.
     """
     try:
         return importlib.import_module(module)
@@ -72,3 +85,7 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
             raise
         raise MissingExtraError(f"{module} is not installed: pip install 'dmfnet-fast[{extra}]'") from error
+    except (ImportError, OSError) as error:
+        raise MissingExtraError(
+            f"{module} is installed but cannot be loaded ({error}): reinstall it, pip install 'dmfnet-fast[{extra}]'"
+        ) from error

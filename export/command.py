@@ -14,6 +14,7 @@ from dmfnet_fast.commands.shared import command
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.errors import OutputError, require
 from dmfnet_fast.files import replacing
+from dmfnet_fast.fusion_file import seal
 
 
 @contextmanager
@@ -40,13 +41,15 @@ def main(weights: Path | None, target: str, output: Path | None) -> None:
     """Export WEIGHTS (.safetensors; the shipped tiny ones if not given) as an engine file for Fuser.
 
     The exported network is run beside the weights in float32 PyTorch, on OpenVINO and, if it is installed, on
-    ONNX Runtime, and written only if the pictures agree. It takes any batch and size; its engine chooses the
-    precision when it opens the file.
+    ONNX Runtime, and written only if the pictures agree. It takes any batch and any size that is a multiple of 16,
+    at least 64; its engine chooses the precision when it opens the file.
     """
     weights = weights or SHIPPED_WEIGHTS
     output = output or Path(f"{weights.stem}.{target}")
-    if output.suffix != f".{target}":
+    if output.suffix.lower() != f".{target}":
         raise OutputError(f"{output}: name an .{target} file")
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder; name a file to write")
     if not output.parent.is_dir():
         raise OutputError(f"{output}: cannot be written: the folder {output.parent} does not exist")
 
@@ -70,5 +73,5 @@ def main(weights: Path | None, target: str, output: Path | None) -> None:
         check(parity)
     add_metadata(proto, {"parity": json.dumps([parity.to_dict() for parity in results])})
     with replacing(output) as temporary:
-        temporary.write_bytes(proto.SerializeToString())
+        temporary.write_bytes(seal(proto.SerializeToString()))
     click.echo(output)

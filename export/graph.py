@@ -88,6 +88,8 @@ def _tidy(model: Any) -> Any:
         passes.ClearMetadataAndDocStringPass(),
     )
     model = sequence(model).model
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.metadata_props.clear()
     proto = onnx_ir.to_proto(model)
     proto.graph.ClearField("value_info")  # the shapes of all 6000 results, which readers infer
     return proto

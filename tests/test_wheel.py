@@ -69,7 +69,7 @@ def test_wheel(environment: Environment, wheel: Path) -> None:
     environment.run("dmfnet-phantom", "data", "--train", "2", "--test", "1", "--size", "64")
     pair = ("data/test/PET-MRI/MRI/001.png", "data/test/PET-MRI/PET/001.png")
     missing = environment.run("dmfnet-fuse", *pair, "-o", "fused.png", code=2)
-    assert "pip install 'dmfnet-fast[torch]', or for CPUs 'dmfnet-fast[cpu]'" in missing.stderr
+    assert "pip install 'dmfnet-fast[cpu]' or 'dmfnet-fast[torch]'" in missing.stderr
     without_torch = environment.run("python", "-m", "train.stage1", "--data", "data", "--out", "run", code=2)
     assert "dmfnet-fast[t" in without_torch.stderr
     no_export = environment.run("dmfnet-export", "--target", "onnx", code=2)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 import click
 
 from dmfnet_fast.commands.shared import FAILED
 
+OURS = Path(__file__).parents[2] / "export"  # installed, or in a checkout: beside this package
+
 
 def main() -> None:
     """Run the command in `export.command`; a foreign package of that name is one clear error."""
-    package = importlib.import_module("export")
-    if getattr(package, "DISTRIBUTION", None) != "dmfnet-fast":
+    found = find_spec("export")
+    where = Path(found.origin).parent if found and found.origin else None
+    if where is None or where.resolve() != OURS.resolve():
         click.echo(
-            f"error: {package.__file__ or list(package.__path__)}: this package named 'export' is found before "
-            "dmfnet-fast's; remove it from PYTHONPATH and from the working folder, or uninstall it",
+            f"error: {where or 'export'}: a package named 'export' that is not dmfnet-fast's is found first; "
+            "remove it from PYTHONPATH and from the working folder, or uninstall it",
             err=True,
         )
         sys.exit(FAILED)
-    importlib.import_module("export.command").main()
+    import_module("export.command").main()

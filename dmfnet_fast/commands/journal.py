@@ -25,7 +25,7 @@ class Job:
     montage: str | None = None
     status: str = "pending"  # then fused, skipped or failed
     error: str | None = None
-    seconds: float | None = None
+    seconds: float | None = None  # from reading to writing, waiting for other pairs included
     size: tuple[int, int] | None = None  # width, height
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from dmfnet_fast.devices import check_device
 from dmfnet_fast.engines.base import Engine, Precision
 from dmfnet_fast.errors import EngineError, MissingExtraError
 
@@ -19,14 +20,16 @@ def shipped_engine(device: str) -> Path:
     """The file of the shipped weights for the fastest library installed: on a CPU OpenVINO, then PyTorch.
 
     Raises:
-        MissingExtraError: neither is installed.
+        EngineError: there is no such device.
+        MissingExtraError: no library that runs there is installed.
     """
+    check_device(device)
     if device == "cpu" and find_spec("openvino") is not None:
         return SHIPPED_WEIGHTS.with_suffix(".onnx")
     if find_spec("torch") is not None:
         return SHIPPED_WEIGHTS
-    extras = "pip install 'dmfnet-fast[torch]'" + (", or for CPUs 'dmfnet-fast[cpu]'" if device == "cpu" else "")
-    raise MissingExtraError(f"no library that runs the network is installed: {extras}")
+    extras = "'dmfnet-fast[cpu]' or 'dmfnet-fast[torch]'" if device == "cpu" else "'dmfnet-fast[torch]'"
+    raise MissingExtraError(f"no library that runs the network on {device} is installed: pip install {extras}")
 
 
 def open_engine(path: Path, device: str, precision: Precision, threads: int | None) -> Engine:
@@ -51,9 +54,9 @@ def open_engine(path: Path, device: str, precision: Precision, threads: int | No
 
         return TorchEngine(path, device, precision, threads)
     if suffix == ".onnx":
-        from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
+        from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, cache_folder
 
-        return OpenVINOEngine(path, device, precision, threads)
+        return OpenVINOEngine(path, device, precision, threads, cache_folder())
     kinds = "an engine is a .safetensors or .onnx file"
     if suffix in (".pth", ".pt", ".ckpt"):
         raise EngineError(f"{path}: is a torch checkpoint; dmfnet-convert makes a .safetensors engine of it")

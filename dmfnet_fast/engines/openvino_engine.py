@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,71 +12,89 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.engines.base import Engine, Precision
-from dmfnet_fast.errors import EngineError, require
-from dmfnet_fast.fusion_file import FORMAT, INPUTS, KIND
+from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
+from dmfnet_fast.fusion_file import FORMAT, INPUTS, KIND, is_sealed
 
-# Sizes that get a compiled model of their own; all others share one of any size, which is a fifth slower but need
-# not be compiled anew, which takes as long as a dozen fusions.
-OWN_SIZES = 2
+KEPT_SIZES = 4  # whose compiled models stay in memory
 CACHE_BYTES = 2**30
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
-def cache_folder() -> Path:
-    """Where compiled models are kept between processes: DMFNET_CACHE, or the user's cache folder."""
-    stated = os.environ.get("DMFNET_CACHE")
-    if stated:
-        return Path(stated)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmfnet-fast"
+def cache_folder() -> Path | None:
+    """Where compiled models are kept between processes: in DMFNET_CACHE, or in the user's cache folder.
 
-
-def _writable(folder: Path) -> bool:
-    with suppress(OSError):
+    None where there is no place to write to.
+    """
+    # RuntimeError: a user without a home.
+    with suppress(OSError, RuntimeError):
+        base = os.environ.get("DMFNET_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base) / "dmfnet-fast"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return os.access(folder, os.W_OK)
-    return False
+        return folder if os.access(folder, os.W_OK) else None
+    return None
 
 
 def _prune(folder: Path) -> None:
-    """Remove the oldest compiled models beyond CACHE_BYTES."""
+    """Remove the compiled models beyond CACHE_BYTES that have not been used for longest."""
     with suppress(OSError):
+        states = {file: file.stat() for file in folder.glob("*.blob")}
         kept = 0
-        for file in sorted(folder.glob("*.blob"), key=lambda f: f.stat().st_mtime, reverse=True):
-            kept += file.stat().st_size
+        for file in sorted(states, key=lambda f: max(states[f].st_atime, states[f].st_mtime), reverse=True):
+            kept += states[file].st_size
             if kept > CACHE_BYTES:
                 file.unlink()
 
 
+def has_bfloat16(core: Any) -> bool:
+    """Whether OpenVINO computes in bfloat16 on this CPU."""
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Turn OpenVINO's errors, which are many lines about its sources, into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        if is_lack_of_memory(error):
+            raise
+        raise EngineError(f"{what}: {lines[-1] if lines else error}") from error
+
+
 class OpenVINOEngine(Engine):
     """One ONNX file, compiled for each size when that is first seen, or loaded from the cache on disk.
+
+    "auto" is bfloat16 where OpenVINO reports it for the CPU (x86 with AVX512-BF16 or AMX), else float32.
 
     Pairs of a batch are fused one after the other: on a CPU that is as fast, and takes less memory.
     """
 
     largest_batch = 1
 
-    def __init__(self, path: Path, device: str, precision: Precision, threads: int | None) -> None:
+    def __init__(
+        self, path: Path, device: str, precision: Precision, threads: int | None, cache: Path | None = None
+    ) -> None:
         openvino = require("openvino", extra="cpu")
         if device != "cpu":
             raise EngineError(f"{path}: .onnx engines run on the CPU, not on {device!r}; on a GPU use .safetensors")
         self._core = openvino.Core()
-        try:
+        with _translated(f"{path}: is not a readable ONNX file, or is damaged"):
             self._model = self._core.read_model(path)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise EngineError(f"{path}: is not a readable ONNX file, or is damaged: {reason}") from error
         if self._metadata("format") != FORMAT or self._metadata("kind") != KIND:
             names = ", ".join(port.get_any_name() for port in self._model.inputs)
             raise EngineError(
                 f"{path}: was not made by dmfnet-export (its inputs are {names}); make it anew from weights"
             )
-        native = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if not is_sealed(path.read_bytes()):
+            raise EngineError(f"{path}: has changed since it was exported, or is damaged; fetch or export it again")
+        native = has_bfloat16(self._core)
         if precision == "auto":
             precision = "bfloat16" if native else "float32"
         if precision not in _HINTS:
             raise EngineError(f"precision {precision!r}: on a CPU use auto, float32 or bfloat16")
         if precision == "bfloat16" and not native:
-            raise EngineError("precision 'bfloat16': this CPU has no bfloat16 arithmetic; use auto or float32")
+            raise EngineError("precision 'bfloat16': OpenVINO reports none for this CPU; use auto or float32")
         self._info = {
             "engine": f"openvino {openvino.__version__.split('-')[0]}",
             "device": "cpu",
@@ -85,10 +104,10 @@ class OpenVINOEngine(Engine):
         self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
-        self._cache = cache_folder()
-        if _writable(self._cache):
-            self._settings["CACHE_DIR"] = str(self._cache)
-        self._requests: dict[tuple[int, int] | None, Any] = {}  # by size, None for any
+        self._cache = cache
+        if cache is not None:
+            self._settings["CACHE_DIR"] = str(cache)
+        self._requests: dict[tuple[int, int], Any] = {}  # by size, the last used last
 
     def _metadata(self, name: str) -> str:
         place = ["framework", name]
@@ -96,27 +115,29 @@ class OpenVINOEngine(Engine):
 
     def _request(self, height: int, width: int) -> Any:
         """An inference request for one pair of this size."""
-        size: tuple[int, int] | None = (height, width)
-        if size not in self._requests and len(self._requests) >= OWN_SIZES:
-            size = None
-        if size not in self._requests:
+        request = self._requests.pop((height, width), None)
+        if request is None:
             model = self._model.clone()
-            inner = list(size) if size is not None else [-1, -1]
-            shapes = ([1, 1, *inner], [1, 1, *inner], [3, 2, *inner])
+            shapes = ([1, 1, height, width], [1, 1, height, width], [3, 2, height, width])
             model.reshape(dict(zip(INPUTS, shapes, strict=True)))
-            self._requests[size] = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
-            _prune(self._cache)
-        return self._requests[size]
+            request = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+            if self._cache is not None:
+                _prune(self._cache)
+        self._requests[height, width] = request
+        if len(self._requests) > KEPT_SIZES:
+            self._requests.pop(next(iter(self._requests)))
+        return request
 
     def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._model is None:
             raise EngineError("the engine is closed")
-        request = self._request(*a.shape[2:])
         fused = np.empty_like(a)
-        for n in range(len(a)):
-            inputs = (a[n : n + 1], b[n : n + 1], noise)
-            request.infer(dict(zip(INPUTS, inputs, strict=True)), share_inputs=True)
-            fused[n] = request.get_output_tensor().data[0]
+        with _translated("OpenVINO cannot run the network"):
+            request = self._request(*a.shape[2:])
+            for n in range(len(a)):
+                inputs = (a[n : n + 1], b[n : n + 1], noise)
+                request.infer(dict(zip(INPUTS, inputs, strict=True)), share_inputs=True)
+                fused[n] = request.get_output_tensor().data[0]
         return fused
 
     def close(self) -> None:

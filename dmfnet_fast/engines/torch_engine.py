@@ -22,7 +22,8 @@ torch = require("torch", extra="torch")
 def _fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 natively: AVX512-BF16, AMX, or Arm's."""
     if platform.machine().lower() in ("aarch64", "arm64"):
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        # Builds of torch without oneDNN, as for macOS, do not have the operator.
+        return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

@@ -1,7 +1,7 @@
 """The network rewritten for inference: the same function, with less arithmetic and memory traffic.
 
-Every rewrite is exact but for rounding and works on its own, so that each can be checked against the network as
-trained; `optimize` applies them all. What was considered and left out: the noise and the image enter the first
+Every rewrite is exact but for rounding, and is checked on its own against the network as trained; `optimize` applies
+them all, in the order of REWRITES. What was considered and left out: the noise and the image enter the first
 convolution, which is linear, so its part on the image could be shared by the three timesteps; but with one input
 channel it is 0.02% of the arithmetic, and the three outputs would still be written.
 """
@@ -9,6 +9,7 @@ channel it is 0.02% of the arithmetic, and the three outputs would still be writ
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Literal, TypeAlias, TypeVar
 
 import torch
@@ -200,6 +201,8 @@ class JointLevel(nn.Module):
 class PassByPass(nn.Module):
     """DM-FNet with fixed noise levels, one timestep after the other; each feature is merged as soon as it exists.
 
+    It takes `model` over, which cannot run by itself afterwards.
+
     Attributes:
         together: whether both images go through the denoiser as one batch; one after the other needs half the
             memory and suits a CPU's cache.
@@ -277,7 +280,7 @@ def upsample_transposed(net: PassByPass) -> None:
 
 
 def avoid_concatenations(net: PassByPass) -> None:
-    """Let the up-path's blocks take the path and the skip as two tensors.
+    """Let the up-path's blocks, whose noise levels must be folded already, take the path and the skip as two tensors.
 
     Where a group of the GroupNorm has channels of both, which depends on the width, the concatenation stays: with
     4 channels a group at C, at the two joints of 2C with C channels, which are small (H/16 and H/8).
@@ -311,8 +314,18 @@ def order_channels_last(net: PassByPass) -> None:
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+REWRITES: tuple[Callable[[PassByPass], None], ...] = (
+    fold_noise_levels,
+    upsample_transposed,
+    avoid_concatenations,
+    upsample_once,
+    split_attention,
+    order_channels_last,
+)
+
+
 def reduce_precision(net: PassByPass, precision: Precision) -> None:
-    """Compute in half precision; diffusion, the last convolution and tanh stay float32.
+    """Compute in half precision, once noise levels are folded; diffusion, last convolution and tanh stay float32.
 
     PyTorch's GroupNorm and means of half-precision tensors keep their statistics in float32.
     """
@@ -336,11 +349,7 @@ def optimize(model: DMFNet, precision: Precision = "float32", together: bool = F
     model = copy.deepcopy(model).eval().requires_grad_(False)
     drop_unused_blocks(model)
     net = PassByPass(model, together)
-    fold_noise_levels(net)
-    upsample_transposed(net)
-    avoid_concatenations(net)
-    upsample_once(net)
-    split_attention(net)
-    order_channels_last(net)
+    for rewrite in REWRITES:
+        rewrite(net)
     reduce_precision(net, precision)
     return net.eval().requires_grad_(False)

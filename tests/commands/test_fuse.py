@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,27 @@ def test_an_unforeseen_failure_does_not_stop_the_rest(
     assert result.exit_code == 2
     assert "2 fused, 0 already there, 1 failed" in result.stdout
     assert "1.png: ZeroDivisionError: surprise" in result.stderr
+
+
+def test_files_are_read_while_the_engine_computes(
+    fuse: Any, folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, output = folders
+    second_is_read = threading.Event()
+    original = Fuser.fuse
+
+    def read(path: Any) -> Any:
+        if str(path) == str(b / "1.png"):
+            second_is_read.set()
+        return read_picture(path)
+
+    def wait(self: Fuser, first: Any, second: Any) -> Any:
+        assert second_is_read.wait(20), "the first pair is not done before the second is read"
+        return original(self, first, second)
+
+    monkeypatch.setattr("dmfnet_fast.commands.fuse.read_picture", read)
+    monkeypatch.setattr(Fuser, "fuse", wait)
+    assert "3 fused" in fuse(a, b, "-o", output).stdout
 
 
 def test_12_bit_data_as_8_bit_output(fuse: Any, phantom: Phantom, pair: tuple[Path, Path], tmp_path: Path) -> None:

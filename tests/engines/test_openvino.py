@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +16,7 @@ import torch
 from dmfnet_fast import Fuser
 from dmfnet_fast.engines import SHIPPED_WEIGHTS, openvino_engine, shipped_engine
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
-from dmfnet_fast.errors import EngineError, MissingExtraError
+from dmfnet_fast.errors import EngineError, MissingExtraError, OutOfMemoryError
 from dmfnet_fast.model import load_model
 from dmfnet_fast.noise import fusion_noise
 from dmfnet_fast.phantom import Phantom
@@ -35,7 +37,6 @@ def images(count: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 80), (96, 64), (64, 112)])
 def test_sizes(exact: Fuser, size: tuple[int, int]) -> None:
-    """The first sizes have compiled models of their own, the others share one."""
     a, b = images(2, *size)
     with torch.no_grad():
         network = load_model(SHIPPED_WEIGHTS)
@@ -44,9 +45,40 @@ def test_sizes(exact: Fuser, size: tuple[int, int]) -> None:
     assert np.abs(fused - expected).max() <= 2e-5
     assert np.array_equal(exact.run(a[1:], b[1:]), fused[1:]), "pairs of a batch do not depend on each other"
     assert np.array_equal(exact.run(a, b), fused)
-    engine = exact._engine
-    assert isinstance(engine, OpenVINOEngine)
-    assert len(engine._requests) <= openvino_engine.OWN_SIZES + 1
+
+
+def test_compiled_models_are_kept_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = OpenVINOEngine(SHIPPED, "cpu", "float32", None)
+    compiled = []
+    monkeypatch.setattr(openvino_engine, "KEPT_SIZES", 2)
+    core = engine._core
+
+    class Counting:
+        def compile_model(self, model: Any, *rest: Any) -> Any:
+            compiled.append(model.inputs[0].get_shape()[2])
+            return core.compile_model(model, *rest)
+
+    engine._core = Counting()
+    for size in (64, 80, 64, 96, 64, 80):
+        engine._request(size, size)
+    assert compiled == [64, 80, 96, 80], "the one that was not used for longest is dropped"
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_precision_by_cpu(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_engine, "has_bfloat16", lambda _: native)
+    with Fuser(SHIPPED) as fuser:
+        assert fuser.info["precision"] == ("bfloat16" if native else "float32")
+    if not native:
+        with pytest.raises(EngineError, match="OpenVINO reports none for this CPU; use auto or float32"):
+            Fuser(SHIPPED, precision="bfloat16")
+
+
+def test_settings_reach_openvino() -> None:
+    engine = OpenVINOEngine(SHIPPED, "cpu", "float32", 1)
+    compiled = engine._request(64, 64).get_compiled_model()
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
 
 
 def test_info_and_auto(phantom: Phantom) -> None:
@@ -71,15 +103,24 @@ def test_which_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dmfnet_fast.engines.find_spec", lambda name: None if name == "openvino" else object())
     assert shipped_engine("cpu") == SHIPPED_WEIGHTS
     monkeypatch.setattr("dmfnet_fast.engines.find_spec", lambda _: None)
-    with pytest.raises(MissingExtraError, match=r"dmfnet-fast\[torch\].*for CPUs 'dmfnet-fast\[cpu\]'"):
+    with pytest.raises(MissingExtraError, match=r"on cpu is installed: .*\[cpu\]' or 'dmfnet-fast\[torch\]'"):
         shipped_engine("cpu")
-    with pytest.raises(MissingExtraError, match=r"dmfnet-fast\[torch\]'$"):
+    with pytest.raises(MissingExtraError, match=r"on cuda is installed: pip install 'dmfnet-fast\[torch\]'$"):
         shipped_engine("cuda")
+    with pytest.raises(EngineError, match="device 'cudo': use cpu, cuda or cuda:N"):
+        shipped_engine("cudo")
 
 
 def test_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"openvino is not installed: pip install 'dmfnet-fast\[cpu\]'"):
+        Fuser(SHIPPED)
+
+    def broken(_: str) -> None:
+        raise ImportError("libopenvino.so: cannot open shared object file")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(MissingExtraError, match=r"openvino is installed but cannot be loaded \(libopenvino.so"):
         Fuser(SHIPPED)
 
 
@@ -96,6 +137,36 @@ def test_files_that_are_no_engine(tmp_path: Path) -> None:
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), other)
     with pytest.raises(EngineError, match=r"other\.onnx: was not made by dmfnet-export \(its inputs are x\)"):
         Fuser(other)
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    content = bytearray(SHIPPED.read_bytes())
+    content[len(content) // 2] ^= 1
+    changed = tmp_path / "changed.onnx"
+    changed.write_bytes(content)
+    with pytest.raises(EngineError, match=r"changed\.onnx: has changed since it was exported, or is damaged"):
+        Fuser(changed)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("[CPU] Failed to allocate 1000 bytes of memory", OutOfMemoryError),
+        ("could not create a memory object", OutOfMemoryError),
+        ("std::bad_alloc", OutOfMemoryError),
+        ("Check 'false' failed", EngineError),
+    ],
+)
+def test_errors_while_it_runs(words: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError(f"Exception from src/inference/src/cpp/infer_request.cpp:224:\n{words}\n\n")
+
+    with Fuser(SHIPPED) as fuser:
+        monkeypatch.setattr(fuser._engine, "_request", fails)
+        with pytest.raises(error) as caught:
+            fuser.run(*images(1, 64, 64))
+    assert "\n" not in str(caught.value)
+    assert "src/inference" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -125,10 +196,13 @@ def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = images(1, 64, 64)
     with Fuser(SHIPPED, precision="float32") as fuser:
         first = fuser.run(*pair)
+    cache = cache / "dmfnet-fast"
     (blob,) = cache.glob("*.blob")
+    written = blob.stat().st_mtime_ns
     with Fuser(SHIPPED, precision="float32") as fuser:
         assert np.array_equal(fuser.run(*pair), first)
     assert list(cache.glob("*.blob")) == [blob]
+    assert blob.stat().st_mtime_ns == written, "read, not written anew"
 
     blob.chmod(0o600)
     blob.write_bytes(blob.read_bytes()[:1000])
@@ -138,6 +212,10 @@ def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_engine, "CACHE_BYTES", 10)
     openvino_engine._prune(cache)
     assert not list(cache.glob("*.blob"))
+
+    (cache / "foreign.txt").touch()
+    openvino_engine._prune(cache)
+    assert (cache / "foreign.txt").exists()
 
     in_the_way = tmp_path / "file"
     in_the_way.touch()

@@ -109,6 +109,21 @@ def test_dropping_unused_blocks_changes_nothing(
     assert error(smaller, inputs, expected) == 0.0
 
 
+def test_concatenations_that_stay() -> None:
+    net = optimize(DMFNet(preset("tiny")))
+    kinds = [type(module).__name__ for module in net.denoiser.ups]
+    assert kinds.count("FixedLevelBlock") == 2, "of 2C with C channels, whose groups straddle the seam"
+    assert kinds.count("JoinedBlock") == 11
+    assert kinds.count("TransposedUpsample") == 4
+
+
+def test_channels_last() -> None:
+    net = optimize(DMFNet(preset("tiny")))
+    weights = [parameter for parameter in net.parameters() if parameter.dim() == 4]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    assert not all(weight.is_contiguous() for weight in weights)
+
+
 def test_all(model: DMFNet, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     net = optimize(model)

@@ -1,0 +1,68 @@
+"""What is kept of a benchmark run, on an invented one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import report
+
+
+def entry(engine: str, precision: str, way: str, median: float) -> dict[str, Any]:
+    info = {"network": "tiny", "size": 256, "way": way, "threads": 2, "peak_mb": 300}
+    parity = {"engine": engine, "precision": precision, "max_abs": 0.01, "psnr": None}
+    stats = {"min": median, "median": median, "iqr": 0.01, "rounds": 3}
+    return {"name": "test_fusion[x]", "group": "tiny 256x256", "stats": stats, "extra_info": info | parity}
+
+
+def matmul(precision: str, seconds: float) -> dict[str, Any]:
+    stats = {"min": seconds, "median": seconds, "iqr": 0.0, "rounds": 3}
+    return {"name": f"test_matmul[{precision}]", "group": "rate", "stats": stats, "extra_info": {}}
+
+
+@pytest.fixture
+def run() -> dict[str, Any]:
+    rows = [
+        entry("torch eager", "float32", "as published", 2.0),
+        entry("torch eager", "float32", "+ channels last", 1.0),
+        entry("OpenVINO", "bfloat16", "optimised", 0.5),
+    ]
+    machine = {"node": "somebodys-machine"}
+    rates = [matmul("float32", 0.1), matmul("bfloat16", 0.05)]
+    return {"datetime": "2026-01-02T03:04:05", "machine_info": machine, "benchmarks": [*rows, *rates]}
+
+
+def test_condense(run: dict[str, Any]) -> None:
+    results = report.condense(run)
+    assert [row["ratio"] for row in results["fusions"]] == [1.0, 0.5, 0.25]
+    assert results["date"] == "2026-01-02"
+    assert "somebodys" not in json.dumps(results)
+
+
+def test_readme(run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "run.json"
+    source.write_text(json.dumps(run))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    monkeypatch.setattr(report, "README", readme)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["report", str(source)])
+    report.main()
+    text = readme.read_text()
+    assert text.startswith(f"before\n{report.BEGIN}\n")
+    assert text.endswith(f"{report.END}\nafter\n")
+    assert "old" not in text
+    assert "| optimised | OpenVINO bfloat16 | 500 (10) | 3 | 0.25 | 300 | 1.0e-02 | equal |" in text
+    assert "| rate | matmul float32 | 100 (0) |" in text
+    assert "In float32, at 172 GFLOP/s: tiny 256x256" in text
+    (plot,) = tmp_path.glob("*.svg")
+    assert plot.name in text
+    assert "<svg" in plot.read_text()
+
+    readme.write_text("no markers")
+    with pytest.raises(SystemExit, match="has no line"):
+        report.main()
+    assert readme.read_text() == "no markers"
