@@ -92,8 +92,10 @@ def network(name: str) -> DMFNet:
     generator = torch.Generator().manual_seed(0)
     model = DMFNet(preset(name)).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
+        for label, parameter in model.named_parameters():
+            if label.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() > 1:
                 scale = 0.7 * (2 / parameter[0].numel()) ** 0.5
                 parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
     return model
