@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmfnet_fast.engines import SHIPPED_WEIGHTS, Precision
-from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16
+from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16, shared_core
 from dmfnet_fast.model import PRESETS, DMFNet, load_model, preset, rewrites, save_model
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
 from dmfnet_fast.schedule import fusion_levels
@@ -79,9 +79,7 @@ class Way:
         if not find_spec(self.needs):
             return f"{self.needs} is not installed"
         if self.needs == "openvino" and self.precision == "bfloat16":
-            import openvino
-
-            return None if has_bfloat16(openvino.Core()) else "OpenVINO reports no bfloat16 for this CPU"
+            return None if has_bfloat16() else "OpenVINO reports no bfloat16 for this CPU"
         return None
 
 
@@ -199,7 +197,7 @@ def _openvino_on_published(hint: str) -> Callable[[DMFNet, int], Run]:
                 Published(model).eval(), example_input=(image, image, noise), input=shapes
             )
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
-        compiled = openvino.Core().compile_model(converted, "CPU", settings)
+        compiled = shared_core().compile_model(converted, "CPU", settings)
         assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == hint
         request = compiled.create_infer_request()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,19 @@ def _prune(folder: Path) -> None:
                 file.unlink()
 
 
-def has_bfloat16(core: Any) -> bool:
+@lru_cache(maxsize=1)
+def shared_core() -> Any:
+    """OpenVINO, for the whole life of the process.
+
+    Its CPU plugin gives the thread that loads it another stack for signals; unloaded, it can leave that dangling, and
+    the next Ctrl-C would crash.
+    """
+    return require("openvino", extra="cpu").Core()
+
+
+def has_bfloat16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this CPU."""
-    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @contextmanager
@@ -78,7 +89,7 @@ class OpenVINOEngine(Engine):
         openvino = require("openvino", extra="cpu")
         if device != "cpu":
             raise EngineError(f"{path}: .onnx engines run on the CPU, not on {device!r}; on a GPU use .safetensors")
-        self._core = openvino.Core()
+        self._core = shared_core()
         with _translated(f"{path}: is not a readable ONNX file, or is damaged"):
             self._model = self._core.read_model(path)
         if self._metadata("format") != FORMAT or self._metadata("kind") != KIND:
@@ -88,7 +99,7 @@ class OpenVINOEngine(Engine):
             )
         if not is_sealed(path.read_bytes()):
             raise EngineError(f"{path}: has changed since it was exported, or is damaged; fetch or export it again")
-        native = has_bfloat16(self._core)
+        native = has_bfloat16()
         if precision == "auto":
             precision = "bfloat16" if native else "float32"
         if precision not in _HINTS:

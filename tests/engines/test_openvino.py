@@ -66,7 +66,7 @@ def test_compiled_models_are_kept_by_size(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("native", [False, True])
 def test_precision_by_cpu(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_engine, "has_bfloat16", lambda _: native)
+    monkeypatch.setattr(openvino_engine, "has_bfloat16", lambda: native)
     with Fuser(SHIPPED) as fuser:
         assert fuser.info["precision"] == ("bfloat16" if native else "float32")
     if not native:
