@@ -5,7 +5,6 @@ A row is timed only if its picture is the published way's, within the limits tha
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -75,7 +74,6 @@ def test_fusion(benchmark: Any, cases: Cases, name: str, size: int, way: Way) ->
     case = cases.get(name, size)
     if case.reference is None:
         case.reference = PUBLISHED.build(case.model, size)(*case.inputs)
-    gc.collect()
     before = resident()
     run: Callable[..., NDArray[np.float32]] = way.build(case.model, size)
     if way.engine != "torch eager":

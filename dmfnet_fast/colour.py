@@ -13,8 +13,8 @@ from dmfnet_fast.errors import PictureError, warn
 from dmfnet_fast.pictures import Pixels
 
 # BT.601, as in JPEG; in thousandths it is whole.
-LUMINANCE = np.array([0.299, 0.587, 0.114])
 _THOUSANDTHS = np.array([299.0, 587.0, 114.0])
+LUMINANCE = _THOUSANDTHS / 1000
 # A channel spread above this part of the range, in more than this part of the pixels, is colour; below it is
 # the tint that JPEG leaves on grey.
 COLOUR_SPREAD = 0.1

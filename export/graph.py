@@ -42,7 +42,7 @@ def _group_norm(x: Any, num_groups: int, weight: Any, bias: Any, eps: float = 1e
     channels = int(x.shape[1])
     group = np.arange(channels) * num_groups // channels
     weights = (group[:, None] == group).astype(np.float32) * (num_groups / channels)
-    average = op.Constant(value=onnx.numpy_helper.from_array(weights[:, :, None, None].astype(np.float32)))
+    average = op.Constant(value=onnx.numpy_helper.from_array(weights[:, :, None, None]))
     axes, per_channel = op.Constant(value_ints=[2, 3]), op.Constant(value_ints=[channels, 1, 1])
     centred = op.Sub(x, op.Conv(op.ReduceMean(x, axes, keepdims=1), average))
     variance = op.Conv(op.ReduceMean(op.Mul(centred, centred), axes, keepdims=1), average)

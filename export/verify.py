@@ -41,7 +41,7 @@ class Limit:
 
 
 # Rounding in float32 reaches 5e-6, with which a pixel in some thousands falls to the next grey level. bfloat16 has 8
-# bits of mantissa; with trained weights and with random ones single pixels reach 0.05, the mean 0.005 (50 dB).
+# bits of mantissa; with trained weights and with random ones single pixels reach 0.065, the mean 0.005 (50 dB).
 LIMITS = {"float32": Limit(1e-4, 65.0), "bfloat16": Limit(0.1, 43.0)}
 
 
