@@ -1,1 +1,4 @@
 """From the optimised graph to engine files."""
+
+# Other distributions also use this name; this tells ours.
+OWNER = "dmfnet-fast"

@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dmfnet_fast.errors import require
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS, Block, Resample, Upsample
 from dmfnet_fast.model.fusion import AdaptiveAttention, FusionLevel, TimestepMerge, upsample2
 from dmfnet_fast.model.network import DMFNet
 from dmfnet_fast.schedule import FUSION_TIMESTEPS, fusion_levels
 
+if TYPE_CHECKING:
+    from dmfnet_fast.model.fused import FusedPasses
+
 Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Kind = TypeVar("Kind", bound=nn.Module)
 
 
-def _of_kind(module: object, kind: type[Kind]) -> Kind:
+def of_kind(module: object, kind: type[Kind]) -> Kind:
     """`module`, which containers only know as some module."""
     assert isinstance(module, kind)
     return module
@@ -43,8 +47,8 @@ class FixedLevelBlock(nn.Module):
         super().__init__()
         inner = block.res_block
         first, second = inner.block1.block, inner.block2.block
-        self.norm1, self.conv1 = _of_kind(first[0], nn.GroupNorm), _of_kind(first[3], nn.Conv2d)
-        self.norm2, self.conv2 = second[0], _of_kind(second[3], nn.Conv2d)
+        self.norm1, self.conv1 = of_kind(first[0], nn.GroupNorm), of_kind(first[3], nn.Conv2d)
+        self.norm2, self.conv2 = second[0], of_kind(second[3], nn.Conv2d)
         self.res_conv, self.attention = inner.res_conv, block.attn
         with torch.no_grad():
             biases = inner.noise_func.noise_func(embeddings) + self.conv1.bias
@@ -74,7 +78,7 @@ class JoinedBlock(nn.Module):
         parts = slice(0, first), slice(first, None)
         self.norms = nn.ModuleList(_part_of_norm(block.norm1, part) for part in parts)
         self.conv_x, self.conv_skip = (_part_of_conv(block.conv1, part, bias=False) for part in parts)
-        shortcut = _of_kind(block.res_conv, nn.Conv2d)
+        shortcut = of_kind(block.res_conv, nn.Conv2d)
         self.shortcuts = nn.ModuleList(_part_of_conv(shortcut, part, bias=part.stop is None) for part in parts)
         self.norm2, self.conv2, self.attention = block.norm2, block.conv2, block.attention
         self.register_buffer("biases", block.biases)
@@ -130,7 +134,7 @@ class SplitMerge(nn.Module):
 
     def __init__(self, merge: TimestepMerge) -> None:
         super().__init__()
-        first, conv = _of_kind(merge.block[0], nn.Conv2d), merge.block[2]
+        first, conv = of_kind(merge.block[0], nn.Conv2d), merge.block[2]
         width = first.out_channels
         self.projections = nn.ModuleList(
             _part_of_conv(first, slice(n * width, (n + 1) * width), bias=n == 0) for n in range(len(FUSION_TIMESTEPS))
@@ -217,7 +221,7 @@ class PassByPass(nn.Module):
         self.config, self.together = model.config, together
         self.denoiser, self.fusion = model.denoiser, model.fusion
         for n in range(0, len(self.fusion.decoder), 2):
-            self.fusion.decoder[n] = SplitMerge(_of_kind(self.fusion.decoder[n], TimestepMerge))
+            self.fusion.decoder[n] = SplitMerge(of_kind(self.fusion.decoder[n], TimestepMerge))
         levels, sigmas = zip(*fusion_levels(), strict=True)
         self.register_buffer("levels", torch.tensor(levels, dtype=torch.float32))
         self.register_buffer("sigmas", torch.tensor(sigmas, dtype=torch.float32))
@@ -231,7 +235,7 @@ class PassByPass(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor, noise: Tensor) -> Tensor:
         """As `DMFNet.forward`."""
-        merges = [_of_kind(merge, SplitMerge) for merge in self.fusion.decoder[::2]]
+        merges = [of_kind(merge, SplitMerge) for merge in self.fusion.decoder[::2]]
         totals: list[list[Tensor]] = [[] for _ in range(1 if self.together else 2)]
         for step in range(len(FUSION_TIMESTEPS)):
             for image, own in zip(self._noisy(a, b, noise, step), totals, strict=True):
@@ -289,7 +293,7 @@ def avoid_concatenations(net: PassByPass) -> None:
     skips = [denoiser.init_conv.out_channels]
     for down in denoiser.downs:
         block = down.conv2 if isinstance(down, FixedLevelBlock) else down.conv
-        skips.append(_of_kind(block, nn.Conv2d).out_channels)
+        skips.append(of_kind(block, nn.Conv2d).out_channels)
     for n, up in enumerate(denoiser.ups):
         if isinstance(up, FixedLevelBlock):
             first = up.norm1.num_channels - skips.pop()
@@ -300,13 +304,13 @@ def avoid_concatenations(net: PassByPass) -> None:
 def upsample_once(net: PassByPass) -> None:
     """Join the two upsamplings of each fusion level, and project before the first of them."""
     for n in range(1, len(net.fusion.decoder), 2):
-        net.fusion.decoder[n] = JointLevel(_of_kind(net.fusion.decoder[n], FusionLevel))
+        net.fusion.decoder[n] = JointLevel(of_kind(net.fusion.decoder[n], FusionLevel))
 
 
 def split_attention(net: PassByPass) -> None:
     """Replace the fusion's interleaved tensor by sums."""
     for level in net.fusion.decoder[1::2]:
-        level.att = SplitAttention(_of_kind(level.att, AdaptiveAttention))
+        level.att = SplitAttention(of_kind(level.att, AdaptiveAttention))
 
 
 def order_channels_last(net: PassByPass) -> None:
@@ -322,12 +326,14 @@ REWRITES: tuple[Callable[[PassByPass], None], ...] = (
     split_attention,
     order_channels_last,
 )
+# Our kernels take what two of the rewrites would take apart.
+REWRITES_BEFORE_KERNELS = tuple(r for r in REWRITES if r not in (avoid_concatenations, split_attention))
 
 
-def reduce_precision(net: PassByPass, precision: Precision) -> None:
+def reduce_precision(net: PassByPass | FusedPasses, precision: Precision) -> None:
     """Compute in half precision, once noise levels are folded; diffusion, last convolution and tanh stay float32.
 
-    PyTorch's GroupNorm and means of half-precision tensors keep their statistics in float32.
+    PyTorch's GroupNorm and means of half-precision tensors, and our kernels, keep their statistics in float32.
     """
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     net.denoiser.to(dtype)
@@ -335,21 +341,34 @@ def reduce_precision(net: PassByPass, precision: Precision) -> None:
     net.fusion.rgb_decode1.to(torch.float32)
 
 
-def optimize(model: DMFNet, precision: Precision = "float32", together: bool = False) -> PassByPass:
+def optimize(
+    model: DMFNet, precision: Precision = "float32", together: bool = False, kernels: bool = False
+) -> PassByPass | FusedPasses:
     """The same network for inference, rewritten; `model` stays as it is.
 
     Args:
         model: as trained, float32, on any device.
         precision: of the arithmetic. Inputs and outputs are float32 in any case.
         together: give both images to the denoiser as one batch, rather than one after the other.
+        kernels: compute with our Triton kernels, for NVIDIA GPUs of compute capability 8.0 and later; all passes go
+            through the denoiser as one batch then, whatever `together` says. On a CPU their references are run.
 
     Returns:
         A module with `DMFNet`'s forward(a, b, noise), on the model's device, in eval mode.
+
+    Raises:
+        MissingExtraError: `kernels` without Triton.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     drop_unused_blocks(model)
-    net = PassByPass(model, together)
-    for rewrite in REWRITES:
-        rewrite(net)
+    passes = PassByPass(model, together)
+    for rewrite in REWRITES_BEFORE_KERNELS if kernels else REWRITES:
+        rewrite(passes)
+    net: PassByPass | FusedPasses = passes
+    if kernels:
+        require("triton", extra="gpu")
+        from dmfnet_fast.model.fused import FusedPasses
+
+        net = FusedPasses(passes)
     reduce_precision(net, precision)
     return net.eval().requires_grad_(False)

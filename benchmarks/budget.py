@@ -1,0 +1,304 @@
+"""What an optimised fusion must move and compute, and what eager PyTorch moves: `python -m benchmarks.budget`.
+
+Counted, not measured: the network runs on the meta device, where tensors have shapes and layouts but no values, and
+every launch that PyTorch would make on a CUDA GPU is recorded. Prints Markdown; with --write it replaces the text
+between the markers in kernels/README.md.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from torch.utils.module_tracker import ModuleTracker
+
+from dmfnet_fast.model import DMFNet, optimize, preset
+
+README = Path(__file__).parent.parent / "kernels" / "README.md"
+BEGIN, END = "<!-- budget -->", "<!-- /budget -->"
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Bytes of memory and half-precision operations per second that a good kernel reaches."""
+
+    bytes: float
+    flop: float
+
+    def seconds(self, moved: float, flop: float) -> float:
+        return max(moved / self.bytes, flop / self.flop)
+
+
+H100 = Machine(3.0e12, 790e12)  # both measured on one
+ORIN = Machine(204e9, 42e12)  # data sheet, dense
+
+# Layers, by the ends of their names, that one operation computes at once; and its name.
+JOINED = {
+    r"denoiser\.init_conv": "diffusion",
+    r"conv_(x|skip)": "conv1",
+    r"norms\.\d": "norm1",
+    r"shortcuts\.\d": "shortcut",
+    r"projections\.\d": "projections",
+    r"(rgb_decode\d)\.conv": r"\1",
+}
+# The row of a launch by its operation and its kind; the first that fits.
+ROWS = {
+    r"^diffusion ": "diffusion and first convolution",
+    r"\.norm\d ": "GroupNorm and SiLU, {size}",
+    r"\.attention ": "attention",
+    r"\.conv1 bias": "noise bias",
+    r"^denoiser\S+ bias": "bias of another denoiser convolution",
+    r"\.(conv1|shortcut) add|\.joint ": "joint of path and skip (sum of two convolutions, or concatenation)",
+    r"^denoiser\S+ add": "residual add",
+    r"\.(shortcut|res_conv) convolution": "1x1 shortcut",
+    r"\.conv[12] convolution": "3x3 convolution, {size}",
+    r"\.downs\.\d+\.conv convolution": "downsampling convolution",
+    r"\.ups\.\d+\.conv convolution": "upsampling (transposed convolution)",
+    r"\.projections ": "timestep merge (1x1 convolutions, sum, ReLU)",
+    r"\.att ": "fusion gate (adaptive attention fusion)",
+    r"\.upsample_\d+ ": "bilinear upsampling, with sum or ReLU",
+    r"\.rgb_decode\d ": "head and tanh",
+    r"^fusion\S+ convolution": "fusion convolution",
+    r"^fusion\S+ ": "bias, ReLU and sum after a fusion convolution",
+}
+
+
+def storage(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+@dataclass
+class Launch:
+    """A kernel that eager PyTorch starts.
+
+    Attributes:
+        operation: the fused operation that it would be part of, named after its module, the same in every pass.
+        kind: the operator's name; "copy", "bias" and "statistics" are parts of operators.
+    """
+
+    operation: str
+    kind: str
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    flop: float = 0
+
+    @property
+    def row(self) -> str:
+        row = next(row for pattern, row in ROWS.items() if re.search(pattern, f"{self.operation} {self.kind}"))
+        width = self.inputs[0].shape[-1] if "{size}" in row else 0
+        return row.format(size=f"{width}x{width}" if width >= 128 else "64x64 and smaller")
+
+
+class Recorder(TorchDispatchMode):
+    """Lists the launches of `net` on the meta device, and gives tensors the layouts that they have on CUDA."""
+
+    def __init__(self, net: nn.Module, modules: ModuleTracker) -> None:
+        super().__init__()
+        self.launches: list[Launch] = []
+        self.parameters = {storage(x): name for name, x in chain(net.named_parameters(), net.named_buffers())}
+        self._modules = modules
+        self._makers: dict[int, int] = {}  # by storage, the number of the launch that wrote it last
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inputs, outputs = ([x for x in tree_leaves(part) if isinstance(x, Tensor)] for part in ((args, kwargs), out))
+        if {storage(x) for x in outputs} <= {storage(x) for x in inputs}:
+            return out  # a view
+        packet = func.overloadpacket
+        operation = self._operation(packet, inputs)
+        if packet is aten.convolution:
+            # cuDNN's layout is channels-last if the input or the weight has it; ATen adds the bias in another pass.
+            formats = [suggest_memory_format(x) for x in inputs[:2]]
+            layout = torch.channels_last if torch.channels_last in formats else torch.contiguous_format
+            x, out = self._copied(inputs[0], layout, self._maker(inputs)), out.contiguous(memory_format=layout)
+            flop = flop_registry[packet](*args, out_val=out)
+            self._log(Launch(operation, "convolution", [x, inputs[1]], [out], flop))
+            if args[2] is not None:
+                self._log(Launch(operation, "bias", [out, args[2]], [out]))
+        elif packet is aten.native_group_norm:
+            # For CUDA the input is made contiguous (NCHW); it is read for the statistics, then again to apply them.
+            x, result = self._copied(inputs[0], torch.contiguous_format, operation), out[0].contiguous()
+            self._log(Launch(operation, "statistics", [x], []))
+            self._log(Launch(operation, "apply", [x, *inputs[1:]], [result]))
+            return (result, *out[1:])
+        elif packet is aten.reflection_pad2d:
+            x, out = self._copied(inputs[0], torch.contiguous_format, operation), out.contiguous()
+            self._log(Launch(operation, "pad", [x], [out]))
+        else:
+            flop = flop_registry[packet](*args, out_val=out) if packet in flop_registry else 0
+            self._log(Launch(operation, packet.__name__, inputs, outputs[:1], flop))
+        return out
+
+    def _log(self, launch: Launch) -> None:
+        self._makers |= {storage(x): len(self.launches) for x in launch.outputs}
+        self.launches.append(launch)
+
+    def _copied(self, x: Tensor, layout: torch.memory_format, operation: str) -> Tensor:
+        if x.is_contiguous(memory_format=layout):
+            return x
+        copy = x.contiguous(memory_format=layout)
+        self._log(Launch(operation, "copy", [x], [copy]))
+        return copy
+
+    def _maker(self, inputs: Sequence[Tensor]) -> str:
+        """The operation that made the newest of the inputs; the network's own inputs belong to the diffusion."""
+        newest = max(self._makers.get(storage(x), -1) for x in inputs)
+        return self.launches[newest].operation if newest >= 0 else "diffusion"
+
+    def _operation(self, packet: Any, inputs: Sequence[Tensor]) -> str:
+        """Layers begin operations; what follows belongs to the operation whose result it takes."""
+        module = max(self._modules.parents, key=len).partition(".")[2]
+        if whole := re.match(r".*\.(attention|att)\b", module):
+            return whole[0]
+        if packet in (aten.convolution, aten.native_group_norm, aten.clone):
+            # A GroupNorm's input is cloned before the operator; a block calls some convolutions without their modules.
+            name = module if packet is aten.clone else self.parameters[storage(inputs[1])].removesuffix(".weight")
+            for layers, joined in JOINED.items():
+                name = re.sub(f"{layers}$", joined, name)
+            return name
+        if packet is aten.upsample_bilinear2d:
+            return f"{module}.upsample_{inputs[0].shape[-1]}"
+        if packet is aten.cat and module:
+            return f"{module}.joint"
+        if packet is aten._to_copy and module == "fusion":
+            return "fusion.rgb_decode1"  # not its maker's, which writes half precision
+        return self._maker(inputs)
+
+
+def record(name: str = "base", size: int = 256) -> Recorder:
+    """The launches of one fusion of a pair of size x size by the optimised network called `name`, in float16."""
+
+    def attention(*tensors: Tensor) -> Tensor:
+        return aten._scaled_dot_product_flash_attention(*tensors)[0]
+
+    # The meta device has no autocast, and would not choose the fused attention that CUDA does.
+    autocast = mock.patch.object(torch, "autocast", return_value=nullcontext())
+    fused = mock.patch.object(F, "scaled_dot_product_attention", attention)
+    with torch.device("meta"), torch.no_grad(), autocast, fused:
+        net = optimize(DMFNet(preset(name)), "float16", together=True)
+        a, b, noise = torch.empty(1, 1, size, size), torch.empty(1, 1, size, size), torch.empty(3, 2, size, size)
+        with ModuleTracker() as modules, Recorder(net, modules) as recorder:
+            net(a, b, noise)
+    return recorder
+
+
+@dataclass
+class Row:
+    """What all operations of a kind need at least, and what eager PyTorch does for them."""
+
+    least: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # bytes, by operation
+    flop: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    eager_bytes: float = 0
+    eager: float = 0  # seconds on an H100
+
+    def floor(self, machine: Machine) -> float:
+        """Seconds."""
+        return sum(machine.seconds(moved, self.flop[operation]) for operation, moved in self.least.items())
+
+    @property
+    def saving(self) -> float:
+        return self.eager - self.floor(H100)
+
+    @property
+    def numbers(self) -> list[float]:
+        """As they stand in the table."""
+        gflop, least = sum(self.flop.values()) / 1e9, sum(self.least.values()) / 1e6
+        floors = [1e6 * self.floor(machine) for machine in (H100, ORIN)]
+        return [len(self.least), gflop, least, *floors, self.eager_bytes / 1e6, 1e6 * self.eager, 1e6 * self.saving]
+
+
+def count(recorder: Recorder) -> dict[str, Row]:
+    """Rows by name, the largest saving first.
+
+    An operation reads once what others made, and its weights, and writes once what others read. What an epilogue reads
+    is in its own row, what it writes in that of its convolution. Eager launches read weights in the first pass only.
+    """
+    rows: dict[str, Row] = defaultdict(Row)
+    first: dict[str, Row] = {}
+    readers: dict[int, set[str]] = defaultdict(set)
+    makers: dict[int, set[str]] = defaultdict(set)
+    for launch in recorder.launches:
+        first.setdefault(launch.operation, rows[launch.row])
+        for tensors, users in ((launch.inputs, readers), (launch.outputs, makers)):
+            for x in tensors:
+                users[storage(x)].add(launch.operation)
+
+    read: set[tuple[str, int, int]] = set()
+    written: set[int] = set()
+    for launch in recorder.launches:
+        row, operation = rows[launch.row], launch.operation
+        row.flop[operation] += launch.flop
+        row.least[operation] += 0  # so that it is counted
+        moved = sum(x.nbytes for x in launch.outputs)
+        for x in launch.inputs:
+            part = operation, storage(x), int(x.storage_offset())
+            if part not in read or storage(x) not in recorder.parameters:
+                moved += x.nbytes
+            if part not in read and operation not in makers[storage(x)]:
+                row.least[operation] += x.nbytes
+            read.add(part)
+        for x in launch.outputs:
+            if storage(x) not in written and readers[storage(x)] != {operation}:
+                first[operation].least[operation] += x.nbytes
+            written.add(storage(x))
+        row.eager_bytes += moved
+        row.eager += H100.seconds(moved, launch.flop)
+    return dict(sorted(rows.items(), key=lambda item: -item[1].saving))
+
+
+def markdown(recorder: Recorder) -> str:
+    """The table, and what follows from it."""
+    rows = count(recorder)
+    cells = {name: row.numbers for name, row in rows.items()}
+    cells["**total**"] = total = [sum(column) for column in zip(*cells.values(), strict=True)]
+    heads = "number | GFLOP | least MB | floor, H100 µs | floor, Orin µs | eager MB | eager, H100 µs | saving µs"
+    lines = [f"| operation | {heads} |", "| --- " + "| ---: " * 8 + "|"]
+    for name, (number, gflop, *rest) in cells.items():
+        lines.append(f"| {name} | {number:.0f} | {gflop:.1f} | {' | '.join(f'{value:.0f}' for value in rest)} |")
+
+    _, gflop, least, h100, orin, moved, eager, saving = total
+    convolutions = [sum(row[column] for row in cells.values() if row[1]) - total[column] for column in (3, 4)]
+    norms = [sum(row[n] for name, row in cells.items() if name.startswith("GroupNorm")) for n in range(8)]
+    text = (
+        f"The floor is {h100 / 1e3:.1f} ms on an H100 and {orin / 1e3:.0f} ms on an Orin; the rows with arithmetic are "
+        f"{convolutions[0] / h100:.0%} and {convolutions[1] / orin:.0%} of it, and their arithmetic alone takes "
+        f"{1e12 * gflop / H100.flop:.1f} and {1e12 * gflop / ORIN.flop:.0f} ms. Eager PyTorch moves {moved / 1e3:.1f} GB "
+        f"in {len(recorder.launches)} launches where {least / 1e3:.1f} GB would do, and needs at least "
+        f"{eager / 1e3:.1f} ms on an H100. GroupNorm and SiLU are {norms[-1] / saving:.0%} of what can be saved; "
+        f"computed while the next convolution loads its input, their own floor, {norms[3] / 1e3:.1f} ms on an H100 and "
+        f"{norms[4] / 1e3:.0f} ms on an Orin, would go too."
+    )
+    return "\n".join([*lines, "", text])
+
+
+def main() -> None:
+    """Print the budget, or with --write put it in kernels/README.md."""
+    text = markdown(record())
+    if sys.argv[1:] != ["--write"]:
+        print(text)
+        return
+    before, begin, rest = README.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        sys.exit(f"{README}: has no {BEGIN} with {END} after it")
+    README.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""Inputs for every operation: those that the network gives it, and odd ones. For tests, reports and benchmarks.
+
+Shapes are those of the optimised network with all six passes of a pair in one batch; a test compares them with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import attention, convolution_epilogue, diffuse, fusion_gate, group_norm_silu, upsample_add
+from kernels.launch import Plan
+
+PASSES = 6  # of a pair: two images, three timesteps
+
+
+class Draw:
+    """Random inputs: features of dtype `dtype` in channels-last memory, and parameters.
+
+    Args:
+        dtype: of the features.
+        device: "meta" gives shapes alone.
+        seed: of the draws.
+        scale, shift: of the features.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: str, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> None:
+        self.dtype, self.device, self.scale, self.shift = dtype, device, scale, shift
+        self._generator = None if device == "meta" else torch.Generator(device).manual_seed(seed)
+
+    def table(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        if self._generator is None:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        return torch.randn(shape, generator=self._generator, device=self.device).to(dtype)
+
+    def parameter(self, *shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+        return (shift + scale * self.table(*shape)).to(self.dtype)
+
+    def feature(self, n: int, channels: int, height: int, width: int) -> Tensor:
+        values = (self.shift + self.scale * self.table(n, channels, height, width)).to(self.dtype)
+        return values.contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One fused operation.
+
+    Attributes:
+        name: of the torch operator.
+        plan, reference: as in its file; they take the same arguments.
+        operator: the torch operator.
+    """
+
+    name: str
+    plan: Callable[..., Plan]
+    reference: Callable[..., Any]
+    operator: Callable[..., Any]
+
+
+def _plan_epilogue(h: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool) -> Plan:
+    return convolution_epilogue.plan(h, bias, residual, relu, write=True, statistics=False)
+
+
+def _plan_epilogue_with_statistics(h: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool) -> Plan:
+    return convolution_epilogue.plan(h, bias, residual, relu, write=True, statistics=True)
+
+
+def _plan_statistics(x: Tensor) -> Plan:
+    return convolution_epilogue.plan(x, None, None, False, write=False, statistics=True)
+
+
+STATISTICS = Operation(
+    "channel_statistics",
+    _plan_statistics,
+    convolution_epilogue.statistics_reference,
+    convolution_epilogue.channel_statistics,
+)
+EPILOGUE = Operation(
+    "convolution_epilogue",
+    _plan_epilogue,
+    convolution_epilogue.reference,
+    convolution_epilogue.convolution_epilogue,
+)
+EPILOGUE_WITH_STATISTICS = Operation(
+    "convolution_epilogue_with_statistics",
+    _plan_epilogue_with_statistics,
+    convolution_epilogue.reference_with_statistics,
+    convolution_epilogue.convolution_epilogue_with_statistics,
+)
+GROUP_NORM_SILU = Operation(
+    "group_norm_silu", group_norm_silu.plan, group_norm_silu.reference, group_norm_silu.group_norm_silu
+)
+FUSION_GATE = Operation("fusion_gate", fusion_gate.plan, fusion_gate.reference, fusion_gate.fusion_gate)
+UPSAMPLE_ADD = Operation("upsample_add", upsample_add.plan, upsample_add.reference, upsample_add.upsample_add)
+ATTENTION = Operation("attention", attention.plan, attention.reference, attention.attention)
+DIFFUSE = Operation("diffuse", diffuse.plan, diffuse.reference, diffuse.diffuse)
+OPERATIONS = (
+    STATISTICS,
+    EPILOGUE,
+    EPILOGUE_WITH_STATISTICS,
+    GROUP_NORM_SILU,
+    FUSION_GATE,
+    UPSAMPLE_ADD,
+    ATTENTION,
+    DIFFUSE,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: `make` draws its arguments."""
+
+    operation: Operation
+    name: str
+    make: Callable[[Draw], tuple[Any, ...]]
+
+    def __str__(self) -> str:
+        return f"{self.operation.name} {self.name}"
+
+
+def statistics(n: int, channels: int, height: int, width: int) -> Case:
+    def make(draw: Draw) -> tuple[Any, ...]:
+        return (draw.feature(n, channels, height, width),)
+
+    return Case(STATISTICS, f"{n}x{channels}x{height}x{width}", make)
+
+
+def epilogue(
+    n: int, channels: int, height: int, width: int, bias: bool, residual: bool, relu: bool, with_statistics: bool
+) -> Case:
+    def make(draw: Draw) -> tuple[Any, ...]:
+        h = draw.feature(n, channels, height, width)
+        return (
+            h,
+            draw.parameter(channels) if bias else None,
+            draw.feature(n, channels, height, width) if residual else None,
+            relu,
+        )
+
+    parts = [label for label, given in (("bias", bias), ("relu", relu), ("residual", residual)) if given]
+    name = f"{n}x{channels}x{height}x{width} {' '.join(parts)}".strip()
+    return Case(EPILOGUE_WITH_STATISTICS if with_statistics else EPILOGUE, name, make)
+
+
+def norm(
+    n: int,
+    channels: int,
+    skip: int,
+    height: int,
+    width: int,
+    groups: int,
+    rows: int = 0,
+    known: bool = False,
+    silu: bool = True,
+) -> Case:
+    """`known`: the statistics are given; `rows`: of the noise bias."""
+
+    def make(draw: Draw) -> tuple[Any, ...]:
+        def given(x: Tensor | None) -> Tensor | None:
+            if x is None or not known:
+                return None
+            if draw.device == "meta":
+                return draw.table(*convolution_epilogue.statistics_shape(x))
+            return convolution_epilogue.statistics_reference(x).float()
+
+        x = draw.feature(n, channels, height, width)
+        other = draw.feature(n, skip, height, width) if skip else None
+        total = channels + skip
+        noise_bias = draw.table(rows, total) if rows else None
+        weight, bias = draw.parameter(total, scale=0.1, shift=1.0), draw.parameter(total, scale=0.1)
+        return x, given(x), other, given(other), noise_bias, weight, bias, groups, 1e-5, silu
+
+    flags = [label for label, on in (("bias", rows), ("known", known), ("silu", silu)) if on]
+    width_name = f"{channels}+{skip}" if skip else f"{channels}"
+    return Case(GROUP_NORM_SILU, f"{n}x{width_name}x{height}x{width} {' '.join(flags)}".strip(), make)
+
+
+def gate(n: int, channels: int, height: int, width: int) -> Case:
+    def make(draw: Draw) -> tuple[Any, ...]:
+        reduced = max(1, channels // 8)
+        return (
+            draw.feature(n, channels, height, width),
+            draw.feature(n, channels, height, width),
+            draw.parameter(reduced, channels, scale=channels**-0.5),
+            draw.parameter(reduced, scale=0.1),
+            draw.parameter(channels, reduced, scale=reduced**-0.5),
+            draw.parameter(channels, scale=0.1),
+            draw.parameter(1, 2, 7, 7, scale=0.1),
+            draw.parameter(1, scale=0.1),
+            draw.parameter(2, 9, channels, scale=0.3),
+            draw.parameter(channels, scale=0.1),
+        )
+
+    return Case(FUSION_GATE, f"{n}x{channels}x{height}x{width}", make)
+
+
+def upsample(n: int, channels: int, height: int, width: int, addend: bool, relu: bool) -> Case:
+    def make(draw: Draw) -> tuple[Any, ...]:
+        x = draw.feature(n, channels, height, width)
+        return x, draw.feature(n, channels, 2 * height, 2 * width) if addend else None, relu
+
+    flags = [label for label, on in (("relu", relu), ("addend", addend)) if on]
+    return Case(UPSAMPLE_ADD, f"{n}x{channels}x{height}x{width} {' '.join(flags)}".strip(), make)
+
+
+def attend(n: int, channels: int, height: int, width: int) -> Case:
+    def make(draw: Draw) -> tuple[Any, ...]:
+        return (draw.feature(n, 3 * channels, height, width),)
+
+    return Case(ATTENTION, f"{n}x{channels}x{height}x{width}", make)
+
+
+def noisy(n: int, height: int, width: int, steps: int = 3) -> Case:
+    def make(draw: Draw) -> tuple[Any, ...]:
+        a, b = draw.table(n, 1, height, width), draw.table(n, 1, height, width)
+        return a, b, draw.table(steps, 2, height, width), draw.table(steps), draw.table(steps), draw.dtype
+
+    return Case(DIFFUSE, f"{n}x1x{height}x{width}", make)
+
+
+def network_cases(channels: int, groups: int, height: int, width: int, pairs: int = 1) -> Iterator[Case]:
+    """Every call that the optimised network of `channels` and `groups` makes, up to repetitions."""
+    images = PASSES * pairs
+    levels = [(height >> level, width >> level, channels * (2 if level == 4 else 1)) for level in range(5)]
+    yield noisy(pairs, height, width)
+    for level, (h, w, c) in enumerate(levels):
+        for plain in {c, levels[max(level - 1, 0)][2]}:
+            yield norm(images, plain, 0, h, w, groups, known=True)
+        yield norm(images, c, 0, h, w, groups, rows=3)
+        joints = {(c, c), (c, levels[max(level - 1, 0)][2])} | ({(levels[level + 1][2], c)} if level < 4 else set())
+        for path, skip in joints:
+            yield norm(images, path, skip, h, w, groups, known=True)
+        yield epilogue(images, c, h, w, bias=True, residual=False, relu=False, with_statistics=True)
+        yield epilogue(images, c, h, w, bias=True, residual=True, relu=False, with_statistics=True)
+        yield epilogue(images, c, h, w, bias=False, residual=True, relu=False, with_statistics=True)
+        yield epilogue(2 * pairs, c, h, w, bias=True, residual=False, relu=True, with_statistics=False)
+        yield epilogue(pairs, c, h, w, bias=True, residual=False, relu=True, with_statistics=False)
+        yield gate(pairs, c, h, w)
+    h, w, c = levels[4]
+    yield norm(images, c, 0, h, w, groups, known=True, silu=False)
+    yield attend(images, c, h, w)
+    for h, w, c in levels[1:]:
+        yield upsample(pairs, channels, h, w, addend=True, relu=False)
+        yield upsample(pairs, channels, h, w, addend=False, relu=True)
+        yield epilogue(pairs, c, h, w, bias=True, residual=True, relu=True, with_statistics=False)
+
+
+# One pixel and one channel beyond the tiles, single pixels, batches of 1 and 7, groups that straddle the seam.
+ODD_CASES: tuple[Case, ...] = (
+    statistics(1, 32, 1, 1),
+    statistics(7, 33, 5, 13),
+    statistics(1, 65, 33, 33),
+    epilogue(1, 1, 3, 3, bias=True, residual=True, relu=True, with_statistics=False),
+    epilogue(2, 65, 1, 33, bias=True, residual=False, relu=True, with_statistics=False),
+    epilogue(7, 24, 5, 7, bias=False, residual=True, relu=False, with_statistics=True),
+    epilogue(1, 128, 17, 2, bias=True, residual=True, relu=False, with_statistics=True),
+    epilogue(1, 16, 96, 97, bias=True, residual=False, relu=False, with_statistics=True),
+    norm(1, 1, 0, 1, 33, 1),
+    norm(7, 32, 0, 4, 4, 8, known=True),
+    norm(6, 48, 0, 5, 7, 3, rows=3),
+    norm(2, 64, 32, 3, 11, 8, known=True),
+    norm(2, 64, 32, 11, 3, 6, rows=1, silu=False),
+    norm(1, 128, 65, 7, 5, 1),
+    norm(1, 96, 48, 5, 3, 144),
+    gate(1, 16, 4, 4),
+    gate(7, 32, 5, 9),
+    gate(1, 72, 9, 17),
+    gate(2, 128, 8, 4),
+    upsample(1, 32, 1, 1, addend=True, relu=False),
+    upsample(1, 65, 1, 5, addend=False, relu=True),
+    upsample(7, 17, 3, 2, addend=True, relu=True),
+    attend(1, 16, 4, 4),
+    attend(7, 64, 5, 3),
+    attend(1, 128, 11, 3),
+    attend(1, 192, 5, 7),
+    attend(1, 256, 8, 9),
+    noisy(1, 3, 5),
+    noisy(7, 33, 32, steps=2),
+)

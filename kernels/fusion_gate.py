@@ -1,0 +1,314 @@
+"""Adaptive attention fusion of two feature maps: channel, spatial and pixel attention on their sum, and the blend.
+
+One pass over x and y takes what the channel and the spatial attention need of their sum; two small kernels make of it
+one number for each channel and one for each pixel; a second pass does the rest.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels import launch
+from kernels.convolution_epilogue import pixels_of_part
+from kernels.launch import Launch, Plan, channels_last, tiles_of
+
+SMALLEST = 4  # height and width, which the 7x7 convolution's reflected border asks for
+
+
+def reference(
+    x: Tensor,
+    y: Tensor,
+    reduce_weight: Tensor,
+    reduce_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    spatial_weight: Tensor,
+    spatial_bias: Tensor,
+    pixel_weight: Tensor,
+    pixel_bias: Tensor,
+) -> Tensor:
+    """w x + (1 - w) y + s with s = x + y and w = s g, computed in float32.
+
+    g = sigmoid(grouped 3x3 convolution of s and q), where q = expand(relu(reduce(mean of s over pixels))) + 7x7
+    convolution of the mean and the maximum of s over channels. Both convolutions reflect at the borders.
+
+    Args:
+        x, y: (N, C, H, W); H and W at least 4.
+        reduce_weight, reduce_bias: (R, C) and (R,).
+        expand_weight, expand_bias: (C, R) and (C,).
+        spatial_weight, spatial_bias: (1, 2, 7, 7), on the mean and the maximum, and (1,).
+        pixel_weight, pixel_bias: (2, 9, C), for s and q the taps of every channel, and (C,).
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x_wide, y_wide = x.to(wide), y.to(wide)
+    s = x_wide + y_wide
+    hidden = F.relu(F.linear(s.mean((2, 3)), reduce_weight.to(wide), reduce_bias.to(wide)))
+    by_channel = F.linear(hidden, expand_weight.to(wide), expand_bias.to(wide))[:, :, None, None]
+    seen = F.pad(torch.stack([s.mean(1), s.amax(1)], 1), (3, 3, 3, 3), mode="reflect")
+    q = by_channel + F.conv2d(seen, spatial_weight.to(wide), spatial_bias.to(wide))
+    both = F.pad(torch.stack([s, q], 2).flatten(1, 2), (1, 1, 1, 1), mode="reflect")
+    kernel = pixel_weight.to(wide).permute(2, 0, 1).unflatten(2, (3, 3))
+    gate = torch.sigmoid(F.conv2d(both, kernel, pixel_bias.to(wide), groups=s.shape[1]))
+    w = s * gate
+    return channels_last((w * x_wide + (1 - w) * y_wide + s).to(x.dtype))
+
+
+@triton.jit
+def pool_kernel(
+    x,  # (N, pixels, C)
+    y,  # (N, pixels, C)
+    seen,  # (N, 2, pixels) float32, out: mean and maximum over channels
+    sums,  # (N, parts, C) float32, out: sums over the pixels of a part
+    pixels,
+    channels,
+    pixels_per_part,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,  # C rounded up
+):
+    part = tl.program_id(0)
+    n = tl.program_id(1).to(tl.int64)
+    c = tl.arange(0, CHANNELS)
+    row = tl.arange(0, PIXELS)
+    inside = (c < channels)[None, :]
+    within = row[:, None] * channels + c[None, :]
+    first = part * pixels_per_part
+    last = tl.minimum(first + pixels_per_part, pixels)
+    total = tl.zeros((PIXELS, CHANNELS), tl.float32)
+    for start in range(first, last, PIXELS):
+        there = start + row < last
+        mask = there[:, None] & inside
+        offset = (n * pixels + start) * channels
+        s = tl.load(x + offset + within, mask=mask, other=0.0).to(tl.float32)
+        s += tl.load(y + offset + within, mask=mask, other=0.0).to(tl.float32)
+        total += s
+        place = seen + 2 * n * pixels + start + row
+        tl.store(place, tl.sum(s, 1) / channels, mask=there)
+        tl.store(place + pixels, tl.max(tl.where(inside, s, float("-inf")), 1), mask=there)
+    tl.store(sums + (n * tl.num_programs(0) + part) * channels + c, tl.sum(total, 0), mask=c < channels)
+
+
+@triton.jit
+def channel_kernel(
+    sums,  # (N, parts, C) float32
+    reduce_weight,  # (R, C)
+    reduce_bias,  # (R,)
+    expand_weight,  # (C, R)
+    expand_bias,  # (C,)
+    by_channel,  # (N, C) float32, out
+    pixels,
+    parts,
+    channels,
+    reduced,
+    PARTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    REDUCED: tl.constexpr,
+):
+    """The channel attention of one image."""
+    n = tl.program_id(0).to(tl.int64)
+    c, r, part = tl.arange(0, CHANNELS), tl.arange(0, REDUCED), tl.arange(0, PARTS)
+    inside, kept = c < channels, r < reduced
+    total = tl.zeros((CHANNELS,), tl.float32)
+    for start in range(0, parts, PARTS):
+        mask = (start + part < parts)[:, None] & inside[None, :]
+        total += tl.sum(tl.load(sums + (n * parts + start + part[:, None]) * channels + c[None, :], mask, other=0.0), 0)
+    mean = total / pixels
+    mask = kept[:, None] & inside[None, :]
+    weight = tl.load(reduce_weight + r[:, None] * channels + c[None, :], mask, other=0.0).to(tl.float32)
+    hidden = tl.sum(weight * mean[None, :], 1) + tl.load(reduce_bias + r, kept, other=0.0).to(tl.float32)
+    hidden = tl.where(hidden < 0, 0.0, hidden)
+    weight = tl.load(expand_weight + c[None, :] * reduced + r[:, None], mask, other=0.0).to(tl.float32)
+    result = tl.sum(weight * hidden[:, None], 0) + tl.load(expand_bias + c, inside, other=0.0).to(tl.float32)
+    tl.store(by_channel + n * channels + c, result, mask=inside)
+
+
+@triton.jit
+def _reflected(at, size):
+    """`at` in [-size + 1, 2 size - 2], mirrored into [0, size - 1] without repeating the border."""
+    at = tl.abs(at)
+    return size - 1 - tl.abs(size - 1 - at)
+
+
+@triton.jit
+def spatial_kernel(
+    seen,  # (N, 2, pixels) float32
+    spatial_weight,  # (2, 7, 7)
+    spatial_bias,  # (1,)
+    by_pixel,  # (N, pixels) float32, out
+    height,
+    width,
+    PIXELS: tl.constexpr,
+):
+    n = tl.program_id(1).to(tl.int64)
+    pixels = height * width
+    p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    mask = p < pixels
+    h, w = p // width, p % width
+    result = tl.zeros((PIXELS,), tl.float32) + tl.load(spatial_bias).to(tl.float32)
+    seen += 2 * n * pixels
+    for tap in range(49):
+        at = _reflected(h + tap // 7 - 3, height) * width + _reflected(w + tap % 7 - 3, width)
+        result += tl.load(seen + at, mask, other=0.0) * tl.load(spatial_weight + tap).to(tl.float32)
+        result += tl.load(seen + pixels + at, mask, other=0.0) * tl.load(spatial_weight + 49 + tap).to(tl.float32)
+    tl.store(by_pixel + n * pixels + p, result, mask=mask)
+
+
+@triton.jit
+def gate_kernel(
+    x,  # (N, H x W, C)
+    y,  # (N, H x W, C)
+    by_channel,  # (N, C) float32
+    by_pixel,  # (N, H x W) float32
+    pixel_weight,  # (2, 9, C): for s, then for q
+    pixel_bias,  # (C,)
+    out,  # (N, H x W, C)
+    height,
+    width,
+    channels,
+    SIDE: tl.constexpr,  # of the square of pixels
+    CHANNELS: tl.constexpr,
+):
+    n = tl.program_id(1).to(tl.int64)
+    across = tl.cdiv(width, SIDE)
+    p = tl.arange(0, SIDE * SIDE)
+    h = (tl.program_id(0) // across) * SIDE + p // SIDE
+    w = (tl.program_id(0) % across) * SIDE + p % SIDE
+    there = (h < height) & (w < width)
+    c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = c < channels
+    mask = there[:, None] & inside[None, :]
+    first = n * height * width
+    x += first * channels
+    y += first * channels
+    channel = tl.load(by_channel + n * channels + c, inside, other=0.0)
+    total = tl.zeros((SIDE * SIDE, CHANNELS), tl.float32)
+    total += tl.load(pixel_bias + c, inside, other=0.0).to(tl.float32)[None, :]
+    for tap in tl.static_range(9):
+        at = _reflected(h + tap // 3 - 1, height) * width + _reflected(w + tap % 3 - 1, width)
+        place = at.to(tl.int64)[:, None] * channels + c[None, :]
+        s = tl.load(x + place, mask, other=0.0).to(tl.float32) + tl.load(y + place, mask, other=0.0).to(tl.float32)
+        q = tl.load(by_pixel + first + at, there, other=0.0)[:, None] + channel[None, :]
+        own = tl.load(pixel_weight + tap * channels + c, inside, other=0.0).to(tl.float32)
+        other = tl.load(pixel_weight + (9 + tap) * channels + c, inside, other=0.0).to(tl.float32)
+        total += s * own[None, :] + q * other[None, :]
+    place = (h * width + w).to(tl.int64)[:, None] * channels + c[None, :]
+    x_here = tl.load(x + place, mask, other=0.0).to(tl.float32)
+    y_here = tl.load(y + place, mask, other=0.0).to(tl.float32)
+    s = x_here + y_here
+    weight = s / (1.0 + tl.exp(-total))
+    result = weight * x_here + (1.0 - weight) * y_here + s
+    tl.store(out + first * channels + place, result.to(out.dtype.element_ty), mask=mask)
+
+
+def plan(
+    x: Tensor,
+    y: Tensor,
+    reduce_weight: Tensor,
+    reduce_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    spatial_weight: Tensor,
+    spatial_bias: Tensor,
+    pixel_weight: Tensor,
+    pixel_bias: Tensor,
+) -> Plan:
+    """The result, and four launches."""
+    x, y = channels_last(x), channels_last(y)
+    n, channels, height, width = x.shape
+    if min(height, width) < SMALLEST:
+        raise ValueError(f"fusion_gate of {height}x{width} pixels: the reflected borders need at least {SMALLEST}")
+    pixels, tiles = height * width, tiles_of(x)
+    per_part = pixels_of_part(pixels)
+    parts = triton.cdiv(pixels, per_part)
+    all_channels = triton.next_power_of_2(channels)
+    seen, sums = launch.new_table((n, 2, pixels), x), launch.new_table((n, parts, channels), x)
+    by_channel, by_pixel = launch.new_table((n, channels), x), launch.new_table((n, pixels), x)
+    out = launch.new_feature_map(x.shape, x)
+    block = min(tiles.gate.channels, all_channels)
+    side = int(tiles.gate.pixels**0.5)
+    pool = Launch(
+        pool_kernel,
+        (parts, n),
+        {
+            "x": x,
+            "y": y,
+            "seen": seen,
+            "sums": sums,
+            "pixels": pixels,
+            "channels": channels,
+            "pixels_per_part": per_part,
+        },
+        {"PIXELS": tiles.pool.pixels, "CHANNELS": all_channels},
+        tiles.pool.warps,
+    )
+    channel = Launch(
+        channel_kernel,
+        (n,),
+        {
+            "sums": sums,
+            "reduce_weight": reduce_weight.contiguous(),
+            "reduce_bias": reduce_bias,
+            "expand_weight": expand_weight.contiguous(),
+            "expand_bias": expand_bias,
+            "by_channel": by_channel,
+            "pixels": pixels,
+            "parts": parts,
+            "channels": channels,
+            "reduced": len(reduce_bias),
+        },
+        {"PARTS": 16, "CHANNELS": all_channels, "REDUCED": triton.next_power_of_2(len(reduce_bias))},
+    )
+    spatial = Launch(
+        spatial_kernel,
+        (triton.cdiv(pixels, tiles.spatial.pixels), n),
+        {
+            "seen": seen,
+            "spatial_weight": spatial_weight.contiguous(),
+            "spatial_bias": spatial_bias,
+            "by_pixel": by_pixel,
+            "height": height,
+            "width": width,
+        },
+        {"PIXELS": tiles.spatial.pixels},
+        tiles.spatial.warps,
+    )
+    gate = Launch(
+        gate_kernel,
+        (triton.cdiv(height, side) * triton.cdiv(width, side), n, triton.cdiv(channels, block)),
+        {
+            "x": x,
+            "y": y,
+            "by_channel": by_channel,
+            "by_pixel": by_pixel,
+            "pixel_weight": pixel_weight.contiguous(),
+            "pixel_bias": pixel_bias,
+            "out": out,
+            "height": height,
+            "width": width,
+            "channels": channels,
+        },
+        {"SIDE": side, "CHANNELS": block},
+        tiles.gate.warps,
+    )
+    return (out,), [pool, channel, spatial, gate]
+
+
+def _fusion_gate(x: Tensor, *others: Tensor) -> Tensor:
+    return launch.run(plan(x, *others))[0]
+
+
+def _fake(x: Tensor, *_: Tensor) -> Tensor:
+    return launch.new_feature_map(x.shape, x)
+
+
+fusion_gate = launch.register(
+    "fusion_gate",
+    "(Tensor x, Tensor y, Tensor reduce_weight, Tensor reduce_bias, Tensor expand_weight, Tensor expand_bias, "
+    "Tensor spatial_weight, Tensor spatial_bias, Tensor pixel_weight, Tensor pixel_bias) -> Tensor",
+    reference,
+    _fusion_gate,
+    _fake,
+)

@@ -1,0 +1,244 @@
+"""SiLU of GroupNorm of a feature map, or of two beside each other, after a bias for each channel."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels import launch
+from kernels.convolution_epilogue import pixels_of_part
+from kernels.convolution_epilogue import plan as plan_epilogue
+from kernels.launch import Launch, Plan, channels_last, tiles_of
+
+
+def reference(
+    x: Tensor,
+    x_statistics: Tensor | None,  # noqa: ARG001
+    skip: Tensor | None,
+    skip_statistics: Tensor | None,  # noqa: ARG001
+    noise_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> Tensor:
+    """silu(GroupNorm(concatenation of x and skip + noise_bias)), computed in float32.
+
+    Args:
+        x: (N, C1, H, W).
+        x_statistics, skip_statistics: what `channel_statistics` gives for `x` and `skip`, if it is known already; it
+            spares the kernel a pass. The reference takes no notice of them.
+        skip: (N, C2, H, W), or None.
+        noise_bias: (R, C) float32, C = C1 + C2, R a divisor of N: row r for the r-th part of the batch. Or None.
+        weight, bias: of the normalisation, (C,).
+        groups: into which the C channels are divided.
+        eps: added to the variance.
+        silu: False leaves the SiLU out.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    joined = x if skip is None else torch.cat([x, skip], 1)
+    value = joined.to(wide)
+    if noise_bias is not None:
+        value = value + noise_bias.repeat_interleave(len(x) // len(noise_bias), 0)[:, :, None, None]
+    value = F.group_norm(value, groups, weight.to(wide), bias.to(wide), eps)
+    return channels_last((F.silu(value) if silu else value).to(x.dtype, copy=True))
+
+
+@triton.jit
+def moments_kernel(
+    x_statistics,  # (N, parts, 2, C1) float32
+    skip_statistics,  # (N, parts, 2, C2) float32, or None
+    noise_bias,  # (R, C) float32, or None
+    weight,  # (C,)
+    moments,  # (N, 2, C) float32, out: what to subtract from a value, what to multiply the difference by
+    pixels,
+    parts,
+    pixels_per_part,
+    x_channels,
+    skip_channels,
+    images_per_row,  # N / R
+    eps,
+    GROUP: tl.constexpr,  # channels of a group
+    PARTS: tl.constexpr,
+    CHANNELS: tl.constexpr,  # GROUP rounded up
+):
+    """One program for each group of each image."""
+    n = tl.program_id(0).to(tl.int64)
+    channels = x_channels + skip_channels
+    inner = tl.arange(0, CHANNELS)
+    c = tl.program_id(1) * GROUP + inner
+    inside = inner < GROUP
+    part = tl.arange(0, PARTS)
+    mask = (part < parts)[:, None] & inside[None, :]
+    count = tl.minimum(pixels - part * pixels_per_part, pixels_per_part).to(tl.float32)
+
+    of_x = mask & (c < x_channels)[None, :]
+    place = x_statistics + (n * parts + part[:, None]) * 2 * x_channels + c[None, :]
+    mean = tl.load(place, mask=of_x, other=0.0)
+    squares = tl.load(place + x_channels, mask=of_x, other=0.0)
+    if skip_statistics is not None:
+        of_skip = mask & (c >= x_channels)[None, :]
+        place = skip_statistics + (n * parts + part[:, None]) * 2 * skip_channels + (c - x_channels)[None, :]
+        mean += tl.load(place, mask=of_skip, other=0.0)
+        squares += tl.load(place + skip_channels, mask=of_skip, other=0.0)
+    added = tl.zeros((CHANNELS,), tl.float32)
+    if noise_bias is not None:
+        added = tl.load(noise_bias + (n // images_per_row) * channels + c, mask=inside, other=0.0)
+    mean += added[None, :]
+
+    size = pixels.to(tl.float32) * GROUP
+    weighted = tl.where(mask, count[:, None] * mean, 0.0)
+    centre = tl.sum(tl.sum(weighted, 1), 0) / size
+    away = mean - centre
+    spread = tl.where(mask, squares + count[:, None] * away * away, 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(tl.sum(spread, 1), 0) / size + eps)
+    place = moments + n * 2 * channels + c
+    tl.store(place, centre - added, mask=inside)
+    tl.store(place + channels, scale * tl.load(weight + c, mask=inside, other=0.0).to(tl.float32), mask=inside)
+
+
+@triton.jit
+def _normalise(
+    source,  # (N, pixels, own): the channels from `first` on
+    moments,  # (N, 2, C) float32
+    bias,  # (C,)
+    out,  # (N, pixels, C)
+    pixels,
+    own,
+    first,
+    channels,
+    block,
+    SILU: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    n = tl.program_id(1).to(tl.int64)
+    row = tl.arange(0, PIXELS)
+    start = tl.program_id(0).to(tl.int64) * PIXELS
+    c = block * CHANNELS + tl.arange(0, CHANNELS)
+    inside = c < own
+    mask = (start + row < pixels)[:, None] & inside[None, :]
+    centre = tl.load(moments + n * 2 * channels + first + c, mask=inside, other=0.0)
+    scale = tl.load(moments + (n * 2 + 1) * channels + first + c, mask=inside, other=0.0)
+    added = tl.load(bias + first + c, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(source + (n * pixels + start) * own + row[:, None] * own + c[None, :], mask=mask, other=0.0)
+    # The centre is subtracted first: folded into the shift, a large mean would cancel badly.
+    value = (value.to(tl.float32) - centre[None, :]) * scale[None, :] + added[None, :]
+    if SILU:
+        value = value / (1.0 + tl.exp(-value))
+    place = out + (n * pixels + start) * channels + first + row[:, None] * channels + c[None, :]
+    tl.store(place, value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def normalise_kernel(
+    x,  # (N, pixels, C1)
+    skip,  # (N, pixels, C2), or None
+    moments,  # (N, 2, C) float32
+    bias,  # (C,)
+    out,  # (N, pixels, C)
+    pixels,
+    x_channels,
+    skip_channels,
+    SILU: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    channels = x_channels + skip_channels
+    block = tl.program_id(2)
+    of_x = tl.cdiv(x_channels, CHANNELS)
+    if skip is None or block < of_x:
+        _normalise(x, moments, bias, out, pixels, x_channels, 0, channels, block, SILU, PIXELS, CHANNELS)
+    else:
+        block -= of_x
+        _normalise(skip, moments, bias, out, pixels, skip_channels, x_channels, channels, block, SILU, PIXELS, CHANNELS)
+
+
+def plan(
+    x: Tensor,
+    x_statistics: Tensor | None,
+    skip: Tensor | None,
+    skip_statistics: Tensor | None,
+    noise_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> Plan:
+    """The result, and one launch or two for statistics that are not given, and two more."""
+    x = channels_last(x)
+    launches: list[Launch] = []
+    if x_statistics is None:
+        (x_statistics,), calls = plan_epilogue(x, None, None, False, write=False, statistics=True)
+        launches += calls
+    if skip is not None:
+        skip = channels_last(skip)
+        if skip_statistics is None:
+            (skip_statistics,), calls = plan_epilogue(skip, None, None, False, write=False, statistics=True)
+            launches += calls
+    n, x_channels, height, width = x.shape
+    skip_channels = 0 if skip is None else skip.shape[1]
+    channels, pixels, parts = x_channels + skip_channels, height * width, x_statistics.shape[1]
+    moments = launch.new_table((n, 2, channels), x)
+    out = launch.new_feature_map((n, channels, height, width), x)
+    widths = {"x_channels": x_channels, "skip_channels": skip_channels, "pixels": pixels}
+    launches.append(
+        Launch(
+            moments_kernel,
+            (n, groups),
+            {
+                "x_statistics": x_statistics,
+                "skip_statistics": skip_statistics,
+                "noise_bias": noise_bias,
+                "weight": weight,
+                "moments": moments,
+                "parts": parts,
+                "pixels_per_part": pixels_of_part(pixels),
+                "images_per_row": 1 if noise_bias is None else n // len(noise_bias),
+                "eps": eps,
+                **widths,
+            },
+            {
+                "GROUP": channels // groups,
+                "PARTS": triton.next_power_of_2(parts),
+                "CHANNELS": triton.next_power_of_2(channels // groups),
+            },
+        )
+    )
+    tile = tiles_of(x).normalise
+    block = min(tile.channels, triton.next_power_of_2(x_channels))
+    blocks = triton.cdiv(x_channels, block) + triton.cdiv(skip_channels, block)
+    launches.append(
+        Launch(
+            normalise_kernel,
+            (triton.cdiv(pixels, tile.pixels), n, blocks),
+            {"x": x, "skip": skip, "moments": moments, "bias": bias, "out": out, **widths},
+            {"SILU": silu, "PIXELS": tile.pixels, "CHANNELS": block},
+            tile.warps,
+        )
+    )
+    return (out,), launches
+
+
+def _group_norm_silu(x: Tensor, *others: object) -> Tensor:
+    return launch.run(plan(x, *others))[0]  # type: ignore[arg-type]
+
+
+def _fake(x: Tensor, _x_statistics: Tensor | None, skip: Tensor | None, *_: object) -> Tensor:
+    n, channels, height, width = x.shape
+    return launch.new_feature_map((n, channels + (0 if skip is None else skip.shape[1]), height, width), x)
+
+
+group_norm_silu = launch.register(
+    "group_norm_silu",
+    "(Tensor x, Tensor? x_statistics, Tensor? skip, Tensor? skip_statistics, Tensor? noise_bias, Tensor weight, "
+    "Tensor bias, int groups, float eps, bool silu) -> Tensor",
+    reference,
+    _group_norm_silu,
+    _fake,
+)

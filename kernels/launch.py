@@ -1,0 +1,96 @@
+"""What every kernel file shares: a launch as data, memory for results, and the registration of operators.
+
+Feature maps are (N, C, H, W) tensors in channels-last memory, which the kernels see as N x pixels x C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels.tiles import Tiles, tiles_for
+
+INTERPRETED = 80  # the architecture whose tiles Triton's interpreter gets, on a machine without a GPU
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a Triton kernel.
+
+    Attributes:
+        kernel: the jitted function.
+        grid: programs along each axis.
+        arguments: by name; tensors, None for one that is left out, integers and floats.
+        constants: the tl.constexpr parameters, by name.
+        warps, stages: warps of a program, and stages of its software pipeline.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Tensor | int | float | None]
+    constants: dict[str, Any] = field(default_factory=dict)
+    warps: int = 4
+    stages: int = 1
+
+    def run(self) -> None:
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        self.kernel[self.grid](**self.arguments, **self.constants, **options)
+
+
+# The results of an operation and the launches that fill them.
+Plan: TypeAlias = tuple[tuple[Tensor, ...], Sequence[Launch]]
+
+
+def new_feature_map(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for a channels-last result (N, C, H, W), by default of the dtype of `like`."""
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def new_table(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Memory for a float32 table that one kernel leaves to another."""
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """`x` with the channels of a pixel beside each other; copied only if they are not."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache
+def _architecture(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def tiles_of(x: Tensor) -> Tiles:
+    """The launch configurations of the GPU that `x` is on."""
+    return tiles_for(_architecture(x.device) if x.is_cuda else INTERPRETED)
+
+
+def run(plan: Plan) -> tuple[Tensor, ...]:
+    """Launch what was planned, and return its results."""
+    results, launches = plan
+    for launch in launches:
+        launch.run()
+    return results
+
+
+def register(
+    name: str, schema: str, reference: Callable[..., Any], launcher: Callable[..., Any], fake: Callable[..., Any]
+) -> Any:
+    """The torch operator dmfnet::`name`: `reference` on a CPU, `launcher` on a GPU, `fake` for tracing.
+
+    Where Triton interprets its kernels (TRITON_INTERPRET=1), `launcher` on a CPU too. There are no gradients: what
+    trains uses PyTorch's own operators.
+    """
+    on_cpu = launcher if triton.knobs.runtime.interpret else reference
+    operator = torch.library.custom_op(f"dmfnet::{name}", on_cpu, mutates_args=(), device_types="cpu", schema=schema)
+    operator.register_kernel("cuda", launcher)
+    operator.register_fake(fake)
+    return operator
