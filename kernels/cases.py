@@ -223,30 +223,39 @@ def noisy(n: int, height: int, width: int, steps: int = 3) -> Case:
 
 
 def network_cases(channels: int, groups: int, height: int, width: int, pairs: int = 1) -> Iterator[Case]:
-    """Every call that the optimised network of `channels` and `groups` makes, up to repetitions."""
+    """Every call that the optimised network of `channels` and `groups` makes, some more than once."""
     images = PASSES * pairs
-    levels = [(height >> level, width >> level, channels * (2 if level == 4 else 1)) for level in range(5)]
+    sizes = [(height >> level, width >> level) for level in range(5)]
+    widths = [channels] * 4 + [2 * channels]
+
     yield noisy(pairs, height, width)
-    for level, (h, w, c) in enumerate(levels):
-        for plain in {c, levels[max(level - 1, 0)][2]}:
-            yield norm(images, plain, 0, h, w, groups, known=True)
-        yield norm(images, c, 0, h, w, groups, rows=3)
-        joints = {(c, c), (c, levels[max(level - 1, 0)][2])} | ({(levels[level + 1][2], c)} if level < 4 else set())
-        for path, skip in joints:
-            yield norm(images, path, skip, h, w, groups, known=True)
-        yield epilogue(images, c, h, w, bias=True, residual=False, relu=False, with_statistics=True)
-        yield epilogue(images, c, h, w, bias=True, residual=True, relu=False, with_statistics=True)
-        yield epilogue(images, c, h, w, bias=False, residual=True, relu=False, with_statistics=True)
-        yield epilogue(2 * pairs, c, h, w, bias=True, residual=False, relu=True, with_statistics=False)
-        yield epilogue(pairs, c, h, w, bias=True, residual=False, relu=True, with_statistics=False)
-        yield gate(pairs, c, h, w)
-    h, w, c = levels[4]
-    yield norm(images, c, 0, h, w, groups, known=True, silu=False)
-    yield attend(images, c, h, w)
-    for h, w, c in levels[1:]:
-        yield upsample(pairs, channels, h, w, addend=True, relu=False)
-        yield upsample(pairs, channels, h, w, addend=False, relu=True)
-        yield epilogue(pairs, c, h, w, bias=True, residual=True, relu=True, with_statistics=False)
+    for level, (size, own) in enumerate(zip(sizes, widths, strict=True)):
+        last = level == len(sizes) - 1
+        after, before = widths[min(level + 1, 4)], widths[max(level - 1, 0)]
+        # What comes from above (the first convolution, downsampling) and from below (upsampling).
+        yield epilogue(images, before, *size, bias=True, residual=False, relu=False, with_statistics=True)
+        if not last:
+            yield epilogue(images, after, *size, bias=True, residual=False, relu=False, with_statistics=True)
+        # Blocks of the down path and of the up path.
+        for inputs in {own, before}:
+            yield norm(images, inputs, 0, *size, groups, known=True)
+        for path, skip in {(after, own), (own, before)}:
+            yield norm(images, path, skip, *size, groups, known=True)
+        yield norm(images, own, 0, *size, groups, rows=3)
+        yield epilogue(images, own, *size, bias=True, residual=True, relu=False, with_statistics=True)
+        yield epilogue(images, own, *size, bias=False, residual=True, relu=False, with_statistics=True)
+        # The fusion level.
+        yield epilogue(2 * pairs, own, *size, bias=True, residual=False, relu=True, with_statistics=False)
+        yield gate(pairs, own, *size)
+        yield epilogue(pairs, channels, *size, bias=True, residual=False, relu=True, with_statistics=False)
+        if level > 0:
+            yield upsample(pairs, channels, *size, addend=True, relu=False)
+            if not last:
+                yield epilogue(pairs, channels, *size, bias=True, residual=True, relu=True, with_statistics=False)
+            if level > 1:
+                yield upsample(pairs, channels, *size, addend=False, relu=True)
+    yield norm(images, widths[4], 0, *sizes[4], groups, known=True, silu=False)
+    yield attend(images, widths[4], *sizes[4])
 
 
 # One pixel and one channel beyond the tiles, single pixels, batches of 1 and 7, groups that straddle the seam.

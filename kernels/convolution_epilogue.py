@@ -125,8 +125,10 @@ def epilogue_kernel(
             mean += tl.where(there, 1.0 / tl.maximum(count, 1.0), 0.0)[:, None] * before
             squares += tl.where(there[:, None], before * (value - mean), 0.0)
     if statistics is not None:
+        # About the first row's mean, so that what is equal everywhere keeps its value and has no deviation.
+        pivot = tl.sum(tl.where(row[:, None] == 0, mean, 0.0), 0)
         total = tl.sum(count, 0)
-        merged = tl.sum(mean * count[:, None], 0) / total
+        merged = pivot + tl.sum((mean - pivot[None, :]) * count[:, None], 0) / total
         away = mean - merged[None, :]
         spread = tl.sum(squares + count[:, None] * away * away, 0)
         place = statistics + (n * tl.num_programs(0) + part) * 2 * channels + c

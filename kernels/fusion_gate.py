@@ -241,7 +241,7 @@ def plan(
             "channels": channels,
             "pixels_per_part": per_part,
         },
-        {"PIXELS": tiles.pool.pixels, "CHANNELS": all_channels},
+        {"PIXELS": max(1, tiles.pool.pixels * tiles.pool.channels // all_channels), "CHANNELS": all_channels},
         tiles.pool.warps,
     )
     channel = Launch(

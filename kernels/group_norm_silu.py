@@ -91,8 +91,10 @@ def moments_kernel(
     mean += added[None, :]
 
     size = pixels.to(tl.float32) * GROUP
-    weighted = tl.where(mask, count[:, None] * mean, 0.0)
-    centre = tl.sum(tl.sum(weighted, 1), 0) / size
+    # About one of the means, so that what is equal everywhere keeps its value and has no deviation.
+    pivot = tl.sum(tl.sum(tl.where((part == 0)[:, None] & (inner == 0)[None, :], mean, 0.0), 1), 0)
+    weighted = tl.where(mask, count[:, None] * (mean - pivot), 0.0)
+    centre = pivot + tl.sum(tl.sum(weighted, 1), 0) / size
     away = mean - centre
     spread = tl.where(mask, squares + count[:, None] * away * away, 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(tl.sum(spread, 1), 0) / size + eps)

@@ -5,7 +5,9 @@ Feature maps are (N, C, H, W) tensors in channels-last memory, which the kernels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -16,7 +18,8 @@ from torch import Tensor
 
 from kernels.tiles import Tiles, tiles_for
 
-INTERPRETED = 80  # the architecture whose tiles Triton's interpreter gets, on a machine without a GPU
+# Whose tiles are planned with for tensors that are not on a GPU: shapes alone, or interpreted.
+_assumed: ContextVar[int] = ContextVar("architecture", default=80)
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,19 @@ def _architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
+@contextmanager
+def assumed(architecture: int) -> Iterator[None]:
+    """Plan for compute capability `architecture` / 10 what is not on a GPU."""
+    token = _assumed.set(architecture)
+    try:
+        yield
+    finally:
+        _assumed.reset(token)
+
+
 def tiles_of(x: Tensor) -> Tiles:
-    """The launch configurations of the GPU that `x` is on."""
-    return tiles_for(_architecture(x.device) if x.is_cuda else INTERPRETED)
+    """The launch configurations of the GPU that `x` is on, or of the assumed one."""
+    return tiles_for(_architecture(x.device) if x.is_cuda else _assumed.get())
 
 
 def run(plan: Plan) -> tuple[Tensor, ...]:

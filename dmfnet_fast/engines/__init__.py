@@ -28,7 +28,7 @@ def shipped_engine(device: str) -> Path:
         return SHIPPED_WEIGHTS.with_suffix(".onnx")
     if find_spec("torch") is not None:
         return SHIPPED_WEIGHTS
-    extras = "'dmfnet-fast[cpu]' or 'dmfnet-fast[torch]'" if device == "cpu" else "'dmfnet-fast[torch]'"
+    extras = "'dmfnet-fast[cpu]' or 'dmfnet-fast[torch]'" if device == "cpu" else "'dmfnet-fast[gpu]'"
     raise MissingExtraError(f"no library that runs the network on {device} is installed: pip install {extras}")
 
 

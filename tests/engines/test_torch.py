@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
 from dmfnet_fast import Fuser
-from dmfnet_fast.engines import SHIPPED_WEIGHTS, torch_engine
+from dmfnet_fast.engines import SHIPPED_WEIGHTS, Precision, torch_engine
 from dmfnet_fast.errors import EngineError
 
 
@@ -35,3 +38,103 @@ def test_auto(native: bool, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch)
 def test_float16_needs_a_gpu(tiny_weights: Path) -> None:
     with pytest.raises(EngineError, match="precision 'float16': on a CPU use auto, float32 or bfloat16"):
         Fuser(tiny_weights, precision="float16")
+
+
+class Stub:
+    """A captured fusion without a GPU: runs the network as it is."""
+
+    made: ClassVar[list[tuple[int, int, int]]] = []
+
+    def __init__(self, network: Any, pairs: int, height: int, width: int, *_: object) -> None:
+        self.network = network
+        self.made.append((pairs, height, width))
+
+    def run(self, *arrays: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self.network(*map(torch.tensor, arrays)).numpy()
+
+
+@pytest.fixture
+def as_on_a_gpu(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> torch_engine.TorchEngine:
+    """An engine that does what it does on a GPU, but for the GPU."""
+    monkeypatch.setattr(torch_engine, "CapturedFusion", Stub)
+    monkeypatch.setattr(Stub, "made", [])
+    engine = torch_engine.TorchEngine(tiny_weights, "cpu", "float32", None)
+    engine._on_cpu = False
+    engine._pool = None
+    return engine
+
+
+def images(count: int, height: int, width: int) -> tuple[NDArray[np.float32], ...]:
+    rng = np.random.default_rng(count)
+    a, b = rng.uniform(-1, 1, (2, count, 1, height, width)).astype(np.float32)
+    return a, b, rng.standard_normal((3, 2, height, width)).astype(np.float32)
+
+
+def test_every_size_is_captured_once_and_few_are_kept(as_on_a_gpu: torch_engine.TorchEngine) -> None:
+    widths = [64, 80, 96, 112]
+    for width in [*widths, *widths]:
+        as_on_a_gpu.run(*images(1, 64, width))
+    assert Stub.made == [(1, 64, width) for width in widths]
+    as_on_a_gpu.run(*images(1, 64, 64))  # used last of all
+    as_on_a_gpu.run(*images(1, 64, 128))  # takes the place of 80
+    as_on_a_gpu.run(*images(1, 64, 64))
+    assert len(Stub.made) == 5
+    as_on_a_gpu.run(*images(1, 64, 80))
+    assert Stub.made[5:] == [(1, 64, 80)]
+    assert len(as_on_a_gpu._sizes) == torch_engine.KEPT_SIZES
+
+
+def test_large_pictures_go_through_a_gpu_one_by_one(
+    as_on_a_gpu: torch_engine.TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_engine, "PIXELS_AT_ONCE", 2 * 64 * 64)
+    arrays = images(3, 64, 64)
+    together = as_on_a_gpu.run(*arrays)
+    assert Stub.made == [(2, 64, 64), (1, 64, 64)]
+    a, b, noise = images(2, 96, 96)
+    as_on_a_gpu.run(a, b, noise)
+    assert Stub.made[2:] == [(1, 96, 96)]
+    as_on_a_gpu._on_cpu = True
+    np.testing.assert_allclose(as_on_a_gpu.run(*arrays), together, rtol=0, atol=1e-5)
+
+
+def test_kernels_are_told(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Fuser(tiny_weights) as fuser:
+        assert fuser.info["kernels"] == "none"
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert torch_engine._kernels(gpu) == "none (compute capability below 8.0)"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 7))
+    assert torch_engine._kernels(gpu).startswith("triton 3.")
+    monkeypatch.setattr(torch_engine, "find_spec", lambda _: None)
+    assert torch_engine._kernels(gpu) == "none (triton is not installed)"
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@gpu
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_on_a_gpu(precision: Precision) -> None:
+    """The same picture as on the CPU, for several sizes and batches, and the same bits twice."""
+    largest, mean = {"float32": (1e-4, 1e-5), "float16": (0.015, 0.0015), "bfloat16": (0.1, 0.01)}[precision]
+    with (
+        Fuser(SHIPPED_WEIGHTS, precision="float32") as slow,
+        Fuser(SHIPPED_WEIGHTS, device="cuda", precision=precision) as fast,
+    ):
+        for count, height, width in ((1, 64, 64), (5, 80, 64), (1, 256, 256), (1, 64, 64)):
+            a, b, _ = images(count, height, width)
+            fused = fast.run(a, b)
+            difference = np.abs(fused - slow.run(a, b))
+            assert difference.max() <= largest
+            assert difference.mean() <= mean
+            assert np.array_equal(fast.run(a, b), fused)
+
+
+@gpu
+def test_gpu_memory_is_given_back() -> None:
+    before = torch.cuda.memory_reserved()
+    with Fuser(SHIPPED_WEIGHTS, device="cuda") as fuser:
+        fuser.run(*images(1, 256, 256)[:2])
+        assert torch.cuda.memory_reserved() > before
+    assert torch.cuda.memory_reserved() <= before

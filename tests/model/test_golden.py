@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmfnet_fast.model import DMFNet, load_model
+from dmfnet_fast.model import DMFNet, load_model, optimize
 from dmfnet_fast.schedule import FUSION_TIMESTEPS, fusion_levels
 
 from ..conftest import GOLDEN, GOLDEN_SEED
@@ -47,6 +47,16 @@ def test_fused(model: DMFNet, file: str) -> None:
     with torch.no_grad():
         fused = model(golden["a"][None, None], golden["b"][None, None], golden["noise"])
     assert largest_error(fused[0, 0], golden["fused"]) <= TOLERANCES[fused.dtype]["fused"]
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("file", FILES)
+def test_fused_by_the_optimised_network(converted: Path, file: str, kernels: bool) -> None:
+    net = optimize(load_model(converted), kernels=kernels)
+    with np.load(GOLDEN / f"{file}.npz") as golden:
+        a, b, noise, fused = (torch.from_numpy(golden[name]) for name in ("a", "b", "noise", "fused"))
+    with torch.no_grad():
+        assert largest_error(net(a[None, None], b[None, None], noise)[0, 0], fused) <= 2e-5  # rounding makes 3e-6
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.errors import MissingExtraError
 from dmfnet_fast.model import DMFNet, load_model, preset
 from dmfnet_fast.model.rewrites import (
     PassByPass,
@@ -124,9 +126,10 @@ def test_channels_last() -> None:
     assert not all(weight.is_contiguous() for weight in weights)
 
 
-def test_all(model: DMFNet, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor) -> None:
+@pytest.mark.parametrize("kernels", [False, True])
+def test_all(kernels: bool, model: DMFNet, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    net = optimize(model)
+    net = optimize(model, kernels=kernels)
     assert error(net, inputs, expected) <= EXACT
     assert not any(parameter.requires_grad for parameter in net.parameters())
     after = model.state_dict()
@@ -138,18 +141,36 @@ def test_all(model: DMFNet, inputs: tuple[torch.Tensor, ...], expected: torch.Te
 HALF = {"bfloat16": (0.1, 0.01), "float16": (0.015, 0.0015)}
 
 
+@pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision(
-    precision: Precision, model: DMFNet, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor
+    precision: Precision, kernels: bool, model: DMFNet, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor
 ) -> None:
     largest, mean = HALF[precision]
-    net = optimize(model, precision)
+    net = optimize(model, precision, kernels=kernels)
     with torch.no_grad():
         difference = (net(*inputs) - expected).abs()
     assert difference.max() <= largest
     assert difference.mean() <= mean
     kept = {name for name, p in net.named_parameters() if p.dtype == torch.float32}
     assert kept == {"fusion.rgb_decode1.conv.weight", "fusion.rgb_decode1.conv.bias"}
+
+
+def test_kernels_write_no_concatenation() -> None:
+    """But for the images: nothing is copied side by side."""
+    image, noise = torch.empty(1, 1, 64, 64, device="meta"), torch.empty(3, 2, 64, 64, device="meta")
+    with torch.device("meta"):
+        net = optimize(DMFNet(preset("base")), kernels=True)
+    graph = torch.export.export(net, (image, image, noise)).graph
+    targets = {str(node.target) for node in graph.nodes}
+    assert not {name for name in targets if "cat" in name or "stack" in name or "group_norm.default" in name}
+    assert "dmfnet.group_norm_silu.default" in targets
+
+
+def test_kernels_need_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(MissingExtraError, match=r"triton is not installed: pip install 'dmfnet-fast\[gpu\]'"):
+        optimize(DMFNet(preset("tiny")), kernels=True)
 
 
 def gflop(net: torch.nn.Module, size: int) -> float:

@@ -1,0 +1,68 @@
+"""One CUDA graph for one size of batch: the whole network as a single launch, between fixed buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmfnet_fast.errors import require
+
+torch = require("torch", extra="torch")
+
+# Before the capture, which may not compile kernels, choose algorithms or create library handles.
+WARM_UPS = 2
+
+
+class CapturedFusion:
+    """A network at one size.
+
+    Args:
+        network: forward(a, b, noise) on tensors of `device`.
+        pairs, height, width: of what is fused.
+        device: a CUDA device.
+        pool: memory that several captured sizes share; they may not run at the same time then.
+    """
+
+    def __init__(
+        self, network: Callable[..., Any], pairs: int, height: int, width: int, device: Any, pool: Any = None
+    ) -> None:
+        shapes = ((pairs, 1, height, width), (pairs, 1, height, width), (3, 2, height, width))
+        self._staged = [torch.zeros(shape, pin_memory=True) for shape in shapes]
+        self._fetched = torch.empty(shapes[0], pin_memory=True)
+        self._inputs = [torch.zeros(shape, device=device) for shape in shapes]
+        self._graph = torch.cuda.CUDAGraph()
+        self._stream = torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.inference_mode(), torch.cuda.device(device), torch.cuda.stream(self._stream):
+            for _ in range(WARM_UPS):
+                network(*self._inputs)
+            self._stream.synchronize()
+            # Other threads may use the GPU meanwhile.
+            with torch.cuda.graph(self._graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                self._output = network(*self._inputs)
+
+    @property
+    def stream(self) -> Any:
+        """The stream that everything is done on."""
+        return self._stream
+
+    def replay(self) -> None:
+        """Fuse what is in the buffers on the GPU; returns before it is done."""
+        with torch.cuda.stream(self._stream):
+            self._graph.replay()
+
+    def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As `Engine.run`, for the captured size alone."""
+        for array, staged in zip((a, b, noise), self._staged, strict=True):
+            staged.numpy()[...] = array
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            for staged, target in zip(self._staged, self._inputs, strict=True):
+                target.copy_(staged, non_blocking=True)
+            self._graph.replay()
+            self._fetched.copy_(self._output, non_blocking=True)
+        self._stream.synchronize()
+        fused: NDArray[np.float32] = self._fetched.numpy().copy()
+        return fused

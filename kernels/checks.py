@@ -1,0 +1,114 @@
+"""How a kernel is compared with its reference: in float64, in poisoned memory, with guards around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels import launch
+from kernels.cases import DIFFUSE, EPILOGUE_WITH_STATISTICS, Operation
+from kernels.convolution_epilogue import statistics_reference
+
+# Relative root mean square error. Half precision: results are rounded once, which costs up to 2^-11.8 (float16) and
+# 2^-8.8 (bfloat16) on average; attention rounds its weights too.
+TOLERANCES = {torch.float32: 1e-6, torch.float16: 4e-4, torch.bfloat16: 3.5e-3}
+# Triton's interpreter rounds bfloat16 towards zero, which costs twice as much.
+INTERPRETED_BFLOAT16 = 6e-3
+GUARD = 256  # elements in front of and behind a tensor
+
+
+def expected(operation: Operation, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+    """The reference in float64."""
+    wide = [value.double() if isinstance(value, Tensor) else value for value in arguments]
+    if operation is DIFFUSE:
+        wide[-1] = torch.float64
+    results = operation.reference(*wide)
+    return results if isinstance(results, tuple) else (results,)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The largest relative root mean square error of a result of `dtype`."""
+    if dtype == torch.bfloat16 and triton.knobs.runtime.interpret:
+        return INTERPRETED_BFLOAT16
+    return TOLERANCES[dtype]
+
+
+def error(got: Tensor, wanted: Tensor) -> float:
+    """Relative root mean square error of the finite values; infinite if others are not those that are wanted.
+
+    Args:
+        got: the kernel's result.
+        wanted: the reference, in float64; what overflows the type of `got` is infinite.
+    """
+    rounded = wanted.to(got.dtype)
+    finite = torch.isfinite(rounded)
+    if not torch.equal(finite, torch.isfinite(got)):
+        return float("inf")
+    if not torch.equal(rounded[~finite].nan_to_num(nan=1.0), got[~finite].nan_to_num(nan=1.0)):
+        return float("inf")
+    difference = torch.where(finite, got.double() - wanted, 0.0).norm()
+    size = torch.where(finite, wanted, 0.0).norm()
+    return float(difference / size) if size > 0 else float(difference)
+
+
+class Guarded:
+    """Tensors with guards around them, which nobody may write to, and which are NaN for those who read them."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Tensor, Tensor]] = []  # the memory around a tensor, and a copy of it
+
+    def copy(self, x: Any) -> Any:
+        """`x` with its strides, in guarded memory; what is not a tensor as it is."""
+        if not isinstance(x, Tensor):
+            return x
+        result = self._memory(x.shape, x.stride(), x.dtype, x.device)
+        return result.copy_(x)
+
+    def _memory(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        size = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+        memory = torch.full((size + 2 * GUARD,), float("nan"), dtype=dtype, device=device)
+        for guard in (memory[:GUARD], memory[GUARD + size :]):
+            self._kept.append((guard, guard.clone()))
+        return memory[GUARD : GUARD + size].as_strided(shape, strides)
+
+    def new_feature_map(self, shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        n, channels, height, width = shape
+        strides = (channels * height * width, 1, channels * width, channels)
+        del n
+        return self._memory(shape, strides, dtype or like.dtype, like.device)
+
+    def new_table(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        return self._memory(shape, torch.empty(shape, device="meta").stride(), torch.float32, like.device)
+
+    @contextmanager
+    def allocations(self) -> Iterator[None]:
+        """Meanwhile, what kernels allocate is guarded, and NaN until it is written."""
+        with (
+            mock.patch.object(launch, "new_feature_map", self.new_feature_map),
+            mock.patch.object(launch, "new_table", self.new_table),
+        ):
+            yield
+
+    def untouched(self) -> bool:
+        """Whether every guard is as it was made, bit by bit."""
+        return all(torch.equal(guard.view(torch.uint8), copy.view(torch.uint8)) for guard, copy in self._kept)
+
+
+def worst(operation: Operation, arguments: Sequence[Any]) -> float:
+    """The largest `error` of one call's results, as a multiple of its tolerance; infinite if it wrote out of bounds."""
+    guarded = Guarded()
+    with guarded.allocations():
+        results = launch.run(operation.plan(*[guarded.copy(value) for value in arguments]))
+    if not guarded.untouched():
+        return float("inf")
+    wanted = list(expected(operation, arguments))
+    if operation is EPILOGUE_WITH_STATISTICS:
+        # They are of the result as it was rounded, not as it would have been.
+        wanted[1] = statistics_reference(results[0].double())
+    return max(error(got, value) / tolerance(got.dtype) for got, value in zip(results, wanted, strict=True))

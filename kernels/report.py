@@ -1,0 +1,124 @@
+"""What every kernel takes of a GPU, for every architecture: `python -m kernels.report` writes resources.json.
+
+Needs no GPU: everything is compiled ahead of time, in the launch configurations that the network uses. The file tells
+the Triton release and the sources that it belongs to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from kernels.cases import Case, Draw, network_cases
+from kernels.compile import SHARED_MEMORY, Signature, compile_signature, signature_of
+from kernels.launch import assumed
+from kernels.tiles import ARCHITECTURES
+
+FOLDER = Path(__file__).parent
+RESOURCES = FOLDER / "resources.json"
+# Channels and groups of the presets "base" and "tiny", and the precisions that each is compiled for.
+NETWORKS = (
+    (128, 32, torch.float16),
+    (32, 8, torch.float16),
+    (128, 32, torch.bfloat16),
+    (128, 32, torch.float32),
+)
+SIZE = 256
+
+
+def sources_hash() -> str:
+    """Of the sources of this folder that decide what is compiled."""
+    digest = sha256()
+    for file in sorted(FOLDER.glob("*.py")):
+        if file.name not in ("__init__.py", "report.py"):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def signatures(architecture: int) -> dict[Signature, tuple[Case, torch.dtype]]:
+    """Everything that the networks launch on `architecture`, each once, with a case that does."""
+    found: dict[Signature, tuple[Case, torch.dtype]] = {}
+    with assumed(architecture):
+        for channels, groups, dtype in NETWORKS:
+            for case in network_cases(channels, groups, SIZE, SIZE):
+                for launch in case.operation.plan(*case.make(Draw(dtype, "meta")))[1]:
+                    found.setdefault(signature_of(launch), (case, dtype))
+    return found
+
+
+def rows(architecture: int) -> list[dict[str, Any]]:
+    """One row for each binary of `architecture`."""
+    result = []
+    for signature, (case, dtype) in signatures(architecture).items():
+        resources = asdict(compile_signature(signature, architecture))
+        del resources["ptx"]
+        result.append(
+            {
+                "kernel": signature.kernel.__name__,
+                "of": str(case),
+                "dtype": str(dtype).removeprefix("torch."),
+                "architecture": architecture,
+                "warps": signature.warps,
+                "constants": {name: value for name, value in signature.constants if value is not None},
+                **resources,
+            }
+        )
+    return result
+
+
+def write(table: Iterable[dict[str, Any]], path: Path) -> None:
+    """The file: a row a line, so that changes show."""
+    head = json.dumps({"triton": triton.__version__, "sources": sources_hash()})[1:-1]
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in table)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(f'{{{head}, "rows": [\n{lines}\n]}}\n')
+    temporary.replace(path)
+
+
+def summary(table: Iterable[dict[str, Any]]) -> str:
+    """Markdown: each kernel's largest needs on each architecture."""
+    worst: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in table:
+        largest = worst.setdefault((row["kernel"], row["architecture"]), dict.fromkeys(("registers", "shared"), 0))
+        for name in largest:
+            largest[name] = max(largest[name], row[name])
+    architectures = sorted({architecture for _, architecture in worst})
+    lines = [
+        "Registers a thread and bytes of shared memory a block, at most:",
+        "",
+        f"| kernel | {' | '.join(f'sm_{number}' for number in architectures)} |",
+        f"| --- {'| ---: ' * len(architectures)}|",
+    ]
+    for kernel in dict.fromkeys(name for name, _ in worst):
+        cells = [
+            f"{worst[kernel, number]['registers']} / {worst[kernel, number]['shared']}" for number in architectures
+        ]
+        lines.append(f"| {kernel} | {' | '.join(cells)} |")
+    limits = [f"{SHARED_MEMORY[number] // 1024} KB" for number in architectures]
+    lines.append(f"| *limit of shared memory* | {' | '.join(limits)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    workers = min(len(ARCHITECTURES), os.cpu_count() or 1)
+    table: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for architecture, part in zip(ARCHITECTURES, pool.map(rows, ARCHITECTURES), strict=True):
+            print(f"sm_{architecture}: {len(part)} binaries, {sum(row['spills'] for row in part)} bytes spilled")
+            table += part
+    write(table, RESOURCES)
+    print(summary(table))
+
+
+if __name__ == "__main__":
+    main()

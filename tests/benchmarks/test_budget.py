@@ -1,0 +1,87 @@
+"""The budget of memory and arithmetic, against counts by hand and the committed table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import budget
+from benchmarks.ways import gigaflop
+
+FEATURE = 6 * 128 * 256 * 256 * 2  # bytes of a feature map of all passes at 256x256
+CONV3X3 = 128 * 128 * 9 * 2  # bytes of a weight
+FLOP = 2 * 6 * 256 * 256 * 128 * 128 * 9  # of a 3x3 convolution
+
+
+@pytest.fixture(scope="module")
+def recorder() -> budget.Recorder:
+    return budget.record()
+
+
+@pytest.fixture(scope="module")
+def rows(recorder: budget.Recorder) -> dict[str, budget.Row]:
+    return budget.count(recorder)
+
+
+def test_readme(recorder: budget.Recorder) -> None:
+    _, _, rest = budget.README.read_text().partition(budget.BEGIN)
+    committed, end, _ = rest.partition(budget.END)
+    assert end
+    assert committed.strip() == budget.markdown(recorder), "run python -m benchmarks.budget --write"
+
+
+def test_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: budget.Recorder) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{budget.BEGIN}\nold\n{budget.END}\nafter\n")
+    monkeypatch.setattr(budget, "README", readme)
+    monkeypatch.setattr(budget, "record", lambda: recorder)
+    monkeypatch.setattr("sys.argv", ["budget", "--write"])
+    budget.main()
+    text = readme.read_text()
+    assert text.startswith(f"before\n{budget.BEGIN}\n")
+    assert text.endswith(f"{budget.END}\nafter\n")
+    assert budget.markdown(recorder) in text
+    assert "old" not in text
+
+    readme.write_text("no markers")
+    with pytest.raises(SystemExit, match="has no"):
+        budget.main()
+
+
+def test_arithmetic(rows: dict[str, budget.Row]) -> None:
+    total = sum(sum(row.flop.values()) for row in rows.values()) / 1e9
+    assert total == pytest.approx(1615.8, abs=0.1)
+    assert total == pytest.approx(gigaflop("base", 256), rel=0.01)
+
+
+def test_convolution(rows: dict[str, budget.Row]) -> None:
+    row, name = rows["3x3 convolution, 256x256"], "denoiser.downs.0.conv1"
+    assert row.least[name] == 2 * FEATURE + CONV3X3
+    assert row.flop[name] == FLOP
+    joint = "denoiser.ups.16.conv1"
+    assert row.least[joint] == 3 * FEATURE + 2 * CONV3X3
+    assert row.flop[joint] == 2 * FLOP
+    # Five convolutions of one input, one of two, which eager writes both; nothing else is in the row.
+    assert row.eager_bytes == (5 * 2 + 4) * FEATURE + 7 * CONV3X3
+    assert row.floor(budget.H100) == pytest.approx(7 * FLOP / 790e12)
+
+
+def test_epilogues(rows: dict[str, budget.Row]) -> None:
+    bias = 3 * 128 * 2  # one for each timestep
+    assert rows["noise bias"].least["denoiser.downs.0.conv1"] == bias
+    assert rows["residual add"].least["denoiser.downs.0.conv2"] == FEATURE
+    assert rows["residual add"].floor(budget.ORIN) == pytest.approx(sum(rows["residual add"].least.values()) / 204e9)
+
+
+def test_group_norm(rows: dict[str, budget.Row]) -> None:
+    row = rows["GroupNorm and SiLU, 256x256"]
+    parameters = 2 * 128 * 2
+    assert row.least["denoiser.downs.0.norm1"] == 2 * FEATURE + parameters
+    # Seven maps, each copied, read for the statistics, normalised, activated, and copied back.
+    assert row.eager_bytes == 7 * ((2 + 1 + 2 + 2 + 2) * FEATURE + parameters)
+
+
+def test_every_pass_does_the_same(recorder: budget.Recorder) -> None:
+    for operation in {launch.operation for launch in recorder.launches if launch.operation.startswith("denoiser")}:
+        assert sum(launch.operation == operation for launch in recorder.launches) % 3 == 0

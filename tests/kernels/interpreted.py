@@ -1,0 +1,159 @@
+"""Every kernel against its reference: on a GPU, or in Triton's interpreter, for which this runs in its own process.
+
+Run by test_interpreted.py; on a GPU: `pytest tests/kernels/interpreted.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.model import load_model, optimize
+from kernels import convolution_epilogue, launch
+from kernels.cases import (
+    ATTENTION,
+    DIFFUSE,
+    GROUP_NORM_SILU,
+    ODD_CASES,
+    OPERATIONS,
+    Case,
+    Draw,
+    Operation,
+    attend,
+    epilogue,
+    gate,
+    noisy,
+    norm,
+    statistics,
+    upsample,
+)
+from kernels.checks import TOLERANCES, Guarded, error, expected, worst
+from kernels.tiles import ARCHITECTURES, Tile, Tiles
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def skip_wrong_product(operation: Operation, dtype: torch.dtype) -> None:
+    if operation is ATTENTION and dtype == torch.bfloat16 and DEVICE == "cpu":
+        pytest.skip("the interpreter multiplies bfloat16 matrices wrongly")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", ODD_CASES, ids=str)
+def test_reference(case: Case, dtype: torch.dtype) -> None:
+    skip_wrong_product(case.operation, dtype)
+    assert worst(case.operation, case.make(Draw(dtype, DEVICE))) <= 1
+
+
+def test_every_operation_has_a_case() -> None:
+    assert {case.operation for case in ODD_CASES} == set(OPERATIONS)
+
+
+SMALL = (
+    statistics(2, 32, 5, 7),
+    epilogue(2, 32, 5, 7, bias=True, residual=True, relu=True, with_statistics=True),
+    norm(3, 32, 16, 5, 7, 3, rows=3),
+    norm(2, 32, 0, 5, 7, 8),
+    gate(2, 32, 5, 7),
+    upsample(2, 32, 5, 7, addend=True, relu=True),
+    attend(2, 32, 5, 7),
+    noisy(2, 5, 7),
+)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_every_memory_layout(case: Case) -> None:
+    """Planes of pixels, and a window of something larger."""
+    arguments = case.make(Draw(torch.float32, DEVICE))
+
+    def window(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.dim() < 4:
+            return x
+        larger = torch.full([length + 3 for length in x.shape], float("nan"), device=x.device)
+        view = larger[tuple(slice(1, 1 + length) for length in x.shape)]
+        return view.copy_(x)
+
+    wanted = expected(case.operation, arguments)
+    for layout in (lambda x: x.contiguous() if isinstance(x, Tensor) else x, window):
+        results = launch.run(case.operation.plan(*map(layout, arguments)))
+        for got, reference in zip(results, wanted, strict=True):
+            assert error(got, reference) <= TOLERANCES[torch.float32]
+
+
+def one_inf(values: Tensor) -> Tensor:
+    changed = values.clone()
+    changed[0, 1, 2, 3] = float("inf")
+    return changed
+
+
+EXTREMES: dict[str, Callable[[Tensor], Tensor]] = {
+    "all equal": lambda values: torch.full_like(values, 3.0),
+    "all 1e4": lambda values: torch.full_like(values, 1e4),
+    "about 1e4": lambda values: 1e4 + values,
+    "times 1e4": lambda values: 1e4 * values,
+    "all zero": torch.zeros_like,
+    "one inf": one_inf,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("extreme", EXTREMES)
+@pytest.mark.parametrize("case", [case for case in SMALL if case.operation is not DIFFUSE], ids=str)
+def test_extremes(case: Case, extreme: str, dtype: torch.dtype) -> None:
+    arguments = list(case.make(Draw(dtype, DEVICE)))
+    arguments[0] = EXTREMES[extreme](arguments[0])
+    looser = 1
+    # Deviations from a mean of 1e4 are known no better than float32 knows 1e4, and are multiplied by up to 316. Where
+    # everything is 1e4 there are none, unless a noise bias makes them.
+    biased = case.operation is GROUP_NORM_SILU and arguments[4] is not None
+    if dtype == torch.float32 and (extreme == "about 1e4" or (extreme == "all 1e4" and biased)):
+        looser = 1000
+    # A softmax of products of 1e8 doubles any rounding of them many times.
+    if case.operation is ATTENTION and extreme == "times 1e4":
+        looser = 100
+    assert worst(case.operation, arguments) <= looser
+
+
+@pytest.mark.parametrize("case", [case for case in SMALL if case.operation is not DIFFUSE], ids=str)
+def test_denormals(case: Case) -> None:
+    """Of float16, which float32 holds exactly; GPUs take those of float32 for zero."""
+    arguments = [
+        value * 1e-6 if isinstance(value, Tensor) and value.dim() == 4 else value
+        for value in case.make(Draw(torch.float16, DEVICE))
+    ]
+    guarded = Guarded()
+    with guarded.allocations():
+        results = launch.run(case.operation.plan(*arguments))
+    for got, wanted in zip(results, expected(case.operation, arguments), strict=True):
+        assert torch.isfinite(got).all()
+        # Half of float16's smallest number, and what rounding adds to larger results.
+        assert (got.double() - wanted).abs().max() <= 2**-25 + 5e-4 * wanted.abs().max()
+
+
+def test_many_parts() -> None:
+    """More pixels than parts of 32: the parts grow, and the last is not full."""
+    case = norm(1, 16, 0, 96, 97, 4, rows=1)
+    assert worst(case.operation, case.make(Draw(torch.float32, DEVICE))) <= 1
+
+
+def test_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole network, through the torch operators."""
+    if DEVICE == "cpu":  # fewer and larger tiles: the interpreter's time goes by their number
+        large = Tile(1024, 64)
+        tiles = Tiles(large, large, Tile(256, 32), Tile(1024, 1), Tile(256, 32), large)
+        monkeypatch.setitem(ARCHITECTURES, 80, tiles)
+        monkeypatch.setattr(convolution_epilogue, "FEWEST_PIXELS", 1024)
+    model = load_model(SHIPPED_WEIGHTS).to(DEVICE)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    a, b = torch.rand(2, 1, 1, 64, 64, generator=generator, device=DEVICE) * 2 - 1
+    noise = torch.randn(3, 2, 64, 64, generator=generator, device=DEVICE)
+    with torch.no_grad():
+        wanted = model(a, b, noise)
+        got = optimize(model, kernels=True)(a, b, noise)
+    assert (got - wanted).abs().max() <= 2e-5  # rounding makes 3e-6
