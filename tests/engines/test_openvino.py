@@ -105,7 +105,7 @@ def test_which_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dmfnet_fast.engines.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"on cpu is installed: .*\[cpu\]' or 'dmfnet-fast\[torch\]'"):
         shipped_engine("cpu")
-    with pytest.raises(MissingExtraError, match=r"on cuda is installed: pip install 'dmfnet-fast\[torch\]'$"):
+    with pytest.raises(MissingExtraError, match=r"on cuda is installed: pip install 'dmfnet-fast\[gpu\]'$"):
         shipped_engine("cuda")
     with pytest.raises(EngineError, match="device 'cudo': use cpu, cuda or cuda:N"):
         shipped_engine("cudo")
