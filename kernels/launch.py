@@ -6,7 +6,7 @@ Feature maps are (N, C, H, W) tensors in channels-last memory, which the kernels
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -89,8 +89,10 @@ def tiles_of(x: Tensor) -> Tiles:
 def run(plan: Plan) -> tuple[Tensor, ...]:
     """Launch what was planned, and return its results."""
     results, launches = plan
-    for launch in launches:
-        launch.run()
+    # Triton launches on the current GPU, which need not be the one that the tensors are on.
+    with torch.cuda.device(results[0].device) if results[0].is_cuda else nullcontext():
+        for launch in launches:
+            launch.run()
     return results
 
 

@@ -21,7 +21,7 @@ from dmfnet_fast.model.weights import read_metadata
 torch = require("torch", extra="torch")
 
 KEPT_SIZES = 4  # whose graphs stay in GPU memory
-# Of all pairs that go through the GPU at once. Base at 256x256 takes about 1.5 GB of GPU memory a pair.
+# Of all pairs that go through the GPU at once. Base has about ten feature maps of 100 MB for each 256x256 alive.
 PIXELS_AT_ONCE = 4 * 256 * 256
 NEWEST_WITHOUT_KERNELS = (7, 5)  # compute capability
 

@@ -6,11 +6,13 @@ Run by test_interpreted.py; on a GPU: `pytest tests/kernels/interpreted.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import pytest
 import torch
 from torch import Tensor
+from triton.runtime import interpreter
 
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.model import load_model, optimize
@@ -32,8 +34,10 @@ from kernels.cases import (
     statistics,
     upsample,
 )
-from kernels.checks import TOLERANCES, Guarded, error, expected, worst
+from kernels.checks import TOLERANCES, Guarded, error, expected, tolerance, worst
+from kernels.launch import Launch
 from kernels.tiles import ARCHITECTURES, Tile, Tiles
+from kernels.upsample_add import reference as upsample_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -140,6 +144,76 @@ def test_many_parts() -> None:
     """More pixels than parts of 32: the parts grow, and the last is not full."""
     case = norm(1, 16, 0, 96, 97, 4, rows=1)
     assert worst(case.operation, case.make(Draw(torch.float32, DEVICE))) <= 1
+
+
+Last: TypeAlias = Callable[[Case], tuple[tuple[Any, ...], Launch, tuple[Tensor, ...]]]
+# More than 2^31 values: what is not in the last tile is never touched, and takes no memory.
+FAR = (17, 128, 1024, 1024)
+
+
+@pytest.fixture
+def last_programs(monkeypatch: pytest.MonkeyPatch) -> Last:
+    """Runs only the last program of a case's last launch, whose tile is filled; gives arguments, launch and results."""
+    if DEVICE == "cuda":
+        pytest.skip("a GPU has no memory that is not there")
+    place = interpreter.interpreter_builder.set_grid_idx
+
+    def run(case: Case) -> tuple[tuple[Any, ...], Launch, tuple[Tensor, ...]]:
+        def new(n: int, channels: int, height: int, width: int) -> Tensor:
+            shape = (n, channels, height, width)
+            feature = torch.empty(shape, dtype=torch.float16, memory_format=torch.channels_last)
+            feature[-1, :, -8:] = torch.randn(channels, 8, width)
+            return feature
+
+        draw = Draw(torch.float16, "cpu")
+        monkeypatch.setattr(draw, "feature", new)
+        arguments = case.make(draw)
+        results, launches = case.operation.plan(*arguments)
+        last = launches[-1]
+        for table in last.arguments.values():
+            if isinstance(table, Tensor) and table.dtype == torch.float32 and not any(table is r for r in results):
+                table.normal_()
+        grid = (*last.grid, 1, 1)[:3]
+        builder = interpreter.interpreter_builder
+        monkeypatch.setattr(builder, "set_grid_dim", lambda *_: setattr(builder, "grid_dim", grid))
+        monkeypatch.setattr(builder, "set_grid_idx", lambda *_: place(*(length - 1 for length in grid)))
+        replace(last, grid=(1,)).run()
+        return arguments, last, results
+
+    return run
+
+
+def test_far_epilogue(last_programs: Last) -> None:
+    case = epilogue(*FAR, bias=True, residual=False, relu=False, with_statistics=True)
+    (h, bias, *_), _, (out, found) = last_programs(case)
+    wanted = h[-1, 64:, -4:].double() + bias[64:, None, None]
+    assert error(out[-1, 64:, -4:], wanted) <= tolerance(torch.float16)
+    assert error(found[-1, -1, 0, 64:], out[-1, 64:, -4:].double().mean((1, 2))) <= tolerance(torch.float32)
+
+
+def test_far_norm(last_programs: Last) -> None:
+    (x, *_, bias, _, _, _), last, (out,) = last_programs(norm(*FAR[:2], 0, *FAR[2:], 32, silu=False))
+    centre, scale = last.arguments["moments"][-1, :, 64:, None].double()
+    wanted = (x[-1, 64:, -1, -32:].double() - centre) * scale + bias[64:, None]
+    assert error(out[-1, 64:, -1, -32:], wanted) <= tolerance(torch.float16)
+
+
+def test_far_upsample(last_programs: Last) -> None:
+    (x, *_), _, (out,) = last_programs(upsample(17, 128, 512, 512, addend=False, relu=False))
+    wanted = upsample_reference(x[-1:, 64:, -2:].double(), None, False)  # its last row is that of the whole
+    assert error(out[-1, 64:, -1, -32:], wanted[0, :, -1, -32:]) <= tolerance(torch.float16)
+
+
+def test_far_gate(last_programs: Last) -> None:
+    (x, y, *_, weight, bias), last, (out,) = last_programs(gate(*FAR))
+    by_channel, by_pixel = (last.arguments[name][-1].double() for name in ("by_channel", "by_pixel"))
+    s = (x[-1, 96:, -3:, -3:].double() + y[-1, 96:, -3:, -3:]).transpose(1, 2).flatten(1)  # for the pixel at (-2, -2)
+    q = by_channel[96:, None] + by_pixel.unflatten(0, FAR[2:])[-3:, -3:].t().flatten()
+    own, other = weight[:, :, 96:].double().unflatten(1, (3, 3)).transpose(1, 2).flatten(1, 2).transpose(1, 2)
+    g = torch.sigmoid((own * s + other * q).sum(1) + bias[96:])
+    x_here, y_here = x[-1, 96:, -2, -2].double(), y[-1, 96:, -2, -2].double()
+    wanted = (x_here + y_here) * (g * (x_here - y_here) + 1) + y_here
+    assert error(out[-1, 96:, -2, -2], wanted) <= tolerance(torch.float16)
 
 
 def test_network(monkeypatch: pytest.MonkeyPatch) -> None:
