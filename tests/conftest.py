@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -18,22 +16,7 @@ from dmfnet_fast.model import DMFNet, preset, save_model
 from dmfnet_fast.phantom import Phantom, make_phantom
 from dmfnet_fast.pictures import write_picture
 
-GOLDEN = Path(__file__).parent / "golden"
-GOLDEN_SEED = 20250323
-
-
-def rule_tensor(name: str, shape: list[int]) -> torch.Tensor:
-    """The golden files' weights: see tests/golden/README.md."""
-    rng = np.random.default_rng([GOLDEN_SEED, zlib.crc32(name.encode())])
-    values = rng.standard_normal(shape)
-    if name.endswith("weight") and len(shape) >= 2:
-        gain = 0.3 if name.startswith("rgb_decode1") else 0.7
-        values = values * np.sqrt(2.0 / np.prod(shape[1:])) * gain
-    elif name.endswith("weight"):
-        values = 1 + 0.1 * values
-    else:
-        values = 0.1 * values
-    return torch.from_numpy(values.astype(np.float32))
+from .rules import GOLDEN, rule_tensor
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from export.command import main
 from export.graph import OPSET
 from export.verify import LIMITS, check, compare, verify
 
-from ..conftest import GOLDEN
+from ..rules import GOLDEN
 
 
 @pytest.fixture(scope="module")

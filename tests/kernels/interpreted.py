@@ -20,6 +20,7 @@ from kernels import convolution_epilogue, launch
 from kernels.cases import (
     ATTENTION,
     DIFFUSE,
+    FUSION_GATE,
     GROUP_NORM_SILU,
     ODD_CASES,
     OPERATIONS,
@@ -138,6 +139,12 @@ def test_denormals(case: Case) -> None:
         assert torch.isfinite(got).all()
         # Half of float16's smallest number, and what rounding adds to larger results.
         assert (got.double() - wanted).abs().max() <= 2**-25 + 5e-4 * wanted.abs().max()
+
+
+def test_maximum_of_what_is_negative() -> None:
+    """With fewer channels than the tile has: those that are not there do not count as zero."""
+    arguments = gate(1, 72, 5, 7).make(Draw(torch.float32, DEVICE, shift=-5.0))
+    assert worst(FUSION_GATE, arguments) <= 1
 
 
 def test_many_parts() -> None:

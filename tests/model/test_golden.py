@@ -12,7 +12,7 @@ import torch
 from dmfnet_fast.model import DMFNet, load_model, optimize
 from dmfnet_fast.schedule import FUSION_TIMESTEPS, fusion_levels
 
-from ..conftest import GOLDEN, GOLDEN_SEED
+from ..rules import GOLDEN, GOLDEN_SEED
 
 FILES = ("golden_64", "golden_64x96")
 # Rounding reaches 7e-7, 5e-6 and 1.4e-5 in float32 and 6e-7 in float64, where the stored float32 limits it; a

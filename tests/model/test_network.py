@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmfnet_fast.model import PRESETS, DMFNet, ModelConfig, preset
 
-from ..conftest import rule_tensor
+from ..rules import rule_tensor
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from dmfnet_fast.model.rewrites import (
     upsample_transposed,
 )
 
-from ..conftest import rule_tensor
+from ..rules import rule_tensor
 
 # The largest difference that rounding makes here is 3e-6.
 EXACT = 2e-5

@@ -6,7 +6,7 @@ import torch
 
 from train.losses import hybrid_loss, sobel_magnitude, structure_similarity
 
-from ..conftest import GOLDEN
+from ..rules import GOLDEN
 
 
 @pytest.mark.parametrize(("file", "expected"), [("golden_64", 2.45285), ("golden_64x96", 2.53471)])
