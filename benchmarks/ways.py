@@ -46,7 +46,7 @@ class Published(nn.Module):
     def forward(self, a: Tensor, b: Tensor, noise: Tensor) -> Tensor:
         kept = [
             [
-                self.one_pass(level * image + sigma * noise[step, n], torch.full((len(a), 1), level))
+                self.one_pass(level * image + sigma * noise[step, n], torch.full((len(a), 1), level, device=a.device))
                 for step, (level, sigma) in enumerate(fusion_levels())
             ]
             for n, image in enumerate((a, b))

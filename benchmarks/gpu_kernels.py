@@ -1,0 +1,217 @@
+"""Every fused operation: checked against its reference in float64, then timed beside the same in eager PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.gpu_machine import Machine, arithmetic
+from dmfnet_fast.model import PRESETS
+from kernels import launch
+from kernels.cases import (
+    ATTENTION,
+    DIFFUSE,
+    EPILOGUE,
+    EPILOGUE_WITH_STATISTICS,
+    FUSION_GATE,
+    GROUP_NORM_SILU,
+    ODD_CASES,
+    OPERATIONS,
+    UPSAMPLE_ADD,
+    Case,
+    Draw,
+    Operation,
+    network_cases,
+)
+from kernels.checks import worst
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SIZE = 256
+MOST_SETS = 256  # of inputs, which are drawn one by one
+
+
+def _unique(cases: Iterable[Case]) -> list[Case]:
+    return list({str(case): case for case in cases}.values())
+
+
+def _of_network(name: str) -> list[Case]:
+    config = PRESETS[name]
+    return _unique(network_cases(config.channels, config.norm_groups, SIZE, SIZE))
+
+
+def _few() -> list[Case]:
+    """The first odd case of each operation."""
+    return [next(case for case in ODD_CASES if case.operation is operation) for operation in OPERATIONS]
+
+
+def checked_cases(machine: Machine) -> list[Case]:
+    """The odd cases, and all that the networks tiny and base give their operations at 256x256."""
+    if machine.interpreted:
+        return _few()
+    return _unique([*_of_network("base"), *ODD_CASES, *_of_network("tiny")])
+
+
+def timed_cases(machine: Machine) -> list[Case]:
+    """What the network base gives its operations at 256x256."""
+    if machine.interpreted:
+        return [case for case in _few() if case.operation in EAGER]
+    return _of_network("base")
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _error(case: Case, arguments: Sequence[Any]) -> float:
+    """Of the case's results, as a multiple of its tolerance.
+
+    Without cuDNN, which is not known to have every convolution of the reference in float64.
+    """
+    with torch.backends.cudnn.flags(enabled=False, allow_tf32=False):
+        return worst(case.operation, arguments)
+
+
+def check(case: Case, machine: Machine) -> dict[str, Any]:
+    """One row: the case's largest error in every dtype, as a multiple of its tolerance (see kernels.checks).
+
+    Results are poisoned with NaN first, and must have the reference's infinities and NaN, and no others.
+    """
+    errors: dict[str, float | str] = {}
+    with arithmetic():
+        for dtype in DTYPES:
+            if machine.interpreted and case.operation is ATTENTION and dtype == torch.bfloat16:
+                errors[name_of(dtype)] = "left out: the interpreter multiplies bfloat16 matrices wrongly"
+            else:
+                errors[name_of(dtype)] = _error(case, case.make(Draw(dtype, machine.device.type)))
+    within = all(isinstance(error, str) or error <= 1 for error in errors.values())
+    return {"operation": case.operation.name, "case": case.name, "errors": errors, "within": within}
+
+
+def _epilogue(h: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool) -> Tensor:
+    if bias is not None:
+        h = h + bias[:, None, None]
+    if relu:
+        h = F.relu(h)
+    return h if residual is None else h + residual
+
+
+def _group_norm_silu(
+    x: Tensor,
+    _x_statistics: Tensor | None,
+    skip: Tensor | None,
+    _skip_statistics: Tensor | None,
+    noise_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> Tensor:
+    if skip is not None:
+        x = torch.cat([x, skip], 1)
+    if noise_bias is not None:
+        x = x + noise_bias.to(x.dtype).repeat_interleave(len(x) // len(noise_bias), 0)[:, :, None, None]
+    x = F.group_norm(x, groups, weight, bias, eps)
+    return F.silu(x) if silu else x
+
+
+def _fusion_gate(
+    x: Tensor,
+    y: Tensor,
+    reduce_weight: Tensor,
+    reduce_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    spatial_weight: Tensor,
+    spatial_bias: Tensor,
+    pixel_weight: Tensor,
+    pixel_bias: Tensor,
+) -> Tensor:
+    s = x + y
+    hidden = F.relu(F.linear(s.mean((2, 3)), reduce_weight, reduce_bias))
+    by_channel = F.linear(hidden, expand_weight, expand_bias)[:, :, None, None]
+    seen = F.pad(torch.cat([s.mean(1, keepdim=True), s.amax(1, keepdim=True)], 1), (3, 3, 3, 3), mode="reflect")
+    q = by_channel + F.conv2d(seen, spatial_weight, spatial_bias)
+    both = F.pad(torch.stack([s, q], 2).flatten(1, 2), (1, 1, 1, 1), mode="reflect")
+    kernel = pixel_weight.permute(2, 0, 1).unflatten(2, (3, 3))
+    w = s * torch.sigmoid(F.conv2d(both, kernel, pixel_bias, groups=s.shape[1]))
+    return w * x + (1 - w) * y + s
+
+
+def _upsample_add(x: Tensor, addend: Tensor | None, relu: bool) -> Tensor:
+    result = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
+    if relu:
+        result = F.relu(result)
+    return result if addend is None else result + addend
+
+
+def _attention(qkv: Tensor) -> Tensor:
+    tokens = qkv.unflatten(1, (3, 1, -1)).flatten(4).transpose(3, 4)
+    attended = F.scaled_dot_product_attention(*tokens.unbind(1))
+    return attended.transpose(2, 3).flatten(1, 2).unflatten(2, qkv.shape[2:])
+
+
+def _diffuse(a: Tensor, b: Tensor, noise: Tensor, levels: Tensor, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
+    steps = zip(levels, sigmas, noise, strict=True)
+    return torch.cat([level * x + sigma * n[i] for level, sigma, n in steps for i, x in enumerate((a, b))]).to(dtype)
+
+
+# What a user of PyTorch runs for the same: its own operators in the dtype of the features, which are channels-last. An
+# epilogue's statistics are no part of it, as PyTorch's GroupNorm takes its own.
+EAGER: dict[Operation, Callable[..., Tensor]] = {
+    EPILOGUE: _epilogue,
+    EPILOGUE_WITH_STATISTICS: _epilogue,
+    GROUP_NORM_SILU: _group_norm_silu,
+    FUSION_GATE: _fusion_gate,
+    UPSAMPLE_ADD: _upsample_add,
+    ATTENTION: _attention,
+    DIFFUSE: _diffuse,
+}
+
+
+def _bytes(values: Sequence[Any]) -> int:
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+
+def measure(case: Case, machine: Machine) -> dict[str, Any]:
+    """One row: the case's time in float16 and that of eager PyTorch, or why it was refused.
+
+    Launches are replayed from a CUDA graph, theirs as ours. The bytes are each input read once and each result written
+    once, whatever a kernel reads again. As many inputs take turns as it needs for twice the second-level cache, if
+    MOST_SETS suffice; the row says whether they did.
+    """
+
+    def call(*arguments: Any) -> tuple[Tensor, ...]:
+        return launch.run(case.operation.plan(*arguments))
+
+    row: dict[str, Any] = {"operation": case.operation.name, "case": case.name, "dtype": "float16"}
+    with arithmetic():
+        first = case.make(Draw(torch.float16, machine.device.type))
+        error = _error(case, first)
+        if not error <= 1:
+            return row | {"refused": f"wrong: its error is {error:.3g} times the tolerance"}
+        moved = _bytes(first) + _bytes(call(*first))
+        number = min(2 * machine.l2 // moved + 1, MOST_SETS)
+        seeds = range(1, number)
+        inputs = [first, *(case.make(Draw(torch.float16, machine.device.type, seed)) for seed in seeds)]
+        ours = machine.time_over(call, inputs)
+        eager = machine.time_over(EAGER[case.operation], inputs)
+    rate = moved / ours.median * 1e3
+    row |= {
+        **ours.to_dict(),
+        "bytes": moved,
+        "bytes_per_second": rate,
+        "of_copy_rate": rate / machine.copy_rate,
+        "input_sets": number,
+        "beyond_l2": number * moved > 2 * machine.l2,
+        "eager": eager.to_dict(),
+        "ratio": ours.median / eager.median,
+    }
+    if case.operation is ATTENTION:
+        n, triple, height, width = first[0].shape
+        row["flop_per_second"] = 4 * n * (height * width) ** 2 * (triple // 3) / ours.median * 1e3
+    return row

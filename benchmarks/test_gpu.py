@@ -1,0 +1,52 @@
+"""Whole fusions on a GPU, one pair at a time: `pytest --benchmark-only benchmarks/test_gpu.py`.
+
+The ways and cases of `python -m benchmarks.gpu`, which also measures batches, memory and single operations, and knows
+the floor. A row is timed only if its picture is the published way's, within the limits of its precision.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu_fusions import COMPILED, IMMEDIATE, Way, start
+from benchmarks.gpu_machine import find_machine
+from benchmarks.gpu_networks import CASES, Case, Networks, Quality
+
+ROUNDS = 20
+ROWS = [
+    pytest.param(case, way, id=f"{case}-{way.name}-{way.precision}")
+    for case in CASES
+    if case.batch == 1
+    for way in (*IMMEDIATE, COMPILED)
+]
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    machine = find_machine()
+    if isinstance(machine, str):
+        pytest.skip(machine)
+    if machine.interpreted:
+        pytest.skip("Triton interprets: no time would be a GPU's")
+    return Networks(machine)
+
+
+@pytest.mark.parametrize(("case", "way"), ROWS)
+def test_gpu_fusion(benchmark: Any, networks: Networks, case: Case, way: Way) -> None:
+    reference = networks.reference(case)
+    networks.machine.free()
+    with way.arranged():
+        running = start(way, case, networks)
+        quality = Quality.of(way.precision, [running.picture()], [reference])
+        assert quality.within, str(quality)
+
+        def fuse() -> None:
+            running.launch()
+            torch.cuda.synchronize(networks.machine.device)
+
+        benchmark.group = f"GPU, {case}"
+        benchmark.extra_info.update(fusion=way.name, precision=way.precision, **quality.to_dict())
+        benchmark.pedantic(fuse, rounds=ROUNDS, iterations=1, warmup_rounds=1)
