@@ -59,10 +59,8 @@ class TorchEngine(Engine):
         self._device = torch_device(device)
         self._on_cpu = self._device.type == "cpu"
         if precision == "auto":
-            if self._on_cpu:
-                precision = "bfloat16" if _fast_bfloat16() else "float32"
-            else:
-                precision = "float16"
+            fast_on_cpu: Precision = "bfloat16" if _fast_bfloat16() else "float32"
+            precision = fast_on_cpu if self._on_cpu else "float16"
         if self._on_cpu and precision == "float16":
             raise EngineError("precision 'float16': on a CPU use auto, float32 or bfloat16")
         if threads is not None:
