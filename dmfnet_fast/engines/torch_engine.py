@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +59,8 @@ class TorchEngine(Engine):
         self._device = torch_device(device)
         self._on_cpu = self._device.type == "cpu"
         if precision == "auto":
-            fast_on_cpu: Precision = "bfloat16" if _fast_bfloat16() else "float32"
-            precision = fast_on_cpu if self._on_cpu else "float16"
+            half: Literal["bfloat16", "float16"] = "bfloat16" if self._on_cpu else "float16"
+            precision = half if not self._on_cpu or _fast_bfloat16() else "float32"
         if self._on_cpu and precision == "float16":
             raise EngineError("precision 'float16': on a CPU use auto, float32 or bfloat16")
         if threads is not None:
