@@ -223,8 +223,9 @@ class PassByPass(nn.Module):
         for n in range(0, len(self.fusion.decoder), 2):
             self.fusion.decoder[n] = SplitMerge(of_kind(self.fusion.decoder[n], TimestepMerge))
         levels, sigmas = zip(*fusion_levels(), strict=True)
-        self.register_buffer("levels", torch.tensor(levels, dtype=torch.float32))
-        self.register_buffer("sigmas", torch.tensor(sigmas, dtype=torch.float32))
+        device = next(model.parameters()).device
+        self.register_buffer("levels", torch.tensor(levels, dtype=torch.float32, device=device))
+        self.register_buffer("sigmas", torch.tensor(sigmas, dtype=torch.float32, device=device))
         self.fixed = False  # whether the blocks know the noise levels
 
     def _noisy(self, a: Tensor, b: Tensor, noise: Tensor, step: int) -> list[Tensor]:

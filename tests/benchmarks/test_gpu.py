@@ -24,7 +24,9 @@ FLOAT32_ROUNDING = 1e-5  # relative
 
 
 def run_script(output: Path, interpret: bool, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1" if interpret else "0"}
+    # One thread: several wait for each other where other tests run beside.
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment["TRITON_INTERPRET"] = "1" if interpret else "0"
     command = [sys.executable, "-m", "benchmarks.gpu", "-o", str(output), *options]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 

@@ -156,6 +156,12 @@ def test_half_precision(
     assert kept == {"fusion.rgb_decode1.conv.weight", "fusion.rgb_decode1.conv.bias"}
 
 
+@pytest.mark.parametrize("kernels", [False, True])
+def test_on_the_device_of_the_model(kernels: bool) -> None:
+    net = optimize(DMFNet(preset("tiny")).to("meta"), kernels=kernels)
+    assert {tensor.device.type for tensor in net.state_dict().values()} == {"meta"}
+
+
 def test_kernels_write_no_concatenation() -> None:
     """But for the images: nothing is copied side by side."""
     image, noise = torch.empty(1, 1, 64, 64, device="meta"), torch.empty(3, 2, 64, 64, device="meta")
