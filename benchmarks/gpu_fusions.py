@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_machine import Machine, arithmetic
+from benchmarks.gpu_machine import Machine
 from benchmarks.gpu_networks import CASES, INTERPRETED_CASE, Array, Case, Networks, Quality
 from benchmarks.ways import Published
+from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
 
 Forward: TypeAlias = Callable[..., Tensor]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.gpu_machine import Machine, arithmetic
+from benchmarks.gpu_machine import Machine
+from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.model import PRESETS
 from kernels import launch
 from kernels.cases import (
@@ -71,8 +72,11 @@ def _error(case: Case, arguments: Sequence[Any]) -> float:
 
     Without cuDNN, which is not known to have every convolution of the reference in float64.
     """
-    with torch.backends.cudnn.flags(enabled=False, allow_tf32=False):
+    before, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
+    try:
         return worst(case.operation, arguments)
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def check(case: Case, machine: Machine) -> dict[str, Any]:

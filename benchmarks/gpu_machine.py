@@ -8,8 +8,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 import triton
+
+from dmfnet_fast.engines.arithmetic import arithmetic
 
 OLDEST = (8, 0)  # compute capability that the kernels need
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 100  # of one measurement
@@ -158,26 +159,6 @@ def find_machine() -> Machine | str:
     if torch.cuda.get_device_capability(device) < OLDEST:
         return f"{torch.cuda.get_device_name(device)}: the kernels need compute capability 8.0 or later"
     return Machine(device, False, torch.cuda.get_device_properties(device).L2_cache_size)
-
-
-@contextmanager
-def arithmetic(tf32: bool = False, benchmark: bool = False, deterministic: bool = True) -> Iterator[None]:
-    """How cuDNN and cuBLAS compute meanwhile; unless told otherwise, as the engine has it.
-
-    Args:
-        tf32: round the inputs of float32 products to 10 bits of mantissa.
-        benchmark: let cuDNN time its algorithms and take the fastest.
-        deterministic: take only algorithms that give the same bits every time.
-    """
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = tf32
-    flags = {"benchmark": benchmark, "deterministic": deterministic, "allow_tf32": tf32}
-    try:
-        with torch.backends.cudnn.flags(enabled=True, **flags):
-            yield
-    finally:
-        matmul.allow_tf32 = before
 
 
 def _driver() -> str | None:

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.gpu_machine import Machine, arithmetic
+from benchmarks.gpu_machine import Machine
 from benchmarks.ways import Published, gigaflop, network
 from dmfnet_fast.colour import to_network
+from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
 from dmfnet_fast.model import DMFNet, optimize
 from dmfnet_fast.model.rewrites import Precision

@@ -21,9 +21,11 @@ def neighbour(module: str) -> ModuleType:
     package = module.split(".")[0]
     found = find_spec(package)
     where = Path(found.origin).parent if found and found.origin else None
-    if where is None or where.resolve() != (BESIDE / package).resolve():
+    if where is None:
+        raise MissingExtraError(f"{BESIDE / package}: is missing; install dmfnet-fast again")
+    if where.resolve() != (BESIDE / package).resolve():
         raise MissingExtraError(
-            f"{where or package}: a package named {package!r} that is not dmfnet-fast's is found first; "
+            f"{where}: a package named {package!r} that is not dmfnet-fast's is found first; "
             "remove it from PYTHONPATH and from the working folder, or uninstall it"
         )
     if getattr(import_module(package), "OWNER", None) != "dmfnet-fast":

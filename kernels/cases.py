@@ -269,6 +269,7 @@ ODD_CASES: tuple[Case, ...] = (
     epilogue(1, 128, 17, 2, bias=True, residual=True, relu=False, with_statistics=True),
     epilogue(1, 16, 96, 97, bias=True, residual=False, relu=False, with_statistics=True),
     norm(1, 1, 0, 1, 33, 1),
+    norm(1, 32, 0, 1, 1, 8),
     norm(7, 32, 0, 4, 4, 8, known=True),
     norm(6, 48, 0, 5, 7, 3, rows=3),
     norm(2, 64, 32, 3, 11, 8, known=True),

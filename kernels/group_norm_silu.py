@@ -90,7 +90,7 @@ def moments_kernel(
         added = tl.load(noise_bias + (n // images_per_row) * channels + c, mask=inside, other=0.0)
     mean += added[None, :]
 
-    size = pixels.to(tl.float32) * GROUP
+    size = pixels * 1.0 * GROUP  # a single pixel is a constant, and has no `to`
     # About one of the means, so that what is equal everywhere keeps its value and has no deviation.
     pivot = tl.sum(tl.sum(tl.where((part == 0)[:, None] & (inner == 0)[None, :], mean, 0.0), 1), 0)
     weighted = tl.where(mask, count[:, None] * (mean - pivot), 0.0)

@@ -1,6 +1,6 @@
 """Launch configurations, data only: the shape of a program's tile, its warps and stages, for each architecture.
 
-Chosen so that every thread loads 16 bytes at once, holds at most about 64 values and no register spills
+Chosen so that every thread loads 16 bytes at once and, with channels in multiples of 16, no register spills
 (`python -m kernels.report` shows it). Not yet tuned on a GPU.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ torch = require("torch", extra="torch")
 
 # Before the capture, which may not compile kernels, choose algorithms or create library handles.
 WARM_UPS = 2
+# A capture begins by waiting for the whole GPU, which another capture does not survive.
+_ONE_CAPTURE = threading.Lock()
 
 
 class CapturedFusion:
@@ -22,26 +25,27 @@ class CapturedFusion:
     Args:
         network: forward(a, b, noise) on tensors of `device`.
         pairs, height, width: of what is fused.
-        device: a CUDA device.
-        pool: memory that several captured sizes share; they may not run at the same time then.
+        device: a CUDA device, with its index.
+        stream: to run on; None makes one. No other graph that is alive may use it: the memory in which cuBLAS works
+            belongs to a stream, and is freed with the first graph that was captured there.
     """
 
     def __init__(
-        self, network: Callable[..., Any], pairs: int, height: int, width: int, device: Any, pool: Any = None
+        self, network: Callable[..., Any], pairs: int, height: int, width: int, device: Any, stream: Any = None
     ) -> None:
         shapes = ((pairs, 1, height, width), (pairs, 1, height, width), (3, 2, height, width))
         self._staged = [torch.zeros(shape, pin_memory=True) for shape in shapes]
         self._fetched = torch.empty(shapes[0], pin_memory=True)
         self._inputs = [torch.zeros(shape, device=device) for shape in shapes]
         self._graph = torch.cuda.CUDAGraph()
-        self._stream = torch.cuda.Stream(device)
+        self._stream = stream or torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.inference_mode(), torch.cuda.device(device), torch.cuda.stream(self._stream):
+        with _ONE_CAPTURE, torch.inference_mode(), torch.cuda.device(device), torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):
                 network(*self._inputs)
             self._stream.synchronize()
-            # Other threads may use the GPU meanwhile.
-            with torch.cuda.graph(self._graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+            # Other threads may use the GPU meanwhile, but not wait for all of it (torch.cuda.synchronize).
+            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._output = network(*self._inputs)
 
     @property

@@ -12,18 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.devices import torch_device
+from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.engines.base import Engine, Precision
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
-from dmfnet_fast.errors import EngineError, require
+from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
 from dmfnet_fast.model import load_model, optimize
 from dmfnet_fast.model.weights import read_metadata
 
 torch = require("torch", extra="torch")
 
 KEPT_SIZES = 4  # whose graphs stay in GPU memory
+OLDEST_WITH_KERNELS = (8, 0)  # compute capability; Triton supports none before it
 # Of all pairs that go through the GPU at once. Base has about ten feature maps of 100 MB for each 256x256 alive.
 PIXELS_AT_ONCE = 4 * 256 * 256
-NEWEST_WITHOUT_KERNELS = (7, 5)  # compute capability
 
 
 def _fast_bfloat16() -> bool:
@@ -34,15 +35,15 @@ def _fast_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _kernels(device: Any) -> str:
-    """The version of Triton, whose kernels are used, or why there are none."""
+def _kernels(device: Any) -> tuple[bool, str]:
+    """Whether our kernels are used; and the version of Triton, or why they are not."""
     if device.type == "cpu":
-        return "none"
-    if torch.cuda.get_device_capability(device) <= NEWEST_WITHOUT_KERNELS:
-        return "none (compute capability below 8.0)"
+        return False, "none"
+    if torch.cuda.get_device_capability(device) < OLDEST_WITH_KERNELS:
+        return False, "none (compute capability below 8.0)"
     if find_spec("triton") is None:
-        return "none (triton is not installed)"
-    return f"triton {require('triton', extra='gpu').__version__}"
+        return False, "none (triton is not installed)"
+    return True, f"triton {require('triton', extra='gpu').__version__}"
 
 
 class TorchEngine(Engine):
@@ -57,6 +58,9 @@ class TorchEngine(Engine):
 
     def __init__(self, path: Path, device: str, precision: Precision, threads: int | None) -> None:
         self._device = torch_device(device)
+        if self._device.type == "cuda" and self._device.index is None:
+            # The current GPU may be another one later, and in another thread.
+            self._device = torch.device("cuda", torch.cuda.current_device())
         self._on_cpu = self._device.type == "cpu"
         if precision == "auto":
             half: Literal["bfloat16", "float16"] = "bfloat16" if self._on_cpu else "float16"
@@ -66,17 +70,17 @@ class TorchEngine(Engine):
         if threads is not None:
             torch.set_num_threads(threads)
         self.largest_batch = 1 if self._on_cpu else 4
-        kernels = _kernels(self._device)
-        model = optimize(load_model(path), precision, together=not self._on_cpu, kernels=kernels.startswith("triton"))
+        kernels, told = _kernels(self._device)
+        model = optimize(load_model(path), precision, together=not self._on_cpu, kernels=kernels)
         self._model: Callable[..., Any] | None = model.to(self._device)
         self._sizes: dict[tuple[int, int, int], CapturedFusion] = {}  # the last used last
-        self._pool = None if self._on_cpu else torch.cuda.graph_pool_handle()
+        self._free = [] if self._on_cpu else [torch.cuda.Stream(self._device) for _ in range(KEPT_SIZES)]
         self._info = {
             "engine": f"torch {torch.__version__}",
             "device": str(self._device),
             "precision": precision,
             "weights": read_metadata(path).get("sha256", ""),
-            "kernels": kernels,
+            "kernels": told,
         }
 
     def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -84,8 +88,7 @@ class TorchEngine(Engine):
             raise EngineError("the engine is closed")
         fused = np.empty_like(a)
         pairs = 1 if self._on_cpu else max(1, PIXELS_AT_ONCE // (a.shape[2] * a.shape[3]))
-        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        with torch.inference_mode(), exact:
+        with torch.inference_mode():
             for start in range(0, len(a), pairs):
                 part = slice(start, start + pairs)
                 fused[part] = self._run_at_once(a[part], b[part], noise)
@@ -100,13 +103,33 @@ class TorchEngine(Engine):
             fused: NDArray[np.float32] = self._model(*tensors).numpy()
             return fused
         size = len(a), a.shape[2], a.shape[3]
-        captured = self._sizes.pop(size, None)
-        if captured is None:
-            if len(self._sizes) == KEPT_SIZES:
-                self._sizes.pop(next(iter(self._sizes)))
-            captured = CapturedFusion(self._model, *size, self._device, self._pool)
+        captured = self._sizes.pop(size, None) or self._capture(size)
         self._sizes[size] = captured
         return captured.run(a, b, noise)
+
+    def _capture(self, size: tuple[int, int, int]) -> CapturedFusion:
+        """A graph for a new size, in the place of the one that was used longest ago."""
+        if not self._free:
+            self._drop(next(iter(self._sizes)))
+        try:
+            return self._captured_now(size)
+        except (MemoryError, RuntimeError) as error:
+            if not is_lack_of_memory(error) or not self._sizes:
+                raise
+        for other in list(self._sizes):
+            self._drop(other)
+        torch.cuda.empty_cache()
+        return self._captured_now(size)
+
+    def _captured_now(self, size: tuple[int, int, int]) -> CapturedFusion:
+        assert self._model is not None
+        with arithmetic():  # a graph keeps what it was captured with
+            captured = CapturedFusion(self._model, *size, self._device, self._free[-1])
+        self._free.pop()
+        return captured
+
+    def _drop(self, size: tuple[int, int, int]) -> None:
+        self._free.append(self._sizes.pop(size).stream)
 
     def close(self) -> None:
         self._model = None

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dmfnet_fast.model.denoiser import Downsample, Resample, SelfAttention
 from dmfnet_fast.model.fusion import AdaptiveAttention
@@ -26,6 +27,7 @@ from dmfnet_fast.neighbours import neighbour
 from dmfnet_fast.schedule import FUSION_TIMESTEPS
 
 attention = neighbour("kernels.attention").attention
+MOST_CHANNELS = 256  # of the kernel for attention
 _epilogues = neighbour("kernels.convolution_epilogue")
 convolution_epilogue = _epilogues.convolution_epilogue
 convolution_epilogue_with_statistics = _epilogues.convolution_epilogue_with_statistics
@@ -105,7 +107,13 @@ class FusedAttention(nn.Module):
         self.qkv, self.out, self.bias = PixelLinear(block.qkv), PixelLinear(block.out), block.out.bias
 
     def forward(self, x: Measured) -> Measured:
-        return _measured(self.out(attention(self.qkv(self.norm(x)))), self.bias, x.values)
+        qkv = self.qkv(self.norm(x))
+        if qkv.shape[1] <= 3 * MOST_CHANNELS:
+            attended = attention(qkv)
+        else:
+            tokens = qkv.unflatten(1, (3, 1, -1)).flatten(4).transpose(3, 4).unbind(1)
+            attended = F.scaled_dot_product_attention(*tokens).transpose(2, 3).flatten(1, 2).view_as(x.values)
+        return _measured(self.out(attended), self.bias, x.values)
 
 
 class FusedBlock(nn.Module):

@@ -337,9 +337,14 @@ def reduce_precision(net: PassByPass | FusedPasses, precision: Precision) -> Non
     PyTorch's GroupNorm and means of half-precision tensors, and our kernels, keep their statistics in float32.
     """
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    # Our kernels take the noise biases as they are; PyTorch's convolutions want them in their own type.
+    exact = [] if isinstance(net, PassByPass) else [m for m in net.modules() if "biases" in m._buffers]
+    biases = [module.biases for module in exact]
     net.denoiser.to(dtype)
     net.fusion.to(dtype)
     net.fusion.rgb_decode1.to(torch.float32)
+    for module, values in zip(exact, biases, strict=True):
+        module.biases = values
 
 
 def optimize(

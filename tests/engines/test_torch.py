@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.engines import SHIPPED_WEIGHTS, Precision, torch_engine
+from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.errors import EngineError
 
 
@@ -44,9 +45,18 @@ class Stub:
     """A captured fusion without a GPU: runs the network as it is."""
 
     made: ClassVar[list[tuple[int, int, int]]] = []
+    all: ClassVar[list[Stub]] = []
+    too_large: ClassVar[int] = 10**9
 
-    def __init__(self, network: Any, pairs: int, height: int, width: int, *_: object) -> None:
-        self.network = network
+    def __init__(self, network: Any, pairs: int, height: int, width: int, device: object, stream: object) -> None:
+        del device
+        assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+        if height * width >= self.too_large and any(stub.alive for stub in self.all):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        assert stream not in [stub.stream for stub in self.all if stub.alive], "two graphs on one stream"
+        self.network, self.stream, self.alive = network, stream, True
+        self.all.append(self)
         self.made.append((pairs, height, width))
 
     def run(self, *arrays: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -58,9 +68,17 @@ def as_on_a_gpu(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> torch_en
     """An engine that does what it does on a GPU, but for the GPU."""
     monkeypatch.setattr(torch_engine, "CapturedFusion", Stub)
     monkeypatch.setattr(Stub, "made", [])
+    monkeypatch.setattr(Stub, "all", [])
+    drop = torch_engine.TorchEngine._drop
+
+    def dropped(engine: torch_engine.TorchEngine, size: tuple[int, int, int]) -> None:
+        engine._sizes[size].alive = False
+        drop(engine, size)
+
+    monkeypatch.setattr(torch_engine.TorchEngine, "_drop", dropped)
     engine = torch_engine.TorchEngine(tiny_weights, "cpu", "float32", None)
     engine._on_cpu = False
-    engine._pool = None
+    engine._free = [f"stream {n}" for n in range(torch_engine.KEPT_SIZES)]
     return engine
 
 
@@ -84,6 +102,17 @@ def test_every_size_is_captured_once_and_few_are_kept(as_on_a_gpu: torch_engine.
     assert len(as_on_a_gpu._sizes) == torch_engine.KEPT_SIZES
 
 
+def test_a_size_that_needs_the_memory_of_the_others(
+    as_on_a_gpu: torch_engine.TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stub, "too_large", 128 * 128)
+    for width in (64, 80):
+        as_on_a_gpu.run(*images(1, 64, width))
+    as_on_a_gpu.run(*images(1, 128, 128))
+    assert list(as_on_a_gpu._sizes) == [(1, 128, 128)]
+    assert len(as_on_a_gpu._free) == torch_engine.KEPT_SIZES - 1
+
+
 def test_large_pictures_go_through_a_gpu_one_by_one(
     as_on_a_gpu: torch_engine.TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,11 +132,30 @@ def test_kernels_are_told(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -
         assert fuser.info["kernels"] == "none"
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert torch_engine._kernels(gpu) == "none (compute capability below 8.0)"
+    assert torch_engine._kernels(gpu) == (False, "none (compute capability below 8.0)")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 7))
-    assert torch_engine._kernels(gpu).startswith("triton 3.")
+    usable, told = torch_engine._kernels(gpu)
+    assert usable
+    assert told.startswith("triton 3.")
     monkeypatch.setattr(torch_engine, "find_spec", lambda _: None)
-    assert torch_engine._kernels(gpu) == "none (triton is not installed)"
+    assert torch_engine._kernels(gpu) == (False, "none (triton is not installed)")
+
+
+@pytest.mark.parametrize("name", ["backends.fp32_precision", "backends.cudnn.conv.fp32_precision"])
+def test_whatever_precision_the_program_has_set(name: str, tiny_weights: Path) -> None:
+    """PyTorch refuses to mix its settings of TF32; the engine uses those that can always be read."""
+    owner: Any = torch
+    *path, attribute = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    before = getattr(owner, attribute)
+    try:
+        setattr(owner, attribute, "ieee")
+        with arithmetic(), Fuser(tiny_weights, precision="float32") as fuser:
+            assert fuser.run(*images(1, 64, 64)[:2]).shape == (1, 1, 64, 64)
+        assert getattr(owner, attribute) == "ieee"
+    finally:
+        setattr(owner, attribute, before)
 
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.errors import MissingExtraError
-from dmfnet_fast.model import DMFNet, load_model, preset
+from dmfnet_fast.model import DMFNet, ModelConfig, load_model, preset
 from dmfnet_fast.model.rewrites import (
     PassByPass,
     Precision,
@@ -156,6 +156,15 @@ def test_half_precision(
     assert kept == {"fusion.rgb_decode1.conv.weight", "fusion.rgb_decode1.conv.bias"}
 
 
+def test_kernels_with_wider_attention(inputs: tuple[torch.Tensor, ...]) -> None:
+    """Than the kernel takes: PyTorch's own."""
+    torch.manual_seed(0)
+    model = DMFNet(ModelConfig(channels=160, norm_groups=40)).eval()
+    small = [tensor[..., :64, :64] for tensor in (inputs[0][:1], inputs[1][:1], inputs[2])]
+    with torch.no_grad():
+        assert (optimize(model, kernels=True)(*small) - model(*small)).abs().max() <= EXACT
+
+
 @pytest.mark.parametrize("kernels", [False, True])
 def test_on_the_device_of_the_model(kernels: bool) -> None:
     net = optimize(DMFNet(preset("tiny")).to("meta"), kernels=kernels)
@@ -163,7 +172,7 @@ def test_on_the_device_of_the_model(kernels: bool) -> None:
 
 
 def test_kernels_write_no_concatenation() -> None:
-    """But for the images: nothing is copied side by side."""
+    """Nothing is copied side by side."""
     image, noise = torch.empty(1, 1, 64, 64, device="meta"), torch.empty(3, 2, 64, 64, device="meta")
     with torch.device("meta"):
         net = optimize(DMFNet(preset("base")), kernels=True)
