@@ -23,7 +23,7 @@ torch = require("torch", extra="torch")
 
 KEPT_SIZES = 4  # whose graphs stay in GPU memory
 OLDEST_WITH_KERNELS = (8, 0)  # compute capability; Triton supports none before it
-# Of all pairs that go through the GPU at once. Base has about ten feature maps of 100 MB for each 256x256 alive.
+# Of all pairs that go through the GPU at once. Base has 0.8 GB of tensors alive for each 256x256 (counted).
 PIXELS_AT_ONCE = 4 * 256 * 256
 
 
