@@ -111,7 +111,7 @@ class Fuser:
         seed: of the fixed noise that is added to every picture, 0 to 2^64 - 1.
         device: "cpu", "cuda" or "cuda:N".
         precision: of the arithmetic: "float32", "bfloat16", on a GPU "float16"; "auto" is bfloat16 on CPUs that
-            multiply it natively (half a grey level off on average), else float32; on a GPU it is float16 (a tenth of
+            multiply it natively (half a grey level off on average), else float32; on a GPU it is float16 (a fifth of
             a grey level at most, on average).
         threads: CPU threads; None leaves the process's setting (at first one for each core).
 

@@ -48,6 +48,11 @@ def _measured(h: Tensor, bias: Tensor | None, residual: Tensor | None) -> Measur
     return Measured(*convolution_epilogue_with_statistics(h, bias, residual, False))
 
 
+def _relu_conv_relu(h: Tensor, first_bias: Tensor | None, conv: nn.Conv2d, bias: Tensor | None) -> Tensor:
+    """relu(conv(relu(h + first_bias)) + bias), of a convolution without bias."""
+    return convolution_epilogue(conv(convolution_epilogue(h, first_bias, None, True)), bias, None, True)
+
+
 class PixelLinear(nn.Module):
     """A 1x1 convolution as a matrix product over the pixels of a channels-last feature map.
 
@@ -172,8 +177,7 @@ class FusedMerge(nn.Module):
         total = self.projections[0](feature[:size])
         for step in range(1, len(FUSION_TIMESTEPS)):
             total = self.projections[step](feature[step * size : (step + 1) * size], onto=total)
-        h = self.conv(convolution_epilogue(total, self.first_bias, None, True))
-        return convolution_epilogue(h, self.bias, None, True)
+        return _relu_conv_relu(total, self.first_bias, self.conv, self.bias)
 
 
 class FusedGate(nn.Module):
@@ -212,8 +216,7 @@ class FusedPair(nn.Module):
         second.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.second(convolution_epilogue(self.first(x), self.first_bias, None, True))
-        return convolution_epilogue(h, self.bias, None, True)
+        return _relu_conv_relu(self.first(x), self.first_bias, self.second, self.bias)
 
 
 class FusedLevel(nn.Module):
