@@ -73,8 +73,8 @@ def memory_guard(advice: str) -> Iterator[None]:
         raise
 
 
-def require(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency.
+def require(module: str, extra: str, hint: str = "") -> ModuleType:
+    """Import an optional dependency. `hint` follows the words on how to install it.
 
     Raises:
         MissingExtraError: `module` is not installed, or cannot be loaded; names the extra that brings it.
@@ -84,7 +84,7 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
             raise
-        raise MissingExtraError(f"{module} is not installed: pip install 'dmfnet-fast[{extra}]'") from error
+        raise MissingExtraError(f"{module} is not installed: pip install 'dmfnet-fast[{extra}]'{hint}") from error
     except (ImportError, OSError) as error:
         raise MissingExtraError(
             f"{module} is installed but cannot be loaded ({error}): reinstall it, pip install 'dmfnet-fast[{extra}]'"

@@ -106,13 +106,14 @@ class Fuser:
     library's own setting, for torch one for the whole process.
 
     Args:
-        engine: a .safetensors weights file (PyTorch), or an .onnx file of dmfnet-export (OpenVINO). None opens the
-            tiny weights that ship with the package, by the fastest library that is installed; see `info`.
+        engine: an .engine file of dmfnet-export (TensorRT), an .onnx file of it (OpenVINO), or a .safetensors weights
+            file (PyTorch). None opens the tiny weights that ship with the package, by the fastest library that is
+            installed; see `info`.
         seed: of the fixed noise that is added to every picture, 0 to 2^64 - 1.
-        device: "cpu", "cuda" or "cuda:N".
+        device: "cpu", "cuda" or "cuda:N"; None is the first GPU for an .engine file, else the CPU.
         precision: of the arithmetic: "float32", "bfloat16", on a GPU "float16"; "auto" is bfloat16 on CPUs that
             multiply it natively (half a grey level off on average), else float32; on a GPU it is float16 (a fifth of
-            a grey level at most, on average).
+            a grey level at most, on average). An .engine file has one precision, which "auto" is.
         threads: CPU threads; None leaves the process's setting (at first one for each core).
 
     Raises:
@@ -125,7 +126,7 @@ class Fuser:
         engine: str | os.PathLike[str] | None = None,
         seed: int = 0,
         *,
-        device: str = "cpu",
+        device: str | None = None,
         precision: Precision = "auto",
         threads: int | None = None,
     ) -> None:
@@ -134,7 +135,7 @@ class Fuser:
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise EngineError(f"threads {threads!r}: must be a whole number, at least 1")
         if engine is not None and (not isinstance(engine, str | os.PathLike) or not os.fspath(engine)):
-            raise EngineError(f"engine {engine!r}: must be the path of a .safetensors or .onnx file")
+            raise EngineError(f"engine {engine!r}: must be the path of an .engine, .onnx or .safetensors file")
         if precision not in get_args(Precision):
             raise EngineError(f"precision {precision!r}: use {', '.join(get_args(Precision))}")
         self._seed = seed

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from dmfnet_fast.commands.shared import command
-from dmfnet_fast.engines import SHIPPED_WEIGHTS
-from dmfnet_fast.errors import OutputError, require
+from dmfnet_fast.errors import OutputError
 from dmfnet_fast.files import replacing
 from dmfnet_fast.fusion_file import seal
+from export.request import DEFAULT_GPUS, Precision, Request, RequestError, make_request
+from export.source import Graph, from_onnx, from_weights
+
+EPILOG = """\b
+dmfnet-export                                  the shipped weights, for this machine's GPU, 256x256
+dmfnet-export W.safetensors --min 128 --opt 256 --max 512 --batch 4
+dmfnet-export W.safetensors --target tensorrt-rtx --gpu sm_86,sm_89
+dmfnet-export W.safetensors --target onnx -o network.onnx
+dmfnet-export W.safetensors --target onnx --fp16 -o graph.onnx && scp graph.onnx jetson:
+dmfnet-export graph.onnx                       on the Jetson: no torch, no triton
+"""
+
+
+def _tell(text: str) -> None:
+    click.echo(f"  {text}", err=True)
 
 
 @contextmanager
@@ -30,48 +45,146 @@ def _step(name: str) -> Iterator[None]:
     click.echo(f" {time.perf_counter() - started:.1f} s", err=True)
 
 
-@command()
-@click.argument("weights", type=click.Path(path_type=Path), required=False)
-@click.option("--target", type=click.Choice(["onnx"]), required=True, help="onnx: for CPUs, by OpenVINO.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File to write; by default the weights' name, here."
-)
-@click.version_option(package_name="dmfnet-fast")
-def main(weights: Path | None, target: str, output: Path | None) -> None:
-    """Export WEIGHTS (.safetensors; the shipped tiny ones if not given) as an engine file for Fuser.
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[float], None]]:
+    """As `_step`; yields what takes the part that is done, and shows it in steps of a tenth."""
+    shown = 0
 
-    The exported network is run beside the weights in float32 PyTorch, on OpenVINO and, if it is installed, on
-    ONNX Runtime, and written only if the pictures agree. It takes any batch and any size that is a multiple of 16,
-    at least 64; its engine chooses the precision when it opens the file.
+    def report(part: float) -> None:
+        nonlocal shown
+        if int(part * 10) > shown and part < 1:
+            shown = int(part * 10)
+            click.echo(f" {10 * shown}%", err=True, nl=False)
+
+    with _step(name):
+        yield report
+
+
+@contextmanager
+def _workplace(output: Path) -> Iterator[Path]:
+    """A folder beside `output` for what is unfinished; made at once, so that what cannot be written is found early.
+
+    Raises:
+        OutputError: nothing can be written there, now or later.
     """
-    weights = weights or SHIPPED_WEIGHTS
-    output = output or Path(f"{weights.stem}.{target}")
-    if output.suffix.lower() != f".{target}":
-        raise OutputError(f"{output}: name an .{target} file")
-    if output.is_dir():
-        raise OutputError(f"{output}: is a folder; name a file to write")
-    if not output.parent.is_dir():
-        raise OutputError(f"{output}: cannot be written: the folder {output.parent} does not exist")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".dmfnet-export-", dir=output.parent) as folder:
+            yield Path(folder)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
 
-    # Imported late, so that --help and a wrong name need no torch.
-    for module in ("torch", "safetensors", "onnx", "onnxscript", "openvino"):
-        require(module, extra="export")
-    from dmfnet_fast.model import load_model
-    from dmfnet_fast.model.weights import read_metadata
-    from export.graph import add_metadata, to_onnx
-    from export.verify import check, verify
 
-    with _step(f"reading {weights}"):
-        model = load_model(weights)
-    with _step("exporting"):
-        proto = to_onnx(model, read_metadata(weights).get("sha256"))
-    with _step("verifying"):
-        results = list(verify(model, proto.SerializeToString()))
-    for parity in results:
-        click.echo(f"  {parity}", err=True)
-    for parity in results:
-        check(parity)
-    add_metadata(proto, {"parity": json.dumps([parity.to_dict() for parity in results])})
-    with replacing(output) as temporary:
-        temporary.write_bytes(seal(proto.SerializeToString()))
-    click.echo(output)
+def _graph(request: Request) -> Graph:
+    if request.source.suffix.lower() == ".onnx":
+        if request.target == "onnx" and request.server is None:
+            raise RequestError(f"{request.source}: is an ONNX file already; give weights (.safetensors)")
+        return from_onnx(request.source, request.precision, _step)
+    for_engine = request.target != "onnx" or request.precision != "float32"
+    return from_weights(request.source, request.precision, for_engine, request.profile, _step)
+
+
+def _write_onnx(request: Request, graph: Graph) -> None:
+    with replacing(request.output) as temporary:
+        temporary.write_bytes(seal(graph.content))
+
+
+def _write_engine(request: Request, graph: Graph) -> None:
+    from export.engine_file import make_engine, publish
+
+    with _workplace(request.output) as folder:
+        made = make_engine(request, graph, folder, _step, _progress, _tell)
+        publish(folder, request.output)
+    _tell(f"{made.layers['count']} layers, of which {made.layers['reformats']} only rearrange")
+
+
+def _write_repository(request: Request, graph: Graph) -> None:
+    from export.triton_server import with_fixed_noise, write_repository
+
+    assert request.profile is not None
+    assert request.server is not None
+    served = with_fixed_noise(graph.content, request.profile)
+    if request.target == "tensorrt":
+        from export.engine_file import build_for_server
+
+        served = build_for_server(request, served, _progress, _tell)
+    try:
+        request.server.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{request.server}: the folder cannot be created: {error.strerror or error}") from error
+    with _workplace(request.output) as folder:
+        name = request.output.name
+        write_repository(folder / name, name, served, request.target, request.precision, request.profile)
+        (folder / name).replace(request.output)
+
+
+def _precision(chosen: tuple[str, ...]) -> Precision | None:
+    if len(chosen) > 1:
+        raise RequestError("--fp16, --bf16, --fp32: give one of them")
+    names: dict[str, Precision] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+    return names[chosen[0]] if chosen else None
+
+
+@command(epilog=EPILOG)
+@click.argument("weights", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--target",
+    type=click.Choice(["tensorrt", "tensorrt-rtx", "onnx"]),
+    default="tensorrt",
+    help="tensorrt: for the NVIDIA GPU of this machine, Jetson or datacenter; tensorrt-rtx: for RTX GPUs, built on any "
+    "machine; onnx: for CPUs, or with --fp16 or --bf16 a graph to build engines from elsewhere.",
+)
+@click.option("--fp16", "precision", flag_value="fp16", multiple=True, help="float16, the default for engines.")
+@click.option("--bf16", "precision", flag_value="bf16", multiple=True, help="bfloat16.")
+@click.option("--fp32", "precision", flag_value="fp32", multiple=True, help="float32, the default for onnx.")
+@click.option("--size", help="The one size of an engine, HEIGHTxWIDTH or one number; 256 by default.")
+@click.option("--min", "least", metavar="HxW", help="Smallest size of an engine that takes several.")
+@click.option("--opt", "best", metavar="HxW", help="Its fastest size; by default the largest.")
+@click.option("--max", "most", metavar="HxW", help="Its largest size.")
+@click.option("--batch", type=click.IntRange(1, 64), help="Most pairs that an engine takes at once; 1 by default.")
+@click.option("--gpu", metavar="sm_89,...", help=f"For tensorrt-rtx; by default {','.join(DEFAULT_GPUS)}.")
+@click.option("--plugins/--no-plugins", help="Put our Triton kernels into a TensorRT engine (10.9 and later).")
+@click.option("--timing-cache", type=click.Path(path_type=Path), help="TensorRT's measurements: read and written.")
+@click.option(
+    "--triton-server",
+    "server",
+    type=click.Path(path_type=Path),
+    help="Write a model for NVIDIA Triton Inference Server into this repository.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; by default named as WEIGHTS.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done.")
+@click.option("--inspect", "inspected", type=click.Path(path_type=Path), help="Print what a file of ours contains.")
+@click.version_option(package_name="dmfnet-fast")
+def main(
+    weights: Path | None,
+    precision: tuple[str, ...],
+    timing_cache: Path | None,
+    server: Path | None,
+    output: Path | None,
+    dry_run: bool,
+    inspected: Path | None,
+    **options: Any,
+) -> None:
+    """Export WEIGHTS (.safetensors, or an .onnx graph of this command; the shipped tiny ones if not given).
+
+    The result is compared with the network as trained, in float32, and appears only if they agree.
+    """
+    if inspected is not None:
+        from export.inspection import describe
+
+        click.echo("\n".join(describe(inspected)))
+        return
+    request = make_request(
+        weights, precision=_precision(precision), timing_cache=timing_cache, server=server, output=output, **options
+    )
+    if dry_run:
+        click.echo(request)
+        return
+    graph = _graph(request)
+    for parity in graph.parity:
+        _tell(str(parity))
+    _tell(f"largest activation {graph.largest_activation:.0f} (float16 holds up to 65504)")
+    write = _write_repository if request.server is not None else _write_engine
+    (_write_onnx if request.target == "onnx" and request.server is None else write)(request, graph)
+    click.echo(request.output)

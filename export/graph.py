@@ -50,8 +50,13 @@ def _group_norm(x: Any, num_groups: int, weight: Any, bias: Any, eps: float = 1e
     return op.Add(op.Mul(centred, op.Div(op.Reshape(weight, per_channel), deviation)), op.Reshape(bias, per_channel))
 
 
-def _trace(net: torch.nn.Module) -> Any:
-    """The module as an ONNX model in onnx_ir, as the exporter writes it, of any batch and size."""
+def trace(net: torch.nn.Module, translations: Mapping[Any, Any]) -> Any:
+    """The module as an ONNX model in onnx_ir, as the exporter writes it, of any batch and size.
+
+    Args:
+        net: forward(a, b, noise).
+        translations: for torch operators, functions that write them in ONNX.
+    """
     # Sizes that differ from each other and from every channel count: equal ones would be taken for the same.
     images, noise = torch.zeros(2, 1, 80, 112), torch.zeros(3, 2, 80, 112)
     height, width = (STRIDE * Dim(name, min=4, max=1024) for name in ("rows", "columns"))
@@ -70,16 +75,17 @@ def _trace(net: torch.nn.Module) -> Any:
             input_names=list(INPUTS),
             output_names=[OUTPUT],
             dynamic_shapes={"a": shape, "b": shape, "noise": {2: height, 3: width}},
-            custom_translation_table={torch.ops.aten.group_norm.default: _group_norm},
+            custom_translation_table=dict(translations),
             verbose=False,
         )
     assert program is not None
     return program.model
 
 
-def _tidy(model: Any) -> Any:
+def tidy(model: Any) -> Any:
     """Constants folded and kept once; nothing in the file of how it was traced."""
-    fold_constants(model)
+    # The limits keep repetitions of large tensors out of the file; what is folded here are rearranged weights.
+    fold_constants(model, input_size_limit=2**20, output_size_limit=2**20)
     sequence = onnx_ir.passes.Sequential(
         passes.LiftConstantsToInitializersPass(lift_all_constants=True),
         passes.CommonSubexpressionEliminationPass(),
@@ -116,11 +122,17 @@ def to_onnx(model: DMFNet, sha256: str | None = None) -> Any:
         MissingExtraError: onnx or onnxscript is not installed.
     """
     # Both images in a batch: half as many operations, so that engines open in half the time, and as fast on a CPU.
-    proto = _tidy(_trace(optimize(model, together=True)))
+    net = optimize(model, together=True)
+    return finish(tidy(trace(net, {torch.ops.aten.group_norm.default: _group_norm})), model, "float32", sha256)
+
+
+def finish(proto: Any, model: DMFNet, precision: str, sha256: str | None) -> Any:
+    """Check a graph and say in its metadata what it is: see `to_onnx`."""
     proto.producer_name, proto.producer_version = "dmfnet-fast", __version__
     metadata = {
         "format": FORMAT,
         "kind": KIND,
+        "precision": precision,
         "config": json.dumps(model.config.to_dict()),
         "training": json.dumps(model.record),
         "sha256": sha256 or weights_hash(model.state_dict()),

@@ -2,147 +2,157 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from dmfnet_fast.colour import to_network
+from dmfnet_fast.colour import to_luminance8
 from dmfnet_fast.engines import Precision
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.fusion_file import INPUTS, seal
-from dmfnet_fast.model import DMFNet
-from dmfnet_fast.noise import fusion_noise
+from dmfnet_fast.parity import Parity, Reference, compare
 from dmfnet_fast.phantom import make_phantom
 
-Arrays = tuple[NDArray[np.float32], ...]
+Shape: TypeAlias = tuple[int, int, int]  # pairs, height, width
+Grey: TypeAlias = NDArray[np.uint8]
+
+STANDARD_SHAPES: tuple[Shape, ...] = ((2, 64, 96), (1, 128, 128), (1, 256, 256))
+LARGEST_HALF = 65504.0
 
 
-@dataclass(frozen=True)
-class Limit:
-    """How far an engine's picture may be from float32 PyTorch's.
+def _phantoms(shape: Shape) -> tuple[Grey, Grey]:
+    """Luminances of made-up heads, MRI and PET, cut from the middle of larger squares."""
+    n, height, width = shape
+    size = max(height, width)
+    top, left = (size - height) // 2, (size - width) // 2
+    part = slice(top, top + height), slice(left, left + width)
+    heads = [make_phantom(seed, size) for seed in range(n)]
+    b = [to_luminance8(head.other("PET"), "phantom")[part] for head in heads]
+    return np.stack([head.mri[part] for head in heads]), np.stack(b)
 
-    Attributes:
-        max_abs: of the luminance in [-1, 1], where a grey level is 0.0078.
-        psnr: least, of the 8-bit pictures, in dB.
+
+def _extremes(height: int, width: int) -> tuple[Grey, Grey]:
+    """Black, grey, full contrast in lines and in halves, and saturated heads: five pairs."""
+    black, white = np.zeros((height, width), np.uint8), np.full((height, width), 255, np.uint8)
+    lines, halves = black.copy(), black.copy()
+    lines[::2] = 255
+    halves[:, width // 2 :] = 255
+    (head,), (other,) = _phantoms((1, height, width))
+    saturated = [(image.astype(np.int64) * 4).clip(0, 255).astype(np.uint8) for image in (head, other)]
+    a = [black, white // 2, lines, halves, saturated[0]]
+    b = [black, white // 2, lines.T if height == width else 255 - lines, white, saturated[1]]
+    return np.stack(a), np.stack(b)
+
+
+def pairs_to_check(shapes: Sequence[Shape], most_pairs: int | None = None) -> list[tuple[Grey, Grey]]:
+    """Phantom pairs of each shape, and, of the first shape's size, extreme ones.
+
+    `most_pairs`, if given, is what the engine takes at once: the extreme pairs come in batches of that many.
     """
-
-    max_abs: float
-    psnr: float
-
-
-# Rounding in float32 reaches 5e-6, with which a pixel in some thousands falls to the next grey level. bfloat16 has 8
-# bits of mantissa; with trained weights and with random ones single pixels reach 0.065, the mean 0.005 (50 dB).
-LIMITS = {"float32": Limit(1e-4, 65.0), "bfloat16": Limit(0.1, 43.0)}
+    extreme_a, extreme_b = _extremes(*shapes[0][1:])
+    step = most_pairs or len(extreme_a)
+    batches = [_phantoms(shape) for shape in shapes]
+    return batches + [(extreme_a[n : n + step], extreme_b[n : n + step]) for n in range(0, len(extreme_a), step)]
 
 
-@dataclass(frozen=True)
-class Parity:
-    """One engine at one precision, over all inputs.
+def references(model: Any, pairs: Sequence[tuple[Grey, Grey]]) -> tuple[list[Reference], float]:
+    """What `model`, as trained and on a CPU, makes of the pairs; and its largest activation, a magnitude.
 
-    Attributes:
-        engine, precision: what ran.
-        max_abs: largest error of the luminance in [-1, 1].
-        psnr: of the 8-bit pictures, in dB; infinite where they are equal.
+    The largest activation is that of any tensor between operators: half precision holds up to 65504.
     """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
 
-    engine: str
-    precision: str
-    max_abs: float
-    psnr: float
+    class Largest(TorchDispatchMode):
+        value = 0.0
 
-    @property
-    def within(self) -> bool:
-        limit = LIMITS[self.precision]
-        return self.max_abs <= limit.max_abs and self.psnr >= limit.psnr
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() == 4:
+                    low, high = torch.aminmax(tensor)
+                    self.value = max(self.value, -float(low), float(high))
+            return result
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, which has no infinity."""
-        return asdict(self) | {"psnr": self.psnr if math.isfinite(self.psnr) else None}
-
-    def __str__(self) -> str:
-        limit = LIMITS[self.precision]
-        return (
-            f"{self.engine}, {self.precision}: max abs error {self.max_abs:.1e} (limit {limit.max_abs:g}), "
-            f"PSNR {self.psnr:.1f} dB (limit {limit.psnr:g})"
-        )
-
-
-def compare(engine: str, precision: str, fused: list[NDArray[Any]], reference: list[NDArray[Any]]) -> Parity:
-    """Compare luminances in [-1, 1], (N, 1, H, W) each."""
-    pairs = list(zip(fused, reference, strict=True))
-    largest = max(float(np.abs(f - r).max()) for f, r in pairs)
-    grey = [[np.rint((image + 1.0) * 127.5).clip(0, 255) for image in pair] for pair in pairs]
-    error = np.concatenate([(f - r).ravel() for f, r in grey])
-    mse = float(np.square(error).mean())
-    return Parity(engine, precision, largest, 10 * math.log10(255**2 / mse) if mse else math.inf)
+    found = []
+    with torch.inference_mode(), Largest() as largest:
+        for a, b in pairs:
+            unknown = Reference(a, b, np.empty(0, np.float32))
+            found.append(replace(unknown, fused=model(*map(torch.tensor, unknown.inputs)).numpy()))
+    return found, largest.value
 
 
-def inputs() -> list[Arrays]:
-    """Phantom pairs: a batch of two that is not square, and a larger one."""
-    first, second = make_phantom(0, 128), make_phantom(1, 128)
-    parts = (slice(32, 96), slice(16, 112))
-    batches = [([first, second], parts), ([first], (slice(None), slice(None)))]
-    result: list[Arrays] = []
-    for phantoms, part in batches:
-        a, b = (
-            np.stack([to_network(np.ascontiguousarray(picture[part]), (0, 255))[None] for picture in pictures])
-            for pictures in ([p.mri for p in phantoms], [p.other("PET") for p in phantoms])
-        )
-        result.append((a, b, fusion_noise(0, *a.shape[2:])))
-    return result
+def on_onnx_runtime(proto: bytes, precision: str, wanted: Sequence[Reference]) -> Parity:
+    """Run an exported network on ONNX Runtime.
 
-
-def _on_onnx_runtime(proto: bytes, batches: list[Arrays]) -> list[NDArray[np.float32]]:
+    Raises:
+        EngineError: it cannot.
+    """
     try:
         onnxruntime: Any = import_module("onnxruntime")  # which has no type hints
         session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
-        return [session.run(None, dict(zip(INPUTS, arrays, strict=True)))[0] for arrays in batches]
+        names = [entry.name for entry in session.get_inputs()]
+        fused = []
+        for reference in wanted:
+            given = dict(zip(INPUTS, reference.inputs, strict=True))
+            fused.append(session.run(None, {name: given[name] for name in names})[0])
     except Exception as error:  # its exceptions have no common class
         raise EngineError(
             f"ONNX Runtime cannot run the exported network: {error}; upgrade onnxruntime or uninstall it "
             "(it is not needed, only asked for a second opinion)"
         ) from error
+    return compare("ONNX Runtime", precision, fused, wanted)
 
 
-def verify(model: DMFNet, proto: bytes) -> Iterator[Parity]:
-    """Run an exported network on OpenVINO, at each precision that this CPU has, and on ONNX Runtime if installed.
+def widened(proto: Any) -> Any:
+    """A bfloat16 model with float32 in its place, as ONNX Runtime has no convolutions of bfloat16.
 
-    Args:
-        model: as trained.
-        proto: the ONNX file's contents.
+    The weights stay rounded; what is computed from them is not.
+    """
+    import onnx
 
-    Yields:
-        The parity of each engine, once it has run.
+    kinds = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    wide = onnx.ModelProto()
+    wide.CopyFrom(proto)
+    for n, tensor in enumerate(wide.graph.initializer):
+        if tensor.data_type == kinds[0]:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            wide.graph.initializer[n].CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    for node in wide.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.i == kinds[0]:
+                attribute.i = kinds[1]
+            elif node.op_type == "Constant" and attribute.t.data_type == kinds[0]:
+                values = onnx.numpy_helper.to_array(attribute.t).astype(np.float32)
+                attribute.t.CopyFrom(onnx.numpy_helper.from_array(values))
+    return wide
+
+
+def has_onnx_runtime() -> bool:
+    return find_spec("onnxruntime") is not None
+
+
+def on_openvino(proto: bytes, wanted: Sequence[Reference]) -> list[Parity]:
+    """Run an exported network on OpenVINO, at each precision that this CPU has.
 
     Raises:
         EngineError: OpenVINO cannot open it.
         MissingExtraError: OpenVINO is not installed.
     """
-    batches = inputs()
-    with torch.inference_mode():
-        reference = [model(*map(torch.tensor, arrays)).numpy() for arrays in batches]
-    if find_spec("onnxruntime") is not None:
-        yield compare("ONNX Runtime", "float32", _on_onnx_runtime(proto, batches), reference)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "exported.onnx"
         path.write_bytes(seal(proto))
         choices: tuple[Precision, ...] = ("float32", "auto")
         engines = [OpenVINOEngine(path, "cpu", choice, None) for choice in choices]
-        for precision, engine in {engine.info["precision"]: engine for engine in engines}.items():
-            yield compare("OpenVINO", precision, [engine.run(*arrays) for arrays in batches], reference)
-
-
-def check(parity: Parity) -> None:
-    """Raise an EngineError if an engine's parity is beyond its limits."""
-    if not parity.within:
-        raise EngineError(f"the exported network differs from the weights: {parity}; nothing was written")
+        return [
+            compare("OpenVINO", precision, [engine.run(*r.inputs) for r in wanted], wanted)
+            for precision, engine in {engine.info["precision"]: engine for engine in engines}.items()
+        ]

@@ -37,7 +37,7 @@ class Request:
     b: Path
     output: Path
     engine: Path | None
-    device: str
+    device: str | None
     precision: Precision
     threads: int | None
     seed: int
@@ -158,9 +158,9 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
 @click.option(
     "--engine",
     type=click.Path(path_type=Path),
-    help="Weights (.safetensors) or exported network (.onnx); the shipped tiny weights if not given.",
+    help="Weights (.safetensors), or a file of dmfnet-export (.onnx, .engine); the shipped tiny weights if not given.",
 )
-@click.option("--device", default="cpu", help="cpu, cuda or cuda:N.")
+@click.option("--device", help="cpu, cuda or cuda:N; by default cuda for an .engine file, else cpu.")
 @click.option(
     "--precision",
     default="auto",

@@ -16,13 +16,16 @@ SHIPPED_WEIGHTS = Path(__file__).parent.parent / "weights" / "dmfnet-tiny.safete
 _PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
 
 
-def shipped_engine(device: str) -> Path:
+def shipped_engine(device: str | None) -> Path:
     """The file of the shipped weights for the fastest library installed: on a CPU OpenVINO, then PyTorch.
+
+    None means the CPU.
 
     Raises:
         EngineError: there is no such device.
         MissingExtraError: no library that runs there is installed.
     """
+    device = device or "cpu"
     check_device(device)
     if device == "cpu" and find_spec("openvino") is not None:
         return SHIPPED_WEIGHTS.with_suffix(".onnx")
@@ -32,11 +35,11 @@ def shipped_engine(device: str) -> Path:
     raise MissingExtraError(f"no library that runs the network on {device} is installed: pip install {extras}")
 
 
-def open_engine(path: Path, device: str, precision: Precision, threads: int | None) -> Engine:
+def open_engine(path: Path, device: str | None, precision: Precision, threads: int | None) -> Engine:
     """Open the engine file `path`.
 
     Args:
-        device: "cpu", "cuda" or "cuda:N".
+        device: "cpu", "cuda" or "cuda:N"; None is the GPU for an .engine file, else the CPU.
         precision: of the arithmetic; "auto" is the engine's choice for the device.
         threads: CPU threads; None leaves the engine's default.
 
@@ -49,6 +52,11 @@ def open_engine(path: Path, device: str, precision: Precision, threads: int | No
     if path.is_dir():
         raise EngineError(f"{path}: is a folder, not an engine file")
     suffix = path.suffix.lower()
+    if suffix == ".engine":
+        from dmfnet_fast.engines.tensorrt import TensorRTEngine
+
+        return TensorRTEngine(path, device or "cuda", precision, threads)
+    device = device or "cpu"
     if suffix == ".safetensors":
         from dmfnet_fast.engines.torch_engine import TorchEngine
 
@@ -57,7 +65,7 @@ def open_engine(path: Path, device: str, precision: Precision, threads: int | No
         from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, cache_folder
 
         return OpenVINOEngine(path, device, precision, threads, cache_folder())
-    kinds = "an engine is a .safetensors or .onnx file"
+    kinds = "an engine is a .engine, .onnx or .safetensors file"
     if suffix in (".pth", ".pt", ".ckpt"):
         raise EngineError(f"{path}: is a torch checkpoint; dmfnet-convert makes a .safetensors engine of it")
     if suffix in _PICTURES:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.errors import EngineError
+from dmfnet_fast.fusion_file import properties, seal
 from dmfnet_fast.model import load_model
 from dmfnet_fast.model.weights import read_metadata
+from dmfnet_fast.parity import LIMITS, Reference, check
 from export.command import main
 from export.graph import OPSET
-from export.verify import LIMITS, check, compare, verify
+from export.request import SHIPPED_GRAPH
+from export.source import NOTHING_WRITTEN, from_content, from_weights
+from export.verify import STANDARD_SHAPES, on_onnx_runtime, on_openvino, pairs_to_check, references
 
 from ..rules import GOLDEN
 
@@ -27,11 +33,14 @@ from ..rules import GOLDEN
 @pytest.fixture(scope="module")
 def exported(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "base.onnx"
-    result = CliRunner().invoke(main, [str(converted), "--target", "onnx", "-o", str(path)])
+    with pytest.MonkeyPatch.context() as patch:
+        # Base in float32 takes long at the larger ones.
+        patch.setattr("export.source.STANDARD_SHAPES", ((1, 64, 96),))
+        result = CliRunner().invoke(main, [str(converted), "--target", "onnx", "-o", str(path)])
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{path}\n"
     assert "exporting" in result.stderr
-    assert "ONNX Runtime, float32: max abs error" in result.stderr
+    assert "ONNX Runtime, float32, 64x96: max abs error" in result.stderr
     assert [file.name for file in path.parent.iterdir()] == ["base.onnx"]
     return path
 
@@ -67,66 +76,173 @@ def test_golden(exported: Path, file: str) -> None:
     assert np.abs(result[0, 0] - fused).max() <= 2e-5
 
 
-def test_shipped_file_is_the_shipped_weights() -> None:
-    model = onnx.load(SHIPPED_WEIGHTS.with_suffix(".onnx"))
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    assert metadata["sha256"] == read_metadata(SHIPPED_WEIGHTS)["sha256"]
-    results = list(verify(load_model(SHIPPED_WEIGHTS), model.SerializeToString()))
-    assert {parity.precision for parity in results} >= {"float32"}
-    for parity in results:
-        check(parity)
+@pytest.fixture(scope="module")
+def wanted() -> list[Reference]:
+    return references(load_model(SHIPPED_WEIGHTS), pairs_to_check([(2, 64, 96)]))[0]
 
 
-def test_a_wrong_network_fails() -> None:
-    model = onnx.load(SHIPPED_WEIGHTS.with_suffix(".onnx"))
+def test_shipped_file_is_the_shipped_weights(wanted: list[Reference]) -> None:
+    content = SHIPPED_WEIGHTS.with_suffix(".onnx").read_bytes()
+    graph = from_content(content, "shipped")
+    assert graph.weights == read_metadata(SHIPPED_WEIGHTS)["sha256"]
+    parities = on_openvino(content, wanted)
+    assert {parity.precision for parity in parities} >= {"float32"}
+    for parity in (*parities, *graph.parity):
+        check(parity, "no")
+
+
+@pytest.mark.parametrize("file", [SHIPPED_WEIGHTS.with_suffix(".onnx"), SHIPPED_GRAPH], ids=["float32", "float16"])
+def test_shipped_references(file: Path, wanted: list[Reference]) -> None:
+    """What a machine without torch compares with is what the weights make."""
+    graph = from_content(file.read_bytes(), file.name)
+    assert [reference.shape for reference in graph.references] == [*STANDARD_SHAPES, (5, 64, 96)]
+    for ours, theirs in zip(wanted, (graph.references[0], graph.references[-1]), strict=True):
+        np.testing.assert_array_equal(ours.a, theirs.a)
+        np.testing.assert_array_equal(ours.b, theirs.b)
+        assert np.abs(ours.fused - theirs.fused).max() <= 1e-4
+    assert on_onnx_runtime(file.read_bytes(), graph.precision, wanted).within
+
+
+def test_a_wrong_network_fails(wanted: list[Reference]) -> None:
+    model = onnx.load(SHIPPED_GRAPH)
     (last,) = [tensor for tensor in model.graph.initializer if tensor.name.endswith("rgb_decode1.conv.weight")]
     values = onnx.numpy_helper.to_array(last)
-    last.CopyFrom(onnx.numpy_helper.from_array(values * np.float32(1.01), last.name))
-    parity = next(iter(verify(load_model(SHIPPED_WEIGHTS), model.SerializeToString())))
+    last.CopyFrom(onnx.numpy_helper.from_array(values * np.float32(1.1), last.name))
+    parity = on_onnx_runtime(model.SerializeToString(), "float16", wanted)
     assert not parity.within
-    with pytest.raises(EngineError, match=r"differs from the weights: .*limit 0\.0001.*nothing was written"):
-        check(parity)
+    with pytest.raises(EngineError, match=r"differs from the weights: .*limit 0\.016.*nothing was written"):
+        check(parity, NOTHING_WRITTEN)
 
 
-def test_onnx_runtime_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_runtime_that_cannot(monkeypatch: pytest.MonkeyPatch, wanted: list[Reference]) -> None:
     def too_old(*_: Any, **__: Any) -> None:
         raise ValueError("opset 20 is not supported")
 
     monkeypatch.setattr("onnxruntime.InferenceSession", too_old)
-    content = SHIPPED_WEIGHTS.with_suffix(".onnx").read_bytes()
     with pytest.raises(EngineError, match="opset 20 is not supported; upgrade onnxruntime or uninstall it"):
-        next(iter(verify(load_model(SHIPPED_WEIGHTS), content)))
+        on_onnx_runtime(SHIPPED_GRAPH.read_bytes(), "float16", wanted)
 
 
-def test_parity() -> None:
-    reference = np.full((1, 1, 64, 64), -0.5)
-    equal = compare("x", "float32", [reference], [reference])
-    assert equal.to_dict() == {"engine": "x", "precision": "float32", "max_abs": 0.0, "psnr": None}
-    assert equal.within
-    step = 1 / 127.5
-    off = compare("x", "bfloat16", [reference + step], [reference])
-    assert off.max_abs == pytest.approx(step)
-    assert off.psnr == pytest.approx(20 * np.log10(255))
-    assert off.within
-    assert not compare("x", "bfloat16", [reference + 4 * step], [reference]).within
+def test_inputs_to_check() -> None:
+    """Heads at every shape; black, grey, full contrast and saturation at the first's size."""
+    pairs = pairs_to_check([(2, 64, 96), (1, 80, 80)], most_pairs=2)
+    assert [a.shape for a, _ in pairs] == [(2, 64, 96), (1, 80, 80), (2, 64, 96), (2, 64, 96), (1, 64, 96)]
+    extremes = np.concatenate([a for a, _ in pairs[2:]])
+    assert [int(np.ptp(image)) for image in extremes] == [0, 0, 255, 255, 255]
+    assert (extremes[-1] == 255).mean() > 0.1
+
+
+def test_largest_activation() -> None:
+    """In the units of the tensors between operators."""
+
+    class Doubling(torch.nn.Module):
+        def forward(self, a: torch.Tensor, _b: torch.Tensor, _noise: torch.Tensor) -> torch.Tensor:
+            return (-3000 * (a.abs() + 1)) / 6000
+
+    _, largest = references(Doubling(), [(np.full((1, 64, 64), 255, np.uint8),) * 2])
+    assert largest == pytest.approx(6000)
+
+
+def test_too_large_for_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.source.references", lambda *_: ([], 70000.0))
+    monkeypatch.setattr("export.engine_graph.to_engine_onnx", lambda *_: None)
+    with pytest.raises(EngineError, match="values reach 70000, float16 holds up to 65504: use --bf16"):
+        from_weights(SHIPPED_WEIGHTS, "float16", True, None, lambda _: nullcontext())
+
+
+def test_properties_without_onnx() -> None:
+    content = SHIPPED_GRAPH.read_bytes()
+    assert properties(content) == {entry.key: entry.value for entry in onnx.load(SHIPPED_GRAPH).metadata_props}
+    for wrong in (content[:-100], content[:1000], b"\xff" * 20, b"\x89PNG\r\n\x1a\n"):
+        with pytest.raises(ValueError):  # noqa: PT011
+            properties(wrong)
+
+
+RTX = ["--target", "tensorrt-rtx"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["missing.safetensors", "--target", "onnx"], "missing.safetensors: no such file"),
+        (["missing.onnx", *RTX], "missing.onnx: no such file"),
         (["--target", "onnx", "-o", "network.engine"], "network.engine: name an .onnx file"),
+        ([*RTX, "-o", "network.onnx"], "network.onnx: name an .engine file"),
         (["--target", "onnx", "-o", "nowhere/network.onnx"], "the folder nowhere does not exist"),
-        ([], "Missing option '--target'"),
+        (["--target", "onnx", "--size", "256"], "an ONNX file takes any size"),
+        (["network.onnx", "--target", "onnx"], "network.onnx: is an ONNX file already"),
+        ([*RTX, "--size", "250"], "--size 250: height and width must be multiples of 16, 64 to 16384"),
+        ([*RTX, "--size", "48"], "--size 48: height and width must be multiples of 16"),
+        ([*RTX, "--size", "big"], "--size big: give HEIGHTxWIDTH"),
+        ([*RTX, "--size", "256", "--max", "512"], "--size is one size, --min, --opt and --max are a range"),
+        ([*RTX, "--max", "512"], "give --min and --max"),
+        ([*RTX, "--min", "512", "--max", "256"], "--opt 256x256: --min, --opt and --max must ascend"),
+        ([*RTX, "--min", "128", "--opt", "640x128", "--max", "512"], "--opt 640x128 is larger than --max 512x512"),
+        ([*RTX, "--gpu", "sm_87"], "--gpu sm_87: TensorRT-RTX builds for sm_75, sm_80"),
+        ([*RTX, "--gpu", "RTX4090"], "--gpu RTX4090: TensorRT-RTX builds for"),
+        ([*RTX, "--gpu", "sm_75", "--bf16"], "sm_75: has no bfloat16"),
+        ([*RTX, "--plugins"], "--plugins is for --target tensorrt"),
+        ([*RTX, "--timing-cache", "t"], "--timing-cache is for --target tensorrt"),
+        ([*RTX, "--fp16", "--bf16"], "--fp16, --bf16, --fp32: give one of them"),
+        ([*RTX, "--triton-server", "models"], "the server runs no TensorRT-RTX engines"),
+        (["--target", "onnx", "--triton-server", "models", "--min", "64", "--max", "128"], "give one --size"),
+        (["--target", "onnx", "--triton-server", "models", "-o", "x.onnx"], "leave -o out"),
+        ([], "tensorrt is not installed: pip install 'dmfnet-fast[tensorrt]'; on a Jetson it comes with JetPack"),
+        (["--gpu", "sm_87"], "--gpu is for --target tensorrt-rtx"),
+        ([*RTX, "--fp32", str(SHIPPED_GRAPH)], "its precision is float16, not float32"),
+        (["--inspect", "missing.engine"], "missing.engine: no such file"),
+        (["--inspect", __file__], "test_export.py: cannot be inspected"),
+        (["--inspect", "--dry-run"], "--dry-run: no such file"),
     ],
 )
 def test_errors(
     arguments: list[str], message: str, cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.chdir(tmp_path)
     result = cli.invoke(main, arguments)
     assert result.exit_code == 2
     assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["changed", "truncated", "another's", "a version before"])
+def test_damaged_graphs(damage: str, cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = SHIPPED_GRAPH.read_bytes()
+    if damage == "changed":
+        middle = len(content) // 3
+        content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    elif damage == "truncated":
+        content = content[:-5000]
+    else:
+        model = onnx.ModelProto.FromString(content)
+        unwanted = "format" if damage == "another's" else "references"
+        kept = [entry for entry in model.metadata_props if entry.key != unwanted]
+        del model.metadata_props[:]
+        model.metadata_props.extend(kept)
+        content = seal(model.SerializeToString())
+    Path("graph.onnx").write_bytes(content)
+    result = cli.invoke(main, ["graph.onnx", *RTX])
+    assert result.exit_code == 2
+    expected = {
+        "changed": "has changed since it was exported",
+        "truncated": "is not a readable ONNX file, or is damaged",
+        "another's": "was not made by dmfnet-export",
+        "a version before": "has no 'references' in it, so another version made it",
+    }
+    assert f"error: graph.onnx: {expected[damage]}" in result.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["graph.onnx"]
+
+
+def test_dry_run(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--min", "128x160", "--opt", "256", "--max", "512", "--batch", "4", "--gpu", "sm_89, sm_120"]
+    result = cli.invoke(main, [*RTX, *options, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    for words in ("tensorrt-rtx", "float16", "128x160 to 512x512, 1 to 4 pairs", "sm_89, sm_120", "dmfnet-tiny.engine"):
+        assert words in result.stdout
     assert not list(tmp_path.iterdir())
 
 

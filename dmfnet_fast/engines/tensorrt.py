@@ -1,0 +1,399 @@
+"""`.engine` files made by dmfnet-export, run by TensorRT or TensorRT-RTX on an NVIDIA GPU, without PyTorch."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmfnet_fast.devices import check_device
+from dmfnet_fast.engines.base import Engine, Precision
+from dmfnet_fast.errors import EngineError, OutputError, PictureError, is_lack_of_memory, require
+from dmfnet_fast.files import replacing
+from dmfnet_fast.fusion_file import INPUTS, OUTPUT
+from dmfnet_fast.manifest import Manifest, load_check
+from dmfnet_fast.parity import check, compare
+
+Shape: TypeAlias = tuple[int, int, int]  # pairs, height, width
+
+KEPT_SHAPES = 4  # whose contexts, buffers and graphs stay in GPU memory
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+
+
+class Cuda:
+    """The CUDA runtime on one GPU: every call is checked.
+
+    Args:
+        device: "cuda" (the first GPU) or "cuda:N".
+
+    Raises:
+        EngineError: there is no driver, or no such GPU.
+        MissingExtraError: cuda-python is not installed.
+    """
+
+    def __init__(self, device: str, extra: str = "tensorrt") -> None:
+        self.runtime: Any = require("cuda.bindings.runtime", extra=extra)
+        self.index = int(device.partition(":")[2] or 0)
+        try:
+            count = self.call("cudaGetDeviceCount")
+        except EngineError as error:
+            raise EngineError(f"device {device!r}: {error}; check the NVIDIA driver (nvidia-smi)") from error
+        if self.index >= count:
+            raise EngineError(f"device {device!r}: there are {count} CUDA GPUs, counted from 0")
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call a function of the CUDA runtime; gives its result.
+
+        Raises:
+            EngineError: it failed.
+            MemoryError: it failed for lack of memory.
+        """
+        status, *results = getattr(self.runtime, name)(*arguments)
+        if int(status) != 0:
+            words = self.runtime.cudaGetErrorString(status)[1].decode()
+            if int(status) == _OUT_OF_MEMORY:
+                raise MemoryError(f"{name}: {words}")
+            raise EngineError(f"CUDA cannot do {name}: {words}")
+        return results[0] if results else None
+
+    def use(self) -> None:
+        """Make this GPU the current one, of this thread."""
+        self.call("cudaSetDevice", self.index)
+
+    @property
+    def gpu(self) -> tuple[str, str]:
+        """Its name, and its compute capability, such as "8.9"."""
+        found = self.call("cudaGetDeviceProperties", self.index)
+        return found.name.decode(), f"{found.major}.{found.minor}"
+
+
+def current_gpu(device: str = "cuda") -> tuple[str, str]:
+    """Name and compute capability of a GPU. Raises as `Cuda`."""
+    return Cuda(device).gpu
+
+
+class _Host:
+    """Pinned memory of the CPU, as an array."""
+
+    def __init__(self, cuda: Cuda, shape: tuple[int, ...], stack: ExitStack) -> None:
+        count = int(np.prod(shape))
+        self.address = int(cuda.call("cudaMallocHost", 4 * count))
+        stack.callback(cuda.call, "cudaFreeHost", self.address)
+        self.values = np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.address)).reshape(shape)
+
+
+class BoundShape:
+    """One shape: an execution context, its memory, and what it does as one CUDA graph.
+
+    Args:
+        cuda: of the GPU.
+        context: makes an execution context without memory of its own.
+        stream: that all is done on.
+        shape: pairs, height, width.
+
+    Raises:
+        EngineError: TensorRT or CUDA cannot.
+        MemoryError: the GPU has too little memory. Nothing is left behind in either case.
+    """
+
+    def __init__(self, cuda: Cuda, context: Callable[[], Any], stream: Any, shape: Shape) -> None:
+        pairs, height, width = shape
+        self._cuda, self._stream = cuda, stream
+        image = (pairs, 1, height, width)
+        shapes = dict(zip(INPUTS, (image, image, (3, 2, height, width)), strict=True))
+        with ExitStack() as stack:
+            self._hosts = {name: _Host(cuda, size, stack) for name, size in (shapes | {OUTPUT: image}).items()}
+            self._addresses = {name: self._allocate(host.values.nbytes, stack) for name, host in self._hosts.items()}
+            self._context = self._expect(context(), "make an execution context")
+            # The context goes before its memory does.
+            for name, size in shapes.items():
+                self._expect(self._context.set_input_shape(name, size), f"take {name} of {size}")
+            scratch = int(self._context.update_device_memory_size_for_shapes())
+            if scratch:
+                self._context.set_device_memory(self._allocate(scratch, stack), scratch)
+            for name, address in self._addresses.items():
+                self._expect(self._context.set_tensor_address(name, address), f"take memory for {name}")
+            stack.callback(self._forget_context)
+            self._enqueue()  # what is chosen or compiled at a first run is not for a graph
+            self._cuda.call("cudaStreamSynchronize", stream)
+            self._graph = self._capture(stack)
+            self._memory = stack.pop_all()
+
+    @staticmethod
+    def _expect(result: Any, what: str) -> Any:
+        if not result:
+            raise EngineError(f"TensorRT cannot {what}")
+        return result
+
+    def _allocate(self, size: int, stack: ExitStack) -> int:
+        address = int(self._cuda.call("cudaMalloc", size))
+        stack.callback(self._cuda.call, "cudaFree", address)
+        return address
+
+    def _forget_context(self) -> None:
+        self._context = None
+
+    def _copy(self, name: str, to_gpu: bool) -> None:
+        kinds = self._cuda.runtime.cudaMemcpyKind
+        host, address = self._hosts[name], self._addresses[name]
+        ends = (address, host.address) if to_gpu else (host.address, address)
+        kind = kinds.cudaMemcpyHostToDevice if to_gpu else kinds.cudaMemcpyDeviceToHost
+        self._cuda.call("cudaMemcpyAsync", *ends, host.values.nbytes, kind, self._stream)
+
+    def _enqueue(self) -> None:
+        """From pinned memory to pinned memory."""
+        for name in INPUTS:
+            self._copy(name, to_gpu=True)
+        self._expect(self._context.execute_async_v3(int(self._stream)), "run the engine")
+        self._copy(OUTPUT, to_gpu=False)
+
+    def _capture(self, stack: ExitStack) -> Any:
+        """The whole as a CUDA graph; None where TensorRT cannot be captured."""
+        # TensorRT has no such question; there, an engine without loops can be.
+        capturable = getattr(self._context, "is_stream_capturable", None)
+        if capturable is not None and not capturable(int(self._stream)):
+            return None
+        # Other threads may allocate meanwhile.
+        mode = self._cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._cuda.call("cudaStreamBeginCapture", self._stream, mode)
+        try:
+            self._enqueue()
+        except BaseException:
+            # Else the stream could not be used again.
+            with suppress(EngineError, MemoryError):
+                self._cuda.call("cudaGraphDestroy", self._cuda.call("cudaStreamEndCapture", self._stream))
+            raise
+        graph = self._cuda.call("cudaStreamEndCapture", self._stream)
+        try:
+            executable = self._cuda.call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._cuda.call("cudaGraphDestroy", graph)
+        stack.callback(self._cuda.call, "cudaGraphExecDestroy", executable)
+        return executable
+
+    @property
+    def captured(self) -> bool:
+        """Whether it runs as a CUDA graph."""
+        return self._graph is not None
+
+    def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As `Engine.run`, for this shape alone."""
+        for name, array in zip(INPUTS, (a, b, noise), strict=True):
+            self._hosts[name].values[...] = array
+        if self._graph is None:
+            self._enqueue()
+        else:
+            self._cuda.call("cudaGraphLaunch", self._graph, self._stream)
+        self._cuda.call("cudaStreamSynchronize", self._stream)
+        return self._hosts[OUTPUT].values.copy()
+
+    def close(self) -> None:
+        """Free it all: the graph, the context, the memory. Twice does no harm."""
+        self._memory.close()
+
+
+def _logger(trt: Any) -> Any:
+    """A logger that keeps errors, and says nothing itself."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(" ".join(message.split()))
+
+    return Logger()
+
+
+class TensorRTEngine(Engine):
+    """One engine file, with its manifest beside it: see `dmfnet_fast.manifest`.
+
+    For each shape there is an execution context with exactly the memory that it needs, and a CUDA graph; those of the
+    last four shapes stay. All is done on one stream of the engine's own.
+
+    An engine that could not be run where it was built is compared with its check pair when it is first opened, and
+    the result is noted in the manifest, where that can be written. TensorRT-RTX compiles kernels for a shape at its
+    first run; they are kept beside the engine, in NAME.engine.cache, where that can be written.
+
+    This has never run on a GPU: the tests put stand-ins in the place of the driver and of TensorRT.
+    """
+
+    def __init__(self, path: Path, device: str, precision: Precision, threads: int | None) -> None:
+        del threads  # of a CPU
+        self._shapes: dict[Shape, BoundShape] = {}  # the last used last
+        self._stack = ExitStack()
+        self._manifest = manifest = Manifest.read(path)
+        self._path = path
+        check_device(device)
+        if device == "cpu":
+            raise EngineError(f"{path}: .engine files run on NVIDIA GPUs; for a CPU use an .onnx file")
+        if precision not in ("auto", manifest.precision):
+            raise EngineError(
+                f"{path}: its precision is {manifest.precision}; precision {precision!r} takes another export"
+            )
+        manifest.check_file(path)
+        if manifest.flavour not in MODULES:
+            raise EngineError(f"{path}: is of an unknown flavour {manifest.flavour!r}; export it again")
+        self._trt: Any = require(MODULES[manifest.flavour], extra=manifest.flavour)
+        self._check_version()
+        self._cuda = Cuda(device, manifest.flavour)
+        self._check_gpu(device)
+        self.largest_batch = manifest.shapes["max"][0]
+        try:
+            self._open()
+            if manifest.parity is None:
+                self._verify()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_version(self) -> None:
+        """Engines run with the release that built them: TensorRT's documentation, "Version Compatibility", and
+        TensorRT-RTX's, "Engine Compatibility"."""
+        found, needed = getattr(self._trt, "__version__", "none"), self._manifest.version
+        if found != needed:
+            raise EngineError(
+                f"{self._path}: was built with {MODULES[self._manifest.flavour]} {needed}, here is {found}: install "
+                f"that version ({MODULES[self._manifest.flavour].replace('_', '-')}=={needed}), or export it again here"
+            )
+
+    def _check_gpu(self, device: str) -> None:
+        name, capability = self._cuda.gpu
+        if capability not in self._manifest.compute_capabilities:
+            wanted = ", ".join(self._manifest.compute_capabilities)
+            raise EngineError(
+                f"{self._path}: is for GPUs of compute capability {wanted}; {device} is {name}, {capability}: export "
+                "it again, here or for that"
+            )
+
+    def _open(self) -> None:
+        trt, cuda = self._trt, self._cuda
+        cuda.use()
+        self._stream = cuda.call("cudaStreamCreateWithFlags", cuda.runtime.cudaStreamNonBlocking)
+        self._stack.callback(cuda.call, "cudaStreamDestroy", self._stream)
+        logger = _logger(trt)
+        runtime = trt.Runtime(logger)
+        engine = runtime.deserialize_cuda_engine(self._path.read_bytes())
+        if engine is None:
+            why = logger.errors[-1] if logger.errors else "it does not say why"
+            raise EngineError(f"{self._path}: TensorRT cannot open it: {why}; export it again")
+        # In the order in which TensorRT wants them to go: engine, runtime, logger.
+        self._opened: list[Any] = [logger, runtime, engine]
+        self._stack.callback(self._forget_opened)
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._manifest.flavour == "tensorrt":
+            self._context: Callable[[], Any] = lambda: engine.create_execution_context(strategy)
+        else:
+            config = engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(strategy)
+            # By default the first runs of a shape use kernels for any shape, and a graph would keep those.
+            kinds = trt.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
+            cache = config.create_runtime_cache()
+            with suppress(OSError):
+                cache.deserialize(self._cache_path.read_bytes())  # checks what it is given
+            config.set_runtime_cache(cache)
+            self._opened += [cache, config]
+            self._context = lambda: engine.create_execution_context(config)
+
+    def _forget_opened(self) -> None:
+        del self._context
+        while self._opened:
+            self._opened.pop()
+
+    @property
+    def _cache_path(self) -> Path:
+        return self._path.with_name(f"{self._path.name}.cache")
+
+    def _save_cache(self) -> None:
+        if self._manifest.flavour == "tensorrt-rtx":
+            cache = self._opened[3]
+            with suppress(OutputError), replacing(self._cache_path) as temporary:
+                temporary.write_bytes(bytes(cache.serialize()))
+
+    def _verify(self) -> None:
+        manifest = self._manifest
+        if manifest.check is None:
+            return
+        wanted = load_check(self._path, manifest.check["sha256"])
+        fused = self.run(*wanted.inputs)
+        parity = compare(self.info["engine"], manifest.precision, [fused], [wanted])
+        try:
+            check(parity, "it is not used; export it on this machine, or with another precision")
+        except EngineError as error:
+            raise EngineError(f"{self._path}: on this GPU its picture {error}") from error
+        self._manifest = replace(manifest, parity=parity.to_dict())
+        with suppress(OutputError):
+            self._manifest.write(self._path)
+
+    def _check_size(self, height: int, width: int) -> None:
+        least, most = self._manifest.shapes["min"], self._manifest.shapes["max"]
+        if not (least[1] <= height <= most[1] and least[2] <= width <= most[2]):
+            sizes = f"{least[1]}x{least[2]}"
+            if least[1:] != most[1:]:
+                sizes += f" to {most[1]}x{most[2]}"
+            raise PictureError(
+                f"{self._path}: takes {sizes} (height x width), the pictures are {height}x{width}, padded to multiples "
+                "of 16: make an engine for them with dmfnet-export --size, or --min and --max"
+            )
+
+    def _bound(self, shape: Shape) -> BoundShape:
+        bound = self._shapes.pop(shape, None)
+        if bound is None:
+            if len(self._shapes) == KEPT_SHAPES:
+                self._shapes.pop(next(iter(self._shapes))).close()
+            try:
+                bound = BoundShape(self._cuda, self._context, self._stream, shape)
+            except (MemoryError, RuntimeError) as error:
+                if not is_lack_of_memory(error) or not self._shapes:
+                    raise
+                self._drop_shapes()
+                bound = BoundShape(self._cuda, self._context, self._stream, shape)
+            self._shapes[shape] = bound
+            self._save_cache()
+        self._shapes[shape] = bound
+        return bound
+
+    def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+        if not hasattr(self, "_context"):
+            raise EngineError("the engine is closed")
+        height, width = a.shape[2:]
+        self._check_size(height, width)
+        self._cuda.use()
+        fused = np.empty_like(a)
+        for start in range(0, len(a), self.largest_batch):
+            part = slice(start, start + self.largest_batch)
+            fused[part] = self._bound((len(a[part]), height, width)).run(a[part], b[part], noise)
+        return fused
+
+    def _drop_shapes(self) -> None:
+        while self._shapes:
+            self._shapes.popitem()[1].close()
+
+    def close(self) -> None:
+        self._drop_shapes()
+        self._stack.close()
+
+    @property
+    def info(self) -> dict[str, str]:
+        if not self._shapes:
+            captured = "made at the first run"
+        else:
+            captured = "yes" if all(bound.captured for bound in self._shapes.values()) else "no"
+        return {
+            "engine": f"{MODULES[self._manifest.flavour]} {self._manifest.version}",
+            "device": f"cuda:{self._cuda.index}",
+            "precision": self._manifest.precision,
+            "weights": self._manifest.weights,
+            "verified": "no" if self._manifest.parity is None else "yes",
+            "cuda_graph": captured,
+        }

@@ -1,0 +1,142 @@
+"""Whether an engine's pictures are those of the network as trained, in float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmfnet_fast.colour import to_network
+from dmfnet_fast.errors import EngineError
+from dmfnet_fast.metrics import hybrid_objective, psnr, ssim
+from dmfnet_fast.noise import fusion_noise
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Inputs, and what the network as trained makes of them in float32, with the noise of seed 0.
+
+    Attributes:
+        a, b: luminances, (N, H, W) uint8.
+        fused: (N, 1, H, W) float32 in [-1, 1].
+    """
+
+    a: NDArray[np.uint8]
+    b: NDArray[np.uint8]
+    fused: NDArray[np.float32]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Pairs, height, width."""
+        pairs, height, width = self.a.shape
+        return pairs, height, width
+
+    @property
+    def inputs(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """a, b and noise, as the network takes them."""
+        a, b = (np.stack([to_network(x, (0, 255))[None] for x in images]) for images in (self.a, self.b))
+        return a, b, fusion_noise(0, *self.shape[1:])
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How far an engine's pictures may be from float32's.
+
+    Attributes:
+        max_abs: of the luminance in [-1, 1], where a grey level is 0.0078.
+        psnr: least, of the 8-bit pictures, in dB.
+        ssim: least, of the 8-bit pictures.
+    """
+
+    max_abs: float
+    psnr: float
+    ssim: float
+
+
+# Rounding in float32 reaches 5e-6, with which a pixel in some thousands falls to the next grey level. bfloat16 has 8
+# bits of mantissa; with trained weights and with random ones single pixels reach 0.065, the mean 0.005 (50 dB).
+# float16 has 11 bits: single pixels reach 0.002 (68 dB); on engines that order sums otherwise, two grey levels at most.
+LIMITS = {
+    "float32": Limit(1e-4, 65.0, 0.9999),
+    "float16": Limit(0.016, 58.0, 0.999),
+    "bfloat16": Limit(0.1, 43.0, 0.98),
+}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One engine at one precision, over all inputs.
+
+    Attributes:
+        engine, precision: what ran.
+        sizes: of the pictures that it was given, "HxW" each.
+        max_abs: largest error of the luminance in [-1, 1].
+        psnr: least, of the 8-bit pictures, in dB; infinite where they are equal.
+        ssim: least, of the 8-bit pictures.
+        objective: largest change of the hybrid objective, which is about 0.3 (see `metrics.hybrid_objective`).
+    """
+
+    engine: str
+    precision: str
+    sizes: tuple[str, ...]
+    max_abs: float
+    psnr: float
+    ssim: float
+    objective: float
+
+    @property
+    def within(self) -> bool:
+        limit = LIMITS[self.precision]
+        # NaN is beyond every limit.
+        return self.max_abs <= limit.max_abs and self.psnr >= limit.psnr and self.ssim >= limit.ssim
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, which has no infinity and no NaN."""
+        values = asdict(self) | {"sizes": list(self.sizes)}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Parity:
+        """What `to_dict` gave; TypeError if it is not that."""
+        missing = {"psnr": math.inf} | dict.fromkeys(("max_abs", "ssim", "objective"), math.nan)
+        known: dict[str, Any] = {k: missing.get(k) if v is None else v for k, v in values.items()}
+        return cls(**known | {"sizes": tuple(known.get("sizes", ()))})
+
+    def __str__(self) -> str:
+        limit = LIMITS[self.precision]
+        return (
+            f"{self.engine}, {self.precision}, {' '.join(self.sizes)}: max abs error {self.max_abs:.1e} (limit "
+            f"{limit.max_abs:g}), PSNR {self.psnr:.1f} dB (limit {limit.psnr:g}), SSIM {self.ssim:.5f} (limit "
+            f"{limit.ssim:g}), objective changed by {self.objective:.1e}"
+        )
+
+
+def _grey(luminance: NDArray[Any]) -> NDArray[Any]:
+    """The 8-bit picture's values. NaN stays."""
+    return np.rint((luminance + 1.0) * 127.5).clip(0, 255)
+
+
+def compare(engine: str, precision: str, fused: Sequence[NDArray[Any]], wanted: Sequence[Reference]) -> Parity:
+    """Compare what an engine made of the references' inputs, batches (N, 1, H, W) in [-1, 1], with float32's."""
+    largest, psnrs, ssims, changes = [], [], [], []
+    for batch, reference in zip(fused, wanted, strict=True):
+        a, b, _ = reference.inputs
+        for n, (f, r) in enumerate(zip(batch[:, 0], reference.fused[:, 0], strict=True)):
+            largest.append(float(np.abs(f - r).max()))
+            psnrs.append(psnr(_grey(f), _grey(r)))
+            ssims.append(ssim(_grey(f), _grey(r)))
+            changes.append(abs(hybrid_objective(f, a[n, 0], b[n, 0]) - hybrid_objective(r, a[n, 0], b[n, 0])))
+    sizes = dict.fromkeys(f"{reference.shape[1]}x{reference.shape[2]}" for reference in wanted)
+    # numpy's, which give NaN where there is one.
+    worst = (float(np.max(largest)), float(np.min(psnrs)), float(np.min(ssims)), float(np.max(changes)))
+    return Parity(engine, precision, tuple(sizes), *worst)
+
+
+def check(parity: Parity, consequence: str) -> None:
+    """Raise an EngineError, which ends in `consequence`, if an engine's parity is beyond its limits."""
+    if not parity.within:
+        raise EngineError(f"differs from the weights: {parity}; {consequence}")

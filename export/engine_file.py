@@ -1,0 +1,181 @@
+"""An engine with its manifest: built, verified where that is possible, and written."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmfnet_fast import __version__
+from dmfnet_fast.engines.tensorrt import TensorRTEngine, current_gpu
+from dmfnet_fast.manifest import Manifest, check_path, manifest_path, save_check
+from dmfnet_fast.parity import Parity, Reference, check, compare
+from export.builder import MODULES, Profile, build, capability, require_builder
+from export.layers import check_precision, summary
+from export.request import Request
+from export.source import NOTHING_WRITTEN, Graph, Step
+
+Report = Callable[[float], None]
+ProgressStep = Callable[[str], AbstractContextManager[Report]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is given to the builder.
+
+    Attributes:
+        content: an ONNX model.
+        plugins: the plugins in it.
+    """
+
+    content: bytes
+    plugins: tuple[str, ...]
+
+
+def prepare(request: Request, content: bytes, tell: Callable[[str], None]) -> Prepared:
+    """Put our kernels in the place of the functions, if that is asked for and this TensorRT can.
+
+    Raises:
+        MissingExtraError: onnx or triton is not installed.
+        EngineError: there is no GPU.
+    """
+    if not request.plugins:
+        return Prepared(content, ())
+    from export.plugins import register_plugins, supports_plugins, with_plugins
+
+    version = require_builder("tensorrt").__version__
+    if not supports_plugins(version):
+        tell(f"TensorRT {version} takes no plugins of ours (10.9 and later do): built without them")
+        return Prepared(content, ())
+    import onnx
+
+    _, architecture = current_gpu()
+    plugins = register_plugins(int(architecture.replace(".", "")))
+    model = with_plugins(onnx.ModelProto.FromString(content))
+    return Prepared(bytes(model.SerializeToString()), tuple(plugins))
+
+
+def in_profile(references: tuple[Reference, ...], profile: Profile) -> list[Reference]:
+    """The references whose size an engine takes, in batches that it takes."""
+    result = []
+    for reference in references:
+        pairs, height, width = reference.shape
+        if (profile.opt[0], height, width) in profile:
+            for start in range(0, pairs, profile.max[0]):
+                part = slice(start, start + profile.max[0])
+                result.append(Reference(reference.a[part], reference.b[part], reference.fused[part]))
+    return result
+
+
+def run_engine(path: Path, references: list[Reference]) -> Parity:
+    """The parity of the engine `path`, which this machine's GPU runs."""
+    engine = TensorRTEngine(path, "cuda", "auto", None)
+    try:
+        fused = [engine.run(*reference.inputs) for reference in references]
+        return compare(engine.info["engine"], engine.info["precision"], fused, references)
+    finally:
+        engine.close()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def make_engine(
+    request: Request, graph: Graph, folder: Path, step: Step, progress: ProgressStep, tell: Callable[[str], None]
+) -> Manifest:
+    """Build an engine into `folder`, under the name of the request's output, with its manifest.
+
+    Where the GPU that it is for is this machine's, it is run and compared with the network as trained; else it gets a
+    pair to check itself with on its target.
+
+    Args:
+        request: names the profile.
+        graph: of the request's precision.
+        folder: nobody else's.
+        step, progress: name what is being done; the latter yields what takes the part that is done.
+        tell: takes remarks.
+
+    Raises:
+        EngineError: it cannot be built, is not of the precision asked for, or is not the network.
+        MissingExtraError, OutOfMemoryError: as they say.
+    """
+    assert request.profile is not None
+    assert request.target != "onnx"
+    prepared = prepare(request, graph.content, tell)
+    trt: Any = require_builder(request.target)
+    on_gpu = request.target == "tensorrt"
+    device, own = current_gpu() if on_gpu else ("", "")
+    with progress(f"building with {MODULES[request.target]} {trt.__version__}") as report:
+        built = build(
+            prepared.content, request.target, request.profile, list(request.gpus), request.timing_cache, report
+        )
+    check_precision(built.layers, request.precision)
+    path = folder / request.output.name
+    path.write_bytes(built.engine)
+    known = in_profile(graph.references, request.profile)
+    largest = max(known, key=lambda reference: int(np.prod(reference.shape)), default=None)
+    manifest = Manifest(
+        precision=request.precision,
+        flavour=request.target,
+        version=trt.__version__,
+        compute_capabilities=[own] if on_gpu else [capability(gpu) for gpu in request.gpus],
+        device=device,
+        shapes={name: list(getattr(request.profile, name)) for name in ("min", "opt", "max")},
+        engine={"sha256": _sha256(built.engine), "bytes": len(built.engine)},
+        weights=graph.weights,
+        config=graph.config,
+        training=graph.training,
+        plugins=list(prepared.plugins),
+        layers=summary(built.layers),
+        largest_activation=graph.largest_activation,
+        graph_parity=[parity.to_dict() for parity in graph.parity],
+        parity=None,
+        check=None,
+        built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        build_seconds=round(built.seconds, 1),
+        versions={"dmfnet-fast": __version__, "python": platform.python_version()},
+    )
+    if largest is None:
+        tell("no float32 result of a size that it takes is at hand: it stays unverified (export from weights has them)")
+    elif on_gpu:
+        manifest.write(path)
+        with step("verifying on the GPU"):
+            parity = run_engine(path, known)
+        check(parity, NOTHING_WRITTEN)
+        tell(str(parity))
+        manifest = replace(manifest, parity=parity.to_dict())
+    else:
+        manifest = replace(manifest, check={"sha256": save_check(path, largest)})
+        tell("not verified: no GPU here runs it; the first Fuser that opens it on its target does that")
+    manifest.write(path)
+    return manifest
+
+
+def build_for_server(request: Request, content: bytes, progress: ProgressStep, tell: Callable[[str], None]) -> bytes:
+    """The engine of a model that Triton Inference Server runs, which has no manifest. Raises as `make_engine`."""
+    assert request.profile is not None
+    assert request.target == "tensorrt"
+    prepared = prepare(request, content, tell)
+    with progress("building with TensorRT") as report:
+        built = build(prepared.content, request.target, request.profile, [], request.timing_cache, report)
+    check_precision(built.layers, request.precision)
+    return built.engine
+
+
+def publish(folder: Path, output: Path) -> None:
+    """Move a finished engine to its place, the manifest last: without one, no engine is opened."""
+    made = folder / output.name
+    for source, target in ((made, output), (check_path(made), check_path(output))):
+        if source.exists():
+            source.replace(target)
+        else:
+            target.unlink(missing_ok=True)
+    manifest_path(made).replace(manifest_path(output))

@@ -1,0 +1,98 @@
+"""What an engine is made of: the layers that a builder reports, and whether they compute in the precision asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dmfnet_fast.errors import EngineError
+
+# TensorRT's words for types.
+_TYPES = {"Half": "float16", "BFloat16": "bfloat16", "Float": "float32", "FP16": "float16", "FP32": "float32"}
+_TYPE = re.compile(r"Datatype: (\w+)")
+_LINE = re.compile(
+    r"Name: (\S+), LayerType: (\w+), Inputs: \[(.*?)\], Constants: \[.*\], Outputs: \[(.*?)\], TacticName"
+)
+# Of the operations that a fused layer's name is made of, those that only rearrange or convert values.
+_REARRANGING = {"Tran", "Resh", "Cast", "Reformat"}
+_ARITHMETIC = re.compile(r"corr|conv|gemm|matrixmultiply|matmul", re.IGNORECASE)
+FLOAT32_CONVOLUTIONS = 1  # the last one, before the tanh
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One kernel of an engine.
+
+    Attributes:
+        name, kind: as the builder gives them.
+        precision: of the first floating-point tensor that it reads, or writes; "" where there is none.
+        reformat: whether it only rearranges or converts values.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    reformat: bool
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether it is a convolution or a matrix product, alone or fused."""
+        return bool(_ARITHMETIC.search(self.kind) or _ARITHMETIC.search(self.name))
+
+
+def _layer(name: str, kind: str, types: Iterable[str]) -> Layer:
+    precision = next((_TYPES[word] for word in types if word in _TYPES), "")
+    operations = re.findall(r"[A-Z][a-z]+", name) if name.startswith("__myl_") else [kind]
+    return Layer(name, kind, precision, bool(operations) and set(operations) <= _REARRANGING)
+
+
+def layers_of_log(lines: Iterable[str]) -> list[Layer]:
+    """The layers that TensorRT-RTX's builder lists in its verbose log."""
+    found = (_LINE.match(line) for line in lines)
+    return [_layer(m[1], m[2], [*_TYPE.findall(m[3]), *_TYPE.findall(m[4])]) for m in found if m]
+
+
+def layers_of_inspector(information: str) -> list[Layer]:
+    """The layers that TensorRT's engine inspector gives, in JSON, of an engine with detailed profiling verbosity."""
+
+    def types(tensors: list[dict[str, Any]]) -> list[str]:
+        # "Format/Datatype" before TensorRT 10.13: the type comes first or last among words such as "NHWC8".
+        words = [str(t.get("Datatype") or t.get("Format/Datatype", "")) for t in tensors]
+        return [next((word for word in text.split() if word in _TYPES), text) for text in words]
+
+    layers = json.loads(information)["Layers"]
+    return [
+        _layer(layer["Name"], layer["LayerType"], types(layer["Inputs"]) + types(layer["Outputs"])) for layer in layers
+    ]
+
+
+def summary(layers: Sequence[Layer]) -> dict[str, Any]:
+    """For the manifest."""
+    return {
+        "count": len(layers),
+        "reformats": sum(layer.reformat for layer in layers),
+        "kinds": dict(Counter(layer.kind for layer in layers).most_common()),
+        "list": [asdict(layer) for layer in layers],
+    }
+
+
+def check_precision(layers: Sequence[Layer], precision: str) -> None:
+    """Raise an EngineError unless the convolutions and products have the precision asked for, but the last.
+
+    Raises:
+        EngineError: some have another, or the builder named no layers.
+    """
+    arithmetic = [layer for layer in layers if layer.multiplies]
+    if not arithmetic:
+        raise EngineError("the builder told of no convolutions, so their precision is not known; nothing was written")
+    others = [layer for layer in arithmetic if layer.precision != precision]
+    allowed = 0 if precision == "float32" else FLOAT32_CONVOLUTIONS
+    if len(others) > allowed or any(layer.precision != "float32" for layer in others):
+        raise EngineError(
+            f"{len(others)} of {len(arithmetic)} convolutions and products of the engine are not {precision} "
+            f"({others[0].name}: {others[0].precision}): this TensorRT does not build it as asked; nothing was written"
+        )

@@ -1,0 +1,191 @@
+"""What `dmfnet-export` is asked for, checked before any work is done."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.errors import DMFNetError, OutputError, require
+from dmfnet_fast.padding import STRIDE
+from dmfnet_fast.pictures import SMALLEST
+from export.builder import Flavour, Profile, known_gpus, require_builder
+
+Target: TypeAlias = Literal["onnx"] | Flavour
+Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
+
+LARGEST = 16384
+# The GPUs of RTX 30, 40 and 50.
+DEFAULT_GPUS = ("sm_86", "sm_89", "sm_120")
+WITHOUT_BFLOAT16 = "sm_75"
+SHIPPED_GRAPH = SHIPPED_WEIGHTS.with_name(f"{SHIPPED_WEIGHTS.stem}-fp16.onnx")
+
+
+class RequestError(DMFNetError, ValueError):
+    """Options that do not fit together, or mean nothing."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One export.
+
+    Attributes:
+        source: weights (.safetensors), or an .onnx file that this command made.
+        target: what to make.
+        precision: of its arithmetic.
+        profile: of an engine; None for an ONNX file, which takes any batch and size.
+        gpus: of a TensorRT-RTX engine.
+        plugins: whether a TensorRT engine contains our kernels.
+        timing_cache: of TensorRT.
+        server: folder of models for Triton Inference Server to write to, in place of `output`.
+        output: file to write.
+    """
+
+    source: Path
+    target: Target
+    precision: Precision
+    profile: Profile | None
+    gpus: tuple[str, ...]
+    plugins: bool
+    timing_cache: Path | None
+    server: Path | None
+    output: Path
+
+    def __str__(self) -> str:
+        lines = [f"source     {self.source}", f"target     {self.target}", f"precision  {self.precision}"]
+        lines.append(f"sizes      {self.profile or 'any multiple of 16 from 64 on, any batch'}")
+        if self.gpus:
+            lines.append(f"GPUs       {', '.join(self.gpus)}")
+        if self.target == "tensorrt":
+            lines.append(f"GPU        the one that it is built on\nplugins    {'yes' if self.plugins else 'no'}")
+        if self.timing_cache is not None:
+            lines.append(f"timings    {self.timing_cache}")
+        lines.append(f"writes     {self.output}")
+        return "\n".join(lines)
+
+
+def parse_size(text: str, option: str) -> tuple[int, int]:
+    """ "256" or "256x320", height first, as (height, width).
+
+    Raises:
+        RequestError: it is no size, or none that the network takes.
+    """
+    match = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", text.strip())
+    if match is None:
+        raise RequestError(f"{option} {text}: give HEIGHTxWIDTH, such as 256x320, or one number for a square")
+    height, width = int(match[1]), int(match[2] or match[1])
+    if any(size % STRIDE or not SMALLEST <= size <= LARGEST for size in (height, width)):
+        raise RequestError(f"{option} {text}: height and width must be multiples of {STRIDE}, {SMALLEST} to {LARGEST}")
+    return height, width
+
+
+def make_profile(size: str | None, least: str | None, best: str | None, most: str | None, batch: int) -> Profile:
+    """The profile of one size, or of a range of them.
+
+    Raises:
+        RequestError: they contradict each other.
+    """
+    if size is not None and (least or best or most):
+        raise RequestError("--size is one size, --min, --opt and --max are a range: give one or the other")
+    if (least is None) != (most is None) or (best is not None and most is None):
+        raise RequestError("--min, --opt, --max: give --min and --max; --opt is that which should be fastest")
+    if least is None or most is None:
+        one = parse_size(size or "256", "--size")
+        return Profile((1, *one), (batch, *one), (batch, *one))
+    low, high = parse_size(least, "--min"), parse_size(most, "--max")
+    middle = parse_size(best, "--opt") if best else high
+    for small, small_name, large, large_name in ((low, "--min", middle, "--opt"), (middle, "--opt", high, "--max")):
+        if small[0] > large[0] or small[1] > large[1]:
+            raise RequestError(
+                f"{small_name} {small[0]}x{small[1]} is larger than {large_name} {large[0]}x{large[1]}: "
+                "--min, --opt and --max must ascend in height and in width"
+            )
+    return Profile((1, *low), (batch, *middle), (batch, *high))
+
+
+def _check_gpus(named: str | None, target: Target, precision: Precision) -> tuple[str, ...]:
+    if target != "tensorrt-rtx":
+        if named is not None:
+            raise RequestError("--gpu is for --target tensorrt-rtx: TensorRT builds for the GPU that it runs on")
+        return ()
+    known = known_gpus()
+    gpus = tuple(dict.fromkeys(name.strip() for name in named.split(","))) if named is not None else DEFAULT_GPUS
+    for name in gpus:
+        if name not in known:
+            raise RequestError(
+                f"--gpu {name or repr(name)}: TensorRT-RTX builds for {', '.join(known)}; "
+                "for Jetson and datacenter GPUs use --target tensorrt"
+            )
+    if precision == "bfloat16" and WITHOUT_BFLOAT16 in gpus:
+        raise RequestError(f"--gpu {WITHOUT_BFLOAT16}: has no bfloat16; use --fp16")
+    return gpus
+
+
+def make_request(
+    source: Path | None,
+    target: Target,
+    precision: Precision | None,
+    size: str | None,
+    least: str | None,
+    best: str | None,
+    most: str | None,
+    batch: int | None,
+    gpu: str | None,
+    plugins: bool,
+    timing_cache: Path | None,
+    server: Path | None,
+    output: Path | None,
+) -> Request:
+    """The options of the command, checked; for engines the builder must be installed.
+
+    Raises:
+        RequestError, OutputError: an option is wrong.
+        MissingExtraError: the builder is not installed.
+    """
+    kind = precision or ("float32" if target == "onnx" else "float16")
+    if target == "onnx" and server is None and any(x is not None for x in (size, least, best, most, batch)):
+        raise RequestError("--size, --min, --opt, --max and --batch are for engines: an ONNX file takes any size")
+    if target != "tensorrt" and plugins:
+        raise RequestError("--plugins is for --target tensorrt: nothing else runs them")
+    if target != "tensorrt" and timing_cache is not None:
+        raise RequestError("--timing-cache is for --target tensorrt: nothing else takes timings")
+    if server is not None and target == "tensorrt-rtx":
+        raise RequestError("--triton-server: the server runs no TensorRT-RTX engines; use --target tensorrt or onnx")
+    profile = None if target == "onnx" and server is None else make_profile(size, least, best, most, batch or 1)
+    if server is not None and profile is not None and profile.min[1:] != profile.max[1:]:
+        raise RequestError("--triton-server: the noise is part of the served model, so give one --size")
+    gpus = _check_gpus(gpu, target, kind)
+    if target != "onnx":
+        require_builder(target)
+    if plugins:
+        require("onnx", extra="export")
+        require("triton", extra="export", hint=" on Linux; or leave --plugins out")
+    suffix = ".onnx" if target == "onnx" else ".engine"
+    # The graph that ships needs neither torch nor the half minute of exporting it.
+    if source is None:
+        source = SHIPPED_GRAPH if target != "onnx" and kind == "float16" else SHIPPED_WEIGHTS
+    stem = SHIPPED_WEIGHTS.stem if source == SHIPPED_GRAPH else source.stem
+    if server is not None:
+        if output is not None:
+            raise RequestError("--triton-server DIR says where to write: leave -o out")
+        output = server / stem
+        if output.exists():
+            raise OutputError(f"{output}: is there already; remove it, or name another folder")
+    elif output is None:
+        output = Path(f"{stem}{suffix}")
+    if server is None:
+        _check_output(output, source, suffix)
+    return Request(source, target, kind, profile, gpus, plugins, timing_cache, server, output)
+
+
+def _check_output(output: Path, source: Path, suffix: str) -> None:
+    if output.suffix.lower() != suffix:
+        raise OutputError(f"{output}: name an {suffix} file")
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder; name a file to write")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: cannot be written: the folder {output.parent} does not exist")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise OutputError(f"{output}: is what is exported; name another file to write")

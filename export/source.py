@@ -1,0 +1,205 @@
+"""The graph that is built from: exported from weights, or read from an ONNX file that was."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from dmfnet_fast.errors import EngineError, require
+from dmfnet_fast.fusion_file import FORMAT, KIND, is_sealed, properties
+from dmfnet_fast.parity import Parity, Reference, check
+from export.builder import Profile
+from export.request import Precision, RequestError
+from export.verify import (
+    LARGEST_HALF,
+    STANDARD_SHAPES,
+    Shape,
+    has_onnx_runtime,
+    on_onnx_runtime,
+    on_openvino,
+    pairs_to_check,
+    references,
+    widened,
+)
+
+Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
+
+MOST_PIXELS = 4 * 256 * 256  # of a batch that is checked; float32 on a CPU takes minutes for more
+NOTHING_WRITTEN = "nothing was written"
+# References are kept to this step, far below every limit: it makes them half as large.
+_STEP = 2.0**-14
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX model and what is known of it.
+
+    Attributes:
+        content: serialised.
+        precision, config, training, weights: as in its metadata.
+        references: what the network as trained makes of some inputs.
+        largest_activation: see `verify.references`.
+        parity: of this graph, on other engines.
+    """
+
+    content: bytes
+    precision: Precision
+    config: dict[str, Any]
+    training: dict[str, Any]
+    weights: str
+    references: tuple[Reference, ...]
+    largest_activation: float
+    parity: tuple[Parity, ...]
+
+
+def shapes_of(profile: Profile) -> list[Shape]:
+    """Shapes of a profile that are worth a check: its corners, and one between them.
+
+    Without those of more than MOST_PIXELS, unless the least is one.
+    """
+    between = tuple(
+        max(16, (low + high) // 32 * 16) for low, high in zip(profile.min[1:], profile.max[1:], strict=True)
+    )
+    shapes = (profile.min, (1, between[0], between[1]), profile.opt, profile.max)
+    chosen = [shape for shape in dict.fromkeys(shapes) if np.prod(shape) <= MOST_PIXELS]
+    return chosen or [profile.min]
+
+
+def pack(kept: Sequence[Reference]) -> str:
+    """References as a string, for the metadata of an ONNX file."""
+    arrays: dict[str, Any] = {}
+    for n, reference in enumerate(kept):
+        rounded = (np.rint(reference.fused / _STEP) * _STEP).astype(np.float32)
+        arrays |= {f"a{n}": reference.a, f"b{n}": reference.b, f"fused{n}": rounded}
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def unpack(text: str) -> tuple[Reference, ...]:
+    """What `pack` made of references.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    try:
+        with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as file:
+            count = len(file.files) // 3
+            return tuple(Reference(file[f"a{n}"], file[f"b{n}"], file[f"fused{n}"]) for n in range(count))
+    except (KeyError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(str(error)) from error
+
+
+def from_weights(path: Path, precision: Precision, for_engine: bool, profile: Profile | None, step: Step) -> Graph:
+    """Export weights, and check the graph.
+
+    Args:
+        path: a .safetensors file.
+        precision: of the arithmetic.
+        for_engine: the graph that TensorRT builds from, which half precision always is; else that for CPUs.
+        profile: further sizes to check.
+        step: names what is being done.
+
+    Raises:
+        EngineError: the weights cannot be read, or the graph is not the network.
+        MissingExtraError: something to export with is not installed.
+    """
+    for module in ("torch", "safetensors", "onnx", "onnxscript", "onnxruntime", *([] if for_engine else ["openvino"])):
+        require(module, extra="export")
+    if for_engine:
+        require("triton", extra="export", hint=" on Linux; elsewhere build from an .onnx file that was made there")
+    from dmfnet_fast.model import load_model
+    from dmfnet_fast.model.weights import read_metadata
+    from export.engine_graph import to_engine_onnx
+    from export.graph import add_metadata, to_onnx
+
+    with step(f"reading {path}"):
+        model = load_model(path)
+        sha256 = read_metadata(path).get("sha256")
+    with step("optimising, exporting to ONNX"):
+        proto = to_engine_onnx(model, precision, sha256) if for_engine else to_onnx(model, sha256)
+    with step("fusing in float32, to compare with"):
+        shapes = list(dict.fromkeys([*STANDARD_SHAPES, *(shapes_of(profile) if profile else [])]))
+        kept, largest = references(model, pairs_to_check(shapes))
+    if precision == "float16" and largest > LARGEST_HALF:
+        raise EngineError(f"{path}: its values reach {largest:.0f}, float16 holds up to {LARGEST_HALF:.0f}: use --bf16")
+    parity = []
+    with step("checking with ONNX Runtime"):
+        checked = widened(proto) if precision == "bfloat16" else proto
+        parity.append(on_onnx_runtime(checked.SerializeToString(), precision, kept))
+    if not for_engine:
+        with step("checking with OpenVINO"):
+            parity += on_openvino(proto.SerializeToString(), kept)
+    for entry in parity:
+        check(entry, NOTHING_WRITTEN)
+    metadata = {
+        "parity": json.dumps([entry.to_dict() for entry in parity]),
+        "references": pack([r for r in kept if r.shape in STANDARD_SHAPES or r.shape[1:] == STANDARD_SHAPES[0][1:]]),
+        "largest_activation": str(largest),
+    }
+    add_metadata(proto, metadata)
+    graph = from_content(proto.SerializeToString(), str(path))
+    return replace(graph, references=tuple(kept))
+
+
+def from_content(content: bytes, name: str) -> Graph:
+    """The graph of a serialised model with its metadata.
+
+    Raises:
+        EngineError: it was not made by dmfnet-export, or by another version.
+    """
+    try:
+        known = properties(content)
+        if known.get("format") != FORMAT or known.get("kind") != KIND:
+            raise EngineError(f"{name}: was not made by dmfnet-export; make it anew from weights")
+        return Graph(
+            content,
+            known["precision"],  # type: ignore[arg-type]
+            json.loads(known["config"]),
+            json.loads(known["training"]),
+            known["sha256"],
+            unpack(known["references"]),
+            float(known["largest_activation"]),
+            tuple(Parity.from_dict(entry) for entry in json.loads(known["parity"])),
+        )
+    except KeyError as error:
+        raise EngineError(f"{name}: has no {error} in it, so another version made it; make it anew") from error
+    except (ValueError, TypeError) as error:
+        raise EngineError(f"{name}: is not a readable ONNX file, or is damaged ({error})") from error
+
+
+def from_onnx(path: Path, precision: Precision, step: Step) -> Graph:
+    """Read an ONNX file that was exported elsewhere, and check it if ONNX Runtime is installed.
+
+    Raises:
+        EngineError: it cannot be read, has changed, or is not the network.
+        RequestError: it is of another precision.
+    """
+    if not path.is_file():
+        raise EngineError(f"{path}: no such file")
+    with step(f"reading {path}"):
+        content = path.read_bytes()
+        graph = from_content(content, str(path))
+        if not is_sealed(content):
+            raise EngineError(f"{path}: has changed since it was exported, or is damaged; fetch or export it again")
+    if graph.precision != precision:
+        raise RequestError(
+            f"{path}: its precision is {graph.precision}, not {precision}: it is in the graph; ask for that, or export "
+            "the weights anew"
+        )
+    # bfloat16 was checked in another form, which takes onnx to make.
+    if has_onnx_runtime() and precision != "bfloat16":
+        with step("checking with ONNX Runtime"):
+            parity = on_onnx_runtime(content, precision, graph.references)
+        check(parity, NOTHING_WRITTEN)
+        graph = replace(graph, parity=(parity,))
+    return graph

@@ -1,0 +1,93 @@
+"""A model repository for NVIDIA Triton Inference Server: one served network, its noise inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dmfnet_fast.errors import require
+from dmfnet_fast.fusion_file import OUTPUT
+from dmfnet_fast.noise import fusion_noise
+from export.builder import Profile
+
+IMAGES = ("a", "b")
+# A request waits no longer for others that would fill its batch.
+QUEUE_MICROSECONDS = 500
+MODEL_FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
+
+_CONFIGURATION = """\
+# Fuses luminances in [-1, 1]: `a` the MRI's, `b` the other modality's, 1 x {height} x {width} float32 each.
+name: "{name}"
+{backend}
+max_batch_size: {batch}
+input [
+{inputs}
+]
+output [
+  {{ name: "{output}" data_type: TYPE_FP32 dims: [ 1, {height}, {width} ] }}
+]
+instance_group [ {{ count: 1 kind: {kind} }} ]
+{batching}model_warmup [
+  {{
+    name: "black pictures"
+    batch_size: 1
+{warm_up}
+  }}
+]
+"""
+
+
+def with_fixed_noise(content: bytes, profile: Profile) -> bytes:
+    """The model for one size, with the noise of seed 0 in the place of its third input.
+
+    A server's batches have no place for an input that all pairs share.
+    """
+    onnx: Any = require("onnx", extra="export")
+    proto = onnx.ModelProto.FromString(content)
+    height, width = profile.opt[1:]
+    graph = proto.graph
+    graph.initializer.append(onnx.numpy_helper.from_array(fusion_noise(0, height, width), "noise"))
+    kept = [value for value in graph.input if value.name in IMAGES]
+    del graph.input[:]
+    graph.input.extend(kept)
+    for value in (*graph.input, *graph.output):
+        for axis, size in zip((2, 3), (height, width), strict=True):
+            value.type.tensor_type.shape.dim[axis].dim_value = size
+    # The seal is of the file that this came from.
+    del proto.metadata_props[:]
+    return bytes(proto.SerializeToString())
+
+
+def configuration(name: str, target: str, precision: str, profile: Profile) -> str:
+    """config.pbtxt, of the server's ModelConfig.
+
+    Args:
+        name: of the model, and its folder.
+        target: "onnx" or "tensorrt".
+        precision: an ONNX model in float32 is for CPUs, all else for a GPU.
+        profile: one size, and the largest batch.
+    """
+    pairs, height, width = profile.max
+    on_cpu = target == "onnx" and precision == "float32"
+    image = f"data_type: TYPE_FP32 dims: [ 1, {height}, {width} ]"
+    batching = f"dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_MICROSECONDS} }}\n"
+    return _CONFIGURATION.format(
+        name=name,
+        backend=f'platform: "{"onnxruntime_onnx" if target == "onnx" else "tensorrt_plan"}"',
+        batch=pairs,
+        height=height,
+        width=width,
+        inputs=",\n".join(f'  {{ name: "{label}" {image} }}' for label in IMAGES),
+        output=OUTPUT,
+        kind="KIND_CPU" if on_cpu else "KIND_GPU",
+        batching=batching if pairs > 1 else "",
+        warm_up="\n".join(f'    inputs {{ key: "{label}" value {{ {image} zero_data: true }} }}' for label in IMAGES),
+    )
+
+
+def write_repository(folder: Path, name: str, content: bytes, target: str, precision: str, profile: Profile) -> None:
+    """Write `folder`, which is the model's own: config.pbtxt, and version 1 of the model."""
+    version = folder / "1"
+    version.mkdir(parents=True)
+    (version / MODEL_FILES[target]).write_bytes(content)
+    (folder / "config.pbtxt").write_text(configuration(name, target, precision, profile))
