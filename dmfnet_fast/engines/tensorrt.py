@@ -112,19 +112,25 @@ class BoundShape:
             self._hosts = {name: _Host(cuda, size, stack) for name, size in (shapes | {OUTPUT: image}).items()}
             self._addresses = {name: self._allocate(host.values.nbytes, stack) for name, host in self._hosts.items()}
             self._context = self._expect(context(), "make an execution context")
-            # The context goes before its memory does.
-            for name, size in shapes.items():
-                self._expect(self._context.set_input_shape(name, size), f"take {name} of {size}")
-            scratch = int(self._context.update_device_memory_size_for_shapes())
-            if scratch:
-                self._context.set_device_memory(self._allocate(scratch, stack), scratch)
-            for name, address in self._addresses.items():
-                self._expect(self._context.set_tensor_address(name, address), f"take memory for {name}")
-            stack.callback(self._forget_context)
-            self._enqueue()  # what is chosen or compiled at a first run is not for a graph
-            self._cuda.call("cudaStreamSynchronize", stream)
-            self._graph = self._capture(stack)
+            try:
+                self._bind(shapes, stack)
+                self._enqueue()  # what is chosen or compiled at a first run is not for a graph
+                cuda.call("cudaStreamSynchronize", stream)
+                stack.callback(self._forget_context)
+                self._graph = self._capture(stack)
+            except BaseException:
+                self._forget_context()  # before its memory goes
+                raise
             self._memory = stack.pop_all()
+
+    def _bind(self, shapes: dict[str, tuple[int, ...]], stack: ExitStack) -> None:
+        for name, size in shapes.items():
+            self._expect(self._context.set_input_shape(name, size), f"take {name} of {size}")
+        scratch = int(self._context.update_device_memory_size_for_shapes())
+        if scratch:
+            self._context.set_device_memory(self._allocate(scratch, stack), scratch)
+        for name, address in self._addresses.items():
+            self._expect(self._context.set_tensor_address(name, address), f"take memory for {name}")
 
     @staticmethod
     def _expect(result: Any, what: str) -> Any:
@@ -173,9 +179,9 @@ class BoundShape:
         graph = self._cuda.call("cudaStreamEndCapture", self._stream)
         try:
             executable = self._cuda.call("cudaGraphInstantiate", graph, 0)
+            stack.callback(self._cuda.call, "cudaGraphExecDestroy", executable)
         finally:
             self._cuda.call("cudaGraphDestroy", graph)
-        stack.callback(self._cuda.call, "cudaGraphExecDestroy", executable)
         return executable
 
     @property

@@ -1,0 +1,499 @@
+"""The runtime for TensorRT engines, with stand-ins for what needs a GPU: see fake_tensorrt."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dmfnet_fast import Fuser
+from dmfnet_fast.engines.tensorrt import KEPT_SHAPES, Cuda, TensorRTEngine
+from dmfnet_fast.errors import EngineError, MissingExtraError, OutOfMemoryError, PictureError
+from dmfnet_fast.manifest import Manifest, check_path, manifest_path, save_check
+from dmfnet_fast.parity import Reference
+
+from . import fake_tensorrt as fake
+
+VERIFIED = {
+    **{"engine": "x", "precision": "float16", "sizes": ["64x64"]},
+    **{"max_abs": 0.001, "psnr": 70.0, "ssim": 1.0, "objective": 0.0},
+}
+
+
+def _manifest(content: bytes, **changes: Any) -> Manifest:
+    values: dict[str, Any] = {
+        "precision": "float16",
+        "flavour": "tensorrt",
+        "version": "10.13.2",
+        "compute_capabilities": ["8.9"],
+        "device": "A GPU",
+        "shapes": {"min": [1, 64, 64], "opt": [2, 64, 96], "max": [2, 128, 160]},
+        "engine": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)},
+        "weights": "ab" * 32,
+        "config": {},
+        "training": {},
+        "plugins": [],
+        "layers": {"count": 0, "reformats": 0, "kinds": {}, "list": []},
+        "largest_activation": 272.0,
+        "graph_parity": [],
+        "parity": VERIFIED,
+        "check": None,
+        "built": "2026-01-01T00:00:00+00:00",
+        "build_seconds": 1.0,
+        "versions": {},
+    }
+    return Manifest(**values | changes)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    engine = tmp_path / "tiny.engine"
+    engine.write_bytes(b"an engine" * 100)
+    _manifest(engine.read_bytes()).write(engine)
+    return engine
+
+
+def _change(path: Path, **changes: Any) -> None:
+    _manifest(path.read_bytes(), **changes).write(path)
+
+
+class World:
+    """The stand-ins in their places."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
+        self.put()
+
+    def put(self, flavour: str = "tensorrt", version: str = "10.13.2", **cuda: Any) -> None:
+        self.cuda = fake.Cuda(**cuda)
+        self.trt = fake.TensorRT(self.cuda, flavour, version)
+        self._patch.setitem(sys.modules, "cuda.bindings.runtime", fake.module(self.cuda))
+        self._patch.setitem(sys.modules, flavour.replace("-", "_"), self.trt)
+
+    def assert_nothing_left(self) -> None:
+        gc.collect()
+        assert not self.trt.broken
+        assert not self.cuda.held
+        assert self.cuda.device_bytes == 0
+        assert self.trt.contexts == self.trt.engines == 0
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def _inputs(pairs: int = 1, height: int = 64, width: int = 96, seed: int = 0) -> tuple[Any, ...]:
+    random = np.random.default_rng(seed)
+    a, b = (random.uniform(-1, 1, (pairs, 1, height, width)).astype(np.float32) for _ in "ab")
+    return a, b, random.standard_normal((3, 2, height, width)).astype(np.float32)
+
+
+def _open(path: Path, **options: Any) -> TensorRTEngine:
+    return TensorRTEngine(path, options.get("device", "cuda"), options.get("precision", "auto"), None)
+
+
+def _fuse_once(path: Path) -> None:
+    engine = _open(path)
+    try:
+        engine.run(*_inputs())
+    finally:
+        engine.close()
+
+
+def test_stand_ins_are_like_the_real_ones() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    for stand_in, name in fake.STANDS_FOR.items():
+        offered = {n for n in (*vars(stand_in), *stand_in.__annotations__) if not n.startswith("_")}
+        assert offered <= set(dir(getattr(trt, name)))
+    assert hasattr(trt.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
+    assert hasattr(trt.ExecutionContextAllocationStrategy, "USER_MANAGED")
+    assert hasattr(trt.DynamicShapesKernelSpecializationStrategy, "EAGER")
+
+
+def test_runs(path: Path, world: World) -> None:
+    engine = _open(path)
+    first, second = _inputs(seed=1), _inputs(seed=2)
+    results = [engine.run(*first), engine.run(*second), engine.run(*first)]
+    for result, inputs in zip(results, (first, second, first), strict=True):
+        np.testing.assert_allclose(result, fake.expected(*inputs), atol=1e-6)
+    assert results[0].base is None  # the caller's own
+    assert world.cuda.calls.count("create_execution_context") == 1
+    assert world.cuda.calls.count("cudaGraphLaunch") == 3
+    assert engine.info == {
+        "engine": "tensorrt 10.13.2",
+        "device": "cuda:0",
+        "precision": "float16",
+        "weights": "ab" * 32,
+        "verified": "yes",
+        "cuda_graph": "yes",
+    }
+    engine.close()
+    engine.close()
+    world.assert_nothing_left()
+    with pytest.raises(EngineError, match="the engine is closed"):
+        engine.run(*first)
+
+
+def test_order(path: Path, world: World) -> None:
+    engine = _open(path)
+    assert "cudaMalloc" not in world.cuda.calls  # nothing is taken before a shape is known
+    engine.run(*_inputs())
+    calls = world.cuda.calls
+    at = calls.index
+    assert at("cudaSetDevice") < at("cudaStreamCreateWithFlags") < at("deserialize_cuda_engine")
+    assert at("create_execution_context") < at("set_input_shape") < at("set_tensor_address") < at("execute_async_v3")
+    assert at("execute_async_v3") < at("cudaStreamSynchronize") < at("cudaStreamBeginCapture")
+    assert at("cudaStreamEndCapture") < at("cudaGraphInstantiate") < at("cudaGraphDestroy") < at("cudaGraphLaunch")
+    before = len(calls)
+    engine.run(*_inputs())
+    assert calls[before:] == ["cudaSetDevice", "cudaGraphLaunch", "cudaStreamSynchronize"]
+    before = len(calls)
+    engine.close()
+    freed = calls[before:]
+    assert freed.index("cudaGraphExecDestroy") < freed.index("cudaFree") < freed.index("cudaFreeHost")
+    assert freed[-1] == "cudaStreamDestroy"
+
+
+def test_no_call_that_fails_leaves_anything(path: Path, world: World) -> None:
+    """Each call in turn fails, on the way to a first picture."""
+    engine = _open(path)
+    engine.run(*_inputs())
+    of_cuda = [n for n, name in enumerate(world.cuda.calls) if name.startswith("cuda")]
+    engine.close()
+    assert len(of_cuda) > 25
+    for number in of_cuda:
+        world.put()
+        world.cuda.fails_at = number
+        with pytest.raises(EngineError, match="unknown error"):
+            _fuse_once(path)
+        assert world.cuda.recording is None
+        if world.cuda.calls[number] == "cudaGraphDestroy":
+            # What could not be freed stays, and in the stand-in all that it refers to; nothing else does.
+            assert [kind for kind, *_ in world.cuda.held.values()] == ["graph"]
+        else:
+            world.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("opens", r"tiny.engine: TensorRT cannot open it: magic tag does not match; export it again"),
+        ("makes_contexts", "TensorRT cannot make an execution context"),
+        ("takes_shapes", "TensorRT cannot take a of"),
+        ("runs", "TensorRT cannot run the engine"),
+    ],
+)
+def test_tensorrt_fails(path: Path, world: World, attribute: str, message: str) -> None:
+    setattr(world.trt, attribute, False)
+    with pytest.raises(EngineError, match=message):
+        _fuse_once(path)
+    world.assert_nothing_left()
+
+
+def test_last_shapes_stay(path: Path, world: World) -> None:
+    engine = _open(path)
+    widths = [64, 80, 96, 112, 128]
+    assert len(widths) == KEPT_SHAPES + 1
+    for width in (*widths[:4], 64, widths[4]):
+        engine.run(*_inputs(width=width))
+    made = world.cuda.calls.count("create_execution_context")
+    assert made == len(widths)
+    assert world.trt.contexts == KEPT_SHAPES
+    engine.run(*_inputs(width=64))  # used lately
+    assert world.cuda.calls.count("create_execution_context") == made
+    engine.run(*_inputs(width=80))  # dropped
+    assert world.cuda.calls.count("create_execution_context") == made + 1
+    engine.close()
+    world.assert_nothing_left()
+
+
+def test_little_memory(path: Path, world: World) -> None:
+    """Others go, and it is tried once more; if it still lacks, it is said."""
+    engine = _open(path)
+    engine.run(*_inputs(width=64))
+    world.cuda.most_device_bytes = world.cuda.device_bytes * 4
+    engine.run(*_inputs(width=128))
+    engine.run(*_inputs(height=128, width=64))
+    assert world.trt.contexts < 3
+    engine.close()
+    world.assert_nothing_left()
+    world.cuda.most_device_bytes = 1000
+    inputs = _inputs(height=128, width=160)
+    with Fuser(path) as fuser, pytest.raises(OutOfMemoryError, match="160x128 in a batch of 1 does not fit"):
+        fuser.run(*inputs)
+    world.assert_nothing_left()
+
+
+def test_batches(path: Path, world: World) -> None:
+    """More pairs than the engine takes at once, and fewer."""
+    engine = _open(path)
+    assert engine.largest_batch == 2
+    inputs = _inputs(pairs=5)
+    np.testing.assert_allclose(engine.run(*inputs), fake.expected(*inputs), atol=1e-6)
+    assert world.cuda.calls.count("create_execution_context") == 2
+
+
+@pytest.mark.parametrize("size", [(64, 176), (144, 64)])
+def test_sizes_beyond_the_profile(path: Path, world: World, size: tuple[int, int]) -> None:
+    engine = _open(path)
+    with pytest.raises(PictureError, match=r"tiny.engine: takes 64x64 to 128x160 \(height x width\), .* --min and"):
+        engine.run(*_inputs(1, *size))
+    engine.close()
+    _change(path, shapes={corner: [1, 64, 64] for corner in ("min", "opt", "max")})
+    with pytest.raises(PictureError, match=r"takes 64x64 \(height"):
+        _open(path).run(*_inputs(1, *size))
+    assert "cudaMalloc" not in world.cuda.calls
+
+
+def test_threads(path: Path, world: World) -> None:
+    """Each thread must choose the GPU for itself."""
+    world.put(gpus=2)
+    engine = _open(path, device="cuda:1")
+    inputs = _inputs()
+    results: list[Any] = []
+    threads = [threading.Thread(target=lambda: results.append(engine.run(*inputs))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    assert len(results) == 2
+    assert world.cuda.devices == [1, 1, 1]
+
+
+def test_fuser(path: Path, world: World) -> None:
+    """Without a device, an engine runs on the GPU."""
+    picture = np.random.default_rng(0).integers(0, 256, (70, 90), dtype=np.uint8)
+    with Fuser(path) as fuser:
+        assert fuser.fuse(picture, picture).shape == (70, 90)
+        assert fuser.info["device"] == "cuda:0"
+    world.assert_nothing_left()
+    with pytest.raises(EngineError, match=r"tiny.engine: .engine files run on NVIDIA GPUs"):
+        Fuser(path, device="cpu")
+
+
+# What is wrong, what must be said.
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"version": "10.3.0"}, r"was built with tensorrt 10\.3\.0, here is 10\.13\.2: install that version"),
+    ({"compute_capabilities": ["8.6", "12.0"]}, r"for GPUs of compute capability 8\.6, 12\.0; cuda is A GPU, 8\.9"),
+    ({"flavour": "other"}, "unknown flavour 'other'"),
+    ({"engine": {"sha256": "0" * 64, "bytes": 900}}, "not the file that its manifest was written for"),
+    ({"engine": {"sha256": "0" * 64, "bytes": 1000}}, "has 900 bytes, its manifest says 1000: copy"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG)
+def test_wrong_engines(path: Path, world: World, changes: dict[str, Any], message: str) -> None:
+    _change(path, **changes)
+    with pytest.raises(EngineError, match=message):
+        _open(path)
+    assert "deserialize_cuda_engine" not in world.cuda.calls
+    world.assert_nothing_left()
+
+
+def test_truncated(path: Path, world: World) -> None:
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(EngineError, match=r"tiny.engine: has 500 bytes, its manifest says 900"):
+        _open(path)
+    assert not world.cuda.calls
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"tiny.engine: has no manifest \(tiny.engine.json\) beside it"),
+        ("{", "is not a readable manifest"),
+        ("[]", "is no manifest of this version"),
+        ('{"format": "other"}', "is no manifest of this version"),
+        ('{"format": "dmfnet-fast 1", "kind": "tensorrt engine"}', "is damaged, or of another version"),
+    ],
+)
+def test_wrong_manifests(path: Path, world: World, content: str | None, message: str) -> None:
+    if content is None:
+        manifest_path(path).unlink()
+    else:
+        manifest_path(path).write_text(content)
+    with pytest.raises(EngineError, match=message):
+        _open(path)
+    assert not world.cuda.calls
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"shapes": {"min": [1, 64, 64], "opt": [1, 64, 64]}},
+        {"shapes": {corner: [1, "64", 64] for corner in ("min", "opt", "max")}},
+        {"engine": {"bytes": 900}},
+        {"layers": []},
+        {"largest_activation": "many"},
+        {"more": 1},
+    ],
+)
+def test_damaged_values(path: Path, damage: dict[str, Any]) -> None:
+    values = json.loads(manifest_path(path).read_text())
+    manifest_path(path).write_text(json.dumps(values | damage))
+    with pytest.raises(EngineError, match=r"tiny.engine.json: is damaged, or of another version"):
+        Manifest.read(path)
+
+
+def test_manifest_comes_back(path: Path) -> None:
+    assert Manifest.read(path) == _manifest(path.read_bytes())
+
+
+def test_other_requests(path: Path, world: World) -> None:
+    for options, message in (
+        ({"precision": "float32"}, "its precision is float16; precision 'float32' takes another export"),
+        ({"device": "cuda:3"}, "device 'cuda:3': there are 1 CUDA GPUs"),
+        ({"device": "tpu"}, "device 'tpu': use cpu, cuda or cuda:N"),
+    ):
+        with pytest.raises(EngineError, match=message):
+            _open(path, **options)
+    _open(path, precision="float16").close()
+    world.assert_nothing_left()
+
+
+def _unverified(path: Path, error: float) -> None:
+    """An engine with a check pair that its picture differs from by `error`."""
+    random = np.random.default_rng(0)
+    a, b = (random.integers(0, 256, (1, 64, 96), dtype=np.uint8) for _ in "ab")
+    inputs = Reference(a, b, np.empty(0, np.float32)).inputs
+    fused = (fake.expected(*inputs) + error).astype(np.float32)
+    _change(path, parity=None, check={"sha256": save_check(path, Reference(a, b, fused))})
+
+
+def test_first_opening_verifies(path: Path, world: World) -> None:
+    _unverified(path, 0.0005)
+    engine = _open(path)
+    assert engine.info["verified"] == "yes"
+    engine.close()
+    parity = Manifest.read(path).parity
+    assert parity is not None
+    assert parity["max_abs"] == pytest.approx(0.0005, rel=1e-2)
+    assert parity["sizes"] == ["64x96"]
+    # Once is enough: the check pair is not needed again.
+    check_path(path).unlink()
+    world.put()
+    _open(path).close()
+    assert "execute_async_v3" not in world.cuda.calls
+
+
+def test_first_opening_refuses(path: Path, world: World) -> None:
+    _unverified(path, 0.05)
+    before = manifest_path(path).read_text()
+    with pytest.raises(EngineError, match=r"tiny.engine: on this GPU its picture differs .*error 5.0e-02 .limit"):
+        _open(path)
+    world.assert_nothing_left()
+    assert manifest_path(path).read_text() == before
+
+
+@pytest.mark.usefixtures("world")
+def test_verified_where_it_cannot_be_noted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    _unverified(path, 0.0)
+    monkeypatch.setattr(Path, "replace", no)
+    engine = _open(path)
+    assert engine.info["verified"] == "yes"
+    engine.close()
+    monkeypatch.undo()
+    assert Manifest.read(path).parity is None
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        path.name,
+        f"{path.name}.check.npz",
+        f"{path.name}.json",
+    ]
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed", "another"])
+def test_check_pair_that_is_not(path: Path, world: World, damage: str) -> None:
+    _unverified(path, 0.0)
+    file = check_path(path)
+    if damage == "missing":
+        file.unlink()
+    elif damage == "changed":
+        file.write_bytes(file.read_bytes()[:-1])
+    else:
+        file.write_bytes(b"no archive")
+        _change(path, parity=None, check={"sha256": hashlib.sha256(b"no archive").hexdigest()})
+    messages = {"missing": "is not beside it", "changed": "is not the file that", "another": "cannot be read"}
+    with pytest.raises(EngineError, match=messages[damage]):
+        _open(path)
+    world.assert_nothing_left()
+
+
+def test_rtx(path: Path, world: World) -> None:
+    """Kernels compiled at a first run are kept beside the engine."""
+    world.put("tensorrt-rtx", "1.7.1.116")
+    _change(path, flavour="tensorrt-rtx", version="1.7.1.116")
+    cache = path.with_name("tiny.engine.cache")
+    engine = _open(path)
+    inputs = _inputs()
+    np.testing.assert_allclose(engine.run(*inputs), fake.expected(*inputs), atol=1e-6)
+    assert cache.read_bytes() == b"compiled kernels"
+    assert world.trt.read_cache is None
+    engine.close()
+    world.assert_nothing_left()
+    _open(path).close()
+    assert world.trt.read_cache == b"compiled kernels"
+    world.trt.capturable = False
+    engine = _open(path)
+    np.testing.assert_allclose(engine.run(*inputs), fake.expected(*inputs), atol=1e-6)
+    assert engine.info["cuda_graph"] == "no"
+    engine.close()
+    world.assert_nothing_left()
+
+
+def test_there_is_no_driver() -> None:
+    """The real cuda-python, which is to say so."""
+    if int(fake.runtime.cudaGetDeviceCount()[0]) == 0:
+        pytest.skip("there is a GPU")
+    with pytest.raises(EngineError, match=r"device 'cuda': CUDA cannot do cudaGetDeviceCount: .*check the NVIDIA"):
+        Cuda("cuda")
+
+
+def test_no_library(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingExtraError, match=r"tensorrt is not installed: pip install 'dmfnet-fast\[tensorrt\]'"):
+        _open(path)
+    _change(path, flavour="tensorrt-rtx")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'dmfnet-fast\[tensorrt-rtx\]'"):
+        _open(path)
+
+
+@pytest.mark.usefixtures("world")
+def test_no_cuda_python(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with pytest.raises(MissingExtraError, match=r"cuda.bindings.runtime is not installed"):
+        _open(path)
+
+
+def test_import_takes_nothing() -> None:
+    """On a machine without CUDA, TensorRT or cuda-python."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['cuda', 'tensorrt', 'tensorrt_rtx', 'torch']));"
+        "import dmfnet_fast.engines.tensorrt"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_manifest_is_not_written_half(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = manifest_path(path).read_text()
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="cannot be written: No space left"):
+        replace(_manifest(path.read_bytes()), device="another").write(path)
+    monkeypatch.undo()
+    assert manifest_path(path).read_text() == before
