@@ -163,8 +163,8 @@ class BoundShape:
     def _capture(self, stack: ExitStack) -> Any:
         """The whole as a CUDA graph; None where TensorRT cannot be captured."""
         # TensorRT has no such question; there, an engine without loops can be.
-        capturable = getattr(self._context, "is_stream_capturable", None)
-        if capturable is not None and not capturable(int(self._stream)):
+        asked = hasattr(self._context, "is_stream_capturable")
+        if asked and not self._context.is_stream_capturable(int(self._stream)):
             return None
         # Other threads may allocate meanwhile.
         mode = self._cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
