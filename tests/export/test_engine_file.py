@@ -1,0 +1,274 @@
+"""`dmfnet-export` to engines and to a server's models, from one end to the other."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+from google.protobuf import text_format
+
+from dmfnet_fast import Fuser
+from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.errors import DMFNetError, EngineError
+from dmfnet_fast.manifest import Manifest, check_path, load_check, manifest_path
+from dmfnet_fast.model.weights import read_metadata
+from dmfnet_fast.parity import Reference
+from export.builder import Profile
+from export.command import main
+from export.engine_file import in_profile
+from export.request import SHIPPED_GRAPH, make_profile, parse_size
+from export.source import MOST_PIXELS, shapes_of
+from export.verify import on_onnx_runtime
+
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Linux and Windows")
+
+RTX = ["--target", "tensorrt-rtx", "--gpu", "sm_89"]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("engine") / "tiny.engine"
+    result = CliRunner().invoke(main, [*RTX, "--batch", "2", "-o", str(path)])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{path}\n"
+    for words in (
+        "checking with ONNX Runtime",
+        "PSNR",
+        "largest activation 272",
+        "building with",
+        "not verified: no GPU",
+    ):
+        assert words in result.stderr
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "tiny.engine",
+        "tiny.engine.check.npz",
+        "tiny.engine.json",
+    ]
+    return path
+
+
+def test_manifest(engine: Path) -> None:
+    manifest = Manifest.read(engine)
+    manifest.check_file(engine)
+    assert manifest.flavour == "tensorrt-rtx"
+    assert manifest.version == trt.__version__
+    assert manifest.compute_capabilities == ["8.9"]
+    assert manifest.precision == "float16"
+    assert manifest.weights == read_metadata(SHIPPED_WEIGHTS)["sha256"]
+    assert manifest.shapes == {"min": [1, 256, 256], "opt": [2, 256, 256], "max": [2, 256, 256]}
+    assert manifest.parity is None
+    assert manifest.graph_parity[0]["psnr"] > 60
+    assert 100 < manifest.largest_activation < 1000
+    assert manifest.layers["count"] > 300
+    assert manifest.check is not None
+    pair = load_check(engine, manifest.check["sha256"])
+    with Fuser(precision="float32") as fuser:
+        np.testing.assert_allclose(fuser.run(*pair.inputs), pair.fused, atol=1e-4)
+
+
+def test_inspect(engine: Path, cli: CliRunner) -> None:
+    result = cli.invoke(main, ["--inspect", str(engine)])
+    assert result.exit_code == 0, result.output
+    for words in (f"tensorrt-rtx {trt.__version__} engine", "8.9", "not verified yet", "float16", "ONNX Runtime"):
+        assert words in result.stdout
+    assert len([line for line in result.stdout.splitlines() if "correlation" in line]) > 80
+    for file, words in ((SHIPPED_GRAPH, "any multiple of 16"), (SHIPPED_WEIGHTS, "sha256")):
+        result = cli.invoke(main, ["--inspect", str(file)])
+        assert result.exit_code == 0, result.output
+        assert words in result.stdout
+    with engine.open("ab") as file_:
+        file_.write(b"more")
+    try:
+        result = cli.invoke(main, ["--inspect", str(engine)])
+        assert result.exit_code == 2
+        assert "its manifest says" in result.stderr
+    finally:
+        engine.write_bytes(engine.read_bytes()[:-4])
+
+
+def test_no_gpu_here(engine: Path) -> None:
+    with pytest.raises(DMFNetError, match=r"check the NVIDIA driver|for GPUs of compute capability"):
+        Fuser(engine)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of the graph, which other tests have made, left out."""
+    monkeypatch.setattr("export.source.has_onnx_runtime", lambda: False)
+
+
+@pytest.mark.usefixtures("quick")
+def test_replaces_what_was_there(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine without a check pair leaves none of an older one."""
+    path = tmp_path / "tiny.engine"
+    for file in (path, check_path(path), manifest_path(path)):
+        file.write_text("old")
+    monkeypatch.setattr("export.source.unpack", lambda _: ())
+    result = cli.invoke(main, [*RTX, "--size", "64x80", "-o", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "no float32 result of a size that it takes is at hand" in result.stderr
+    assert Manifest.read(path).check is None
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["tiny.engine", "tiny.engine.json"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_failures_leave_nothing(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def not_so(*_: Any) -> None:
+        raise EngineError("2 of 3 convolutions are not float16; nothing was written")
+
+    output = str(tmp_path / "tiny.engine")
+    small = [*RTX, "--size", "64", "-o", output]
+    for place, failure, message in (
+        (Path, full, f"error: {output}: cannot be written: No space left on device"),
+        ("export.engine_file.check_precision", not_so, "error: 2 of 3 convolutions are not float16"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, "write_bytes", failure) if isinstance(place, type) else patch.setattr(place, failure)
+            result = cli.invoke(main, small)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        # Root may write anywhere.
+        patch.setattr("tempfile.mkdtemp", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        result = cli.invoke(main, small)
+    assert result.exit_code == 2
+    assert f"error: {output}: cannot be written: Permission denied" in result.stderr
+
+
+class Alias(ModuleType):
+    """TensorRT-RTX in the place of TensorRT, with the GPU that it builds for set in advance."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__("tensorrt")
+        self.__dict__.update({n: getattr(trt, n) for n in dir(trt) if not n.startswith("_")})
+        self.__version__ = version
+
+        class Builder(trt.Builder):  # type: ignore[misc, name-defined]
+            def create_builder_config(self) -> Any:
+                config = super().create_builder_config()
+                config.num_compute_capabilities = 1
+                config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+                return config
+
+        convolution = {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [{"Datatype": "Half"}], "Outputs": []}
+        inspector = SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": [convolution] * 3}))
+        opened = SimpleNamespace(create_engine_inspector=lambda: inspector)
+        self.Builder = Builder
+        self.Runtime = lambda _: SimpleNamespace(deserialize_cuda_engine=lambda _: opened)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("right", [True, False])
+def test_tensorrt(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: bool) -> None:
+    """Its path through the same code, up to the GPU: the picture comes from the graph, by ONNX Runtime."""
+    seen = []
+
+    def run(path: Path, references: list[Reference]) -> Any:
+        Manifest.read(path).check_file(path)
+        seen.extend(references)
+        wrong = [Reference(r.a, r.b, r.fused + 0.1) for r in references]
+        return on_onnx_runtime(SHIPPED_GRAPH.read_bytes(), "float16", references if right else wrong)
+
+    monkeypatch.setitem(sys.modules, "tensorrt", Alias("10.3.0"))
+    monkeypatch.setattr("export.engine_file.current_gpu", lambda: ("Orin", "8.7"))
+    monkeypatch.setattr("export.engine_file.run_engine", run)
+    path = tmp_path / "tiny.engine"
+    options = ["--fp16", "--min", "64", "--opt", "64x96", "--max", "128", "--plugins"]
+    result = cli.invoke(main, [*options, "-o", str(path)])
+    assert "TensorRT 10.3.0 takes no plugins of ours (10.9 and later do): built without them" in result.stderr
+    assert [r.shape for r in seen] == [(1, 64, 96)] * 2 + [(1, 128, 128)] + [(1, 64, 96)] * 5
+    if not right:
+        assert result.exit_code == 2
+        assert "differs from the weights" in result.stderr
+        assert not list(tmp_path.iterdir())
+        return
+    assert result.exit_code == 0, result.output
+    manifest = Manifest.read(path)
+    assert manifest.parity is not None
+    assert manifest.check is None
+    assert (manifest.device, manifest.compute_capabilities) == ("Orin", ["8.7"])
+    assert manifest.layers["kinds"] == {"CaskConvolution": 3}
+    inspected = cli.invoke(main, ["--inspect", str(path)])
+    assert "built on            Orin" in inspected.stdout
+
+
+def test_profiles() -> None:
+    assert parse_size("256", "--size") == (256, 256)
+    assert parse_size(" 64x1024 ", "--size") == (64, 1024)
+    assert make_profile(None, None, None, None, 3) == Profile((1, 256, 256), (3, 256, 256), (3, 256, 256))
+    wide = make_profile(None, "64x128", None, "512", 4)
+    assert wide == Profile((1, 64, 128), (4, 512, 512), (4, 512, 512))
+    assert str(wide) == "64x128 to 512x512, 1 to 4 pairs"
+    assert (2, 64, 512) in wide
+    assert (2, 64, 112) not in wide
+    # Corners, and one between; without those that take minutes on a CPU.
+    assert shapes_of(wide) == [(1, 64, 128), (1, 288, 320)]
+    assert shapes_of(make_profile("1024", None, None, None, 1)) == [(1, 1024, 1024)]
+    assert all(np.prod(shape) <= MOST_PIXELS for shape in shapes_of(wide))
+
+
+def test_references_in_a_profile() -> None:
+    def reference(pairs: int, height: int, width: int) -> Reference:
+        pictures = np.arange(pairs, dtype=np.uint8)[:, None, None] * np.ones((1, height, width), np.uint8)
+        return Reference(pictures, pictures, pictures[:, None].astype(np.float32))
+
+    known = (reference(5, 64, 96), reference(1, 128, 128), reference(1, 64, 64))
+    found = in_profile(known, Profile((1, 64, 80), (2, 64, 96), (2, 128, 128)))
+    assert [r.shape for r in found] == [(2, 64, 96), (2, 64, 96), (1, 64, 96), (1, 128, 128)]
+    assert [int(r.fused[0, 0, 0, 0]) for r in found[:3]] == [0, 2, 4]
+
+
+def test_model_repository(cli: CliRunner, tmp_path: Path) -> None:
+    config = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+    folder = tmp_path / "models"
+    given = [str(SHIPPED_WEIGHTS.with_suffix(".onnx")), "--target", "onnx", "--triton-server", str(folder)]
+    result = cli.invoke(main, [*given, "--size", "64x96", "--batch", "4"])
+    assert result.exit_code == 0, result.output
+    model = folder / "dmfnet-tiny"
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    assert files == ["dmfnet-tiny/1/model.onnx", "dmfnet-tiny/config.pbtxt"]
+    read = text_format.Parse((model / "config.pbtxt").read_text(), config.ModelConfig())
+    assert (read.name, read.platform, read.max_batch_size) == ("dmfnet-tiny", "onnxruntime_onnx", 4)
+    assert read.HasField("dynamic_batching")
+    assert [list(warm.inputs) for warm in read.model_warmup] == [["a", "b"]] or {*read.model_warmup[0].inputs} == {
+        "a",
+        "b",
+    }
+    session = onnxruntime.InferenceSession(model / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    for given_, described in ((session.get_inputs(), read.input), (session.get_outputs(), read.output)):
+        assert [value.name for value in given_] == [value.name for value in described]
+        for value, entry in zip(given_, described, strict=True):
+            assert value.shape[1:] == list(entry.dims) == [1, 64, 96]
+            assert value.type == "tensor(float)"
+            assert entry.data_type == config.TYPE_FP32
+    random = np.random.default_rng(0)
+    a, b = (random.uniform(-1, 1, (3, 1, 64, 96)).astype(np.float32) for _ in "ab")
+    (served,) = session.run(None, {"a": a, "b": b})
+    with Fuser(precision="float32") as fuser:
+        np.testing.assert_allclose(served, fuser.run(a, b), atol=1e-4)
+    again = cli.invoke(main, given)
+    assert again.exit_code == 2
+    assert "dmfnet-tiny: is there already; remove it, or name another folder" in again.stderr
+
+
+@pytest.mark.usefixtures("quick")
+def test_served_plan(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TensorRT engine with its noise inside."""
+    monkeypatch.setitem(sys.modules, "tensorrt", Alias("10.13.0"))
+    result = cli.invoke(main, ["--triton-server", str(tmp_path), "--size", "64", "--batch", "2"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "dmfnet-tiny" / "1" / "model.plan").stat().st_size > 1e6
+    text = (tmp_path / "dmfnet-tiny" / "config.pbtxt").read_text()
+    assert 'platform: "tensorrt_plan"' in text
+    assert "KIND_GPU" in text
