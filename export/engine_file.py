@@ -16,7 +16,7 @@ import numpy as np
 from dmfnet_fast import __version__
 from dmfnet_fast.engines.tensorrt import TensorRTEngine, current_gpu
 from dmfnet_fast.manifest import Manifest, check_path, manifest_path, save_check
-from dmfnet_fast.parity import Parity, Reference, check, compare
+from dmfnet_fast.parity import Parity, Reference, check, compare_with
 from export.builder import MODULES, Profile, build, capability, require_builder
 from export.layers import check_precision, summary
 from export.request import Request
@@ -79,7 +79,7 @@ def run_engine(path: Path, references: list[Reference]) -> Parity:
     engine = TensorRTEngine(path, "cuda", "auto", None)
     try:
         fused = [engine.run(*reference.inputs) for reference in references]
-        return compare(engine.info["engine"], engine.info["precision"], fused, references)
+        return compare_with(engine.info["engine"], engine.info["precision"], fused, references)
     finally:
         engine.close()
 

@@ -18,7 +18,7 @@ from dmfnet_fast.engines import Precision
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.fusion_file import INPUTS, seal
-from dmfnet_fast.parity import Parity, Reference, compare
+from dmfnet_fast.parity import Parity, Reference, compare_with
 from dmfnet_fast.phantom import make_phantom
 
 Shape: TypeAlias = tuple[int, int, int]  # pairs, height, width
@@ -109,7 +109,7 @@ def on_onnx_runtime(proto: bytes, precision: str, wanted: Sequence[Reference]) -
             f"ONNX Runtime cannot run the exported network: {error}; upgrade onnxruntime or uninstall it "
             "(it is not needed, only asked for a second opinion)"
         ) from error
-    return compare("ONNX Runtime", precision, fused, wanted)
+    return compare_with("ONNX Runtime", precision, fused, wanted)
 
 
 def widened(proto: Any) -> Any:
@@ -153,6 +153,6 @@ def on_openvino(proto: bytes, wanted: Sequence[Reference]) -> list[Parity]:
         choices: tuple[Precision, ...] = ("float32", "auto")
         engines = [OpenVINOEngine(path, "cpu", choice, None) for choice in choices]
         return [
-            compare("OpenVINO", precision, [engine.run(*r.inputs) for r in wanted], wanted)
+            compare_with("OpenVINO", precision, [engine.run(*r.inputs) for r in wanted], wanted)
             for precision, engine in {engine.info["precision"]: engine for engine in engines}.items()
         ]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dmfnet_fast.engines.base import Engine, Precision
 from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
-from dmfnet_fast.fusion_file import FORMAT, INPUTS, KIND, is_sealed
+from dmfnet_fast.fusion_file import FORMAT, INPUTS, KIND, is_sealed, properties
 
 KEPT_SIZES = 4  # whose compiled models stay in memory
 CACHE_BYTES = 2**30
@@ -89,16 +89,23 @@ class OpenVINOEngine(Engine):
         openvino = require("openvino", extra="cpu")
         if device != "cpu":
             raise EngineError(f"{path}: .onnx engines run on the CPU, not on {device!r}; on a GPU use .safetensors")
+        content = path.read_bytes()
+        try:
+            known = properties(content)
+        except ValueError as error:
+            raise EngineError(f"{path}: is not a readable ONNX file, or is damaged") from error
+        if known.get("format") != FORMAT or known.get("kind") != KIND:
+            raise EngineError(f"{path}: was not made by dmfnet-export; make it anew from weights")
+        if known.get("precision", "float32") != "float32":
+            raise EngineError(
+                f"{path}: is a {known['precision']} graph to build TensorRT engines from (dmfnet-export {path.name}); "
+                "for a CPU make one with dmfnet-export --target onnx"
+            )
+        if not is_sealed(content):
+            raise EngineError(f"{path}: has changed since it was exported, or is damaged; fetch or export it again")
         self._core = shared_core()
         with _translated(f"{path}: is not a readable ONNX file, or is damaged"):
             self._model = self._core.read_model(path)
-        if self._metadata("format") != FORMAT or self._metadata("kind") != KIND:
-            names = ", ".join(port.get_any_name() for port in self._model.inputs)
-            raise EngineError(
-                f"{path}: was not made by dmfnet-export (its inputs are {names}); make it anew from weights"
-            )
-        if not is_sealed(path.read_bytes()):
-            raise EngineError(f"{path}: has changed since it was exported, or is damaged; fetch or export it again")
         native = has_bfloat16()
         if precision == "auto":
             precision = "bfloat16" if native else "float32"
@@ -110,7 +117,7 @@ class OpenVINOEngine(Engine):
             "engine": f"openvino {openvino.__version__.split('-')[0]}",
             "device": "cpu",
             "precision": precision,
-            "weights": self._metadata("sha256"),
+            "weights": known.get("sha256", ""),
         }
         self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
         if threads is not None:
@@ -119,10 +126,6 @@ class OpenVINOEngine(Engine):
         if cache is not None:
             self._settings["CACHE_DIR"] = str(cache)
         self._requests: dict[tuple[int, int], Any] = {}  # by size, the last used last
-
-    def _metadata(self, name: str) -> str:
-        place = ["framework", name]
-        return str(self._model.get_rt_info(place).astype(str)) if self._model.has_rt_info(place) else ""
 
     def _request(self, height: int, width: int) -> Any:
         """An inference request for one pair of this size."""

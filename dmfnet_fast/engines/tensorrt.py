@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from dmfnet_fast.devices import check_device
 from dmfnet_fast.engines.base import Engine, Precision
-from dmfnet_fast.errors import EngineError, OutputError, PictureError, is_lack_of_memory, require
+from dmfnet_fast.errors import EngineError, OutputError, PictureError, is_lack_of_memory, require, warn
 from dmfnet_fast.files import replacing
 from dmfnet_fast.fusion_file import INPUTS, OUTPUT
 from dmfnet_fast.manifest import Manifest, load_check
-from dmfnet_fast.parity import check, compare
+from dmfnet_fast.parity import check, compare_with
 
 Shape: TypeAlias = tuple[int, int, int]  # pairs, height, width
 
@@ -123,7 +123,7 @@ class BoundShape:
                 raise
             self._memory = stack.pop_all()
 
-    def _bind(self, shapes: dict[str, tuple[int, ...]], stack: ExitStack) -> None:
+    def _bind(self, shapes: Mapping[str, tuple[int, ...]], stack: ExitStack) -> None:
         for name, size in shapes.items():
             self._expect(self._context.set_input_shape(name, size), f"take {name} of {size}")
         scratch = int(self._context.update_device_memory_size_for_shapes())
@@ -332,7 +332,7 @@ class TensorRTEngine(Engine):
             return
         wanted = load_check(self._path, manifest.check["sha256"])
         fused = self.run(*wanted.inputs)
-        parity = compare(self.info["engine"], manifest.precision, [fused], [wanted])
+        parity = compare_with(self.info["engine"], manifest.precision, [fused], [wanted])
         try:
             check(parity, "it is not used; export it on this machine, or with another precision")
         except EngineError as error:
@@ -366,6 +366,8 @@ class TensorRTEngine(Engine):
                 bound = BoundShape(self._cuda, self._context, self._stream, shape)
             self._shapes[shape] = bound
             self._save_cache()
+            if not bound.captured:
+                warn(f"{self._path}: TensorRT does not let it be a CUDA graph: it runs more slowly")
         self._shapes[shape] = bound
         return bound
 
@@ -391,15 +393,10 @@ class TensorRTEngine(Engine):
 
     @property
     def info(self) -> dict[str, str]:
-        if not self._shapes:
-            captured = "made at the first run"
-        else:
-            captured = "yes" if all(bound.captured for bound in self._shapes.values()) else "no"
         return {
             "engine": f"{MODULES[self._manifest.flavour]} {self._manifest.version}",
             "device": f"cuda:{self._cuda.index}",
             "precision": self._manifest.precision,
             "weights": self._manifest.weights,
             "verified": "no" if self._manifest.parity is None else "yes",
-            "cuda_graph": captured,
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import itertools
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -34,7 +35,7 @@ class Cuda:
         self._real = runtime
         self.calls: list[str] = []
         self.held: dict[int, Any] = {}
-        self.recording: list[Callable[[], None]] | None = None
+        self.recording: dict[int, list[Callable[[], None]]] = {}  # by stream
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.fails_at: int | None = None
         self.status = 999
@@ -42,7 +43,7 @@ class Cuda:
         self.most_device_bytes = 2**40
         self.devices: list[int] = []
         self._capability, self._gpus = capability, gpus
-        self._next = 7000
+        self._handles = itertools.count(7000)
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("cuda"):
@@ -60,24 +61,24 @@ class Cuda:
             self.calls.append(name)
             if number == self.fails_at:
                 if name == "cudaStreamEndCapture":  # which ends it in any case
-                    self.recording = None
+                    self.recording.pop(arguments[0])
                 return self.status, None
             result = own(*arguments)
             return (result,) if isinstance(result, tuple) and not result else (0, result)
 
         return call
 
-    def do(self, action: Callable[[], None]) -> None:
-        """Now, or when the graph that is being captured is launched."""
-        if self.recording is None:
-            action()
+    def do(self, stream: int, action: Callable[[], None]) -> None:
+        """Now, or when the graph that is being captured of the stream is launched."""
+        if stream in self.recording:
+            self.recording[stream].append(action)
         else:
-            self.recording.append(action)
+            action()
 
     def _handle(self, what: Any) -> int:
-        self._next += 1
-        self.held[self._next] = what
-        return self._next
+        handle = next(self._handles)
+        self.held[handle] = what
+        return handle
 
     def _drop(self, handle: int, kind: str) -> None:
         assert self.held.pop(handle)[0] == kind
@@ -102,18 +103,17 @@ class Cuda:
 
     def _cudaStreamSynchronize(self, stream: int) -> None:
         assert self.held[stream] == ("stream",)
-        assert self.recording is None, "a captured stream cannot be waited for"
+        assert stream not in self.recording, "a captured stream cannot be waited for"
 
     def _cudaStreamBeginCapture(self, stream: int, mode: Any) -> None:
         assert mode == self._real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         assert self.held[stream] == ("stream",)
-        assert self.recording is None
-        self.recording = []
+        assert stream not in self.recording
+        self.recording[stream] = []
 
-    def _cudaStreamEndCapture(self, _: int) -> int:
+    def _cudaStreamEndCapture(self, stream: int) -> int:
         graph = self._handle(("graph",))
-        assert self.recording is not None
-        self.graphs[graph], self.recording = self.recording, None
+        self.graphs[graph] = self.recording.pop(stream)
         return graph
 
     def _cudaGraphInstantiate(self, graph: int, flags: int) -> int:
@@ -170,7 +170,7 @@ class Cuda:
             assert self.held[address][0] == expected
             assert self.held[address][2] >= size
         assert self.held[stream] == ("stream",)
-        self.do(lambda: (ctypes.memmove(target, source, size), None)[1])
+        self.do(stream, lambda: (ctypes.memmove(target, source, size), None)[1])
 
 
 class OutOfDeviceMemory(Exception):
@@ -201,15 +201,17 @@ def module(cuda: Cuda) -> Any:
 class Context:
     """In the place of IExecutionContext: fused = (a + 3 b) / 4 + noise[0, 0] / 8."""
 
-    def __init__(self, library: TensorRT) -> None:
-        self._library, self._cuda = library, library.cuda
+    def __init__(self, library: TensorRT, siblings: list[None]) -> None:
+        self._library, self._cuda, self._siblings = library, library.cuda, siblings
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._memory: int | None = None
-        library.contexts += 1
+        for alive in (library.contexts, siblings):
+            alive.append(None)
 
     def __del__(self) -> None:
-        self._library.contexts -= 1
+        for alive in (self._library.contexts, self._siblings):
+            alive.pop()
         if self._memory is not None and self._memory not in self._cuda.held:
             self._library.broken.append("a context outlived its memory")
 
@@ -244,7 +246,7 @@ class Context:
         assert self._memory is not None
         if not self._library.runs:
             return False
-        self._cuda.do(self._compute)
+        self._cuda.do(stream_handle, self._compute)
         return True
 
     def _array(self, name: str) -> Any:
@@ -301,11 +303,12 @@ class CudaEngine:
 
     def __init__(self, library: TensorRT) -> None:
         self._library = library
-        library.engines += 1
+        self._contexts: list[None] = []
+        library.engines.append(None)
 
     def __del__(self) -> None:
-        self._library.engines -= 1
-        if self._library.contexts:
+        self._library.engines.pop()
+        if self._contexts:
             self._library.broken.append("an engine went before its contexts")
 
     def create_runtime_config(self) -> RuntimeConfig:
@@ -318,7 +321,7 @@ class CudaEngine:
         else:
             assert how.dynamic_shapes_kernel_specialization_strategy == "EAGER"
             assert how._cache is not None
-        return Context(self._library) if self._library.makes_contexts else None
+        return Context(self._library, self._contexts) if self._library.makes_contexts else None
 
 
 class TensorRT(ModuleType):
@@ -332,7 +335,8 @@ class TensorRT(ModuleType):
         self.__version__ = version
         self.cuda, self.flavour = cuda, flavour
         self.opens = self.makes_contexts = self.takes_shapes = self.runs = self.capturable = True
-        self.contexts = self.engines = 0
+        self.contexts: list[None] = []  # one for each that is alive; lists, as threads share them
+        self.engines: list[None] = []
         self.broken: list[str] = []  # rules of TensorRT
         self.read_cache: bytes | None = None
         self.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="USER_MANAGED")

@@ -135,8 +135,11 @@ def test_files_that_are_no_engine(tmp_path: Path) -> None:
     opset = [onnx.helper.make_opsetid("", 20)]
     graph = onnx.helper.make_graph([node], "other", port[:1], port[1:])
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), other)
-    with pytest.raises(EngineError, match=r"other\.onnx: was not made by dmfnet-export \(its inputs are x\)"):
+    with pytest.raises(EngineError, match=r"other\.onnx: was not made by dmfnet-export; make it"):
         Fuser(other)
+    graph = SHIPPED.with_name("dmfnet-tiny-fp16.onnx")
+    with pytest.raises(EngineError, match=r"fp16\.onnx: is a float16 graph to build TensorRT engines from"):
+        Fuser(graph)
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -201,6 +202,24 @@ def test_tensorrt(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert manifest.layers["kinds"] == {"CaskConvolution": 3}
     inspected = cli.invoke(main, ["--inspect", str(path)])
     assert "built on            Orin" in inspected.stdout
+
+
+def test_needs_the_builder_alone(tmp_path: Path) -> None:
+    """As on a Jetson: the shipped graph, and nothing that weights would take."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'triton', 'onnx', 'onnxscript', 'onnxruntime', "
+        "'openvino', 'safetensors', 'cuda']));"
+        "from dmfnet_fast.commands.export import main; main()"
+    )
+    call = [sys.executable, "-c", code, *RTX, "--size", "128", "-o", str(tmp_path / "tiny.engine")]
+    result = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert check_path(tmp_path / "tiny.engine").exists()
+    assert "ONNX Runtime," in result.stderr  # as it was checked where it was made
+    call = [*call[:3], str(SHIPPED_WEIGHTS), *call[3:]]
+    result = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: torch is not installed: pip install 'dmfnet-fast[export]'")
 
 
 def test_profiles() -> None:
