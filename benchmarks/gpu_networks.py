@@ -22,8 +22,9 @@ from dmfnet_fast.model import DMFNet, optimize
 from dmfnet_fast.model.rewrites import Precision
 from dmfnet_fast.noise import fusion_noise
 from dmfnet_fast.parity import LIMITS as OF_ENGINES
-from dmfnet_fast.parity import grey_levels
+from dmfnet_fast.parity import Reference, grey_levels
 from dmfnet_fast.phantom import make_phantom
+from export.verify import STANDARD_SHAPES, phantom_pairs
 from tests.rules import GOLDEN, golden_model
 
 Array: TypeAlias = NDArray[np.float32]
@@ -173,7 +174,8 @@ def _check_inputs(weights: str, networks: Networks) -> tuple[list[Arrays], list[
                 pictures.append(file["fused"][None, None])
         return batches, pictures
     model = copy.deepcopy(networks.trained(weights)).to(networks.machine.device)
-    batches += verify.inputs()[: 1 if networks.machine.interpreted else None]
+    shapes = STANDARD_SHAPES[: 1 if networks.machine.interpreted else 2]
+    batches += [Reference(a, b, np.empty(0, np.float32)).inputs for a, b in map(phantom_pairs, shapes)]
     with torch.inference_mode():
         pictures += [model(*networks.tensors(arrays)).cpu().numpy() for arrays in batches]
     return batches, pictures

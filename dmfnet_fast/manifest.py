@@ -14,7 +14,7 @@ import numpy as np
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.files import replacing
 from dmfnet_fast.fusion_file import FORMAT
-from dmfnet_fast.parity import Reference
+from dmfnet_fast.parity import LIMITS, Parity, Reference
 
 KIND = "tensorrt engine"
 AGAIN = "copy or export it again"
@@ -121,6 +121,14 @@ class Manifest:
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(name)
+        if self.precision not in LIMITS:
+            raise ValueError(f"precision {self.precision!r}")
+        if not all(isinstance(capability, str) for capability in self.compute_capabilities):
+            raise TypeError("compute_capabilities")
+        if self.parity is not None and not Parity.from_dict(self.parity).within:
+            raise ValueError("parity")
+        if self.check is not None and not isinstance(self.check["sha256"], str):
+            raise TypeError("check")
         for corner in ("min", "opt", "max"):
             pairs, height, width = self.shapes[corner]
             if not all(isinstance(n, int) and n > 0 for n in (pairs, height, width)):
@@ -135,10 +143,14 @@ class Manifest:
 
     def check_file(self, engine: Path) -> None:
         """Raise an EngineError unless the engine file is the one that this was written for."""
-        size = engine.stat().st_size
+        try:
+            size = engine.stat().st_size
+            same = size == self.engine["bytes"] and _sha256(engine) == self.engine["sha256"]
+        except OSError as error:
+            raise EngineError(f"{engine}: cannot be read: {error.strerror or error}") from error
         if size != self.engine["bytes"]:
             raise EngineError(f"{engine}: has {size} bytes, its manifest says {self.engine['bytes']}: {AGAIN}")
-        if _sha256(engine) != self.engine["sha256"]:
+        if not same:
             raise EngineError(f"{engine}: is not the file that its manifest was written for, or is damaged: {AGAIN}")
 
 

@@ -59,8 +59,8 @@ class Limit:
 
 # Rounding in float32 reaches 5e-6, with which a pixel in some thousands falls to the next grey level. bfloat16 has 8
 # bits of mantissa; with trained weights and with random ones single pixels reach 0.065, the mean 0.005 (50 dB).
-# float16 has 11 bits: with trained weights single pixels reach 0.002 (68 dB), with random ones 0.0054 (61 dB); an engine
-# that orders sums otherwise gets two grey levels.
+# float16 has 11 bits: with trained weights single pixels reach 0.002 (68 dB), with random ones 0.0054 (61 dB); engines
+# that order sums otherwise get two grey levels.
 LIMITS = {
     "float32": Limit(1e-4, 65.0, 0.9999),
     "float16": Limit(0.016, 56.0, 0.999),

@@ -5,15 +5,14 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dmfnet_fast.commands.shared import command
-from dmfnet_fast.errors import OutputError
-from dmfnet_fast.files import replacing
+from dmfnet_fast.errors import DMFNetError, OutputError
 from dmfnet_fast.fusion_file import seal
 from export.request import DEFAULT_GPUS, Precision, Request, RequestError, make_request
 from export.source import Graph, from_onnx, from_weights
@@ -67,56 +66,54 @@ def _workplace(output: Path) -> Iterator[Path]:
     Raises:
         OutputError: nothing can be written there, now or later.
     """
+    made = not output.parent.exists()  # a model repository may be new
     try:
+        output.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".dmfnet-export-", dir=output.parent) as folder:
             yield Path(folder)
     except OSError as error:
-        if isinstance(error, OutputError):
+        if isinstance(error, DMFNetError):
             raise
         raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if made:
+            with suppress(OSError):
+                output.parent.rmdir()  # unless something is in it
 
 
 def _graph(request: Request) -> Graph:
     if request.source.suffix.lower() == ".onnx":
-        if request.target == "onnx" and request.server is None:
-            raise RequestError(f"{request.source}: is an ONNX file already; give weights (.safetensors)")
         return from_onnx(request.source, request.precision, _step)
     for_engine = request.target != "onnx" or request.precision != "float32"
     return from_weights(request.source, request.precision, for_engine, request.profile, _step)
 
 
-def _write_onnx(request: Request, graph: Graph) -> None:
-    with replacing(request.output) as temporary:
-        temporary.write_bytes(seal(graph.content))
+def _write_onnx(request: Request, graph: Graph, folder: Path) -> None:
+    path = folder / request.output.name
+    path.write_bytes(seal(graph.content))
+    path.replace(request.output)
 
 
-def _write_engine(request: Request, graph: Graph) -> None:
+def _write_engine(request: Request, graph: Graph, folder: Path) -> None:
     from export.engine_file import make_engine, publish
 
-    with _workplace(request.output) as folder:
-        made = make_engine(request, graph, folder, _step, _progress, _tell)
-        publish(folder, request.output)
+    made = make_engine(request, graph, folder, _step, _progress, _tell)
+    publish(folder, request.output)
     _tell(f"{made.layers['count']} layers, of which {made.layers['reformats']} only rearrange")
 
 
-def _write_repository(request: Request, graph: Graph) -> None:
+def _write_repository(request: Request, graph: Graph, folder: Path) -> None:
     from export.triton_server import with_fixed_noise, write_repository
 
     assert request.profile is not None
-    assert request.server is not None
     served = with_fixed_noise(graph.content, request.profile)
     if request.target == "tensorrt":
         from export.engine_file import build_for_server
 
         served = build_for_server(request, served, _progress, _tell)
-    try:
-        request.server.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{request.server}: the folder cannot be created: {error.strerror or error}") from error
-    with _workplace(request.output) as folder:
-        name = request.output.name
-        write_repository(folder / name, name, served, request.target, request.precision, request.profile)
-        (folder / name).replace(request.output)
+    name = request.output.name
+    write_repository(folder / name, name, served, request.target, request.precision, request.profile)
+    (folder / name).replace(request.output)
 
 
 def _precision(chosen: tuple[str, ...]) -> Precision | None:
@@ -181,10 +178,17 @@ def main(
     if dry_run:
         click.echo(request)
         return
-    graph = _graph(request)
-    for parity in graph.parity:
-        _tell(str(parity))
-    _tell(f"largest activation {graph.largest_activation:.0f} (float16 holds up to 65504)")
-    write = _write_repository if request.server is not None else _write_engine
-    (_write_onnx if request.target == "onnx" and request.server is None else write)(request, graph)
+    if request.target == "tensorrt":
+        from dmfnet_fast.engines.tensorrt import current_gpu
+
+        current_gpu()  # without one all work would be in vain
+    write = _write_onnx if request.target == "onnx" else _write_engine
+    if request.server is not None:
+        write = _write_repository
+    with _workplace(request.output) as folder:
+        graph = _graph(request)
+        for parity in graph.parity:
+            _tell(str(parity))
+        _tell(f"largest activation {graph.largest_activation:.0f} (float16 holds up to 65504)")
+        write(request, graph, folder)
     click.echo(request.output)

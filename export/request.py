@@ -176,6 +176,8 @@ def make_request(
     elif output is None:
         output = Path(f"{stem}{suffix}")
     if server is None:
+        if source.suffix.lower() == ".onnx" and target == "onnx":
+            raise RequestError(f"{source}: is an ONNX file already; give weights (.safetensors)")
         _check_output(output, source, suffix)
     return Request(source, target, kind, profile, gpus, plugins, timing_cache, server, output)
 

@@ -28,7 +28,7 @@ STANDARD_SHAPES: tuple[Shape, ...] = ((2, 64, 96), (1, 128, 128), (1, 256, 256))
 LARGEST_HALF = 65504.0
 
 
-def _phantoms(shape: Shape) -> tuple[Grey, Grey]:
+def phantom_pairs(shape: Shape) -> tuple[Grey, Grey]:
     """Luminances of made-up heads, MRI and PET, cut from the middle of larger squares."""
     n, height, width = shape
     size = max(height, width)
@@ -45,7 +45,7 @@ def _extremes(height: int, width: int) -> tuple[Grey, Grey]:
     lines, halves = black.copy(), black.copy()
     lines[::2] = 255
     halves[:, width // 2 :] = 255
-    (head,), (other,) = _phantoms((1, height, width))
+    (head,), (other,) = phantom_pairs((1, height, width))
     saturated = [(image.astype(np.int64) * 4).clip(0, 255).astype(np.uint8) for image in (head, other)]
     a = [black, white // 2, lines, halves, saturated[0]]
     b = [black, white // 2, lines.T if height == width else 255 - lines, white, saturated[1]]
@@ -59,7 +59,7 @@ def pairs_to_check(shapes: Sequence[Shape], most_pairs: int | None = None) -> li
     """
     extreme_a, extreme_b = _extremes(*shapes[0][1:])
     step = most_pairs or len(extreme_a)
-    batches = [_phantoms(shape) for shape in shapes]
+    batches = [phantom_pairs(shape) for shape in shapes]
     return batches + [(extreme_a[n : n + step], extreme_b[n : n + step]) for n in range(0, len(extreme_a), step)]
 
 

@@ -55,7 +55,10 @@ class Cuda:
             EngineError: it failed.
             MemoryError: it failed for lack of memory.
         """
-        status, *results = getattr(self.runtime, name)(*arguments)
+        try:
+            status, *results = getattr(self.runtime, name)(*arguments)
+        except RuntimeError as error:  # cuda-python 12.6, where there is no driver
+            raise EngineError(f"CUDA cannot do {name}: {error}") from error
         if int(status) != 0:
             words = self.runtime.cudaGetErrorString(status)[1].decode()
             if int(status) == _OUT_OF_MEMORY:
@@ -79,6 +82,17 @@ def current_gpu(device: str = "cuda") -> tuple[str, str]:
     return Cuda(device).gpu
 
 
+def _expect(result: Any, what: str, errors: list[str]) -> Any:
+    """The result; if it says failure, the reason is the last of TensorRT's `errors`, which are then cleared."""
+    if result:
+        return result
+    message = f"TensorRT cannot {what}: {errors[-1] if errors else 'it does not say why'}"
+    errors.clear()
+    if is_lack_of_memory(RuntimeError(message)):
+        raise MemoryError(message)
+    raise EngineError(message)
+
+
 class _Host:
     """Pinned memory of the CPU, as an array."""
 
@@ -97,15 +111,16 @@ class BoundShape:
         context: makes an execution context without memory of its own.
         stream: that all is done on.
         shape: pairs, height, width.
+        errors: where TensorRT's messages arrive.
 
     Raises:
         EngineError: TensorRT or CUDA cannot.
         MemoryError: the GPU has too little memory. Nothing is left behind in either case.
     """
 
-    def __init__(self, cuda: Cuda, context: Callable[[], Any], stream: Any, shape: Shape) -> None:
+    def __init__(self, cuda: Cuda, context: Callable[[], Any], stream: Any, shape: Shape, errors: list[str]) -> None:
         pairs, height, width = shape
-        self._cuda, self._stream = cuda, stream
+        self._cuda, self._stream, self._errors = cuda, stream, errors
         image = (pairs, 1, height, width)
         shapes = dict(zip(INPUTS, (image, image, (3, 2, height, width)), strict=True))
         with ExitStack() as stack:
@@ -132,11 +147,8 @@ class BoundShape:
         for name, address in self._addresses.items():
             self._expect(self._context.set_tensor_address(name, address), f"take memory for {name}")
 
-    @staticmethod
-    def _expect(result: Any, what: str) -> Any:
-        if not result:
-            raise EngineError(f"TensorRT cannot {what}")
-        return result
+    def _expect(self, result: Any, what: str) -> Any:
+        return _expect(result, what, self._errors)
 
     def _allocate(self, size: int, stack: ExitStack) -> int:
         address = int(self._cuda.call("cudaMalloc", size))
@@ -237,6 +249,7 @@ class TensorRTEngine(Engine):
         del threads  # of a CPU
         self._shapes: dict[Shape, BoundShape] = {}  # the last used last
         self._stack = ExitStack()
+        self._context: Callable[[], Any] | None = None
         self._manifest = manifest = Manifest.read(path)
         self._path = path
         check_device(device)
@@ -292,19 +305,22 @@ class TensorRTEngine(Engine):
         if engine is None:
             why = logger.errors[-1] if logger.errors else "it does not say why"
             raise EngineError(f"{self._path}: TensorRT cannot open it: {why}; export it again")
+        self._errors = logger.errors
         # In the order in which TensorRT wants them to go: engine, runtime, logger.
         self._opened: list[Any] = [logger, runtime, engine]
         self._stack.callback(self._forget_opened)
+        self._stack.callback(self._drop_shapes)
+        self._stack.callback(cuda.use)  # whichever thread closes
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self._manifest.flavour == "tensorrt":
-            self._context: Callable[[], Any] = lambda: engine.create_execution_context(strategy)
+            self._context = lambda: engine.create_execution_context(strategy)
         else:
-            config = engine.create_runtime_config()
+            config = _expect(engine.create_runtime_config(), "make a runtime configuration", self._errors)
             config.set_execution_context_allocation_strategy(strategy)
             # By default the first runs of a shape use kernels for any shape, and a graph would keep those.
             kinds = trt.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
-            cache = config.create_runtime_cache()
+            cache = _expect(config.create_runtime_cache(), "make a runtime cache", self._errors)
             with suppress(OSError):
                 cache.deserialize(self._cache_path.read_bytes())  # checks what it is given
             config.set_runtime_cache(cache)
@@ -312,7 +328,7 @@ class TensorRTEngine(Engine):
             self._context = lambda: engine.create_execution_context(config)
 
     def _forget_opened(self) -> None:
-        del self._context
+        self._context = None
         while self._opened:
             self._opened.pop()
 
@@ -353,17 +369,18 @@ class TensorRTEngine(Engine):
             )
 
     def _bound(self, shape: Shape) -> BoundShape:
+        assert self._context is not None
         bound = self._shapes.pop(shape, None)
         if bound is None:
             if len(self._shapes) == KEPT_SHAPES:
                 self._shapes.pop(next(iter(self._shapes))).close()
             try:
-                bound = BoundShape(self._cuda, self._context, self._stream, shape)
+                bound = BoundShape(self._cuda, self._context, self._stream, shape, self._errors)
             except (MemoryError, RuntimeError) as error:
                 if not is_lack_of_memory(error) or not self._shapes:
                     raise
                 self._drop_shapes()
-                bound = BoundShape(self._cuda, self._context, self._stream, shape)
+                bound = BoundShape(self._cuda, self._context, self._stream, shape, self._errors)
             self._shapes[shape] = bound
             self._save_cache()
             if not bound.captured:
@@ -372,7 +389,7 @@ class TensorRTEngine(Engine):
         return bound
 
     def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
-        if not hasattr(self, "_context"):
+        if self._context is None:
             raise EngineError("the engine is closed")
         height, width = a.shape[2:]
         self._check_size(height, width)
@@ -384,11 +401,11 @@ class TensorRTEngine(Engine):
         return fused
 
     def _drop_shapes(self) -> None:
-        while self._shapes:
-            self._shapes.popitem()[1].close()
+        with ExitStack() as stack:  # the others go too where one cannot
+            while self._shapes:
+                stack.callback(self._shapes.popitem()[1].close)
 
     def close(self) -> None:
-        self._drop_shapes()
         self._stack.close()
 
     @property

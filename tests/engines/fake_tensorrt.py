@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import itertools
+import weakref
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -343,6 +344,8 @@ class TensorRT(ModuleType):
         self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="EAGER")
 
     def Runtime(self, logger: Any) -> Any:
+        self.logger = weakref.proxy(logger)
+
         def deserialize(content: bytes) -> CudaEngine | None:
             self.cuda.calls.append("deserialize_cuda_engine")
             assert isinstance(content, bytes)

@@ -200,6 +200,84 @@ def test_tensorrt_fails(path: Path, world: World, attribute: str, message: str) 
     world.assert_nothing_left()
 
 
+@pytest.mark.parametrize("method", ["create_runtime_config", "create_runtime_cache"])
+def test_rtx_fails(path: Path, world: World, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """What failed is said, not that closing did."""
+    world.put("tensorrt-rtx", "1.7.1.116")
+    _change(path, flavour="tensorrt-rtx", version="1.7.1.116")
+    owner = fake.CudaEngine if method == "create_runtime_config" else fake.RuntimeConfig
+    monkeypatch.setattr(owner, method, lambda _: None)
+    with pytest.raises(EngineError, match="TensorRT cannot make a runtime c"):
+        _open(path)
+    world.assert_nothing_left()
+
+
+def _closing(world: World, path: Path) -> tuple[TensorRTEngine, int]:
+    """An engine with several shapes, and the number of the next call."""
+    engine = _open(path)
+    for width in (64, 80, 96):
+        engine.run(*_inputs(width=width))
+    return engine, len(world.cuda.calls)
+
+
+def test_closing_goes_on(path: Path, world: World) -> None:
+    """Each call in turn fails while closing: all else is freed, by the one call of close."""
+    engine, start = _closing(world, path)
+    engine.close()
+    names = world.cuda.calls[start:]
+    assert len(names) > 25
+    for number, name in enumerate(names, start):
+        world.put()
+        engine, _ = _closing(world, path)
+        world.cuda.fails_at = number
+        with pytest.raises(EngineError, match="unknown error"):
+            engine.close()
+        assert len(world.cuda.held) == (0 if name == "cudaSetDevice" else 1)
+        engine.close()
+
+
+def test_another_thread_closes(path: Path, world: World) -> None:
+    world.put(gpus=2)
+    engine = _open(path, device="cuda:1")
+    engine.run(*_inputs())
+    before = len(world.cuda.devices)
+    thread = threading.Thread(target=engine.close)
+    thread.start()
+    thread.join()
+    assert world.cuda.devices[before:] == [1]
+    world.assert_nothing_left()
+
+
+def test_tensorrt_lacks_memory(path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT's own allocations fail with None and a message: others go, and it is tried once more."""
+    engine = _open(path)
+    engine.run(*_inputs(width=64))
+    make = fake.CudaEngine.create_execution_context
+
+    def lacking(self: fake.CudaEngine, how: Any) -> Any:
+        if world.trt.contexts:
+            world.trt.logger.log(world.trt.ILogger.ERROR, "4096-byte allocation: out of memory")
+            return None
+        return make(self, how)
+
+    monkeypatch.setattr(fake.CudaEngine, "create_execution_context", lacking)
+    inputs = _inputs(width=80)
+    np.testing.assert_allclose(engine.run(*inputs), fake.expected(*inputs), atol=1e-6)
+    assert len(world.trt.contexts) == 1
+    engine.close()
+    world.assert_nothing_left()
+
+
+def test_reasons_are_given_once(path: Path, world: World) -> None:
+    engine = _open(path)
+    world.trt.runs = False
+    world.trt.logger.log(world.trt.ILogger.ERROR, "the reason")
+    for reason in ("the reason", "it does not say why"):
+        with pytest.raises(EngineError, match=f"TensorRT cannot run the engine: {reason}"):
+            engine.run(*_inputs())
+    engine.close()
+
+
 def test_last_shapes_stay(path: Path, world: World) -> None:
     engine = _open(path)
     widths = [64, 80, 96, 112, 128]
@@ -319,6 +397,17 @@ def test_wrong_engines(path: Path, world: World, changes: dict[str, Any], messag
     world.assert_nothing_left()
 
 
+def test_unreadable(path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", no)
+    monkeypatch.setattr(Manifest, "read", lambda _: _manifest(b"an engine" * 100))
+    with pytest.raises(EngineError, match=r"tiny.engine: cannot be read: Permission denied"):
+        _open(path)
+    assert not world.cuda.calls
+
+
 def test_truncated(path: Path, world: World) -> None:
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(EngineError, match=r"tiny.engine: has 500 bytes, its manifest says 900"):
@@ -353,6 +442,11 @@ def test_wrong_manifests(path: Path, world: World, content: str | None, message:
         {"shapes": {corner: [1, "64", 64] for corner in ("min", "opt", "max")}},
         {"engine": {"bytes": 900}},
         {"layers": []},
+        {"precision": "int7"},
+        {"compute_capabilities": [8.9]},
+        {"parity": {}},
+        {"parity": {**VERIFIED, "max_abs": 1.5}},
+        {"check": {}},
         {"largest_activation": "many"},
         {"more": 1},
     ],
@@ -481,6 +575,18 @@ def test_there_is_no_driver() -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(EngineError, match=r"device 'cuda': CUDA cannot do cudaGetDeviceCount: .*check the NVIDIA"):
         Cuda("cuda")
+
+
+@pytest.mark.usefixtures("world")
+def test_there_is_no_driver_for_old_bindings(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuda-python 12.6 raises where later ones give a status."""
+
+    def absent() -> None:
+        raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    monkeypatch.setattr(sys.modules["cuda.bindings.runtime"], "cudaGetDeviceCount", absent, raising=False)
+    with pytest.raises(EngineError, match=r"device 'cuda': .*Failed to dlopen libcuda.so.1; check the NVIDIA driver"):
+        _open(path)
 
 
 def test_no_library(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,8 @@ def test_tensorrt(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return on_onnx_runtime(SHIPPED_GRAPH.read_bytes(), "float16", references if right else wrong)
 
     monkeypatch.setitem(sys.modules, "tensorrt", Alias("10.3.0"))
-    monkeypatch.setattr("export.engine_file.current_gpu", lambda: ("Orin", "8.7"))
+    for place in ("export.engine_file", "dmfnet_fast.engines.tensorrt"):
+        monkeypatch.setattr(f"{place}.current_gpu", lambda: ("Orin", "8.7"))
     monkeypatch.setattr("export.engine_file.run_engine", run)
     path = tmp_path / "tiny.engine"
     options = ["--fp16", "--min", "64", "--opt", "64x96", "--max", "128", "--plugins"]
@@ -285,6 +286,11 @@ def test_model_repository(cli: CliRunner, tmp_path: Path) -> None:
 def test_served_plan(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A TensorRT engine with its noise inside."""
     monkeypatch.setitem(sys.modules, "tensorrt", Alias("10.13.0"))
+    result = cli.invoke(main, ["--triton-server", str(tmp_path / "new"), "--size", "64"])
+    assert result.exit_code == 2
+    assert "device 'cuda': CUDA cannot do cudaGetDeviceCount" in result.stderr  # before anything is done
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("dmfnet_fast.engines.tensorrt.current_gpu", lambda: ("Thor", "11.0"))
     result = cli.invoke(main, ["--triton-server", str(tmp_path), "--size", "64", "--batch", "2"])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "dmfnet-tiny" / "1" / "model.plan").stat().st_size > 1e6
