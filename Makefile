@@ -11,8 +11,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.runtime
 	$(BIN)/dmfnet-demo demo
 
+# Processes share the cores, one thread each: threads of several would wait for each other.
 test: lint
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

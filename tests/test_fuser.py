@@ -237,7 +237,7 @@ def test_unfit_engines(tmp_path: Path, tiny_weights: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [{"seed": -1}, {"seed": 0.5}, {"seed": "0"}, {"threads": 0}, {"threads": 1.5}, {"device": "tpu"},
-     {"device": "meta"}, {"device": None}, {"engine": 3}, {"engine": ""}],
+     {"device": "meta"}, {"device": 3}, {"engine": 3}, {"engine": ""}],
 )  # fmt: skip
 def test_unfit_arguments(tiny_weights: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(EngineError, match=next(iter(arguments))):

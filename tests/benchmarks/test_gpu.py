@@ -96,7 +96,7 @@ def test_wrong_fusion_is_not_timed() -> None:
     way = gpu_fusions.Way("wrong", "float16", build)
     row = gpu_fusions.measure(way, gpu_networks.INTERPRETED_CASE, gpu_networks.Networks(machine()))
     assert row["max_abs"] == pytest.approx(0.02, abs=1e-4)
-    assert row["refused"].startswith("wrong: max abs error 0.02 (limit 0.0125)")
+    assert row["refused"].startswith("wrong: max abs error 0.02 (limit 0.016)")
     assert "ms" not in row
 
 

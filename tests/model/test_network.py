@@ -92,7 +92,8 @@ def test_batch_is_pair_by_pair(tiny: DMFNet) -> None:
     with torch.no_grad():
         together = tiny(a, b, noise)
         alone = torch.cat([tiny(a[n : n + 1], b[n : n + 1], noise) for n in range(3)])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+    # Rounding: a batch and one pair may take other algorithms.
+    torch.testing.assert_close(together, alone, rtol=0, atol=5e-6)
 
 
 def test_default_levels_are_the_midpoints(tiny: DMFNet) -> None:
