@@ -32,21 +32,10 @@ def _tell(text: str) -> None:
 
 
 @contextmanager
-def _step(name: str) -> Iterator[None]:
-    """Tell on standard error what is done, and then how long it took."""
+def _step(name: str) -> Iterator[Callable[[float], None]]:
+    """Tell on standard error what is done, what part of it, in tenths, and then how long it took."""
     click.echo(f"{name} ...", err=True, nl=False)
     started = time.perf_counter()
-    try:
-        yield
-    except BaseException:
-        click.echo(err=True)
-        raise
-    click.echo(f" {time.perf_counter() - started:.1f} s", err=True)
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Callable[[float], None]]:
-    """As `_step`; yields what takes the part that is done, and shows it in steps of a tenth."""
     shown = 0
 
     def report(part: float) -> None:
@@ -55,8 +44,12 @@ def _progress(name: str) -> Iterator[Callable[[float], None]]:
             shown = int(part * 10)
             click.echo(f" {10 * shown}%", err=True, nl=False)
 
-    with _step(name):
+    try:
         yield report
+    except BaseException:
+        click.echo(err=True)
+        raise
+    click.echo(f" {time.perf_counter() - started:.1f} s", err=True)
 
 
 @contextmanager
@@ -97,7 +90,7 @@ def _write_onnx(request: Request, graph: Graph, folder: Path) -> None:
 def _write_engine(request: Request, graph: Graph, folder: Path) -> None:
     from export.engine_file import make_engine, publish
 
-    made = make_engine(request, graph, folder, _step, _progress, _tell)
+    made = make_engine(request, graph, folder, _step, _tell)
     publish(folder, request.output)
     _tell(f"{made.layers['count']} layers, of which {made.layers['reformats']} only rearrange")
 
@@ -110,7 +103,7 @@ def _write_repository(request: Request, graph: Graph, folder: Path) -> None:
     if request.target == "tensorrt":
         from export.engine_file import build_for_server
 
-        served = build_for_server(request, served, _progress, _tell)
+        served = build_for_server(request, served, _step, _tell)
     name = request.output.name
     write_repository(folder / name, name, served, request.target, request.precision, request.profile)
     (folder / name).replace(request.output)

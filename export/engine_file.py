@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,9 +20,6 @@ from export.builder import MODULES, Profile, build, capability, require_builder
 from export.layers import check_precision, summary
 from export.request import Request
 from export.source import NOTHING_WRITTEN, Graph, Step
-
-Report = Callable[[float], None]
-ProgressStep = Callable[[str], AbstractContextManager[Report]]
 
 
 @dataclass(frozen=True)
@@ -88,9 +84,7 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def make_engine(
-    request: Request, graph: Graph, folder: Path, step: Step, progress: ProgressStep, tell: Callable[[str], None]
-) -> Manifest:
+def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: Callable[[str], None]) -> Manifest:
     """Build an engine into `folder`, under the name of the request's output, with its manifest.
 
     Where the GPU that it is for is this machine's, it is run and compared with the network as trained; else it gets a
@@ -100,7 +94,7 @@ def make_engine(
         request: names the profile.
         graph: of the request's precision.
         folder: nobody else's.
-        step, progress: name what is being done; the latter yields what takes the part that is done.
+        step: see `source.Step`.
         tell: takes remarks.
 
     Raises:
@@ -113,7 +107,7 @@ def make_engine(
     trt: Any = require_builder(request.target)
     on_gpu = request.target == "tensorrt"
     device, own = current_gpu() if on_gpu else ("", "")
-    with progress(f"building with {MODULES[request.target]} {trt.__version__}") as report:
+    with step(f"building with {MODULES[request.target]} {trt.__version__}") as report:
         built = build(
             prepared.content, request.target, request.profile, list(request.gpus), request.timing_cache, report
         )
@@ -159,12 +153,12 @@ def make_engine(
     return manifest
 
 
-def build_for_server(request: Request, content: bytes, progress: ProgressStep, tell: Callable[[str], None]) -> bytes:
+def build_for_server(request: Request, content: bytes, step: Step, tell: Callable[[str], None]) -> bytes:
     """The engine of a model that Triton Inference Server runs, which has no manifest. Raises as `make_engine`."""
     assert request.profile is not None
     assert request.target == "tensorrt"
     prepared = prepare(request, content, tell)
-    with progress("building with TensorRT") as report:
+    with step("building with TensorRT") as report:
         built = build(prepared.content, request.target, request.profile, [], request.timing_cache, report)
     check_precision(built.layers, request.precision)
     return built.engine

@@ -22,6 +22,7 @@ from export.request import Precision, RequestError
 from export.verify import (
     LARGEST_HALF,
     STANDARD_SHAPES,
+    Report,
     Shape,
     has_onnx_runtime,
     on_onnx_runtime,
@@ -31,7 +32,8 @@ from export.verify import (
     widened,
 )
 
-Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
+# Names what is being done; yields what is told the part that is done, 0 to 1.
+Step: TypeAlias = Callable[[str], AbstractContextManager[Report]]
 
 MOST_PIXELS = 4 * 256 * 256  # of a batch that is checked; float32 on a CPU takes minutes for more
 NOTHING_WRITTEN = "nothing was written"
@@ -107,7 +109,7 @@ def from_weights(path: Path, precision: Precision, for_engine: bool, profile: Pr
         precision: of the arithmetic.
         for_engine: the graph that TensorRT builds from, which half precision always is; else that for CPUs.
         profile: further sizes to check.
-        step: names what is being done.
+        step: see `Step`.
 
     Raises:
         EngineError: the weights cannot be read, or the graph is not the network.
@@ -127,15 +129,15 @@ def from_weights(path: Path, precision: Precision, for_engine: bool, profile: Pr
         sha256 = read_metadata(path).get("sha256")
     with step("optimising, exporting to ONNX"):
         proto = to_engine_onnx(model, precision, sha256) if for_engine else to_onnx(model, sha256)
-    with step("fusing in float32, to compare with"):
+    with step("fusing in float32, to compare with") as report:
         shapes = list(dict.fromkeys([*STANDARD_SHAPES, *(shapes_of(profile) if profile else [])]))
-        kept, largest = references(model, pairs_to_check(shapes))
+        kept, largest = references(model, pairs_to_check(shapes), report)
     if precision == "float16" and largest > LARGEST_HALF:
         raise EngineError(f"{path}: its values reach {largest:.0f}, float16 holds up to {LARGEST_HALF:.0f}: use --bf16")
     parity = []
-    with step("checking with ONNX Runtime"):
+    with step("checking with ONNX Runtime") as report:
         checked = widened(proto) if precision == "bfloat16" else proto
-        parity.append(on_onnx_runtime(checked.SerializeToString(), precision, kept))
+        parity.append(on_onnx_runtime(checked.SerializeToString(), precision, kept, report))
     if not for_engine:
         with step("checking with OpenVINO"):
             parity += on_openvino(proto.SerializeToString(), kept)
@@ -198,8 +200,8 @@ def from_onnx(path: Path, precision: Precision, step: Step) -> Graph:
         )
     # bfloat16 was checked in another form, which takes onnx to make.
     if has_onnx_runtime() and precision != "bfloat16":
-        with step("checking with ONNX Runtime"):
-            parity = on_onnx_runtime(content, precision, graph.references)
+        with step("checking with ONNX Runtime") as report:
+            parity = on_onnx_runtime(content, precision, graph.references, report)
         check(parity, NOTHING_WRITTEN)
         graph = replace(graph, parity=(parity,))
     return graph

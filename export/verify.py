@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,6 +23,7 @@ from dmfnet_fast.phantom import make_phantom
 
 Shape: TypeAlias = tuple[int, int, int]  # pairs, height, width
 Grey: TypeAlias = NDArray[np.uint8]
+Report: TypeAlias = Callable[[float], None]
 
 STANDARD_SHAPES: tuple[Shape, ...] = ((2, 64, 96), (1, 128, 128), (1, 256, 256))
 LARGEST_HALF = 65504.0
@@ -63,10 +64,17 @@ def pairs_to_check(shapes: Sequence[Shape], most_pairs: int | None = None) -> li
     return batches + [(extreme_a[n : n + step], extreme_b[n : n + step]) for n in range(0, len(extreme_a), step)]
 
 
-def references(model: Any, pairs: Sequence[tuple[Grey, Grey]]) -> tuple[list[Reference], float]:
+def _nothing(_: float) -> None:
+    """Takes no notice of progress."""
+
+
+def references(
+    model: Any, pairs: Sequence[tuple[Grey, Grey]], report: Report = _nothing
+) -> tuple[list[Reference], float]:
     """What `model`, as trained and on a CPU, makes of the pairs; and its largest activation, a magnitude.
 
-    The largest activation is that of any tensor between operators: half precision holds up to 65504.
+    `report` is told what part is done, 0 to 1. The largest activation is that of any tensor between operators: half
+    precision holds up to 65504.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -82,16 +90,18 @@ def references(model: Any, pairs: Sequence[tuple[Grey, Grey]]) -> tuple[list[Ref
                     self.value = max(self.value, -float(low), float(high))
             return result
 
-    found = []
+    found, done = [], 0
     with torch.inference_mode(), Largest() as largest:
         for a, b in pairs:
             unknown = Reference(a, b, np.empty(0, np.float32))
             found.append(replace(unknown, fused=model(*map(torch.tensor, unknown.inputs)).numpy()))
+            done += a.size
+            report(done / sum(image.size for image, _ in pairs))
     return found, largest.value
 
 
-def on_onnx_runtime(proto: bytes, precision: str, wanted: Sequence[Reference]) -> Parity:
-    """Run an exported network on ONNX Runtime.
+def on_onnx_runtime(proto: bytes, precision: str, wanted: Sequence[Reference], report: Report = _nothing) -> Parity:
+    """Run an exported network on ONNX Runtime; `report` is told what part is done, 0 to 1.
 
     Raises:
         EngineError: it cannot.
@@ -104,6 +114,7 @@ def on_onnx_runtime(proto: bytes, precision: str, wanted: Sequence[Reference]) -
         for reference in wanted:
             given = dict(zip(INPUTS, reference.inputs, strict=True))
             fused.append(session.run(None, {name: given[name] for name in names})[0])
+            report(sum(picture.size for picture in fused) / sum(r.fused.size for r in wanted))
     except Exception as error:  # its exceptions have no common class
         raise EngineError(
             f"ONNX Runtime cannot run the exported network: {error}; upgrade onnxruntime or uninstall it "
