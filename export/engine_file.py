@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from dmfnet_fast import __version__
 from dmfnet_fast.engines.tensorrt import TensorRTEngine, current_gpu
+from dmfnet_fast.errors import EngineError, MissingExtraError
 from dmfnet_fast.manifest import Manifest, check_path, manifest_path, save_check
 from dmfnet_fast.parity import Parity, Reference, check, compare_with
 from export.builder import MODULES, Profile, build, capability, require_builder
@@ -84,6 +86,19 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def _gpus(request: Request) -> tuple[str, list[str]]:
+    """The name of this machine's GPU, if the engine is for it, else ""; and the compute capabilities that it is for."""
+    if request.target == "tensorrt":
+        name, own = current_gpu()
+        return name, [own]
+    wanted = [capability(gpu) for gpu in request.gpus]
+    with suppress(EngineError, MissingExtraError):
+        name, own = current_gpu()
+        if own in wanted:
+            return name, wanted
+    return "", wanted
+
+
 def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: Callable[[str], None]) -> Manifest:
     """Build an engine into `folder`, under the name of the request's output, with its manifest.
 
@@ -105,8 +120,7 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
     assert request.target != "onnx"
     prepared = prepare(request, graph.content, tell)
     trt: Any = require_builder(request.target)
-    on_gpu = request.target == "tensorrt"
-    device, own = current_gpu() if on_gpu else ("", "")
+    device, capabilities = _gpus(request)
     with step(f"building with {MODULES[request.target]} {trt.__version__}") as report:
         built = build(
             prepared.content, request.target, request.profile, list(request.gpus), request.timing_cache, report
@@ -120,7 +134,7 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
         precision=request.precision,
         flavour=request.target,
         version=trt.__version__,
-        compute_capabilities=[own] if on_gpu else [capability(gpu) for gpu in request.gpus],
+        compute_capabilities=capabilities,
         device=device,
         shapes={name: list(getattr(request.profile, name)) for name in ("min", "opt", "max")},
         engine={"sha256": _sha256(built.engine), "bytes": len(built.engine)},
@@ -139,7 +153,7 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
     )
     if largest is None:
         tell("no float32 result of a size that it takes is at hand: it stays unverified (export from weights has them)")
-    elif on_gpu:
+    elif device:
         manifest.write(path)
         with step("verifying on the GPU"):
             parity = run_engine(path, known)

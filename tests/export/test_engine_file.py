@@ -25,7 +25,7 @@ from export.builder import Profile
 from export.command import main
 from export.engine_file import in_profile
 from export.request import SHIPPED_GRAPH, make_profile, parse_size
-from export.source import MOST_PIXELS, shapes_of
+from export.source import MOST_PIXELS, from_content, shapes_of
 from export.verify import on_onnx_runtime
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Linux and Windows")
@@ -203,6 +203,22 @@ def test_tensorrt(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert manifest.layers["kinds"] == {"CaskConvolution": 3}
     inspected = cli.invoke(main, ["--inspect", str(path)])
     assert "built on            Orin" in inspected.stdout
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("own", ["8.9", "9.0"])
+def test_rtx_where_there_is_a_gpu(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str) -> None:
+    """Run at once, if it is for that GPU."""
+    monkeypatch.setattr("export.engine_file.current_gpu", lambda: ("A GPU", own))
+    graph = from_content(SHIPPED_GRAPH.read_bytes(), "shipped")
+    parity = on_onnx_runtime(graph.content, "float16", graph.references)
+    monkeypatch.setattr("export.engine_file.run_engine", lambda *_: parity)
+    path = tmp_path / "tiny.engine"
+    result = cli.invoke(main, [*RTX, "--size", "128", "-o", str(path)])
+    assert result.exit_code == 0, result.output
+    manifest = Manifest.read(path)
+    assert manifest.parity == (parity.to_dict() if own == "8.9" else None)
+    assert check_path(path).exists() == (own != "8.9")
 
 
 def test_needs_the_builder_alone(tmp_path: Path) -> None:
