@@ -31,7 +31,13 @@ def check_path(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.check.npz")
 
 
-def _sha256(path: Path) -> str:
+def cache_path(engine: Path) -> Path:
+    """Where kernels that TensorRT-RTX has compiled for an engine are kept."""
+    return engine.with_name(f"{engine.name}.cache")
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -57,7 +63,7 @@ class Manifest:
         layers: "count", "reformats" (those that only rearrange or convert values), "kinds" (counts), "list".
         largest_activation: magnitude of the largest value inside the network, on the inputs of the verification.
         graph_parity: of the graph that it was built from, see `parity.Parity`.
-        parity: of the engine; None until it has been verified.
+        parity: of the engine, by the name of the GPU on which it was verified.
         check: "sha256" of its check pair, or None.
         built, build_seconds: when, in ISO format, and how long it took.
         versions: of what made it.
@@ -77,7 +83,7 @@ class Manifest:
     layers: dict[str, Any]
     largest_activation: float
     graph_parity: list[dict[str, Any]]
-    parity: dict[str, Any] | None
+    parity: dict[str, dict[str, Any]]
     check: dict[str, Any] | None
     built: str
     build_seconds: float
@@ -113,8 +119,8 @@ class Manifest:
         kinds: dict[str, type | tuple[type, ...]] = {
             **dict.fromkeys(("precision", "flavour", "version", "device", "weights", "built"), str),
             **dict.fromkeys(("compute_capabilities", "plugins", "graph_parity"), list),
-            **dict.fromkeys(("shapes", "engine", "config", "training", "layers", "versions"), dict),
-            **dict.fromkeys(("parity", "check"), (dict, type(None))),
+            **dict.fromkeys(("shapes", "engine", "config", "training", "layers", "parity", "versions"), dict),
+            "check": (dict, type(None)),
             **dict.fromkeys(("largest_activation", "build_seconds"), (int, float)),
         }
         assert set(kinds) == {field.name for field in fields(self)}
@@ -125,8 +131,13 @@ class Manifest:
             raise ValueError(f"precision {self.precision!r}")
         if not all(isinstance(capability, str) for capability in self.compute_capabilities):
             raise TypeError("compute_capabilities")
-        if self.parity is not None and not Parity.from_dict(self.parity).within:
+        if not all(Parity.from_dict(parity).within for parity in (*self.parity.values(), *self.graph_parity)):
             raise ValueError("parity")
+        for layer in self.layers["list"]:
+            if not all(isinstance(layer[key], str) for key in ("name", "kind", "precision")):
+                raise TypeError("layers")
+        if not all(isinstance(self.layers[key], int) for key in ("count", "reformats")):
+            raise TypeError("layers")
         if self.check is not None and not isinstance(self.check["sha256"], str):
             raise TypeError("check")
         for corner in ("min", "opt", "max"):
@@ -145,7 +156,7 @@ class Manifest:
         """Raise an EngineError unless the engine file is the one that this was written for."""
         try:
             size = engine.stat().st_size
-            same = size == self.engine["bytes"] and _sha256(engine) == self.engine["sha256"]
+            same = size == self.engine["bytes"] and file_sha256(engine) == self.engine["sha256"]
         except OSError as error:
             raise EngineError(f"{engine}: cannot be read: {error.strerror or error}") from error
         if size != self.engine["bytes"]:
@@ -158,7 +169,7 @@ def save_check(engine: Path, reference: Reference) -> str:
     """Write the check pair of the engine file `engine`, with the float32 result; returns the file's hash."""
     with replacing(check_path(engine)) as temporary:
         np.savez_compressed(temporary, a=reference.a, b=reference.b, fused=reference.fused)
-    return _sha256(check_path(engine))
+    return file_sha256(check_path(engine))
 
 
 def load_check(engine: Path, sha256: str) -> Reference:
@@ -169,7 +180,7 @@ def load_check(engine: Path, sha256: str) -> Reference:
     """
     path = check_path(engine)
     try:
-        if _sha256(path) != sha256:
+        if file_sha256(path) != sha256:
             raise EngineError(f"{path}: is not the file that the engine's manifest names, or is damaged: {AGAIN}")
         with np.load(path, allow_pickle=False) as file:
             return Reference(file["a"], file["b"], file["fused"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from dmfnet_fast.colour import to_network
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.metrics import hybrid_objective, psnr, ssim
 from dmfnet_fast.noise import fusion_noise
+
+Shape: TypeAlias = tuple[int, int, int]  # pairs, height, width
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Reference:
     fused: NDArray[np.float32]
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         """Pairs, height, width."""
         pairs, height, width = self.a.shape
         return pairs, height, width

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from dmfnet_fast.errors import EngineError, MissingExtraError, OutOfMemoryError, is_lack_of_memory, require
+from dmfnet_fast.engines.tensorrt import MODULES
+from dmfnet_fast.errors import (
+    EngineError,
+    MissingExtraError,
+    OutOfMemoryError,
+    OutputError,
+    is_lack_of_memory,
+    require,
+    warn,
+)
 from dmfnet_fast.files import replacing
+from dmfnet_fast.parity import Shape
 from export.layers import Layer, layers_of_inspector, layers_of_log
 
 Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
-Shape: TypeAlias = tuple[int, int, int]  # pairs, height, width
-
-MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _LAYER = "LayerType: "
 
 
@@ -110,8 +119,31 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
-def _monitor(trt: Any, report: Callable[[float], None]) -> Any:
-    """Tells `report` what part of the build's outermost phase is done, 0 to 1."""
+class _Interruptions:
+    """Signals that ask to stop while TensorRT builds: it takes what Python raises there for an error to be logged."""
+
+    def __init__(self) -> None:
+        self.came: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interruptions:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _: Any) -> None:
+        self.came = number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self.came is not None:
+            signal.raise_signal(self.came)
+
+
+def _monitor(trt: Any, report: Callable[[float], None], interruptions: _Interruptions) -> Any:
+    """Tells `report` what part of the build's outermost phase is done, 0 to 1; stops it when asked to."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -125,7 +157,7 @@ def _monitor(trt: Any, report: Callable[[float], None]) -> Any:
         def step_complete(self, phase_name: str, step: int) -> bool:
             if self.outermost is not None and phase_name == self.outermost[0]:
                 report((step + 1) / max(1, self.outermost[1]))
-            return True
+            return interruptions.came is None
 
         def phase_finish(self, phase_name: str) -> None:
             """Steps say enough."""
@@ -190,8 +222,6 @@ def build(
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # keeps the layers' types for the inspector
     config.clear_flag(trt.BuilderFlag.TF32)
-    # Held here: the builder does not keep it alive.
-    config.progress_monitor = monitor = _monitor(trt, report)
     shapes = builder.create_optimization_profile()
     for label in (network.get_input(n).name for n in range(network.num_inputs)):
         corners = [
@@ -206,15 +236,30 @@ def build(
         config.num_compute_capabilities = len(gpus)
         for n, gpu in enumerate(gpus):
             config.set_compute_capability(getattr(trt.ComputeCapability, gpu.replace("sm_", "SM")), n)
+    if profile.min != profile.max and hasattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10"):
+        # A shape takes the memory that it needs, not that of the largest.
+        config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     if timing_cache is not None:
-        cache = config.create_timing_cache(timing_cache.read_bytes() if timing_cache.exists() else b"")
-        _check(config.set_timing_cache(cache, False), f"{timing_cache}: is no timing cache of {name}", logger.errors)
-    engine = bytes(_check(builder.build_serialized_network(network, config), f"{name} cannot build", logger.errors))
-    del monitor
+        try:
+            known = timing_cache.read_bytes() if timing_cache.exists() else b""
+        except OSError as error:
+            raise EngineError(f"{timing_cache}: cannot be read: {error.strerror or error}") from error
+        cache = config.create_timing_cache(known)
+        taken = cache is not None and config.set_timing_cache(cache, False)
+        _check(taken, f"{timing_cache}: is no timing cache of {name} and this GPU; remove it", logger.errors)
+    with _Interruptions() as interruptions:
+        # Held here: the builder does not keep it alive.
+        config.progress_monitor = monitor = _monitor(trt, report, interruptions)
+        serialised = builder.build_serialized_network(network, config)
+        del monitor
+    engine = bytes(_check(serialised, f"{name} cannot build", logger.errors))
     seconds = time.perf_counter() - started
     if timing_cache is not None:
-        with replacing(timing_cache) as temporary:
-            temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+        try:
+            with replacing(timing_cache) as temporary:
+                temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+        except OutputError as error:
+            warn(f"{error}; the engine is none the worse")
     layers = layers_of_log(logger.layers) if flavour == "tensorrt-rtx" else _inspected(trt, logger, engine)
     return Built(engine, layers, seconds)
 

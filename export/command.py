@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,8 +16,11 @@ import click
 from dmfnet_fast.commands.shared import command
 from dmfnet_fast.errors import DMFNetError, OutputError
 from dmfnet_fast.fusion_file import seal
-from export.request import DEFAULT_GPUS, Precision, Request, RequestError, make_request
-from export.source import Graph, from_onnx, from_weights
+from dmfnet_fast.parity import check
+from export.builder import require_builder
+from export.request import DEFAULT_GPUS, Precision, Request, RequestError, check_machine, make_request
+from export.source import NOTHING_WRITTEN, Graph, from_onnx, from_weights
+from export.verify import has_onnx_runtime, on_onnx_runtime
 
 EPILOG = """\b
 dmfnet-export                                  the shipped weights, for this machine's GPU, 256x256
@@ -100,17 +105,42 @@ def _write_repository(request: Request, graph: Graph, folder: Path) -> None:
 
     assert request.profile is not None
     served = with_fixed_noise(graph.content, request.profile)
+    known = [r for r in graph.references if r.shape[1:] == request.profile.opt[1:]]
+    about = {"weights": graph.weights, "precision": graph.precision}
+    if known and has_onnx_runtime() and request.precision != "bfloat16":
+        with _step("checking what is served with ONNX Runtime") as report:
+            parity = on_onnx_runtime(served, request.precision, known, report)
+        check(parity, NOTHING_WRITTEN)
+        about["parity"] = str(parity)
     if request.target == "tensorrt":
         from export.engine_file import build_for_server
 
+        about["tensorrt"] = require_builder("tensorrt").__version__
         served = build_for_server(request, served, _step, _tell)
     name = request.output.name
-    write_repository(folder / name, name, served, request.target, request.precision, request.profile)
+    write_repository(folder / name, name, served, request.target, request.precision, request.profile, about)
     (folder / name).replace(request.output)
 
 
+def _terminate(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """On SIGTERM leave as on an error, with what is unfinished removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _precision(chosen: tuple[str, ...]) -> Precision | None:
-    if len(chosen) > 1:
+    if len(set(chosen)) > 1:
         raise RequestError("--fp16, --bf16, --fp32: give one of them")
     names: dict[str, Precision] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
     return names[chosen[0]] if chosen else None
@@ -140,7 +170,7 @@ def _precision(chosen: tuple[str, ...]) -> Precision | None:
     "--triton-server",
     "server",
     type=click.Path(path_type=Path),
-    help="Write a model for NVIDIA Triton Inference Server into this repository.",
+    help="Write a model for NVIDIA Triton Inference Server into this repository; -o names it.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; by default named as WEIGHTS.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done.")
@@ -171,14 +201,11 @@ def main(
     if dry_run:
         click.echo(request)
         return
-    if request.target == "tensorrt":
-        from dmfnet_fast.engines.tensorrt import current_gpu
-
-        current_gpu()  # without one all work would be in vain
+    check_machine(request)
     write = _write_onnx if request.target == "onnx" else _write_engine
     if request.server is not None:
         write = _write_repository
-    with _workplace(request.output) as folder:
+    with _terminable(), _workplace(request.output) as folder:
         graph = _graph(request)
         for parity in graph.parity:
             _tell(str(parity))

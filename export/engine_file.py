@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from dmfnet_fast import __version__
-from dmfnet_fast.engines.tensorrt import TensorRTEngine, current_gpu
-from dmfnet_fast.errors import EngineError, MissingExtraError
-from dmfnet_fast.manifest import Manifest, check_path, manifest_path, save_check
+from dmfnet_fast.engines.cuda_runtime import current_gpu
+from dmfnet_fast.engines.tensorrt import MODULES, TensorRTEngine
+from dmfnet_fast.errors import EngineError, MissingExtraError, warn
+from dmfnet_fast.manifest import Manifest, cache_path, check_path, file_sha256, manifest_path, save_check
 from dmfnet_fast.parity import Parity, Reference, check, compare_with
-from export.builder import MODULES, Profile, build, capability, require_builder
+from export.builder import Profile, build, capability, require_builder
 from export.layers import check_precision, summary
 from export.request import Request
 from export.source import NOTHING_WRITTEN, Graph, Step
@@ -82,10 +82,6 @@ def run_engine(path: Path, references: list[Reference]) -> Parity:
         engine.close()
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def _gpus(request: Request) -> tuple[str, list[str]]:
     """The name of this machine's GPU, if the engine is for it, else ""; and the compute capabilities that it is for."""
     if request.target == "tensorrt":
@@ -137,7 +133,7 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
         compute_capabilities=capabilities,
         device=device,
         shapes={name: list(getattr(request.profile, name)) for name in ("min", "opt", "max")},
-        engine={"sha256": _sha256(built.engine), "bytes": len(built.engine)},
+        engine={"sha256": file_sha256(path), "bytes": len(built.engine)},
         weights=graph.weights,
         config=graph.config,
         training=graph.training,
@@ -145,24 +141,28 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
         layers=summary(built.layers),
         largest_activation=graph.largest_activation,
         graph_parity=[parity.to_dict() for parity in graph.parity],
-        parity=None,
+        parity={},
         check=None,
         built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         build_seconds=round(built.seconds, 1),
         versions={"dmfnet-fast": __version__, "python": platform.python_version()},
     )
     if largest is None:
-        tell("no float32 result of a size that it takes is at hand: it stays unverified (export from weights has them)")
-    elif device:
+        warn(
+            "the engine stays unverified: the graph came without a float32 result of a size that it takes; export it "
+            "from weights, or the graph with --size, or --min and --max"
+        )
+    else:
+        manifest = replace(manifest, check={"sha256": save_check(path, largest)})
+    if largest is not None and not device:
+        tell("not verified: no GPU here runs it; the first Fuser that opens it on its target does that")
+    elif largest is not None:
         manifest.write(path)
         with step("verifying on the GPU"):
             parity = run_engine(path, known)
         check(parity, NOTHING_WRITTEN)
         tell(str(parity))
-        manifest = replace(manifest, parity=parity.to_dict())
-    else:
-        manifest = replace(manifest, check={"sha256": save_check(path, largest)})
-        tell("not verified: no GPU here runs it; the first Fuser that opens it on its target does that")
+        manifest = replace(manifest, parity={device: parity.to_dict()})
     manifest.write(path)
     return manifest
 
@@ -181,9 +181,13 @@ def build_for_server(request: Request, content: bytes, step: Step, tell: Callabl
 def publish(folder: Path, output: Path) -> None:
     """Move a finished engine to its place, the manifest last: without one, no engine is opened."""
     made = folder / output.name
-    for source, target in ((made, output), (check_path(made), check_path(output))):
+    for old in (manifest_path(output), check_path(output), cache_path(output)):
+        old.unlink(missing_ok=True)
+    for source, target in (
+        (made, output),
+        (check_path(made), check_path(output)),
+        (cache_path(made), cache_path(output)),
+        (manifest_path(made), manifest_path(output)),
+    ):
         if source.exists():
             source.replace(target)
-        else:
-            target.unlink(missing_ok=True)
-    manifest_path(made).replace(manifest_path(output))

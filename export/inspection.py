@@ -65,17 +65,16 @@ def _engine(path: Path) -> Iterator[str]:
             "weights": manifest.weights,
             "config": manifest.config,
             "training": manifest.training,
-            "largest activation": "unknown"
-            if manifest.largest_activation is None
-            else f"{manifest.largest_activation:.4g}",
+            "largest activation": f"{manifest.largest_activation:.4g}",
             "versions": manifest.versions,
         }
     )
     yield from (f"parity of its graph  {Parity.from_dict(entry)}" for entry in manifest.graph_parity)
-    if manifest.parity is None:
+    yield from (f"parity on {gpu}  {Parity.from_dict(entry)}" for gpu, entry in manifest.parity.items())
+    if manifest.check is None and not manifest.parity:
+        yield "parity  not verified, and no check pair to do it with"
+    elif not manifest.parity:
         yield "parity  not verified yet: the first Fuser that opens it on its GPU does that"
-    else:
-        yield f"parity  {Parity.from_dict(manifest.parity)}"
     precisions = Counter(layer["precision"] or "none" for layer in layers["list"])
     yield f"layers  {layers['count']}, of which {layers['reformats']} only rearrange: {json.dumps(dict(precisions))}"
     for layer in layers["list"][:MOST_LAYERS]:
@@ -92,7 +91,7 @@ def describe(path: Path) -> Iterator[str]:
     """
     kinds = {".safetensors": _weights, ".onnx": _onnx, ".engine": _engine}
     if not path.is_file():
-        raise EngineError(f"{path}: no such file")
+        raise EngineError(f"{path}: is a folder" if path.is_dir() else f"{path}: no such file")
     if path.suffix.lower() not in kinds:
         raise EngineError(f"{path}: cannot be inspected; give a .safetensors, .onnx or .engine file")
     return kinds[path.suffix.lower()](path)

@@ -19,7 +19,10 @@ _LINE = re.compile(
 )
 # Of the operations that a fused layer's name is made of, those that only rearrange or convert values.
 _REARRANGING = {"Tran", "Resh", "Cast", "Reformat"}
-_ARITHMETIC = re.compile(r"corr|conv|gemm|matrixmultiply|matmul", re.IGNORECASE)
+# Kinds of layers that multiply; and of fused ones, operations in their names. Other names say little: a copy is called
+# after the convolution that it feeds.
+_MULTIPLYING = re.compile(r"corr|conv|gemm|matrixmultiply|matmul", re.IGNORECASE)
+_MULTIPLYING_FUSED = re.compile(r"^__myl_\w*?(Corr|Conv|Gemm|Matm)")
 FLOAT32_CONVOLUTIONS = 1  # the last one, before the tanh
 
 
@@ -41,7 +44,7 @@ class Layer:
     @property
     def multiplies(self) -> bool:
         """Whether it is a convolution or a matrix product, alone or fused."""
-        return bool(_ARITHMETIC.search(self.kind) or _ARITHMETIC.search(self.name))
+        return bool(_MULTIPLYING.search(self.kind) or _MULTIPLYING_FUSED.search(self.name))
 
 
 def _layer(name: str, kind: str, types: Iterable[str]) -> Layer:
@@ -64,9 +67,13 @@ def layers_of_inspector(information: str) -> list[Layer]:
         words = [str(t.get("Datatype") or t.get("Format/Datatype", "")) for t in tensors]
         return [next((word for word in text.split() if word in _TYPES), text) for text in words]
 
-    layers = json.loads(information)["Layers"]
+    # Without detailed verbosity, layers are names alone.
+    layers = [layer for layer in json.loads(information).get("Layers", []) if isinstance(layer, dict)]
     return [
-        _layer(layer["Name"], layer["LayerType"], types(layer["Inputs"]) + types(layer["Outputs"])) for layer in layers
+        _layer(
+            layer["Name"], layer.get("LayerType", ""), types(layer.get("Inputs", [])) + types(layer.get("Outputs", []))
+        )
+        for layer in layers
     ]
 
 

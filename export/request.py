@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
-from dmfnet_fast.errors import DMFNetError, OutputError, require
+from dmfnet_fast.engines.cuda_runtime import current_gpu
+from dmfnet_fast.errors import DMFNetError, EngineError, OutputError, require
 from dmfnet_fast.padding import STRIDE
 from dmfnet_fast.pictures import SMALLEST
 from export.builder import Flavour, Profile, known_gpus, require_builder
@@ -35,7 +36,8 @@ class Request:
         source: weights (.safetensors), or an .onnx file that this command made.
         target: what to make.
         precision: of its arithmetic.
-        profile: of an engine; None for an ONNX file, which takes any batch and size.
+        profile: of an engine. An ONNX file takes any batch and size; for one, sizes for which it gets float32 results
+            to compare engines with, beside the usual ones, or None.
         gpus: of a TensorRT-RTX engine.
         plugins: whether a TensorRT engine contains our kernels.
         timing_cache: of TensorRT.
@@ -55,7 +57,10 @@ class Request:
 
     def __str__(self) -> str:
         lines = [f"source     {self.source}", f"target     {self.target}", f"precision  {self.precision}"]
-        lines.append(f"sizes      {self.profile or 'any multiple of 16 from 64 on, any batch'}")
+        if self.target == "onnx" and self.server is None:
+            lines.append("sizes      any multiple of 16 from 64 on, any batch")
+        else:
+            lines.append(f"sizes      {self.profile}")
         if self.gpus:
             lines.append(f"GPUs       {', '.join(self.gpus)}")
         if self.target == "tensorrt":
@@ -138,41 +143,46 @@ def make_request(
     server: Path | None,
     output: Path | None,
 ) -> Request:
-    """The options of the command, checked; for engines the builder must be installed.
+    """The options of the command, checked.
 
     Raises:
-        RequestError, OutputError: an option is wrong.
-        MissingExtraError: the builder is not installed.
+        RequestError, EngineError, OutputError: an option is wrong.
+        MissingExtraError: TensorRT-RTX, which knows what GPUs it builds for, is not installed.
     """
     kind = precision or ("float32" if target == "onnx" else "float16")
-    if target == "onnx" and server is None and any(x is not None for x in (size, least, best, most, batch)):
-        raise RequestError("--size, --min, --opt, --max and --batch are for engines: an ONNX file takes any size")
+    if target == "onnx" and server is None and batch is not None:
+        raise RequestError("--batch is for engines: an ONNX file takes any")
     if target != "tensorrt" and plugins:
         raise RequestError("--plugins is for --target tensorrt: nothing else runs them")
     if target != "tensorrt" and timing_cache is not None:
         raise RequestError("--timing-cache is for --target tensorrt: nothing else takes timings")
     if server is not None and target == "tensorrt-rtx":
         raise RequestError("--triton-server: the server runs no TensorRT-RTX engines; use --target tensorrt or onnx")
-    profile = None if target == "onnx" and server is None else make_profile(size, least, best, most, batch or 1)
+    given = make_profile(size, least, best, most, batch or 1)
+    profile = None if target == "onnx" and server is None and not any((size, least, most)) else given
     if server is not None and profile is not None and profile.min[1:] != profile.max[1:]:
         raise RequestError("--triton-server: the noise is part of the served model, so give one --size")
     gpus = _check_gpus(gpu, target, kind)
-    if target != "onnx":
-        require_builder(target)
-    if plugins:
-        require("onnx", extra="export")
-        require("triton", extra="export", hint=" on Linux; or leave --plugins out")
+    if timing_cache is not None and (timing_cache.is_dir() or not timing_cache.absolute().parent.is_dir()):
+        raise RequestError(f"--timing-cache {timing_cache}: name a file in a folder that exists")
     suffix = ".onnx" if target == "onnx" else ".engine"
     # The graph that ships needs neither torch nor the half minute of exporting it.
     if source is None:
         source = SHIPPED_GRAPH if target != "onnx" and kind == "float16" else SHIPPED_WEIGHTS
+    _check_source(source)
     stem = SHIPPED_WEIGHTS.stem if source == SHIPPED_GRAPH else source.stem
     if server is not None:
-        if output is not None:
-            raise RequestError("--triton-server DIR says where to write: leave -o out")
-        output = server / stem
+        name = stem if output is None else str(output)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise RequestError(
+                f"{name!r}: is no name for a model on a server: with --triton-server, -o NAME gives one of letters, "
+                "digits, '.', '_' and '-'"
+            )
+        if not server.is_dir() and (server.exists() or not server.absolute().parent.is_dir()):
+            raise OutputError(f"{server}: is no folder, and cannot be made one")
+        output = server / name
         if output.exists():
-            raise OutputError(f"{output}: is there already; remove it, or name another folder")
+            raise OutputError(f"{output}: is there already; remove it, or name the new one with -o NAME")
     elif output is None:
         output = Path(f"{stem}{suffix}")
     if server is None:
@@ -180,6 +190,33 @@ def make_request(
             raise RequestError(f"{source}: is an ONNX file already; give weights (.safetensors)")
         _check_output(output, source, suffix)
     return Request(source, target, kind, profile, gpus, plugins, timing_cache, server, output)
+
+
+def check_machine(request: Request) -> None:
+    """Whether this machine has what an export takes, before any work is done.
+
+    Raises:
+        MissingExtraError: something is not installed.
+        EngineError: there is no GPU, and TensorRT builds on the one that the engine is for.
+    """
+    if request.target != "onnx":
+        require_builder(request.target)
+    if request.plugins:
+        require("onnx", extra="export")
+        require("triton", extra="export", hint=" on Linux; or leave --plugins out")
+    if request.target == "tensorrt":
+        current_gpu()
+
+
+def _check_source(source: Path) -> None:
+    if source.is_dir():
+        raise EngineError(f"{source}: is a folder; give weights (.safetensors), or a graph (.onnx)")
+    if not source.exists():
+        raise EngineError(f"{source}: no such file")
+    if source.suffix.lower() in (".pth", ".pt", ".ckpt"):
+        raise EngineError(f"{source}: is a torch checkpoint; dmfnet-convert makes weights (.safetensors) of it")
+    if source.suffix.lower() not in (".safetensors", ".onnx"):
+        raise EngineError(f"{source}: is neither weights (.safetensors) nor a graph of this command (.onnx)")
 
 
 def _check_output(output: Path, source: Path, suffix: str) -> None:

@@ -16,14 +16,13 @@ import numpy as np
 
 from dmfnet_fast.errors import EngineError, require
 from dmfnet_fast.fusion_file import FORMAT, KIND, is_sealed, properties
-from dmfnet_fast.parity import Parity, Reference, check
+from dmfnet_fast.parity import Parity, Reference, Shape, check
 from export.builder import Profile
 from export.request import Precision, RequestError
 from export.verify import (
     LARGEST_HALF,
     STANDARD_SHAPES,
     Report,
-    Shape,
     has_onnx_runtime,
     on_onnx_runtime,
     on_openvino,
@@ -37,8 +36,10 @@ Step: TypeAlias = Callable[[str], AbstractContextManager[Report]]
 
 MOST_PIXELS = 4 * 256 * 256  # of a batch that is checked; float32 on a CPU takes minutes for more
 NOTHING_WRITTEN = "nothing was written"
-# References are kept to this step, far below every limit: it makes them half as large.
-_STEP = 2.0**-14
+# References are kept to this step, a twentieth of float32's limit at most: it makes them smaller.
+_STEP = 2.0**-17
+# What of float16's range values may take: other pictures may reach further than those of the check.
+RESERVE = 4
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,11 @@ def from_weights(path: Path, precision: Precision, for_engine: bool, profile: Pr
     with step("fusing in float32, to compare with") as report:
         shapes = list(dict.fromkeys([*STANDARD_SHAPES, *(shapes_of(profile) if profile else [])]))
         kept, largest = references(model, pairs_to_check(shapes), report)
-    if precision == "float16" and largest > LARGEST_HALF:
-        raise EngineError(f"{path}: its values reach {largest:.0f}, float16 holds up to {LARGEST_HALF:.0f}: use --bf16")
+    if precision == "float16" and largest > LARGEST_HALF / RESERVE:
+        raise EngineError(
+            f"{path}: its values reach {largest:.0f}, float16 holds up to {LARGEST_HALF:.0f}, which leaves too little "
+            "for other pictures: use --bf16"
+        )
     parity = []
     with step("checking with ONNX Runtime") as report:
         checked = widened(proto) if precision == "bfloat16" else proto
@@ -145,7 +149,7 @@ def from_weights(path: Path, precision: Precision, for_engine: bool, profile: Pr
         check(entry, NOTHING_WRITTEN)
     metadata = {
         "parity": json.dumps([entry.to_dict() for entry in parity]),
-        "references": pack([r for r in kept if r.shape in STANDARD_SHAPES or r.shape[1:] == STANDARD_SHAPES[0][1:]]),
+        "references": pack(kept),
         "largest_activation": str(largest),
     }
     add_metadata(proto, metadata)
@@ -186,10 +190,11 @@ def from_onnx(path: Path, precision: Precision, step: Step) -> Graph:
         EngineError: it cannot be read, has changed, or is not the network.
         RequestError: it is of another precision.
     """
-    if not path.is_file():
-        raise EngineError(f"{path}: no such file")
     with step(f"reading {path}"):
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise EngineError(f"{path}: cannot be read: {error.strerror or error}") from error
         graph = from_content(content, str(path))
         if not is_sealed(content):
             raise EngineError(f"{path}: has changed since it was exported, or is damaged; fetch or export it again")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ output [
   {{ name: "{output}" data_type: TYPE_FP32 dims: [ 1, {height}, {width} ] }}
 ]
 instance_group [ {{ count: 1 kind: {kind} }} ]
-{batching}model_warmup [
+{batching}{parameters}
+model_warmup [
   {{
     name: "black pictures"
     batch_size: 1
@@ -58,7 +61,7 @@ def with_fixed_noise(content: bytes, profile: Profile) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def configuration(name: str, target: str, precision: str, profile: Profile) -> str:
+def configuration(name: str, target: str, precision: str, profile: Profile, about: Mapping[str, str]) -> str:
     """config.pbtxt, of the server's ModelConfig.
 
     Args:
@@ -66,6 +69,7 @@ def configuration(name: str, target: str, precision: str, profile: Profile) -> s
         target: "onnx" or "tensorrt".
         precision: an ONNX model in float32 is for CPUs, all else for a GPU.
         profile: one size, and the largest batch.
+        about: what else is to be known of the model, for its `parameters`.
     """
     pairs, height, width = profile.max
     on_cpu = target == "onnx" and precision == "float32"
@@ -81,13 +85,19 @@ def configuration(name: str, target: str, precision: str, profile: Profile) -> s
         output=OUTPUT,
         kind="KIND_CPU" if on_cpu else "KIND_GPU",
         batching=batching if pairs > 1 else "",
+        parameters="\n".join(
+            f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}"
+            for key, value in about.items()
+        ),
         warm_up="\n".join(f'    inputs {{ key: "{label}" value {{ {image} zero_data: true }} }}' for label in IMAGES),
     )
 
 
-def write_repository(folder: Path, name: str, content: bytes, target: str, precision: str, profile: Profile) -> None:
+def write_repository(
+    folder: Path, name: str, content: bytes, target: str, precision: str, profile: Profile, about: Mapping[str, str]
+) -> None:
     """Write `folder`, which is the model's own: config.pbtxt, and version 1 of the model."""
     version = folder / "1"
     version.mkdir(parents=True)
     (version / MODEL_FILES[target]).write_bytes(content)
-    (folder / "config.pbtxt").write_text(configuration(name, target, precision, profile))
+    (folder / "config.pbtxt").write_text(configuration(name, target, precision, profile, about))

@@ -18,10 +18,9 @@ from dmfnet_fast.engines import Precision
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.fusion_file import INPUTS, seal
-from dmfnet_fast.parity import Parity, Reference, compare_with
+from dmfnet_fast.parity import Parity, Reference, Shape, compare_with
 from dmfnet_fast.phantom import make_phantom
 
-Shape: TypeAlias = tuple[int, int, int]  # pairs, height, width
 Grey: TypeAlias = NDArray[np.uint8]
 Report: TypeAlias = Callable[[float], None]
 
@@ -116,10 +115,7 @@ def on_onnx_runtime(proto: bytes, precision: str, wanted: Sequence[Reference], r
             fused.append(session.run(None, {name: given[name] for name in names})[0])
             report(sum(picture.size for picture in fused) / sum(r.fused.size for r in wanted))
     except Exception as error:  # its exceptions have no common class
-        raise EngineError(
-            f"ONNX Runtime cannot run the exported network: {error}; upgrade onnxruntime or uninstall it "
-            "(it is not needed, only asked for a second opinion)"
-        ) from error
+        raise EngineError(f"ONNX Runtime cannot run the exported network: {error}; upgrade onnxruntime") from error
     return compare_with("ONNX Runtime", precision, fused, wanted)
 
 

@@ -4,82 +4,26 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.devices import check_device
 from dmfnet_fast.engines.base import Engine, Precision
+from dmfnet_fast.engines.cuda_runtime import Cuda
 from dmfnet_fast.errors import EngineError, OutputError, PictureError, is_lack_of_memory, require, warn
 from dmfnet_fast.files import replacing
 from dmfnet_fast.fusion_file import INPUTS, OUTPUT
-from dmfnet_fast.manifest import Manifest, load_check
-from dmfnet_fast.parity import check, compare_with
+from dmfnet_fast.manifest import Manifest, cache_path, load_check
+from dmfnet_fast.parity import Shape, check, compare_with
 
-Shape: TypeAlias = tuple[int, int, int]  # pairs, height, width
-
+IMAGES = INPUTS[:2]
 KEPT_SHAPES = 4  # whose contexts, buffers and graphs stay in GPU memory
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
-
-
-class Cuda:
-    """The CUDA runtime on one GPU: every call is checked.
-
-    Args:
-        device: "cuda" (the first GPU) or "cuda:N".
-
-    Raises:
-        EngineError: there is no driver, or no such GPU.
-        MissingExtraError: cuda-python is not installed.
-    """
-
-    def __init__(self, device: str, extra: str = "tensorrt") -> None:
-        self.runtime: Any = require("cuda.bindings.runtime", extra=extra)
-        self.index = int(device.partition(":")[2] or 0)
-        try:
-            count = self.call("cudaGetDeviceCount")
-        except EngineError as error:
-            raise EngineError(f"device {device!r}: {error}; check the NVIDIA driver (nvidia-smi)") from error
-        if self.index >= count:
-            raise EngineError(f"device {device!r}: there are {count} CUDA GPUs, counted from 0")
-
-    def call(self, name: str, *arguments: Any) -> Any:
-        """Call a function of the CUDA runtime; gives its result.
-
-        Raises:
-            EngineError: it failed.
-            MemoryError: it failed for lack of memory.
-        """
-        try:
-            status, *results = getattr(self.runtime, name)(*arguments)
-        except RuntimeError as error:  # cuda-python 12.6, where there is no driver
-            raise EngineError(f"CUDA cannot do {name}: {error}") from error
-        if int(status) != 0:
-            words = self.runtime.cudaGetErrorString(status)[1].decode()
-            if int(status) == _OUT_OF_MEMORY:
-                raise MemoryError(f"{name}: {words}")
-            raise EngineError(f"CUDA cannot do {name}: {words}")
-        return results[0] if results else None
-
-    def use(self) -> None:
-        """Make this GPU the current one, of this thread."""
-        self.call("cudaSetDevice", self.index)
-
-    @property
-    def gpu(self) -> tuple[str, str]:
-        """Its name, and its compute capability, such as "8.9"."""
-        found = self.call("cudaGetDeviceProperties", self.index)
-        return found.name.decode(), f"{found.major}.{found.minor}"
-
-
-def current_gpu(device: str = "cuda") -> tuple[str, str]:
-    """Name and compute capability of a GPU. Raises as `Cuda`."""
-    return Cuda(device).gpu
 
 
 def _expect(result: Any, what: str, errors: list[str]) -> Any:
@@ -121,6 +65,7 @@ class BoundShape:
     def __init__(self, cuda: Cuda, context: Callable[[], Any], stream: Any, shape: Shape, errors: list[str]) -> None:
         pairs, height, width = shape
         self._cuda, self._stream, self._errors = cuda, stream, errors
+        self._noise: NDArray[np.float32] | None = None  # that which is on the GPU, if it cannot change
         image = (pairs, 1, height, width)
         shapes = dict(zip(INPUTS, (image, image, (3, 2, height, width)), strict=True))
         with ExitStack() as stack:
@@ -129,10 +74,14 @@ class BoundShape:
             self._context = self._expect(context(), "make an execution context")
             try:
                 self._bind(shapes, stack)
+                self._copy("noise", to_gpu=True)
                 self._enqueue()  # what is chosen or compiled at a first run is not for a graph
                 cuda.call("cudaStreamSynchronize", stream)
                 stack.callback(self._forget_context)
-                self._graph = self._capture(stack)
+                # What fails to be captured has run, and runs without.
+                self._graph = None
+                with suppress(EngineError):
+                    self._graph = self._capture(stack)
             except BaseException:
                 self._forget_context()  # before its memory goes
                 raise
@@ -166,14 +115,14 @@ class BoundShape:
         self._cuda.call("cudaMemcpyAsync", *ends, host.values.nbytes, kind, self._stream)
 
     def _enqueue(self) -> None:
-        """From pinned memory to pinned memory."""
-        for name in INPUTS:
+        """From pinned memory to pinned memory; the noise, which is larger than both images, is on the GPU already."""
+        for name in IMAGES:
             self._copy(name, to_gpu=True)
         self._expect(self._context.execute_async_v3(int(self._stream)), "run the engine")
         self._copy(OUTPUT, to_gpu=False)
 
     def _capture(self, stack: ExitStack) -> Any:
-        """The whole as a CUDA graph; None where TensorRT cannot be captured."""
+        """The whole as a CUDA graph; None where TensorRT-RTX says that it cannot be captured."""
         # TensorRT has no such question; there, an engine without loops can be.
         asked = hasattr(self._context, "is_stream_capturable")
         if asked and not self._context.is_stream_capturable(int(self._stream)):
@@ -203,8 +152,12 @@ class BoundShape:
 
     def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
         """As `Engine.run`, for this shape alone."""
-        for name, array in zip(INPUTS, (a, b, noise), strict=True):
+        for name, array in zip(IMAGES, (a, b), strict=True):
             self._hosts[name].values[...] = array
+        if noise is not self._noise:
+            self._hosts["noise"].values[...] = noise
+            self._copy("noise", to_gpu=True)
+            self._noise = None if noise.flags.writeable else noise
         if self._graph is None:
             self._enqueue()
         else:
@@ -235,10 +188,10 @@ def _logger(trt: Any) -> Any:
 class TensorRTEngine(Engine):
     """One engine file, with its manifest beside it: see `dmfnet_fast.manifest`.
 
-    For each shape there is an execution context with exactly the memory that it needs, and a CUDA graph; those of the
-    last four shapes stay. All is done on one stream of the engine's own.
+    For each shape there is an execution context with the memory that TensorRT asks for it, and a CUDA graph; those of
+    the last four shapes stay. All is done on one stream of the engine's own.
 
-    An engine that could not be run where it was built is compared with its check pair when it is first opened, and
+    On a GPU of a name on which it has not been verified yet, it is compared with its check pair when it is opened, and
     the result is noted in the manifest, where that can be written. TensorRT-RTX compiles kernels for a shape at its
     first run; they are kept beside the engine, in NAME.engine.cache, where that can be written.
 
@@ -250,6 +203,8 @@ class TensorRTEngine(Engine):
         self._shapes: dict[Shape, BoundShape] = {}  # the last used last
         self._stack = ExitStack()
         self._context: Callable[[], Any] | None = None
+        self._opened: list[Any] = []
+        self._cached = b""
         self._manifest = manifest = Manifest.read(path)
         self._path = path
         check_device(device)
@@ -268,9 +223,9 @@ class TensorRTEngine(Engine):
         self._check_gpu(device)
         self.largest_batch = manifest.shapes["max"][0]
         try:
-            self._open()
-            if manifest.parity is None:
-                self._verify()
+            with self._cuda.current():
+                self._open()
+            self._verify()
         except BaseException:
             self.close()
             raise
@@ -287,30 +242,30 @@ class TensorRTEngine(Engine):
 
     def _check_gpu(self, device: str) -> None:
         name, capability = self._cuda.gpu
+        self._gpu = name
         if capability not in self._manifest.compute_capabilities:
             wanted = ", ".join(self._manifest.compute_capabilities)
             raise EngineError(
                 f"{self._path}: is for GPUs of compute capability {wanted}; {device} is {name}, {capability}: export "
                 "it again, here or for that"
             )
+        if self._manifest.flavour == "tensorrt" and name != self._manifest.device:
+            # TensorRT's documentation, "Engine Compatibility": it runs, and may be slower or lack memory.
+            warn(f"{self._path}: was built on {self._manifest.device}, here is {name}: export it again for full speed")
 
     def _open(self) -> None:
         trt, cuda = self._trt, self._cuda
-        cuda.use()
         self._stream = cuda.call("cudaStreamCreateWithFlags", cuda.runtime.cudaStreamNonBlocking)
         self._stack.callback(cuda.call, "cudaStreamDestroy", self._stream)
         logger = _logger(trt)
         runtime = trt.Runtime(logger)
         engine = runtime.deserialize_cuda_engine(self._path.read_bytes())
-        if engine is None:
-            why = logger.errors[-1] if logger.errors else "it does not say why"
-            raise EngineError(f"{self._path}: TensorRT cannot open it: {why}; export it again")
         self._errors = logger.errors
+        _expect(engine, f"open {self._path}, which may be damaged (export it again)", logger.errors)
         # In the order in which TensorRT wants them to go: engine, runtime, logger.
-        self._opened: list[Any] = [logger, runtime, engine]
+        self._opened += [logger, runtime, engine]
         self._stack.callback(self._forget_opened)
         self._stack.callback(self._drop_shapes)
-        self._stack.callback(cuda.use)  # whichever thread closes
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self._manifest.flavour == "tensorrt":
             self._context = lambda: engine.create_execution_context(strategy)
@@ -322,7 +277,8 @@ class TensorRTEngine(Engine):
             config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
             cache = _expect(config.create_runtime_cache(), "make a runtime cache", self._errors)
             with suppress(OSError):
-                cache.deserialize(self._cache_path.read_bytes())  # checks what it is given
+                self._cached = cache_path(self._path).read_bytes()
+                cache.deserialize(self._cached)  # which takes no notice of what does not fit
             config.set_runtime_cache(cache)
             self._opened += [cache, config]
             self._context = lambda: engine.create_execution_context(config)
@@ -332,19 +288,25 @@ class TensorRTEngine(Engine):
         while self._opened:
             self._opened.pop()
 
-    @property
-    def _cache_path(self) -> Path:
-        return self._path.with_name(f"{self._path.name}.cache")
-
     def _save_cache(self) -> None:
+        """Whoever can write there can replace the engine too, so the cache is trusted as that is."""
         if self._manifest.flavour == "tensorrt-rtx":
-            cache = self._opened[3]
-            with suppress(OutputError), replacing(self._cache_path) as temporary:
-                temporary.write_bytes(bytes(cache.serialize()))
+            content = bytes(self._opened[3].serialize())
+            if content != self._cached:
+                self._cached = content
+                with suppress(OutputError), replacing(cache_path(self._path)) as temporary:
+                    temporary.write_bytes(content)
 
     def _verify(self) -> None:
+        """Once on every kind of GPU: TensorRT-RTX compiles its kernels on each."""
         manifest = self._manifest
+        if self._gpu in manifest.parity:
+            return
         if manifest.check is None:
+            warn(
+                f"{self._path}: has not been compared with its weights, as no float32 result of a size that it takes "
+                "came with its graph: export it from weights, or from a graph that was exported for this size"
+            )
             return
         wanted = load_check(self._path, manifest.check["sha256"])
         fused = self.run(*wanted.inputs)
@@ -353,7 +315,7 @@ class TensorRTEngine(Engine):
             check(parity, "it is not used; export it on this machine, or with another precision")
         except EngineError as error:
             raise EngineError(f"{self._path}: on this GPU its picture {error}") from error
-        self._manifest = replace(manifest, parity=parity.to_dict())
+        self._manifest = replace(manifest, parity=manifest.parity | {self._gpu: parity.to_dict()})
         with suppress(OutputError):
             self._manifest.write(self._path)
 
@@ -393,11 +355,11 @@ class TensorRTEngine(Engine):
             raise EngineError("the engine is closed")
         height, width = a.shape[2:]
         self._check_size(height, width)
-        self._cuda.use()
         fused = np.empty_like(a)
-        for start in range(0, len(a), self.largest_batch):
-            part = slice(start, start + self.largest_batch)
-            fused[part] = self._bound((len(a[part]), height, width)).run(a[part], b[part], noise)
+        with self._cuda.current():
+            for start in range(0, len(a), self.largest_batch):
+                part = slice(start, start + self.largest_batch)
+                fused[part] = self._bound((len(a[part]), height, width)).run(a[part], b[part], noise)
         return fused
 
     def _drop_shapes(self) -> None:
@@ -406,7 +368,14 @@ class TensorRTEngine(Engine):
                 stack.callback(self._shapes.popitem()[1].close)
 
     def close(self) -> None:
-        self._stack.close()
+        # Another thread may close it than ran it.
+        with self._cuda.current() if self._opened else nullcontext():
+            self._stack.close()
+
+    def __del__(self) -> None:
+        # Without this, who forgets to close keeps the GPU's memory.
+        with suppress(Exception):
+            self.close()
 
     @property
     def info(self) -> dict[str, str]:
@@ -415,5 +384,5 @@ class TensorRTEngine(Engine):
             "device": f"cuda:{self._cuda.index}",
             "precision": self._manifest.precision,
             "weights": self._manifest.weights,
-            "verified": "no" if self._manifest.parity is None else "yes",
+            "verified": "yes" if self._gpu in self._manifest.parity else "no",
         }

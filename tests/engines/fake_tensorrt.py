@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import itertools
+import threading
 import weakref
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -43,6 +44,7 @@ class Cuda:
         self.device_bytes = 0
         self.most_device_bytes = 2**40
         self.devices: list[int] = []
+        self.current = threading.local()  # the current GPU is one of each thread
         self._capability, self._gpus = capability, gpus
         self._handles = itertools.count(7000)
 
@@ -92,8 +94,12 @@ class Cuda:
     def _cudaGetDeviceProperties(self, _: int) -> Any:
         return SimpleNamespace(name=b"A GPU", major=self._capability[0], minor=self._capability[1])
 
+    def _cudaGetDevice(self) -> int:
+        return getattr(self.current, "device", 0)
+
     def _cudaSetDevice(self, device: int) -> None:
         self.devices.append(device)
+        self.current.device = device
 
     def _cudaStreamCreateWithFlags(self, flags: int) -> int:
         assert flags == self._real.cudaStreamNonBlocking

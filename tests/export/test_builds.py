@@ -150,15 +150,24 @@ def test_layers_of_the_inspector() -> None:
     layers = [
         {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [tensor(Datatype="Half")], "Outputs": [half]},
         {"Name": "old", "LayerType": "CaskGemm", "Inputs": [half], "Outputs": []},
-        {"Name": "copy", "LayerType": "Reformat", "Inputs": [tensor(Datatype="Float")], "Outputs": [half]},
-    ]
+        *(
+            {"Name": f"Reformatting CopyNode for Input Tensor {n} to node_conv2d_1", "LayerType": "Reformat",
+             "Inputs": [tensor(Datatype="Float")], "Outputs": [half]}
+            for n in range(2)
+        ),
+        {"Name": "node_convolution_epilogue", "LayerType": "PointWiseV2", "Inputs": [tensor(Datatype="Float")]},
+    ]  # fmt: skip
     found = layers_of_inspector(json.dumps({"Layers": layers, "Bindings": []}))
     assert [(layer.precision, layer.reformat) for layer in found] == [
         ("float16", False),
         ("float16", False),
         ("float32", True),
+        ("float32", True),
+        ("float32", False),
     ]
     check_precision(found, "float16")
+    # Without detailed verbosity, names alone.
+    assert layers_of_inspector(json.dumps({"Layers": ["conv"]})) == []
 
 
 def test_precision_is_checked() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,11 +19,12 @@ from google.protobuf import text_format
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.engines.cuda_runtime import current_gpu
 from dmfnet_fast.errors import DMFNetError, EngineError
-from dmfnet_fast.manifest import Manifest, check_path, load_check, manifest_path
+from dmfnet_fast.manifest import Manifest, cache_path, check_path, load_check, manifest_path
 from dmfnet_fast.model.weights import read_metadata
-from dmfnet_fast.parity import Reference
-from export.builder import Profile
+from dmfnet_fast.parity import Reference, compare_with
+from export.builder import Profile, known_gpus
 from export.command import main
 from export.engine_file import in_profile
 from export.request import SHIPPED_GRAPH, make_profile, parse_size
@@ -33,10 +36,24 @@ trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Lin
 RTX = ["--target", "tensorrt-rtx", "--gpu", "sm_89"]
 
 
+def no_gpu() -> tuple[str, str]:
+    raise EngineError("device 'cuda': there are 0 CUDA GPUs")
+
+
+def own_gpu() -> str | None:
+    """Of this machine, as TensorRT-RTX spells it."""
+    with suppress(DMFNetError):
+        name = f"sm_{current_gpu()[1].replace('.', '')}"
+        return name if name in known_gpus() else None
+    return None
+
+
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("engine") / "tiny.engine"
-    result = CliRunner().invoke(main, [*RTX, "--batch", "2", "-o", str(path)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.engine_file.current_gpu", no_gpu)
+        result = CliRunner().invoke(main, [*RTX, "--batch", "2", "-o", str(path)])
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{path}\n"
     for words in (
@@ -64,7 +81,7 @@ def test_manifest(engine: Path) -> None:
     assert manifest.precision == "float16"
     assert manifest.weights == read_metadata(SHIPPED_WEIGHTS)["sha256"]
     assert manifest.shapes == {"min": [1, 256, 256], "opt": [2, 256, 256], "max": [2, 256, 256]}
-    assert manifest.parity is None
+    assert not manifest.parity
     assert manifest.graph_parity[0]["psnr"] > 60
     assert 100 < manifest.largest_activation < 1000
     assert manifest.layers["count"] > 300
@@ -94,6 +111,7 @@ def test_inspect(engine: Path, cli: CliRunner) -> None:
         engine.write_bytes(engine.read_bytes()[:-4])
 
 
+@pytest.mark.skipif(own_gpu() == "sm_89", reason="it is for this GPU")
 def test_no_gpu_here(engine: Path) -> None:
     with pytest.raises(DMFNetError, match=r"check the NVIDIA driver|for GPUs of compute capability"):
         Fuser(engine)
@@ -109,12 +127,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_replaces_what_was_there(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine without a check pair leaves none of an older one."""
     path = tmp_path / "tiny.engine"
-    for file in (path, check_path(path), manifest_path(path)):
+    for file in (path, check_path(path), manifest_path(path), cache_path(path)):
         file.write_text("old")
     monkeypatch.setattr("export.source.unpack", lambda _: ())
     result = cli.invoke(main, [*RTX, "--size", "64x80", "-o", str(path)])
     assert result.exit_code == 0, result.output
-    assert "no float32 result of a size that it takes is at hand" in result.stderr
+    assert "warning: the engine stays unverified" in result.stderr
+    assert "not verified, and no check pair" in cli.invoke(main, ["--inspect", str(path)]).stdout
     assert Manifest.read(path).check is None
     assert sorted(file.name for file in tmp_path.iterdir()) == ["tiny.engine", "tiny.engine.json"]
 
@@ -182,7 +201,7 @@ def test_tensorrt(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return on_onnx_runtime(SHIPPED_GRAPH.read_bytes(), "float16", references if right else wrong)
 
     monkeypatch.setitem(sys.modules, "tensorrt", Alias("10.3.0"))
-    for place in ("export.engine_file", "dmfnet_fast.engines.tensorrt"):
+    for place in ("export.engine_file", "export.request"):
         monkeypatch.setattr(f"{place}.current_gpu", lambda: ("Orin", "8.7"))
     monkeypatch.setattr("export.engine_file.run_engine", run)
     path = tmp_path / "tiny.engine"
@@ -197,8 +216,8 @@ def test_tensorrt(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return
     assert result.exit_code == 0, result.output
     manifest = Manifest.read(path)
-    assert manifest.parity is not None
-    assert manifest.check is None
+    assert set(manifest.parity) == {"Orin"}
+    assert manifest.check is not None
     assert (manifest.device, manifest.compute_capabilities) == ("Orin", ["8.7"])
     assert manifest.layers["kinds"] == {"CaskConvolution": 3}
     inspected = cli.invoke(main, ["--inspect", str(path)])
@@ -217,8 +236,44 @@ def test_rtx_where_there_is_a_gpu(cli: CliRunner, tmp_path: Path, monkeypatch: p
     result = cli.invoke(main, [*RTX, "--size", "128", "-o", str(path)])
     assert result.exit_code == 0, result.output
     manifest = Manifest.read(path)
-    assert manifest.parity == (parity.to_dict() if own == "8.9" else None)
-    assert check_path(path).exists() == (own != "8.9")
+    assert manifest.parity == ({"A GPU": parity.to_dict()} if own == "8.9" else {})
+    assert check_path(path).exists()  # for GPUs of the other kinds
+
+
+@pytest.mark.skipif(own_gpu() is None, reason="no GPU that TensorRT-RTX builds for")
+def test_on_a_gpu(cli: CliRunner, tmp_path: Path) -> None:
+    """The whole: built, verified, run."""
+    path = tmp_path / "tiny.engine"
+    options = ["--target", "tensorrt-rtx", "--gpu", str(own_gpu()), "--min", "64", "--opt", "128", "--max", "256"]
+    result = cli.invoke(main, [*options, "--batch", "2", "-o", str(path)])
+    assert result.exit_code == 0, result.output
+    wanted = [r for r in from_content(SHIPPED_GRAPH.read_bytes(), "shipped").references if r.shape[0] <= 2]
+    with Fuser(path) as fuser:
+        assert fuser.info["verified"] == "yes"
+        for _ in range(2):
+            fused = [fuser.run(*reference.inputs) for reference in wanted]
+            assert compare_with("", "float16", fused, wanted).within
+
+
+def _stopped(tmp_path: Path, number: signal.Signals) -> tuple[int, str]:
+    """Exit status and messages of a build that is asked to stop once it has begun."""
+    call = [sys.executable, "-c", "from dmfnet_fast.commands.export import main; main()", *RTX, "-o", "tiny.engine"]
+    with subprocess.Popen(call, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        told = ""
+        while "10%" not in told.rpartition("building")[2]:
+            told += process.stderr.read(1)
+        process.send_signal(number)
+        told += process.stderr.read()
+    return process.returncode, told
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_building(tmp_path: Path, number: signal.Signals) -> None:
+    status, told = _stopped(tmp_path, number)
+    assert status != 0
+    assert "Traceback" not in told
+    assert not list(tmp_path.iterdir())
 
 
 def test_needs_the_builder_alone(tmp_path: Path) -> None:
@@ -295,21 +350,32 @@ def test_model_repository(cli: CliRunner, tmp_path: Path) -> None:
         np.testing.assert_allclose(served, fuser.run(a, b), atol=1e-4)
     again = cli.invoke(main, given)
     assert again.exit_code == 2
-    assert "dmfnet-tiny: is there already; remove it, or name another folder" in again.stderr
+    assert "dmfnet-tiny: is there already; remove it, or name the new one with -o NAME" in again.stderr
+    other = cli.invoke(main, [*given, "--size", "128", "-o", "tiny-128"])
+    assert other.exit_code == 0, other.output
+    assert "checking what is served with ONNX Runtime" in other.stderr
+    read = text_format.Parse((folder / "tiny-128" / "config.pbtxt").read_text(), config.ModelConfig())
+    assert read.name == "tiny-128"
+    assert read.max_batch_size == 1
+    assert not read.HasField("dynamic_batching")
+    assert read.parameters["weights"].string_value == read_metadata(SHIPPED_WEIGHTS)["sha256"]
+    assert "ONNX Runtime, float32, 128x128" in read.parameters["parity"].string_value
 
 
 @pytest.mark.usefixtures("quick")
 def test_served_plan(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A TensorRT engine with its noise inside."""
     monkeypatch.setitem(sys.modules, "tensorrt", Alias("10.13.0"))
+    monkeypatch.setattr("export.request.current_gpu", no_gpu)
     result = cli.invoke(main, ["--triton-server", str(tmp_path / "new"), "--size", "64"])
     assert result.exit_code == 2
-    assert "device 'cuda': CUDA cannot do cudaGetDeviceCount" in result.stderr  # before anything is done
+    assert result.stderr == "error: device 'cuda': there are 0 CUDA GPUs\n"  # before anything is done
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr("dmfnet_fast.engines.tensorrt.current_gpu", lambda: ("Thor", "11.0"))
+    monkeypatch.setattr("export.request.current_gpu", lambda: ("Thor", "11.0"))
     result = cli.invoke(main, ["--triton-server", str(tmp_path), "--size", "64", "--batch", "2"])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "dmfnet-tiny" / "1" / "model.plan").stat().st_size > 1e6
     text = (tmp_path / "dmfnet-tiny" / "config.pbtxt").read_text()
     assert 'platform: "tensorrt_plan"' in text
+    assert 'key: "tensorrt" value { string_value: "10.13.0" }' in text
     assert "KIND_GPU" in text

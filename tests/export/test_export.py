@@ -99,7 +99,7 @@ def test_shipped_references(file: Path, wanted: list[Reference]) -> None:
     for ours, theirs in zip(wanted, (graph.references[0], graph.references[-1]), strict=True):
         np.testing.assert_array_equal(ours.a, theirs.a)
         np.testing.assert_array_equal(ours.b, theirs.b)
-        assert np.abs(ours.fused - theirs.fused).max() <= 1e-4
+        assert np.abs(ours.fused - theirs.fused).max() <= 2e-5
     assert on_onnx_runtime(file.read_bytes(), graph.precision, wanted).within
 
 
@@ -119,7 +119,7 @@ def test_onnx_runtime_that_cannot(monkeypatch: pytest.MonkeyPatch, wanted: list[
         raise ValueError("opset 20 is not supported")
 
     monkeypatch.setattr("onnxruntime.InferenceSession", too_old)
-    with pytest.raises(EngineError, match="opset 20 is not supported; upgrade onnxruntime or uninstall it"):
+    with pytest.raises(EngineError, match=r"opset 20 is not supported; upgrade onnxruntime$"):
         on_onnx_runtime(SHIPPED_GRAPH.read_bytes(), "float16", wanted)
 
 
@@ -144,9 +144,9 @@ def test_largest_activation() -> None:
 
 
 def test_too_large_for_float16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.source.references", lambda *_: ([], 70000.0))
+    monkeypatch.setattr("export.source.references", lambda *_: ([], 65504 / 4 + 1))
     monkeypatch.setattr("export.engine_graph.to_engine_onnx", lambda *_: None)
-    with pytest.raises(EngineError, match="values reach 70000, float16 holds up to 65504: use --bf16"):
+    with pytest.raises(EngineError, match=r"values reach 16377, float16 holds up to 65504, .*: use --bf16"):
         from_weights(SHIPPED_WEIGHTS, "float16", True, None, lambda _: nullcontext())
 
 
@@ -169,8 +169,11 @@ RTX = ["--target", "tensorrt-rtx"]
         (["--target", "onnx", "-o", "network.engine"], "network.engine: name an .onnx file"),
         ([*RTX, "-o", "network.onnx"], "network.onnx: name an .engine file"),
         (["--target", "onnx", "-o", "nowhere/network.onnx"], "the folder nowhere does not exist"),
-        (["--target", "onnx", "--size", "256"], "an ONNX file takes any size"),
-        (["network.onnx", "--target", "onnx"], "network.onnx: is an ONNX file already"),
+        (["--target", "onnx", "--batch", "2"], "--batch is for engines: an ONNX file takes any"),
+        (["picture.png", *RTX], "picture.png: no such file"),
+        ([__file__, *RTX], "test_export.py: is neither weights (.safetensors) nor a graph"),
+        ([".", *RTX], ".: is a folder; give weights"),
+        ([str(SHIPPED_GRAPH), "--target", "onnx"], "fp16.onnx: is an ONNX file already"),
         ([*RTX, "--size", "250"], "--size 250: height and width must be multiples of 16, 64 to 16384"),
         ([*RTX, "--size", "48"], "--size 48: height and width must be multiples of 16"),
         ([*RTX, "--size", "big"], "--size big: give HEIGHTxWIDTH"),
@@ -186,7 +189,9 @@ RTX = ["--target", "tensorrt-rtx"]
         ([*RTX, "--fp16", "--bf16"], "--fp16, --bf16, --fp32: give one of them"),
         ([*RTX, "--triton-server", "models"], "the server runs no TensorRT-RTX engines"),
         (["--target", "onnx", "--triton-server", "models", "--min", "64", "--max", "128"], "give one --size"),
-        (["--target", "onnx", "--triton-server", "models", "-o", "x.onnx"], "leave -o out"),
+        (["--target", "onnx", "--triton-server", "models", "-o", "a/b"], "'a/b': is no name for a model on a server"),
+        (["--target", "onnx", "--triton-server", "no/models"], "no/models: is no folder, and cannot be made one"),
+        (["--timing-cache", "no/timings"], "--timing-cache no/timings: name a file in a folder that exists"),
         ([], "tensorrt is not installed: pip install 'dmfnet-fast[tensorrt]'; on a Jetson it comes with JetPack"),
         (["--gpu", "sm_87"], "--gpu is for --target tensorrt-rtx"),
         ([*RTX, "--fp32", str(SHIPPED_GRAPH)], "its precision is float16, not float32"),
@@ -243,6 +248,10 @@ def test_dry_run(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert result.exit_code == 0, result.output
     for words in ("tensorrt-rtx", "float16", "128x160 to 512x512, 1 to 4 pairs", "sm_89, sm_120", "dmfnet-tiny.engine"):
         assert words in result.stdout
+    # For another machine nothing need be installed here; but what is exported must be there.
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert cli.invoke(main, ["--dry-run"]).exit_code == 0
+    assert cli.invoke(main, ["missing.onnx", "--dry-run"]).exit_code == 2
     assert not list(tmp_path.iterdir())
 
 
