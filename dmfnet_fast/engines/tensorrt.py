@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,160 +13,15 @@ from numpy.typing import NDArray
 
 from dmfnet_fast.devices import check_device
 from dmfnet_fast.engines.base import Engine, Precision
+from dmfnet_fast.engines.bound_shape import BoundShape, expect
 from dmfnet_fast.engines.cuda_runtime import Cuda
 from dmfnet_fast.errors import EngineError, OutputError, PictureError, is_lack_of_memory, require, warn
 from dmfnet_fast.files import replacing
-from dmfnet_fast.fusion_file import INPUTS, OUTPUT
 from dmfnet_fast.manifest import Manifest, cache_path, load_check
 from dmfnet_fast.parity import Shape, check, compare_with
 
-IMAGES = INPUTS[:2]
 KEPT_SHAPES = 4  # whose contexts, buffers and graphs stay in GPU memory
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-
-
-def _expect(result: Any, what: str, errors: list[str]) -> Any:
-    """The result; if it says failure, the reason is the last of TensorRT's `errors`, which are then cleared."""
-    if result:
-        return result
-    message = f"TensorRT cannot {what}: {errors[-1] if errors else 'it does not say why'}"
-    errors.clear()
-    if is_lack_of_memory(RuntimeError(message)):
-        raise MemoryError(message)
-    raise EngineError(message)
-
-
-class _Host:
-    """Pinned memory of the CPU, as an array."""
-
-    def __init__(self, cuda: Cuda, shape: tuple[int, ...], stack: ExitStack) -> None:
-        count = int(np.prod(shape))
-        self.address = int(cuda.call("cudaMallocHost", 4 * count))
-        stack.callback(cuda.call, "cudaFreeHost", self.address)
-        self.values = np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.address)).reshape(shape)
-
-
-class BoundShape:
-    """One shape: an execution context, its memory, and what it does as one CUDA graph.
-
-    Args:
-        cuda: of the GPU.
-        context: makes an execution context without memory of its own.
-        stream: that all is done on.
-        shape: pairs, height, width.
-        errors: where TensorRT's messages arrive.
-
-    Raises:
-        EngineError: TensorRT or CUDA cannot.
-        MemoryError: the GPU has too little memory. Nothing is left behind in either case.
-    """
-
-    def __init__(self, cuda: Cuda, context: Callable[[], Any], stream: Any, shape: Shape, errors: list[str]) -> None:
-        pairs, height, width = shape
-        self._cuda, self._stream, self._errors = cuda, stream, errors
-        self._noise: NDArray[np.float32] | None = None  # that which is on the GPU, if it cannot change
-        image = (pairs, 1, height, width)
-        shapes = dict(zip(INPUTS, (image, image, (3, 2, height, width)), strict=True))
-        with ExitStack() as stack:
-            self._hosts = {name: _Host(cuda, size, stack) for name, size in (shapes | {OUTPUT: image}).items()}
-            self._addresses = {name: self._allocate(host.values.nbytes, stack) for name, host in self._hosts.items()}
-            self._context = self._expect(context(), "make an execution context")
-            try:
-                self._bind(shapes, stack)
-                self._copy("noise", to_gpu=True)
-                self._enqueue()  # what is chosen or compiled at a first run is not for a graph
-                cuda.call("cudaStreamSynchronize", stream)
-                stack.callback(self._forget_context)
-                # What fails to be captured has run, and runs without.
-                self._graph = None
-                with suppress(EngineError):
-                    self._graph = self._capture(stack)
-            except BaseException:
-                self._forget_context()  # before its memory goes
-                raise
-            self._memory = stack.pop_all()
-
-    def _bind(self, shapes: Mapping[str, tuple[int, ...]], stack: ExitStack) -> None:
-        for name, size in shapes.items():
-            self._expect(self._context.set_input_shape(name, size), f"take {name} of {size}")
-        scratch = int(self._context.update_device_memory_size_for_shapes())
-        if scratch:
-            self._context.set_device_memory(self._allocate(scratch, stack), scratch)
-        for name, address in self._addresses.items():
-            self._expect(self._context.set_tensor_address(name, address), f"take memory for {name}")
-
-    def _expect(self, result: Any, what: str) -> Any:
-        return _expect(result, what, self._errors)
-
-    def _allocate(self, size: int, stack: ExitStack) -> int:
-        address = int(self._cuda.call("cudaMalloc", size))
-        stack.callback(self._cuda.call, "cudaFree", address)
-        return address
-
-    def _forget_context(self) -> None:
-        self._context = None
-
-    def _copy(self, name: str, to_gpu: bool) -> None:
-        kinds = self._cuda.runtime.cudaMemcpyKind
-        host, address = self._hosts[name], self._addresses[name]
-        ends = (address, host.address) if to_gpu else (host.address, address)
-        kind = kinds.cudaMemcpyHostToDevice if to_gpu else kinds.cudaMemcpyDeviceToHost
-        self._cuda.call("cudaMemcpyAsync", *ends, host.values.nbytes, kind, self._stream)
-
-    def _enqueue(self) -> None:
-        """From pinned memory to pinned memory; the noise, which is larger than both images, is on the GPU already."""
-        for name in IMAGES:
-            self._copy(name, to_gpu=True)
-        self._expect(self._context.execute_async_v3(int(self._stream)), "run the engine")
-        self._copy(OUTPUT, to_gpu=False)
-
-    def _capture(self, stack: ExitStack) -> Any:
-        """The whole as a CUDA graph; None where TensorRT-RTX says that it cannot be captured."""
-        # TensorRT has no such question; there, an engine without loops can be.
-        asked = hasattr(self._context, "is_stream_capturable")
-        if asked and not self._context.is_stream_capturable(int(self._stream)):
-            return None
-        # Other threads may allocate meanwhile.
-        mode = self._cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._cuda.call("cudaStreamBeginCapture", self._stream, mode)
-        try:
-            self._enqueue()
-        except BaseException:
-            # Else the stream could not be used again.
-            with suppress(EngineError, MemoryError):
-                self._cuda.call("cudaGraphDestroy", self._cuda.call("cudaStreamEndCapture", self._stream))
-            raise
-        graph = self._cuda.call("cudaStreamEndCapture", self._stream)
-        try:
-            executable = self._cuda.call("cudaGraphInstantiate", graph, 0)
-            stack.callback(self._cuda.call, "cudaGraphExecDestroy", executable)
-        finally:
-            self._cuda.call("cudaGraphDestroy", graph)
-        return executable
-
-    @property
-    def captured(self) -> bool:
-        """Whether it runs as a CUDA graph."""
-        return self._graph is not None
-
-    def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
-        """As `Engine.run`, for this shape alone."""
-        for name, array in zip(IMAGES, (a, b), strict=True):
-            self._hosts[name].values[...] = array
-        if noise is not self._noise:
-            self._hosts["noise"].values[...] = noise
-            self._copy("noise", to_gpu=True)
-            self._noise = None if noise.flags.writeable else noise
-        if self._graph is None:
-            self._enqueue()
-        else:
-            self._cuda.call("cudaGraphLaunch", self._graph, self._stream)
-        self._cuda.call("cudaStreamSynchronize", self._stream)
-        return self._hosts[OUTPUT].values.copy()
-
-    def close(self) -> None:
-        """Free it all: the graph, the context, the memory. Twice does no harm."""
-        self._memory.close()
 
 
 def _logger(trt: Any) -> Any:
@@ -261,7 +115,7 @@ class TensorRTEngine(Engine):
         runtime = trt.Runtime(logger)
         engine = runtime.deserialize_cuda_engine(self._path.read_bytes())
         self._errors = logger.errors
-        _expect(engine, f"open {self._path}, which may be damaged (export it again)", logger.errors)
+        expect(engine, f"open {self._path}, which may be damaged (export it again)", logger.errors)
         # In the order in which TensorRT wants them to go: engine, runtime, logger.
         self._opened += [logger, runtime, engine]
         self._stack.callback(self._forget_opened)
@@ -270,12 +124,12 @@ class TensorRTEngine(Engine):
         if self._manifest.flavour == "tensorrt":
             self._context = lambda: engine.create_execution_context(strategy)
         else:
-            config = _expect(engine.create_runtime_config(), "make a runtime configuration", self._errors)
+            config = expect(engine.create_runtime_config(), "make a runtime configuration", self._errors)
             config.set_execution_context_allocation_strategy(strategy)
             # By default the first runs of a shape use kernels for any shape, and a graph would keep those.
             kinds = trt.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
-            cache = _expect(config.create_runtime_cache(), "make a runtime cache", self._errors)
+            cache = expect(config.create_runtime_cache(), "make a runtime cache", self._errors)
             with suppress(OSError):
                 self._cached = cache_path(self._path).read_bytes()
                 cache.deserialize(self._cached)  # which takes no notice of what does not fit
