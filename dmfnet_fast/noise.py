@@ -85,15 +85,16 @@ def inverse_normal_cdf(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=4)
-def fusion_noise(seed: int, height: int, width: int) -> NDArray[np.float32]:
+def fusion_noise(seed: int, height: int, width: int, timesteps: int = len(FUSION_TIMESTEPS)) -> NDArray[np.float32]:
     """The network's noise input for one picture size.
 
     Args:
         seed: 0 to 2^64 - 1.
         height, width: size in pixels that the network sees.
+        timesteps: of the network; the noise of fewer begins that of more.
 
     Returns:
-        Read-only float32 array (3, 2, height, width), [timestep, image a or b], standard normal.
+        Read-only float32 array (timesteps, 2, height, width), [timestep, image a or b], standard normal.
         The same numbers for the same arguments, always and everywhere; cached.
 
     Raises:
@@ -101,7 +102,7 @@ def fusion_noise(seed: int, height: int, width: int) -> NDArray[np.float32]:
     """
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed {seed}: must lie between 0 and 2^64 - 1")
-    shape = (len(FUSION_TIMESTEPS), 2, height, width)
+    shape = (timesteps, 2, height, width)
     raw = np.random.Philox(key=seed).random_raw(int(np.prod(shape)))
     # The upper 52 bits, centred in their cell: exact in float64 and never 0 or 1.
     probability = ((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52

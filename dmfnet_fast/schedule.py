@@ -45,11 +45,11 @@ def sigma_of(level: float | NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt(1.0 - np.square(np.asarray(level, dtype=np.float64)))
 
 
-@lru_cache(maxsize=1)
-def fusion_levels() -> tuple[tuple[float, float], ...]:
-    """(level, sigma) at the midpoint of each fusion timestep's interval, in the order 5, 10, 20."""
+@lru_cache(maxsize=4)
+def fusion_levels(timesteps: tuple[int, ...] = FUSION_TIMESTEPS) -> tuple[tuple[float, float], ...]:
+    """(level, sigma) at the midpoint of each fusion timestep's interval, in their order."""
     pairs = []
-    for t in FUSION_TIMESTEPS:
+    for t in timesteps:
         low, high = level_interval(linear_alpha_bar(), t)
         level = float((low + high) / 2)
         pairs.append((level, float(sigma_of(level))))

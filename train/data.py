@@ -157,7 +157,7 @@ def fingerprint(pairs: list[Pair]) -> str:
 
 
 class CropSampler:
-    """Random crops with random flips, each modality as often as the others.
+    """Random crops, flipped and turned at random by right angles, each modality as often as the others.
 
     Args:
         pairs: to cut from; held in memory.
@@ -177,14 +177,16 @@ class CropSampler:
         """
         places = [self._place(draw.random) for _ in range(batch)][draw.share]
         crops = np.empty((2, len(places), 1, self.crop, self.crop), np.uint8)
-        for n, (pair, rows, columns, flips) in enumerate(places):
+        for n, (pair, rows, columns, flips, transposed) in enumerate(places):
             for image, target in zip((pair.a, pair.b), crops, strict=True):
-                target[n, 0] = image[rows, columns][flips]
+                crop = image[rows, columns][flips]
+                target[n, 0] = crop.T if transposed else crop
         return draw.upload(crops).float().div_(127.5).sub_(1)
 
-    def _place(self, random: np.random.Generator) -> tuple[Pair, slice, slice, tuple[slice, ...]]:
+    def _place(self, random: np.random.Generator) -> tuple[Pair, slice, slice, tuple[slice, ...], bool]:
         group = self.groups[random.integers(len(self.groups))]
         pair = group[random.integers(len(group))]
         top, left = (int(random.integers(size - self.crop + 1)) for size in pair.a.shape)
         flips = tuple(slice(None, None, -1 if random.integers(2) else 1) for _ in range(2))
-        return pair, slice(top, top + self.crop), slice(left, left + self.crop), flips
+        transposed = bool(random.integers(2))
+        return pair, slice(top, top + self.crop), slice(left, left + self.crop), flips, transposed

@@ -1,9 +1,9 @@
-"""Stage II: the fusion network learns to fuse the frozen denoiser's features."""
+"""Stage II: the fusion network learns to fuse the denoiser's features, at first as they are."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from dmfnet_fast import colour
 from dmfnet_fast.errors import EngineError, warn
-from dmfnet_fast.model import DMFNet, load_model, save_model
+from dmfnet_fast.model import Denoiser, DMFNet, load_model, preset, save_model
+from dmfnet_fast.model.config import ModelConfig
+from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS, Block
+from dmfnet_fast.model.fusion import TimestepMerge
 from dmfnet_fast.model.weights import load_denoiser, weights_hash
 from dmfnet_fast.montage import montage
 from dmfnet_fast.noise import fusion_noise
 from dmfnet_fast.padding import pad
 from dmfnet_fast.pictures import read_picture
-from dmfnet_fast.schedule import FUSION_TIMESTEPS, level_interval, linear_alpha_bar
+from dmfnet_fast.schedule import level_interval, linear_alpha_bar
 from train import loop
 from train.data import MODALITIES, CropSampler, Pair, load_pairs, split, summary
 from train.losses import hybrid_loss
@@ -30,10 +33,43 @@ from train.task import Draw, Task
 EIGHT_BIT = (0.0, 255.0)
 
 
-def random_levels(pairs: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """Levels (3, pairs), float64, uniform in the interval of each fusion timestep."""
-    low, high = level_interval(linear_alpha_bar(), np.array(FUSION_TIMESTEPS))
+def random_levels(timesteps: tuple[int, ...], pairs: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """Levels (timesteps, pairs), float64, uniform in the interval of each timestep."""
+    low, high = level_interval(linear_alpha_bar(), np.array(timesteps))
     return random.uniform(low[:, None], high[:, None], size=(len(low), pairs))
+
+
+def start_fusion(fusion: nn.Module, start: nn.Module) -> None:
+    """Give a fusion network the weights of one of the same widths, which may fuse other timesteps.
+
+    The features of one image at these small timesteps are nearly the same: every timestep begins with the mean of
+    what `start` gives one, times the ratio of their numbers.
+    """
+    weights = start.state_dict()
+    for name, module in fusion.named_modules():
+        if isinstance(module, TimestepMerge):
+            kernel = weights[f"{name}.block.0.weight"]
+            width, ours = kernel.shape[0], module.block[0].weight.shape[1]
+            shared = kernel.unflatten(1, (-1, width)).sum(1) * (width / ours)
+            weights[f"{name}.block.0.weight"] = (
+                kernel if kernel.shape[1] == ours else shared.repeat(1, ours // width, 1, 1)
+            )
+    fusion.load_state_dict(weights)
+
+
+def unfreeze_up_path(denoiser: Denoiser) -> None:
+    """Let the up-path learn, as far as the fusion network sees it."""
+    blocks = 0
+    for module in denoiser.ups:
+        module.requires_grad_()
+        blocks += isinstance(module, Block)
+        if blocks == UP_BLOCKS - min(TAPS):
+            break
+    # The backward pass of PyTorch 2.13's group_norm crashes on a CPU, in channels-last, where only the scale learns
+    # and not what it scales; here that is the frozen part's output.
+    first = denoiser.ups[0]
+    assert isinstance(first, Block)
+    first.res_block.block1.block[0].requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -53,7 +89,7 @@ def fuse_pair(model: DMFNet, held: Held, device: torch.device) -> tuple[float, l
     """
     sources = [colour.to_network(picture, EIGHT_BIT) for picture in (held.pair.a, held.b)]
     (padded_a, inside), (padded_b, _) = (pad(image) for image in sources)
-    noise = torch.tensor(fusion_noise(0, *padded_a.shape), device=device)
+    noise = torch.tensor(fusion_noise(0, *padded_a.shape, len(model.config.timesteps)), device=device)
     with torch.no_grad(), loop.exact():
         inputs = (torch.from_numpy(image).to(device)[None, None] for image in (padded_a, padded_b))
         fused = model(*inputs, noise)[0, 0].cpu().numpy()
@@ -63,12 +99,18 @@ def fuse_pair(model: DMFNet, held: Held, device: torch.device) -> tuple[float, l
     return objective.item(), [held.pair.a, held.b, picture]
 
 
+def _same_widths(one: ModelConfig, other: ModelConfig) -> bool:
+    return replace(one, timesteps=other.timesteps) == other
+
+
 class Fusing(Task):
     """The task of stage II."""
 
     name, label = "stage2", "stage II"
 
-    def __init__(self, run: Run, denoiser_path: Path | None, accelerator: Accelerator) -> None:
+    def __init__(
+        self, run: Run, denoiser_path: Path | None, preset_name: str | None, unfreeze: bool, accelerator: Accelerator
+    ) -> None:
         start = None if run.init is None else load_model(run.init)
         source = denoiser_path or run.init
         if source is None:
@@ -76,8 +118,13 @@ class Fusing(Task):
                 "no denoiser: give the result of stage 1 as --denoiser FILE, or weights with one as --init FILE"
             )
         denoiser = load_denoiser(source)
-        if start is not None and start.config != denoiser.config:
+        if start is not None and not _same_widths(start.config, denoiser.config):
             raise EngineError(f"{run.init}: is of another size than the denoiser in {source}; use two of one preset")
+        config = (start or denoiser).config if preset_name is None else preset(preset_name)
+        if not _same_widths(config, denoiser.config):
+            raise EngineError(
+                f"{source}: is not of the size of preset {preset_name}; leave --preset out or give another"
+            )
         stage1 = denoiser.record.get("stage1", {})
         if stage1.get("steps_done", 0) < stage1.get("steps", 0) and accelerator.is_main_process:
             warn(f"{source}: its training stopped at step {stage1.get('steps_done', 0)} of {stage1['steps']}")
@@ -87,19 +134,22 @@ class Fusing(Task):
         accelerator.print(summary(pairs, training), file=sys.stderr)
         self.run, self.device = run, accelerator.device
         self.sampler = CropSampler(training, run.recipe.crop)
-        self.model = DMFNet(denoiser.config)
+        self.network = self.model = DMFNet(config)
         loop.initialise(self.model, run, accelerator)
         self.model.denoiser.load_state_dict(denoiser.state_dict())
         if start is not None:
-            self.model.fusion.load_state_dict(start.fusion.state_dict())
-        # Frozen, and without dropout: its features are an input here.
-        self.model.denoiser.requires_grad_(False).eval()
+            start_fusion(self.model.fusion, start.fusion)
+        # Without dropout, and frozen: its features are an input here, until at the end its up-path joins in.
+        self.model.eval()
+        self.model.denoiser.requires_grad_(False)
+        if unfreeze:
+            unfreeze_up_path(self.model.denoiser)
         self.model.record = denoiser.record
-        self.network = self.model.fusion
-        self.features = torch.compile(self.model.features) if run.compiled else self.model.features
         self.identity = {
             "stage": 2,
+            "timesteps": list(config.timesteps),
             "denoiser": weights_hash(denoiser.state_dict()),
+            "unfrozen": "up-path" if unfreeze else "nothing",
             "init": loop.started_from(start, "stage2"),
             **loop.common_identity(run, pairs, training),
         }
@@ -107,12 +157,11 @@ class Fusing(Task):
     def loss(self, network: nn.Module, draw: Draw) -> Tensor:
         batch, crop = self.run.recipe.batch, self.run.recipe.crop
         a, b = self.sampler.pairs(batch, draw)
-        levels = draw.upload(random_levels(batch, draw.random)[:, draw.share])
-        noise = draw.normal(len(FUSION_TIMESTEPS), 2, batch, 1, crop, crop)[:, :, draw.share]
+        timesteps = self.model.config.timesteps
+        levels = draw.upload(random_levels(timesteps, batch, draw.random)[:, draw.share])
+        noise = draw.normal(len(timesteps), 2, batch, 1, crop, crop)[:, :, draw.share]
         with loop.autocast(self.run):
-            with torch.no_grad():
-                inputs = self.features(a, b, noise, levels)
-            fused = network(*inputs)
+            fused = network(a, b, noise, levels)
         with loop.exact():
             return hybrid_loss(fused.float(), a, b)
 
@@ -136,14 +185,18 @@ class Fusing(Task):
         return montage(rows, ["MRI", "other", "fused"])
 
 
-def train_fusion(run: Run, denoiser_path: Path | None) -> int:
+def train_fusion(
+    run: Run, denoiser_path: Path | None = None, preset_name: str | None = None, unfreeze: bool = False
+) -> int:
     """Train the fusion network and write `dmfnet.safetensors`; returns how many steps are done.
 
     Args:
         denoiser_path: weights that hold the denoiser; that of `run.init` when not given.
+        preset_name: what to train, if not what the weights it starts from are; it can differ in its timesteps.
+        unfreeze: train the denoiser's up-path too.
     """
     with loop.joined(run) as accelerator:
-        task = Fusing(run, denoiser_path, accelerator)
+        task = Fusing(run, denoiser_path, preset_name, unfreeze, accelerator)
         record = loop.train(task, run, accelerator)
         if accelerator.is_main_process:
             task.model.record = {**task.model.record, task.name: record}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import click
 
 from dmfnet_fast.commands.shared import command
+from dmfnet_fast.model.config import PRESETS
 from train.options import report, training_options
 from train.recipe import Run
 
 
 @command()
 @training_options(steps=20_000, batch=16, learning_rate=1e-3)
-@click.option("--preset", default="tiny", type=click.Choice(["base", "small", "tiny"]), help="Size.")
+@click.option("--preset", default="tiny", type=click.Choice(list(PRESETS)), help="Size.")
 def main(run: Run, preset: str) -> None:
     """Train the denoiser on all images of DATA/train; write OUT/denoiser.safetensors.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dmfnet_fast.commands.shared import command
+from dmfnet_fast.model.config import PRESETS
 from train.options import report, training_options
 from train.recipe import Run
 
@@ -14,14 +15,16 @@ from train.recipe import Run
 @command()
 @training_options(steps=20_000, batch=16, learning_rate=5e-4)
 @click.option("--denoiser", type=click.Path(path_type=Path), help="The denoiser of stage 1 (if not that of --init).")
-def main(run: Run, denoiser: Path | None) -> None:
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="What to make of weights with other timesteps.")
+@click.option("--unfreeze", is_flag=True, help="Train the denoiser's up-path too, at the end.")
+def main(run: Run, denoiser: Path | None, preset: str | None, unfreeze: bool) -> None:
     """Train the fusion network on all pairs of DATA/train; write OUT/dmfnet.safetensors.
 
-    The denoiser stays as it is. The same command again continues an interrupted run.
+    The denoiser stays as it is, but for --unfreeze. The same command again continues an interrupted run.
     """
     from train.fusing import train_fusion
 
-    report(run, train_fusion(run, denoiser), "dmfnet.safetensors")
+    report(run, train_fusion(run, denoiser, preset, unfreeze), "dmfnet.safetensors")
 
 
 if __name__ == "__main__":

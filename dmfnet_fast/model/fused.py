@@ -24,7 +24,6 @@ from dmfnet_fast.model.rewrites import (
     of_kind,
 )
 from dmfnet_fast.neighbours import neighbour
-from dmfnet_fast.schedule import FUSION_TIMESTEPS
 
 attention = neighbour("kernels.attention").attention
 MOST_CHANNELS = 256  # of the kernel for attention
@@ -172,10 +171,10 @@ class FusedMerge(nn.Module):
         self.conv.bias = None
 
     def forward(self, feature: Tensor) -> Tensor:
-        """(3 x 2 x N, D, H, W) -> (2 x N, D, H, W)."""
-        size = feature.shape[0] // len(FUSION_TIMESTEPS)
+        """(T x 2 x N, D, H, W) -> (2 x N, D, H, W)."""
+        size = feature.shape[0] // len(self.projections)
         total = self.projections[0](feature[:size])
-        for step in range(1, len(FUSION_TIMESTEPS)):
+        for step in range(1, len(self.projections)):
             total = self.projections[step](feature[step * size : (step + 1) * size], onto=total)
         return _relu_conv_relu(total, self.first_bias, self.conv, self.bias)
 

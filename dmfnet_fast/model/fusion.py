@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dmfnet_fast.model.config import ModelConfig
-from dmfnet_fast.schedule import FUSION_TIMESTEPS
 
 CHANNEL_REDUCTION = 8
 
@@ -25,11 +24,11 @@ def upsample2(x: Tensor) -> Tensor:
 
 
 class TimestepMerge(nn.Module):
-    """Features of one image at the three timesteps, (N, 3D, H, W) -> (N, D, H, W)."""
+    """Features of one image at all T timesteps, (N, TD, H, W) -> (N, D, H, W)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, timesteps: int) -> None:
         super().__init__()
-        self.block = _conv1x1_conv3x3(len(FUSION_TIMESTEPS) * channels, channels)
+        self.block = _conv1x1_conv3x3(timesteps * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block(x)
@@ -120,16 +119,16 @@ class FusionNetwork(nn.Module):
         outputs = [*widths[1:], base]
         decoder: list[nn.Module] = []
         for level, (width, output) in enumerate(zip(widths, outputs, strict=True)):
-            decoder.append(TimestepMerge(width))
+            decoder.append(TimestepMerge(width, len(config.timesteps)))
             decoder.append(FusionLevel(width, output, before=outputs[level - 2] if level >= 2 else None))
         self.decoder = nn.ModuleList(decoder)
         self.rgb_decode2 = Head(base, base // 2)
         self.rgb_decode1 = Head(base // 2, 1)
 
     def forward(self, features_a: list[Tensor], features_b: list[Tensor]) -> Tensor:
-        """Fuse five pairs of features, coarsest first, the three timesteps' channels joined.
+        """Fuse five pairs of features, coarsest first, the T timesteps' channels joined.
 
-        Shapes: (N, 6C, H/16, W/16), then (N, 3C, ...) up to (N, 3C, H, W). Returns (N, 1, H, W) in [-1, 1].
+        Shapes: (N, 2TC, H/16, W/16), then (N, TC, ...) up to (N, TC, H, W). Returns (N, 1, H, W) in [-1, 1].
         """
         outputs: list[Tensor] = []
         for level, (a, b) in enumerate(zip(features_a, features_b, strict=True)):

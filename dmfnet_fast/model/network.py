@@ -1,4 +1,4 @@
-"""DM-FNet as trained: the denoiser's features at three timesteps, fused."""
+"""DM-FNet as trained: the denoiser's features at a few timesteps (three, as published), fused."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class DMFNet(nn.Module):
 
         Args:
             a, b: images (N, 1, H, W) in [-1, 1].
-            noise: standard normal, (3, 2, H, W), or (3, 2, N, 1, H, W) for a draw per pair.
-            levels: noise levels (3, N) in float64, shared by the images of a pair; the fixed ones of
+            noise: standard normal, (T, 2, H, W), or (T, 2, N, 1, H, W) for a draw per pair.
+            levels: noise levels (T, N) in float64, shared by the images of a pair; the fixed ones of
                 inference when not given.
         """
         pairs = a.shape[0]
         if levels is None:
-            levels = torch.tensor([level for level, _ in fusion_levels()], dtype=torch.float64)
+            levels = torch.tensor([level for level, _ in fusion_levels(self.config.timesteps)], dtype=torch.float64)
             levels = levels[:, None].expand(-1, pairs)
         if noise.dim() == 4:
             noise = noise[:, :, None, None].expand(-1, -1, pairs, -1, -1, -1)
@@ -59,15 +59,15 @@ class DMFNet(nn.Module):
         halves = [feature.chunk(2) for feature in joined]
         return [half[0] for half in halves], [half[1] for half in halves]
 
-    def forward(self, a: Tensor, b: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, a: Tensor, b: Tensor, noise: Tensor, levels: Tensor | None = None) -> Tensor:
         """Fuse.
 
         Args:
             a: the anatomical images, luminance (N, 1, H, W) in [-1, 1]; H and W multiples of 16, at least 64.
             b: the other modality's, likewise.
-            noise: (3, 2, H, W) standard normal, [timestep, image a or b], the same for every pair.
+            noise, levels: as `features` takes them; the product gives noise (T, 2, H, W), the same for every pair.
 
         Returns:
             Fused luminance (N, 1, H, W) in [-1, 1].
         """
-        return self.fusion(*self.features(a, b, noise))
+        return self.fusion(*self.features(a, b, noise, levels))

@@ -2,7 +2,7 @@
 
 Every rewrite is exact but for rounding, and is checked on its own against the network as trained; `optimize` applies
 them all, in the order of REWRITES. What was considered and left out: the noise and the image enter the first
-convolution, which is linear, so its part on the image could be shared by the three timesteps; but with one input
+convolution, which is linear, so its part on the image could be shared by the timesteps; but with one input
 channel it is 0.02% of the arithmetic, and the three outputs would still be written.
 """
 
@@ -20,7 +20,7 @@ from dmfnet_fast.errors import require
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS, Block, Resample, Upsample
 from dmfnet_fast.model.fusion import AdaptiveAttention, FusionLevel, TimestepMerge, upsample2
 from dmfnet_fast.model.network import DMFNet
-from dmfnet_fast.schedule import FUSION_TIMESTEPS, fusion_levels
+from dmfnet_fast.schedule import fusion_levels
 
 if TYPE_CHECKING:
     from dmfnet_fast.model.fused import FusedPasses
@@ -137,7 +137,8 @@ class SplitMerge(nn.Module):
         first, conv = of_kind(merge.block[0], nn.Conv2d), merge.block[2]
         width = first.out_channels
         self.projections = nn.ModuleList(
-            _part_of_conv(first, slice(n * width, (n + 1) * width), bias=n == 0) for n in range(len(FUSION_TIMESTEPS))
+            _part_of_conv(first, slice(n * width, (n + 1) * width), bias=n == 0)
+            for n in range(first.in_channels // width)
         )
         self.conv = conv
 
@@ -222,7 +223,7 @@ class PassByPass(nn.Module):
         self.denoiser, self.fusion = model.denoiser, model.fusion
         for n in range(0, len(self.fusion.decoder), 2):
             self.fusion.decoder[n] = SplitMerge(of_kind(self.fusion.decoder[n], TimestepMerge))
-        levels, sigmas = zip(*fusion_levels(), strict=True)
+        levels, sigmas = zip(*fusion_levels(model.config.timesteps), strict=True)
         device = next(model.parameters()).device
         self.register_buffer("levels", torch.tensor(levels, dtype=torch.float32, device=device))
         self.register_buffer("sigmas", torch.tensor(sigmas, dtype=torch.float32, device=device))
@@ -238,7 +239,7 @@ class PassByPass(nn.Module):
         """As `DMFNet.forward`."""
         merges = [of_kind(merge, SplitMerge) for merge in self.fusion.decoder[::2]]
         totals: list[list[Tensor]] = [[] for _ in range(1 if self.together else 2)]
-        for step in range(len(FUSION_TIMESTEPS)):
+        for step in range(len(self.levels)):
             for image, own in zip(self._noisy(a, b, noise, step), totals, strict=True):
                 level = step if self.fixed else self.levels[step].expand(len(image), 1)
                 for n, feature in enumerate(self.denoiser.features(image, level)):

@@ -128,7 +128,7 @@ def _load(path: str | os.PathLike[str], *wanted: type[DMFNet | Denoiser]) -> DMF
     if metadata.get("kind") not in kinds:
         raise EngineError(f"{path}: holds a {metadata.get('kind')}, a {' or '.join(kinds)} is needed")
     try:
-        config = ModelConfig(**json.loads(metadata["config"]))
+        config = ModelConfig.from_dict(json.loads(metadata["config"]))
         record: dict[str, Any] = json.loads(metadata["training"])
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"{path}: its metadata is damaged: {error}") from error
