@@ -135,7 +135,7 @@ def start(way: Way, case: Case, networks: Networks) -> Running:
     arrays = networks.inputs(case)
     forward = way.build(networks, case.network)
     if way.captured:
-        captured = CapturedFusion(forward, case.batch, case.size, case.size, networks.machine.device)
+        captured = CapturedFusion(forward, case.batch, case.size, case.size, len(arrays[2]), networks.machine.device)
         return Running(captured.replay, lambda: captured.run(*arrays), captured.stream)
     tensors = networks.tensors(arrays)
 

@@ -175,7 +175,10 @@ def _check_inputs(weights: str, networks: Networks) -> tuple[list[Arrays], list[
         return batches, pictures
     model = copy.deepcopy(networks.trained(weights)).to(networks.machine.device)
     shapes = STANDARD_SHAPES[: 1 if networks.machine.interpreted else 2]
-    batches += [Reference(a, b, np.empty(0, np.float32)).inputs for a, b in map(phantom_pairs, shapes)]
+    batches += [
+        Reference(a, b, np.empty(0, np.float32), len(model.config.timesteps)).inputs
+        for a, b in map(phantom_pairs, shapes)
+    ]
     with torch.inference_mode():
         pictures += [model(*networks.tensors(arrays)).cpu().numpy() for arrays in batches]
     return batches, pictures
@@ -185,7 +188,7 @@ def _twice(net: nn.Module, arrays: Arrays, captured: bool, networks: Networks) -
     """The picture of the same input, fused two times."""
     if captured:
         pairs, _, height, width = arrays[0].shape
-        fusion = CapturedFusion(net, pairs, height, width, networks.machine.device)
+        fusion = CapturedFusion(net, pairs, height, width, len(arrays[2]), networks.machine.device)
         return fusion.run(*arrays), fusion.run(*arrays)
     with torch.inference_mode():
         first, second = (net(*networks.tensors(arrays)).cpu().numpy() for _ in range(2))

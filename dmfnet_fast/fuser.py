@@ -156,7 +156,8 @@ class Fuser:
             a: the anatomical images' luminance, float (N, 1, H, W) in [-1, 1]; H and W multiples of 16,
                 at least 64.
             b: the other modality's, of the same shape.
-            noise: (3, 2, H, W) standard normal; None takes the fixed noise of this Fuser's seed.
+            noise: (T, 2, H, W) standard normal, for each of the network's timesteps; None takes the fixed noise of
+                this Fuser's seed.
 
         Returns:
             Fused luminance, float32 (N, 1, H, W) in [-1, 1].
@@ -181,10 +182,11 @@ class Fuser:
         if a.shape != b.shape:
             raise PictureError(f"a has shape {a.shape}, b {b.shape}: they must be equal")
         height, width = a.shape[2:]
+        shape = (self._engine.timesteps, 2, height, width)
         if noise is None:
-            noise = fusion_noise(self._seed, height, width)
-        elif not isinstance(noise, np.ndarray) or noise.dtype.kind != "f" or noise.shape != (3, 2, height, width):
-            raise PictureError(f"noise: must be a float array of shape {(3, 2, height, width)}")
+            noise = fusion_noise(self._seed, height, width, self._engine.timesteps)
+        elif not isinstance(noise, np.ndarray) or noise.dtype.kind != "f" or noise.shape != shape:
+            raise PictureError(f"noise: must be a float array of shape {shape}")
         elif not np.isfinite(noise).all():
             raise PictureError("noise: holds NaN or infinity")
         inputs = (np.ascontiguousarray(x, dtype=np.float32) for x in (a, b, noise))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dmfnet_fast.schedule import FUSION_TIMESTEPS
 
 FORMAT = "dmfnet-fast 1"
 KIND = "fusion"  # in the metadata, beside the kinds of weights files
@@ -14,6 +17,14 @@ OUTPUT = "fused"
 _KEY = b"content_sha256"
 _SEAL = b"\x72\x52\x0a\x0e" + _KEY + b"\x12\x40"
 _DIGITS = 64
+
+
+def timesteps_of(config: Mapping[str, Any]) -> int:
+    """How many timesteps a network of this configuration takes noise for: the length of its third input.
+
+    Files written before there was a choice do not name them.
+    """
+    return len(config.get("timesteps", FUSION_TIMESTEPS))
 
 
 def seal(content: bytes) -> bytes:

@@ -172,8 +172,8 @@ def save_check(engine: Path, reference: Reference) -> str:
     return file_sha256(check_path(engine))
 
 
-def load_check(engine: Path, sha256: str) -> Reference:
-    """The check pair of the engine file `engine`, whose hash its manifest gives.
+def load_check(engine: Path, sha256: str, timesteps: int) -> Reference:
+    """The check pair of the engine file `engine`, whose hash and timesteps its manifest gives.
 
     Raises:
         EngineError: there is none, or another.
@@ -183,7 +183,7 @@ def load_check(engine: Path, sha256: str) -> Reference:
         if file_sha256(path) != sha256:
             raise EngineError(f"{path}: is not the file that the engine's manifest names, or is damaged: {AGAIN}")
         with np.load(path, allow_pickle=False) as file:
-            return Reference(file["a"], file["b"], file["fused"])
+            return Reference(file["a"], file["b"], file["fused"], timesteps)
     except FileNotFoundError as error:
         raise EngineError(
             f"{engine}: has not been verified on its GPU yet, and {path.name}, which that takes, is not beside it: "

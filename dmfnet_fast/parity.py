@@ -25,11 +25,13 @@ class Reference:
     Attributes:
         a, b: luminances, (N, H, W) uint8.
         fused: (N, 1, H, W) float32 in [-1, 1].
+        timesteps: of the network, and of the noise.
     """
 
     a: NDArray[np.uint8]
     b: NDArray[np.uint8]
     fused: NDArray[np.float32]
+    timesteps: int
 
     @property
     def shape(self) -> Shape:
@@ -41,7 +43,7 @@ class Reference:
     def inputs(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """a, b and noise, as the network takes them."""
         a, b = (np.stack([to_network(x, (0, 255))[None] for x in images]) for images in (self.a, self.b))
-        return a, b, fusion_noise(0, *self.shape[1:])
+        return a, b, fusion_noise(0, *self.shape[1:], self.timesteps)
 
 
 @dataclass(frozen=True)

@@ -223,12 +223,12 @@ def build(
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # keeps the layers' types for the inspector
     config.clear_flag(trt.BuilderFlag.TF32)
     shapes = builder.create_optimization_profile()
-    for label in (network.get_input(n).name for n in range(network.num_inputs)):
+    for given in (network.get_input(n) for n in range(network.num_inputs)):
         corners = [
-            (3, 2, height, width) if label == "noise" else (pairs, 1, height, width)
+            (given.shape[0], 2, height, width) if given.name == "noise" else (pairs, 1, height, width)
             for pairs, height, width in (profile.min, profile.opt, profile.max)
         ]
-        shapes.set_shape(label, *corners)
+        shapes.set_shape(given.name, *corners)
     config.add_optimization_profile(shapes)
     if flavour == "tensorrt-rtx":
         # Memory of the runtime's own could not be in a CUDA graph.

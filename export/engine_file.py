@@ -68,7 +68,7 @@ def in_profile(references: tuple[Reference, ...], profile: Profile) -> list[Refe
         if (profile.opt[0], height, width) in profile:
             for start in range(0, pairs, profile.max[0]):
                 part = slice(start, start + profile.max[0])
-                result.append(Reference(reference.a[part], reference.b[part], reference.fused[part]))
+                result.append(replace(reference, a=reference.a[part], b=reference.b[part], fused=reference.fused[part]))
     return result
 
 

@@ -191,7 +191,7 @@ def to_engine_onnx(model: DMFNet, precision: Precision, sha256: str | None = Non
     net = optimize(model, precision, kernels=True)
     assert isinstance(net, FusedPasses)
     _restore_convolutions(net, shuffle=precision == "bfloat16")
-    proto = tidy(trace(net, _translations()))
+    proto = tidy(trace(net, len(model.config.timesteps), _translations()))
     proto.functions.extend(functions().values())
     return finish(proto, model, precision, sha256)
 

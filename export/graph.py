@@ -50,15 +50,16 @@ def _group_norm(x: Any, num_groups: int, weight: Any, bias: Any, eps: float = 1e
     return op.Add(op.Mul(centred, op.Div(op.Reshape(weight, per_channel), deviation)), op.Reshape(bias, per_channel))
 
 
-def trace(net: torch.nn.Module, translations: Mapping[Any, Any]) -> Any:
+def trace(net: torch.nn.Module, timesteps: int, translations: Mapping[Any, Any]) -> Any:
     """The module as an ONNX model in onnx_ir, as the exporter writes it, of any batch and size.
 
     Args:
         net: forward(a, b, noise).
+        timesteps: of the noise.
         translations: for torch operators, functions that write them in ONNX.
     """
     # Sizes that differ from each other and from every channel count: equal ones would be taken for the same.
-    images, noise = torch.zeros(2, 1, 80, 112), torch.zeros(3, 2, 80, 112)
+    images, noise = torch.zeros(2, 1, 80, 112), torch.zeros(timesteps, 2, 80, 112)
     height, width = (STRIDE * Dim(name, min=4, max=1024) for name in ("rows", "columns"))
     shape = {0: Dim("batch", min=1, max=4096), 2: height, 3: width}
     with warnings.catch_warnings():
@@ -115,7 +116,7 @@ def to_onnx(model: DMFNet, sha256: str | None = None) -> Any:
         sha256: hash of the weights in the file that they come from; None computes that of `model`.
 
     Returns:
-        An `onnx.ModelProto`, inputs `a`, `b` (N, 1, H, W) and `noise` (3, 2, H, W), output `fused` (N, 1, H, W),
+        An `onnx.ModelProto`, inputs `a`, `b` (N, 1, H, W) and `noise` (T, 2, H, W), output `fused` (N, 1, H, W),
         with its configuration, training record and the hash of its weights as metadata.
 
     Raises:
@@ -123,7 +124,8 @@ def to_onnx(model: DMFNet, sha256: str | None = None) -> Any:
     """
     # Both images in a batch: half as many operations, so that engines open in half the time, and as fast on a CPU.
     net = optimize(model, together=True)
-    return finish(tidy(trace(net, {torch.ops.aten.group_norm.default: _group_norm})), model, "float32", sha256)
+    proto = tidy(trace(net, len(model.config.timesteps), {torch.ops.aten.group_norm.default: _group_norm}))
+    return finish(proto, model, "float32", sha256)
 
 
 def finish(proto: Any, model: DMFNet, precision: str, sha256: str | None) -> Any:

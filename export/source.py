@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from dmfnet_fast.errors import EngineError, require
-from dmfnet_fast.fusion_file import FORMAT, KIND, is_sealed, properties
+from dmfnet_fast.fusion_file import FORMAT, KIND, is_sealed, properties, timesteps_of
 from dmfnet_fast.parity import Parity, Reference, Shape, check
 from export.builder import Profile
 from export.request import Precision, RequestError
@@ -88,8 +88,8 @@ def pack(kept: Sequence[Reference]) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def unpack(text: str) -> tuple[Reference, ...]:
-    """What `pack` made of references.
+def unpack(text: str, timesteps: int) -> tuple[Reference, ...]:
+    """What `pack` made of references, of a network with so many timesteps.
 
     Raises:
         ValueError: it is not that.
@@ -97,7 +97,7 @@ def unpack(text: str) -> tuple[Reference, ...]:
     try:
         with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as file:
             count = len(file.files) // 3
-            return tuple(Reference(file[f"a{n}"], file[f"b{n}"], file[f"fused{n}"]) for n in range(count))
+            return tuple(Reference(file[f"a{n}"], file[f"b{n}"], file[f"fused{n}"], timesteps) for n in range(count))
     except (KeyError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(str(error)) from error
 
@@ -167,13 +167,14 @@ def from_content(content: bytes, name: str) -> Graph:
         known = properties(content)
         if known.get("format") != FORMAT or known.get("kind") != KIND:
             raise EngineError(f"{name}: was not made by dmfnet-export; make it anew from weights")
+        config = json.loads(known["config"])
         return Graph(
             content,
             known["precision"],  # type: ignore[arg-type]
-            json.loads(known["config"]),
+            config,
             json.loads(known["training"]),
             known["sha256"],
-            unpack(known["references"]),
+            unpack(known["references"], timesteps_of(config)),
             float(known["largest_activation"]),
             tuple(Parity.from_dict(entry) for entry in json.loads(known["parity"])),
         )

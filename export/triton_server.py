@@ -49,7 +49,9 @@ def with_fixed_noise(content: bytes, profile: Profile) -> bytes:
     proto = onnx.ModelProto.FromString(content)
     height, width = profile.opt[1:]
     graph = proto.graph
-    graph.initializer.append(onnx.numpy_helper.from_array(fusion_noise(0, height, width), "noise"))
+    timesteps = next(value for value in graph.input if value.name == "noise").type.tensor_type.shape.dim[0].dim_value
+    noise = fusion_noise(0, height, width, timesteps)
+    graph.initializer.append(onnx.numpy_helper.from_array(noise, "noise"))
     kept = [value for value in graph.input if value.name in IMAGES]
     del graph.input[:]
     graph.input.extend(kept)

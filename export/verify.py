@@ -92,7 +92,7 @@ def references(
     found, done = [], 0
     with torch.inference_mode(), Largest() as largest:
         for a, b in pairs:
-            unknown = Reference(a, b, np.empty(0, np.float32))
+            unknown = Reference(a, b, np.empty(0, np.float32), len(model.config.timesteps))
             found.append(replace(unknown, fused=model(*map(torch.tensor, unknown.inputs)).numpy()))
             done += a.size
             report(done / sum(image.size for image, _ in pairs))

@@ -24,6 +24,10 @@ def test_pinned_values() -> None:
     assert fusion_noise(2**64 - 1, 64, 64)[1, 0, 5, 7].item().hex() == PINNED_OTHER_SEED
 
 
+def test_fewer_timesteps_have_the_noise_of_more() -> None:
+    assert np.array_equal(fusion_noise(3, 64, 80, 1), fusion_noise(3, 64, 80)[:1])
+
+
 def test_every_bit_is_pinned() -> None:
     import hashlib
 

@@ -17,7 +17,6 @@ from dmfnet_fast.errors import EngineError, warn
 from dmfnet_fast.model import Denoiser, DMFNet, load_model, preset, save_model
 from dmfnet_fast.model.config import ModelConfig
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS, Block
-from dmfnet_fast.model.fusion import TimestepMerge
 from dmfnet_fast.model.weights import load_denoiser, weights_hash
 from dmfnet_fast.montage import montage
 from dmfnet_fast.noise import fusion_noise
@@ -45,15 +44,12 @@ def start_fusion(fusion: nn.Module, start: nn.Module) -> None:
     The features of one image at these small timesteps are nearly the same: every timestep begins with the mean of
     what `start` gives one, times the ratio of their numbers.
     """
-    weights = start.state_dict()
-    for name, module in fusion.named_modules():
-        if isinstance(module, TimestepMerge):
-            kernel = weights[f"{name}.block.0.weight"]
-            width, ours = kernel.shape[0], module.block[0].weight.shape[1]
-            shared = kernel.unflatten(1, (-1, width)).sum(1) * (width / ours)
-            weights[f"{name}.block.0.weight"] = (
-                kernel if kernel.shape[1] == ours else shared.repeat(1, ours // width, 1, 1)
-            )
+    weights, ours = start.state_dict(), fusion.state_dict()
+    for name, weight in weights.items():
+        if weight.shape != ours[name].shape:  # of a timestep merge, (D, timesteps x D, 1, 1)
+            width = weight.shape[0]
+            count = ours[name].shape[1] // width
+            weights[name] = weight.unflatten(1, (-1, width)).sum(1).div(count).repeat(1, count, 1, 1)
     fusion.load_state_dict(weights)
 
 

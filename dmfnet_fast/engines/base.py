@@ -16,6 +16,7 @@ class Engine(ABC):
     """An open network. Not safe to call from several threads at once: `Fuser` takes turns."""
 
     largest_batch: int  # pairs that are worth giving to `run` at once
+    timesteps: int  # T, of the noise
 
     @abstractmethod
     def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -23,7 +24,7 @@ class Engine(ABC):
 
         Args:
             a, b: (N, 1, H, W) float32 in [-1, 1], contiguous; H and W multiples of 16, at least 64.
-            noise: (3, 2, H, W) float32, standard normal.
+            noise: (T, 2, H, W) float32, standard normal.
 
         Returns:
             (N, 1, H, W) float32 in [-1, 1], owned by the caller.

@@ -47,6 +47,7 @@ class BoundShape:
         context: makes an execution context without memory of its own.
         stream: that all is done on.
         shape: pairs, height, width.
+        timesteps: of the noise.
         errors: where TensorRT's messages arrive.
 
     Raises:
@@ -54,12 +55,14 @@ class BoundShape:
         MemoryError: the GPU has too little memory. Nothing is left behind in either case.
     """
 
-    def __init__(self, cuda: Cuda, context: Callable[[], Any], stream: Any, shape: Shape, errors: list[str]) -> None:
+    def __init__(
+        self, cuda: Cuda, context: Callable[[], Any], stream: Any, shape: Shape, timesteps: int, errors: list[str]
+    ) -> None:
         pairs, height, width = shape
         self._cuda, self._stream, self._errors = cuda, stream, errors
         self._noise: NDArray[np.float32] | None = None  # that which is on the GPU, if it cannot change
         image = (pairs, 1, height, width)
-        shapes = dict(zip(INPUTS, (image, image, (3, 2, height, width)), strict=True))
+        shapes = dict(zip(INPUTS, (image, image, (timesteps, 2, height, width)), strict=True))
         with ExitStack() as stack:
             self._hosts = {name: _Host(cuda, size, stack) for name, size in (shapes | {OUTPUT: image}).items()}
             self._addresses = {name: self._allocate(host.values.nbytes, stack) for name, host in self._hosts.items()}

@@ -25,15 +25,23 @@ class CapturedFusion:
     Args:
         network: forward(a, b, noise) on tensors of `device`.
         pairs, height, width: of what is fused.
+        timesteps: of the noise.
         device: a CUDA device, with its index.
         stream: to run on; None makes one. No other graph that is alive may use it: the memory in which cuBLAS works
             belongs to a stream, and is freed with the first graph that was captured there.
     """
 
     def __init__(
-        self, network: Callable[..., Any], pairs: int, height: int, width: int, device: Any, stream: Any = None
+        self,
+        network: Callable[..., Any],
+        pairs: int,
+        height: int,
+        width: int,
+        timesteps: int,
+        device: Any,
+        stream: Any = None,
     ) -> None:
-        shapes = ((pairs, 1, height, width), (pairs, 1, height, width), (3, 2, height, width))
+        shapes = ((pairs, 1, height, width), (pairs, 1, height, width), (timesteps, 2, height, width))
         self._staged = [torch.zeros(shape, pin_memory=True) for shape in shapes]
         self._fetched = torch.empty(shapes[0], pin_memory=True)
         self._inputs = [torch.zeros(shape, device=device) for shape in shapes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from dmfnet_fast.engines.base import Engine, Precision
 from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
-from dmfnet_fast.fusion_file import FORMAT, INPUTS, KIND, is_sealed, properties
+from dmfnet_fast.fusion_file import FORMAT, INPUTS, KIND, is_sealed, properties, timesteps_of
 
 KEPT_SIZES = 4  # whose compiled models stay in memory
 CACHE_BYTES = 2**30
@@ -113,6 +114,7 @@ class OpenVINOEngine(Engine):
             raise EngineError(f"precision {precision!r}: on a CPU use auto, float32 or bfloat16")
         if precision == "bfloat16" and not native:
             raise EngineError("precision 'bfloat16': OpenVINO reports none for this CPU; use auto or float32")
+        self.timesteps = timesteps_of(json.loads(known.get("config", "{}")))
         self._info = {
             "engine": f"openvino {openvino.__version__.split('-')[0]}",
             "device": "cpu",
@@ -132,7 +134,7 @@ class OpenVINOEngine(Engine):
         request = self._requests.pop((height, width), None)
         if request is None:
             model = self._model.clone()
-            shapes = ([1, 1, height, width], [1, 1, height, width], [3, 2, height, width])
+            shapes = ([1, 1, height, width], [1, 1, height, width], [self.timesteps, 2, height, width])
             model.reshape(dict(zip(INPUTS, shapes, strict=True)))
             request = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
             if self._cache is not None:

@@ -17,6 +17,7 @@ from dmfnet_fast.engines.bound_shape import BoundShape, expect
 from dmfnet_fast.engines.cuda_runtime import Cuda
 from dmfnet_fast.errors import EngineError, OutputError, PictureError, is_lack_of_memory, require, warn
 from dmfnet_fast.files import replacing
+from dmfnet_fast.fusion_file import timesteps_of
 from dmfnet_fast.manifest import Manifest, cache_path, load_check
 from dmfnet_fast.parity import Shape, check, compare_with
 
@@ -76,6 +77,7 @@ class TensorRTEngine(Engine):
         self._cuda = Cuda(device, manifest.flavour)
         self._check_gpu(device)
         self.largest_batch = manifest.shapes["max"][0]
+        self.timesteps = timesteps_of(manifest.config)
         try:
             with self._cuda.current():
                 self._open()
@@ -162,7 +164,7 @@ class TensorRTEngine(Engine):
                 "came with its graph: export it from weights, or from a graph that was exported for this size"
             )
             return
-        wanted = load_check(self._path, manifest.check["sha256"])
+        wanted = load_check(self._path, manifest.check["sha256"], self.timesteps)
         fused = self.run(*wanted.inputs)
         parity = compare_with(self.info["engine"], manifest.precision, [fused], [wanted])
         try:
@@ -184,19 +186,22 @@ class TensorRTEngine(Engine):
                 "of 16: make an engine for them with dmfnet-export --size, or --min and --max"
             )
 
-    def _bound(self, shape: Shape) -> BoundShape:
+    def _bind(self, shape: Shape) -> BoundShape:
         assert self._context is not None
+        return BoundShape(self._cuda, self._context, self._stream, shape, self.timesteps, self._errors)
+
+    def _bound(self, shape: Shape) -> BoundShape:
         bound = self._shapes.pop(shape, None)
         if bound is None:
             if len(self._shapes) == KEPT_SHAPES:
                 self._shapes.pop(next(iter(self._shapes))).close()
             try:
-                bound = BoundShape(self._cuda, self._context, self._stream, shape, self._errors)
+                bound = self._bind(shape)
             except (MemoryError, RuntimeError) as error:
                 if not is_lack_of_memory(error) or not self._shapes:
                     raise
                 self._drop_shapes()
-                bound = BoundShape(self._cuda, self._context, self._stream, shape, self._errors)
+                bound = self._bind(shape)
             self._shapes[shape] = bound
             self._save_cache()
             if not bound.captured:

@@ -71,7 +71,9 @@ class TorchEngine(Engine):
             torch.set_num_threads(threads)
         self.largest_batch = 1 if self._on_cpu else 4
         kernels, told = _kernels(self._device)
-        model = optimize(load_model(path), precision, together=not self._on_cpu, kernels=kernels)
+        trained = load_model(path)
+        self.timesteps = len(trained.config.timesteps)
+        model = optimize(trained, precision, together=not self._on_cpu, kernels=kernels)
         self._model: Callable[..., Any] | None = model.to(self._device)
         self._sizes: dict[tuple[int, int, int], CapturedFusion] = {}  # the last used last
         self._free = [] if self._on_cpu else [torch.cuda.Stream(self._device) for _ in range(KEPT_SIZES)]
@@ -124,7 +126,7 @@ class TorchEngine(Engine):
     def _captured_now(self, size: tuple[int, int, int]) -> CapturedFusion:
         assert self._model is not None
         with arithmetic():  # a graph keeps what it was captured with
-            captured = CapturedFusion(self._model, *size, self._device, self._free[-1])
+            captured = CapturedFusion(self._model, *size, self.timesteps, self._device, self._free[-1])
         self._free.pop()
         return captured
 

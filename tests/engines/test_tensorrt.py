@@ -491,9 +491,9 @@ def _unverified(path: Path, error: float) -> None:
     """An engine with a check pair that its picture differs from by `error`."""
     random = np.random.default_rng(0)
     a, b = (random.integers(0, 256, (1, 64, 96), dtype=np.uint8) for _ in "ab")
-    inputs = Reference(a, b, np.empty(0, np.float32)).inputs
+    inputs = Reference(a, b, np.empty(0, np.float32), 3).inputs
     fused = (fake.expected(*inputs) + error).astype(np.float32)
-    _change(path, parity={}, check={"sha256": save_check(path, Reference(a, b, fused))})
+    _change(path, parity={}, check={"sha256": save_check(path, Reference(a, b, fused, 3))})
 
 
 def test_first_opening_verifies(path: Path, world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -51,9 +52,10 @@ def test_images_share_the_denoiser(tiny: DMFNet) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_run(name: str) -> None:
+    model = DMFNet(preset(name)).eval()
     a, b, noise = inputs(64, 64)
     with torch.no_grad():
-        assert torch.isfinite(DMFNet(preset(name)).eval()(a, b, noise)).all()
+        assert torch.isfinite(model(a, b, noise[: len(model.config.timesteps)])).all()
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,18 @@ def test_features_stop_before_the_tail(tiny: DMFNet) -> None:
 def test_impossible_configurations(channels: int, groups: int) -> None:
     with pytest.raises(ValueError, match=r"channels|norm_groups"):
         ModelConfig(channels, groups)
+
+
+@pytest.mark.parametrize("timesteps", [(), (0,), (5, 5), (2001,)])
+def test_impossible_timesteps(timesteps: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="timesteps"):
+        ModelConfig(32, 8, timesteps)
+
+
+def test_configurations_as_json() -> None:
+    for config in (*PRESETS.values(), ModelConfig(48, 12, (7, 3))):
+        assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert ModelConfig.from_dict({"channels": 32, "norm_groups": 8}) == preset("tiny"), "of files from before"
 
 
 def test_unknown_preset() -> None:

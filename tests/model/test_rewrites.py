@@ -100,6 +100,17 @@ def test_rewrite_alone(
     assert error(net, inputs, expected) <= EXACT
 
 
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("kernels", [False, True])
+def test_one_timestep(together: bool, kernels: bool, inputs: tuple[torch.Tensor, ...]) -> None:
+    """All rewrites, and the operators of the GPU (here by their definitions), of a network with a single pass."""
+    model = by_rule("turbo")
+    a, b, noise = inputs
+    with torch.no_grad():
+        expected = model(a, b, noise[:1])
+    assert error(optimize(model, together=together, kernels=kernels), (a, b, noise[:1]), expected) <= EXACT
+
+
 def test_dropping_unused_blocks_changes_nothing(
     model: DMFNet, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor
 ) -> None:
