@@ -17,13 +17,13 @@ from benchmarks.ways import Published, gigaflop, network
 from dmfnet_fast.colour import to_network
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
-from dmfnet_fast.metrics import psnr
 from dmfnet_fast.model import DMFNet, optimize
 from dmfnet_fast.model.rewrites import Precision
 from dmfnet_fast.noise import fusion_noise
 from dmfnet_fast.parity import LIMITS as OF_ENGINES
 from dmfnet_fast.parity import Reference, grey_levels
 from dmfnet_fast.phantom import make_phantom
+from dmfnet_fast.similarity import psnr
 from export.verify import STANDARD_SHAPES, phantom_pairs
 from tests.rules import GOLDEN, golden_model
 

@@ -123,6 +123,10 @@ def recolour(fused: NDArray[np.float32], b: Pixels, values: tuple[float, float])
     Keeping Cb and Cr while Y changes means adding the change of Y to all three channels: by BT.601
     R = Y + 1.402 Cr and B = Y + 1.772 Cb, and G follows from Y. So nothing is lost to rounded chroma.
 
+    Some colours do not exist so bright or so dark. There Cb and Cr shrink by one factor, as little as must be: the
+    fused luminance and the hue stay, the colour is paler. Clipping the channels instead would keep more of the colour,
+    and change both.
+
     Args:
         fused: luminance (H, W) in [-1, 1].
         b: H x W or H x W x 3.
@@ -132,15 +136,27 @@ def recolour(fused: NDArray[np.float32], b: Pixels, values: tuple[float, float])
         An array like `b`, within `values`.
     """
     low, high = values
-    y = (fused.astype(np.float64) + 1.0) * ((high - low) / 2.0) + low
-    if b.dtype.kind != "u":
-        colours = b.astype(np.float64).clip(low, high)
-        shifted = y if b.ndim == 2 else colours + (y - colours @ LUMINANCE)[..., None]
-        return shifted.clip(low, high).astype(b.dtype)
-    y = np.rint(y)
+    y = ((fused.astype(np.float64) + 1.0) * ((high - low) / 2.0) + low).clip(low, high)
     if b.ndim == 2:
-        return y.clip(low, high).astype(b.dtype)
-    whole = b if (low, high) == (0, np.iinfo(b.dtype).max) else b.clip(math.ceil(low), math.floor(high)).astype(b.dtype)
-    # Sums of whole numbers are exact, and so the same on every machine.
-    change = np.rint((1000 * y - whole.astype(np.float64) @ _THOUSANDTHS) / 1000).astype(np.int32)
-    return (whole + change[..., None]).clip(math.ceil(low), math.floor(high)).astype(b.dtype)
+        return (np.rint(y).clip(math.ceil(low), math.floor(high)) if b.dtype.kind == "u" else y).astype(b.dtype)
+    colours = b.astype(np.float64).clip(low, high)
+    if b.dtype.kind != "u":
+        chroma = colours - (colours @ LUMINANCE)[..., None]
+        return (y[..., None] + _possible(chroma, y, low, high)).clip(low, high).astype(b.dtype)
+    # Of whole numbers, so that sums are exact, and the same on every machine.
+    low, high = math.ceil(low), math.floor(high)
+    y, colours = np.rint(y).clip(low, high), np.rint(colours).clip(low, high)
+    thousandths = colours @ _THOUSANDTHS
+    shifted = colours + np.rint((1000 * y - thousandths) / 1000)[..., None]
+    outside = ((shifted < low) | (shifted > high)).any(axis=-1)
+    paler = _possible(colours[outside] - thousandths[outside, None] / 1000, y[outside], low, high)
+    shifted[outside] = np.rint(y[outside, None] + paler)
+    return shifted.clip(low, high).astype(b.dtype)
+
+
+def _possible(chroma: NDArray[np.float64], y: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    """What the channels differ from the luminance, (..., 3), shrunk where they would leave the range at luminance y."""
+    above, below = chroma.max(axis=-1), -chroma.min(axis=-1)
+    upwards = np.where(above > 0, (high - y) / np.where(above > 0, above, 1), 1)
+    downwards = np.where(below > 0, (y - low) / np.where(below > 0, below, 1), 1)
+    return chroma * np.minimum(np.minimum(upwards, downwards), 1)[..., None]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from dmfnet_fast.colour import to_network
 from dmfnet_fast.errors import EngineError
-from dmfnet_fast.metrics import hybrid_objective, psnr, ssim
 from dmfnet_fast.noise import fusion_noise
+from dmfnet_fast.similarity import hybrid_objective, psnr, ssim
 
 Shape: TypeAlias = tuple[int, int, int]  # pairs, height, width
 
@@ -82,7 +82,7 @@ class Parity:
         max_abs: largest error of the luminance in [-1, 1].
         psnr: least, of the 8-bit pictures, in dB; infinite where they are equal.
         ssim: least, of the 8-bit pictures.
-        objective: largest change of the hybrid objective, which is about 0.3 (see `metrics.hybrid_objective`).
+        objective: largest change of the hybrid objective, which is about 0.3 (see `similarity.hybrid_objective`).
     """
 
     engine: str

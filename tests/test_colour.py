@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dmfnet_fast import DMFNetWarning, PictureError
-from dmfnet_fast.colour import is_colour, luminance, recolour, to_network, value_range
+from dmfnet_fast.colour import LUMINANCE, is_colour, luminance, recolour, to_network, value_range
 from dmfnet_fast.phantom import Phantom
 
 RNG = np.random.default_rng(1)
@@ -34,6 +34,27 @@ def test_recolour_keeps_chroma() -> None:
     before, after = (np.asarray(Image.fromarray(x).convert("YCbCr")).astype(int) for x in (b, result))
     assert np.abs(before[..., 1:] - after[..., 1:]).max() <= 1
     assert np.abs(after[..., 0] - np.rint((fused + 1) * 127.5)).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float64])
+def test_recolour_keeps_luminance_and_hue(dtype: type) -> None:
+    """Also where b's colours do not exist at the fused luminance: they are paler there, as little as must be."""
+    top = {np.uint8: 255, np.uint16: 65535, np.float64: 1}[dtype]
+    b = (RNG.random((64, 64, 3)) * top).astype(dtype)
+    y = RNG.random((64, 64)) * top
+    result = recolour((y / top * 2 - 1).astype(np.float32), b, (0, top)).astype(np.float64)
+    step = 1 if dtype != np.float64 else 1e-6
+    assert np.abs(result @ LUMINANCE - y).max() <= step * 1.01
+    chroma, wanted = (x - (x @ LUMINANCE)[..., None] for x in (result, b.astype(np.float64)))
+    ratio = (chroma * wanted).sum(-1) / (wanted**2).sum(-1)
+    assert ratio.min() >= 0
+    assert ratio.max() <= 1 + 4 * step / np.abs(wanted).max(axis=-1).min()
+    # The rest of it is rounding: the direction, which is the hue, is b's.
+    assert np.abs(chroma - ratio[..., None] * wanted).max() <= 1.5 * step
+    paler = ratio < 1 - 4 * step / np.abs(wanted).max(axis=-1)
+    assert 0.2 < paler.mean() < 0.9
+    at_the_limit = np.minimum(result.min(axis=-1), top - result.max(axis=-1))
+    assert at_the_limit[paler].max() <= step
 
 
 def test_recolour_own_luminance_is_identity() -> None:

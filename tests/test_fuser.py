@@ -67,7 +67,8 @@ def test_arrays_come_back_in_kind(fuser: Fuser, phantom: Phantom, dtype: Any, co
     assert result.dtype == dtype
     assert result.shape == b.shape
     reference = fuser.fuse(phantom.mri, phantom.pet if colour else phantom.ct)
-    assert np.abs(result / scale - reference).max() <= 1.5
+    # Of the 8-bit picture b's luminance, the fused one, and the channels are rounded.
+    assert np.abs(result / scale - reference).max() <= 2
 
 
 def test_pil_and_paths(fuser: Fuser, phantom: Phantom, pair: tuple[Path, Path]) -> None:
