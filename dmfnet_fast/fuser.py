@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dmfnet_fast import colour
-from dmfnet_fast.engines import Precision, open_engine, shipped_engine
+from dmfnet_fast.engines import DEFAULT, Precision, open_engine, shipped, shipped_engine
 from dmfnet_fast.errors import EngineError, PictureError, memory_guard, warn
 from dmfnet_fast.noise import fusion_noise
 from dmfnet_fast.padding import STRIDE, pad
@@ -106,9 +106,9 @@ class Fuser:
     library's own setting, for torch one for the whole process.
 
     Args:
-        engine: an .engine file of dmfnet-export (TensorRT), an .onnx file of it (OpenVINO), or a .safetensors weights
-            file (PyTorch). None opens the tiny weights that ship with the package, by the fastest library that is
-            installed; see `info`.
+        engine: the name of a network that ships with the package ("tiny", "turbo"), opened by the fastest library that
+            is installed (see `info`), or an .engine file of dmfnet-export (TensorRT), an .onnx file of it (OpenVINO),
+            or a .safetensors weights file (PyTorch).
         seed: of the fixed noise that is added to every picture, 0 to 2^64 - 1.
         device: "cpu", "cuda" or "cuda:N"; None is the first GPU for an .engine file, else the CPU.
         precision: of the arithmetic: "float32", "bfloat16", on a GPU "float16"; "auto" is bfloat16 on CPUs that
@@ -123,7 +123,7 @@ class Fuser:
 
     def __init__(
         self,
-        engine: str | os.PathLike[str] | None = None,
+        engine: str | os.PathLike[str] = DEFAULT,
         seed: int = 0,
         *,
         device: str | None = None,
@@ -134,13 +134,16 @@ class Fuser:
             raise EngineError(f"seed {seed!r}: must be a whole number from 0 to 2^64 - 1")
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise EngineError(f"threads {threads!r}: must be a whole number, at least 1")
-        if engine is not None and (not isinstance(engine, str | os.PathLike) or not os.fspath(engine)):
-            raise EngineError(f"engine {engine!r}: must be the path of an .engine, .onnx or .safetensors file")
+        if not isinstance(engine, str | os.PathLike) or not os.fspath(engine):
+            raise EngineError(
+                f"engine {engine!r}: must be {' or '.join(shipped())}, or the path of an .engine, .onnx or "
+                ".safetensors file"
+            )
         if precision not in get_args(Precision):
             raise EngineError(f"precision {precision!r}: use {', '.join(get_args(Precision))}")
         self._seed = seed
         self._lock = threading.Lock()
-        self._path = shipped_engine(device) if engine is None else Path(engine)
+        self._path = shipped_engine(str(engine), device) if engine in shipped() else Path(engine)
         with memory_guard("the engine does not fit; use a smaller preset"):
             self._engine = open_engine(self._path, device, precision, threads)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.engines import DEFAULT, shipped
 from dmfnet_fast.engines.cuda_runtime import current_gpu
 from dmfnet_fast.errors import DMFNetError, EngineError, OutputError, require
 from dmfnet_fast.padding import STRIDE
@@ -21,11 +21,15 @@ LARGEST = 16384
 # The GPUs of RTX 30, 40 and 50.
 DEFAULT_GPUS = ("sm_86", "sm_89", "sm_120")
 WITHOUT_BFLOAT16 = "sm_75"
-SHIPPED_GRAPH = SHIPPED_WEIGHTS.with_name(f"{SHIPPED_WEIGHTS.stem}-fp16.onnx")
 
 
 class RequestError(DMFNetError, ValueError):
     """Options that do not fit together, or mean nothing."""
+
+
+def shipped_graph(weights: Path) -> Path:
+    """The float16 graph that ships beside a shipped weights file."""
+    return weights.with_name(f"{weights.stem}-fp16.onnx")
 
 
 @dataclass(frozen=True)
@@ -166,11 +170,14 @@ def make_request(
     if timing_cache is not None and (timing_cache.is_dir() or not timing_cache.absolute().parent.is_dir()):
         raise RequestError(f"--timing-cache {timing_cache}: name a file in a folder that exists")
     suffix = ".onnx" if target == "onnx" else ".engine"
-    # The graph that ships needs neither torch nor the half minute of exporting it.
-    if source is None:
-        source = SHIPPED_GRAPH if target != "onnx" and kind == "float16" else SHIPPED_WEIGHTS
+    if source is None or str(source) in shipped():
+        weights = shipped()[str(source or DEFAULT)]
+        # The graph that ships needs neither torch nor the half minute of exporting it.
+        source = shipped_graph(weights) if target != "onnx" and kind == "float16" else weights
+        stem = weights.stem
+    else:
+        stem = source.stem
     _check_source(source)
-    stem = SHIPPED_WEIGHTS.stem if source == SHIPPED_GRAPH else source.stem
     if server is not None:
         name = stem if output is None else str(output)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):

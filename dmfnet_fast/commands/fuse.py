@@ -17,7 +17,7 @@ from dmfnet_fast import __version__
 from dmfnet_fast.colour import check_range, value_range
 from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
-from dmfnet_fast.engines import Precision
+from dmfnet_fast.engines import DEFAULT, Precision
 from dmfnet_fast.errors import DMFNetError, OutputError, PictureError, warn
 from dmfnet_fast.files import make_folder
 from dmfnet_fast.fuser import Fuser, Range, Source
@@ -36,7 +36,7 @@ class Request:
     a: Path
     b: Path
     output: Path
-    engine: Path | None
+    engine: str
     device: str | None
     precision: Precision
     threads: int | None
@@ -157,8 +157,8 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
 )
 @click.option(
     "--engine",
-    type=click.Path(path_type=Path),
-    help="Weights (.safetensors), or a file of dmfnet-export (.onnx, .engine); the shipped tiny weights if not given.",
+    default=DEFAULT,
+    help="A shipped network by its name, weights (.safetensors), or a file of dmfnet-export (.onnx, .engine).",
 )
 @click.option("--device", help="cpu, cuda or cuda:N; by default cuda for an .engine file, else cpu.")
 @click.option(

@@ -9,17 +9,26 @@ from dmfnet_fast.devices import check_device
 from dmfnet_fast.engines.base import Engine, Precision
 from dmfnet_fast.errors import EngineError, MissingExtraError
 
-__all__ = ["SHIPPED_WEIGHTS", "Engine", "Precision", "open_engine", "shipped_engine"]
+__all__ = ["DEFAULT", "SHIPPED_WEIGHTS", "Engine", "Precision", "open_engine", "shipped", "shipped_engine"]
 
-# One network in two files: for OpenVINO, and for PyTorch.
-SHIPPED_WEIGHTS = Path(__file__).parent.parent / "weights" / "dmfnet-tiny.safetensors"
+# Every network in two files: for PyTorch, and as .onnx for OpenVINO.
+WEIGHTS = Path(__file__).parent.parent / "weights"
+DEFAULT = "tiny"
+SHIPPED_WEIGHTS = WEIGHTS / f"dmfnet-{DEFAULT}.safetensors"
 _PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
 
 
-def shipped_engine(device: str | None) -> Path:
-    """The file of the shipped weights for the fastest library installed: on a CPU OpenVINO, then PyTorch.
+def shipped() -> dict[str, Path]:
+    """The weights files that come with the package, by the names of their networks."""
+    return {path.stem.removeprefix("dmfnet-"): path for path in sorted(WEIGHTS.glob("dmfnet-*.safetensors"))}
 
-    None means the CPU.
+
+def shipped_engine(name: str, device: str | None) -> Path:
+    """The file of a shipped network for the fastest library installed: on a CPU OpenVINO, then PyTorch.
+
+    Args:
+        name: see `shipped`.
+        device: None means the CPU.
 
     Raises:
         EngineError: there is no such device.
@@ -28,9 +37,9 @@ def shipped_engine(device: str | None) -> Path:
     device = device or "cpu"
     check_device(device)
     if device == "cpu" and find_spec("openvino") is not None:
-        return SHIPPED_WEIGHTS.with_suffix(".onnx")
+        return shipped()[name].with_suffix(".onnx")
     if find_spec("torch") is not None:
-        return SHIPPED_WEIGHTS
+        return shipped()[name]
     extras = "'dmfnet-fast[cpu]' or 'dmfnet-fast[torch]'" if device == "cpu" else "'dmfnet-fast[gpu]'"
     raise MissingExtraError(f"no library that runs the network on {device} is installed: pip install {extras}")
 
@@ -48,7 +57,7 @@ def open_engine(path: Path, device: str | None, precision: Precision, threads: i
         MissingExtraError: the library that runs it is not installed.
     """
     if not path.exists():
-        raise EngineError(f"{path}: no such engine file")
+        raise EngineError(f"{path}: no such engine file, and no shipped network ({', '.join(shipped())})")
     if path.is_dir():
         raise EngineError(f"{path}: is a folder, not an engine file")
     suffix = path.suffix.lower()

@@ -98,17 +98,17 @@ def test_info_and_auto(phantom: Phantom) -> None:
 
 
 def test_which_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shipped_engine("cpu") == SHIPPED
-    assert shipped_engine("cuda") == SHIPPED_WEIGHTS
+    assert shipped_engine("tiny", "cpu") == SHIPPED
+    assert shipped_engine("tiny", "cuda") == SHIPPED_WEIGHTS
     monkeypatch.setattr("dmfnet_fast.engines.find_spec", lambda name: None if name == "openvino" else object())
-    assert shipped_engine("cpu") == SHIPPED_WEIGHTS
+    assert shipped_engine("tiny", "cpu") == SHIPPED_WEIGHTS
     monkeypatch.setattr("dmfnet_fast.engines.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"on cpu is installed: .*\[cpu\]' or 'dmfnet-fast\[torch\]'"):
-        shipped_engine("cpu")
+        shipped_engine("tiny", "cpu")
     with pytest.raises(MissingExtraError, match=r"on cuda is installed: pip install 'dmfnet-fast\[gpu\]'$"):
-        shipped_engine("cuda")
+        shipped_engine("tiny", "cuda")
     with pytest.raises(EngineError, match="device 'cudo': use cpu, cuda or cuda:N"):
-        shipped_engine("cudo")
+        shipped_engine("tiny", "cudo")
 
 
 def test_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:

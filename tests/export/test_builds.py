@@ -18,10 +18,12 @@ from dmfnet_fast.model import load_model
 from export.builder import Built, Profile, _check, build, capability, known_gpus
 from export.engine_graph import to_engine_onnx
 from export.layers import Layer, check_precision, layers_of_inspector, layers_of_log, summary
-from export.request import SHIPPED_GRAPH
+from export.request import shipped_graph
 from export.verify import on_onnx_runtime, pairs_to_check, references, widened
 
 from ..rules import GOLDEN, golden_model
+
+SHIPPED_GRAPH = shipped_graph(SHIPPED_WEIGHTS)
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Linux and Windows")
 

@@ -28,9 +28,11 @@ from dmfnet_fast.parity import Reference, compare_with
 from export.builder import Profile, known_gpus
 from export.command import main
 from export.engine_file import in_profile
-from export.request import SHIPPED_GRAPH, make_profile, parse_size
+from export.request import make_profile, parse_size, shipped_graph
 from export.source import MOST_PIXELS, from_content, shapes_of
 from export.verify import on_onnx_runtime
+
+SHIPPED_GRAPH = shipped_graph(SHIPPED_WEIGHTS)
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Linux and Windows")
 

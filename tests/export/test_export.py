@@ -23,11 +23,13 @@ from dmfnet_fast.model.weights import read_metadata
 from dmfnet_fast.parity import LIMITS, Reference, check
 from export.command import main
 from export.graph import OPSET
-from export.request import SHIPPED_GRAPH
+from export.request import shipped_graph
 from export.source import NOTHING_WRITTEN, from_content, from_weights
 from export.verify import STANDARD_SHAPES, on_onnx_runtime, on_openvino, pairs_to_check, references
 
 from ..rules import GOLDEN
+
+SHIPPED_GRAPH = shipped_graph(SHIPPED_WEIGHTS)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,171 @@
+"""What is compared: engines, folders of fused pictures, and two trivial fusions."""
+
+from __future__ import annotations
+
+import io
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dmfnet_fast.colour import recolour, to_network
+from dmfnet_fast.engines import Precision
+from dmfnet_fast.errors import DMFNetError, PictureError
+from dmfnet_fast.evaluation.dataset import Pair
+from dmfnet_fast.fuser import Fuser
+from dmfnet_fast.pictures import WRITABLE, read_picture, to_8_bit
+
+# A picture H x W or H x W x 3, 8-bit, as it would be saved.
+Saved = NDArray[np.uint8]
+
+
+class Method(ABC):
+    """One way to fuse.
+
+    Attributes:
+        label: in the report; two methods have two labels.
+        about: what it is, in words.
+        timed: whether its time is worth a note.
+    """
+
+    timed = False
+
+    def __init__(self, label: str, about: str) -> None:
+        self.label, self.about = label, about
+
+    @abstractmethod
+    def fuse(self, pair: Pair) -> Saved:
+        """The fused picture.
+
+        Raises:
+            DMFNetError: there is none.
+        """
+
+
+class Trivial(Method):
+    """The mean or the brighter of both luminances at each pixel, in b's colours."""
+
+    def __init__(self, label: str) -> None:
+        what = {"average": "the mean of both luminances", "maximum": "the brighter of both luminances at each pixel"}
+        super().__init__(label, f"{what[label]}, in the colours of b")
+
+    def fuse(self, pair: Pair) -> Saved:
+        a, b = (to_network(source.pixels, source.values or (0.0, 255.0)) for source in pair.sources)
+        fused = (np.maximum(a, b) if self.label == "maximum" else (a + b) / 2).astype(np.float32)
+        return to_8_bit(recolour(fused, pair.sources[1].pixels, pair.values), pair.values)
+
+
+class Engine(Method):
+    """A network."""
+
+    timed = True
+
+    def __init__(self, label: str, fuser: Fuser) -> None:
+        super().__init__(label, ", ".join(f"{key} {value}" for key, value in fuser.info.items()))
+        self._fuser = fuser
+
+    def fuse(self, pair: Pair) -> Saved:
+        return to_8_bit(self._fuser.fuse(*pair.sources), pair.values)
+
+
+class Folder(Method):
+    """Pictures that were fused elsewhere: FOLDER/MODALITY-MRI/NAME.png, .jpg and so on, or FOLDER/NAME.png."""
+
+    def __init__(self, label: str, folder: Path) -> None:
+        super().__init__(label, f"pictures in {folder.name}")
+        if not folder.is_dir():
+            raise PictureError(f"{folder}: no such folder")
+        self._folder = folder
+
+    def fuse(self, pair: Pair) -> Saved:
+        places = [self._folder / f"{pair.modality}-MRI", self._folder]
+        found = [path for place in places for path in sorted(place.glob(f"{_glob_escaped(pair.name)}.*"))]
+        found = [path for path in found if path.suffix.lower() in WRITABLE]
+        if not found:
+            raise PictureError(f"{places[0] / pair.name}.*: no such picture")
+        pixels = read_picture(found[0])
+        size = pair.sources[1].pixels.shape[:2]
+        if pixels.shape[:2] != size:
+            raise PictureError(
+                f"{found[0]}: is {pixels.shape[1]}x{pixels.shape[0]}, the pair is {size[1]}x{size[0]}: pictures to "
+                "compare must be of one size"
+            )
+        return to_8_bit(pixels, (0.0, 255.0) if pixels.dtype == np.uint8 else pair.values)
+
+
+class AsJPEG(Method):
+    """Another method's pictures after JPEG, to compare with results that others saved so."""
+
+    def __init__(self, method: Method, quality: int) -> None:
+        super().__init__(f"{method.label}, JPEG {quality}", f"{method.about}; saved as JPEG, quality {quality}")
+        self.method, self._quality = method, quality
+
+    def fuse(self, pair: Pair) -> Saved:
+        return self.compress(self.method.fuse(pair))
+
+    def compress(self, picture: Saved) -> Saved:
+        """The picture after a round trip; the chroma keeps its resolution."""
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=self._quality, subsampling=0)
+        return np.asarray(Image.open(file))
+
+
+def _glob_escaped(name: str) -> str:
+    """A name as a pattern that only it matches."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _labelled(text: str) -> tuple[str | None, str]:
+    label, separator, rest = text.partition("=")
+    return (label, rest) if separator and label and rest else (None, text)
+
+
+def parse_engine(text: str) -> tuple[str, str, Precision]:
+    """Label, engine and precision of "[LABEL=]ENGINE[@PRECISION]"."""
+    label, rest = _labelled(text)
+    engine, separator, precision = rest.rpartition("@")
+    if not separator or precision not in get_args(Precision):
+        engine, precision = rest, "auto"
+    stem = Path(engine).stem if Path(engine).suffix else engine
+    return label or (f"{stem} {precision}" if precision != "auto" else stem), engine, precision  # type: ignore[return-value]
+
+
+@contextmanager
+def opened(
+    engines: Sequence[str],
+    folders: Sequence[str],
+    trivial: bool,
+    device: str | None,
+    threads: int | None,
+) -> Iterator[list[Method]]:
+    """The methods that were asked for, open: engines first, then folders, then the trivial fusions.
+
+    Args:
+        engines: "[LABEL=]ENGINE[@PRECISION]" each, ENGINE as `Fuser` takes it.
+        folders: "[LABEL=]FOLDER" each.
+        trivial: whether to add the mean and the maximum.
+
+    Raises:
+        DMFNetError: one cannot be opened, or two have one label.
+    """
+    with ExitStack() as stack:
+        methods: list[Method] = []
+        for text in engines:
+            label, engine, precision = parse_engine(text)
+            fuser = stack.enter_context(Fuser(engine, device=device, precision=precision, threads=threads))
+            methods.append(Engine(label, fuser))
+        for text in folders:
+            name, rest = _labelled(text)
+            methods.append(Folder(name or Path(rest).resolve().name, Path(rest)))
+        methods += [Trivial("maximum"), Trivial("average")] if trivial else []
+        labels = [method.label for method in methods]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise DMFNetError(f"two methods are called {', '.join(twice)}: give each a name of its own, LABEL=...")
+        yield methods
