@@ -12,7 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("dmfnet-fuse", "dmfnet-convert", "dmfnet-phantom", "dmfnet-demo", "dmfnet-export")
+COMMANDS = ("dmfnet-fuse", "dmfnet-convert", "dmfnet-phantom", "dmfnet-demo", "dmfnet-export", "dmfnet-eval")
 SCRIPTS = "Scripts" if sys.platform == "win32" else "bin"
 
 

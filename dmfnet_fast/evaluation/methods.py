@@ -39,6 +39,9 @@ class Method(ABC):
     def __init__(self, label: str, about: str) -> None:
         self.label, self.about = label, about
 
+    def prepare(self, pair: Pair) -> None:  # noqa: B027
+        """Whatever a pair needs before `fuse`, which may be timed. Raises as `fuse` does."""
+
     @abstractmethod
     def fuse(self, pair: Pair) -> Saved:
         """The fused picture.
@@ -69,6 +72,14 @@ class Engine(Method):
     def __init__(self, label: str, fuser: Fuser) -> None:
         super().__init__(label, ", ".join(f"{key} {value}" for key, value in fuser.info.items()))
         self._fuser = fuser
+        self._prepared: set[tuple[int, ...]] = set()  # sizes
+
+    def prepare(self, pair: Pair) -> None:
+        """Do what a size needs that is seen for the first time, such as compiling, which is not for the clock."""
+        size = pair.sources[0].pixels.shape[:2]
+        if size not in self._prepared:
+            self._fuser.fuse(*pair.sources)
+            self._prepared.add(size)
 
     def fuse(self, pair: Pair) -> Saved:
         return to_8_bit(self._fuser.fuse(*pair.sources), pair.values)

@@ -106,16 +106,17 @@ def fuse_all(pair: Pair, methods: Sequence[Method]) -> tuple[dict[str, Saved], d
     pictures: dict[str, Saved] = {}
     milliseconds: dict[str, float] = {}
     for method in methods:
-        started = time.perf_counter()
         if isinstance(method, AsJPEG):
             pictures[method.label] = method.compress(pictures[method.method.label])
-        else:
-            try:
-                pictures[method.label] = method.fuse(pair)
-            except OutOfMemoryError:
-                raise
-            except DMFNetError as error:
-                raise DMFNetError(f"{pair}, {method.label}: {error}") from error
+            continue
+        try:
+            method.prepare(pair)
+            started = time.perf_counter()
+            pictures[method.label] = method.fuse(pair)
+        except OutOfMemoryError:
+            raise
+        except DMFNetError as error:
+            raise DMFNetError(f"{pair}, {method.label}: {error}") from error
         if method.timed:
             milliseconds[method.label] = 1000 * (time.perf_counter() - started)
     return pictures, milliseconds
