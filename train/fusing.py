@@ -28,6 +28,7 @@ from train.data import MODALITIES, CropSampler, Pair, load_pairs, split, summary
 from train.losses import hybrid_loss
 from train.recipe import Run
 from train.task import Draw, Task
+from train.widen import widen
 
 EIGHT_BIT = (0.0, 255.0)
 
@@ -95,6 +96,21 @@ def fuse_pair(model: DMFNet, held: Held, device: torch.device) -> tuple[float, l
     return objective.item(), [held.pair.a, held.b, picture]
 
 
+def _start(run: Run, preset_name: str | None) -> tuple[DMFNet | None, ModelConfig | None]:
+    """The weights of --init, made as wide as the preset if they are narrower; and the preset, if one is asked for."""
+    config = None if preset_name is None else preset(preset_name)
+    if run.init is None:
+        return None, config
+    start = load_model(run.init)
+    start.denoiser.record = {name: made for name, made in start.record.items() if name == "stage1"}
+    if config is not None and config.channels > start.config.channels:
+        try:
+            start = widen(start, replace(config, timesteps=start.config.timesteps), run.recipe.seed)
+        except ValueError as error:
+            raise EngineError(f"{run.init}: cannot become {preset_name}: {error}") from error
+    return start, config
+
+
 def _same_widths(one: ModelConfig, other: ModelConfig) -> bool:
     return replace(one, timesteps=other.timesteps) == other
 
@@ -107,16 +123,18 @@ class Fusing(Task):
     def __init__(
         self, run: Run, denoiser_path: Path | None, preset_name: str | None, unfreeze: bool, accelerator: Accelerator
     ) -> None:
-        start = None if run.init is None else load_model(run.init)
-        source = denoiser_path or run.init
-        if source is None:
+        start, config = _start(run, preset_name)
+        if denoiser_path is not None:
+            source, denoiser = denoiser_path, load_denoiser(denoiser_path)
+        elif run.init is not None and start is not None:
+            source, denoiser = run.init, start.denoiser
+        else:
             raise EngineError(
                 "no denoiser: give the result of stage 1 as --denoiser FILE, or weights with one as --init FILE"
             )
-        denoiser = load_denoiser(source)
         if start is not None and not _same_widths(start.config, denoiser.config):
             raise EngineError(f"{run.init}: is of another size than the denoiser in {source}; use two of one preset")
-        config = (start or denoiser).config if preset_name is None else preset(preset_name)
+        config = config or (start or denoiser).config
         if not _same_widths(config, denoiser.config):
             raise EngineError(
                 f"{source}: is not of the size of preset {preset_name}; leave --preset out or give another"
@@ -146,7 +164,7 @@ class Fusing(Task):
             "timesteps": list(config.timesteps),
             "denoiser": weights_hash(denoiser.state_dict()),
             "unfrozen": "up-path" if unfreeze else "nothing",
-            "init": loop.started_from(start, "stage2"),
+            "init": loop.started_from(None if run.init is None else load_model(run.init), "stage2"),
             **loop.common_identity(run, pairs, training),
         }
 

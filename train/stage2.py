@@ -15,7 +15,11 @@ from train.recipe import Run
 @command()
 @training_options(steps=20_000, batch=16, learning_rate=5e-4)
 @click.option("--denoiser", type=click.Path(path_type=Path), help="The denoiser of stage 1 (if not that of --init).")
-@click.option("--preset", type=click.Choice(list(PRESETS)), help="What to make of weights with other timesteps.")
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="What to make of weights that have other timesteps, or fewer channels.",
+)
 @click.option("--unfreeze", is_flag=True, help="Train the denoiser's up-path too, at the end.")
 def main(run: Run, denoiser: Path | None, preset: str | None, unfreeze: bool) -> None:
     """Train the fusion network on all pairs of DATA/train; write OUT/dmfnet.safetensors.

@@ -18,7 +18,7 @@ from dmfnet_fast import Fuser
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.fusion_file import properties, seal
-from dmfnet_fast.model import load_model
+from dmfnet_fast.model import load_model, preset
 from dmfnet_fast.model.weights import read_metadata
 from dmfnet_fast.parity import LIMITS, Reference, check
 from export.command import main
@@ -138,6 +138,8 @@ def test_largest_activation() -> None:
     """In the units of the tensors between operators."""
 
     class Doubling(torch.nn.Module):
+        config = preset("tiny")
+
         def forward(self, a: torch.Tensor, _b: torch.Tensor, _noise: torch.Tensor) -> torch.Tensor:
             return (-3000 * (a.abs() + 1)) / 6000
 

@@ -224,9 +224,20 @@ def test_a_preset_of_other_timesteps(data: Path, trained: Path, tmp_path: Path) 
     assert model.record["stage2"]["timesteps"] == [5]
     with Fuser(tmp_path / "dmfnet.safetensors", precision="float32") as fuser:
         assert fuser.fuse(*(np.zeros((64, 64), np.uint8) for _ in "ab")).shape == (64, 64)
-    result = invoke(stage2, *arguments, "--out", tmp_path / "other", "--preset", "small")
+    denoiser = ("--denoiser", trained / "s1" / "denoiser.safetensors")
+    result = invoke(stage2, "--data", data, *denoiser, *SETTINGS, "--out", tmp_path / "other", "--preset", "small")
     assert result.exit_code == 2
     assert "is not of the size of preset small" in result.stderr
+
+
+def test_a_wider_preset(data: Path, trained: Path, tmp_path: Path) -> None:
+    earlier = trained / "s2" / "dmfnet.safetensors"
+    arguments = ("--data", data, "--init", earlier, "--preset", "small", "--unfreeze", "--out", tmp_path, "--batch", 1)
+    result = invoke(stage2, *arguments, "--steps", 2, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    model = load_model(tmp_path / "dmfnet.safetensors")
+    assert model.config == preset("small")
+    assert model.record["stage2"]["init"]["weights"] == weights_hash(load_model(earlier).state_dict())
 
 
 def test_no_denoiser(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""Wider networks that begin as narrower ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.model import DMFNet, ModelConfig, load_model, preset
+from train.widen import widen
+
+
+@pytest.fixture(scope="module")
+def narrow() -> DMFNet:
+    return load_model(SHIPPED_WEIGHTS)
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_gives_nearly_the_same_picture(narrow: DMFNet, times: int) -> None:
+    config = replace(narrow.config, channels=32 * times, norm_groups=8 * times)
+    wide = widen(narrow, config)
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 1, 1, 64, 96, generator=generator) * 2 - 1
+    noise = torch.randn(len(config.timesteps), 2, 64, 96, generator=generator)
+    with torch.no_grad():
+        before, after = narrow(a, b, noise), wide(a, b, noise)
+        (coarse, *_), _ = narrow.features(a, b, noise)
+        (wide_coarse, *finer), _ = wide.features(a, b, noise)
+    assert (before - after).abs().mean() < 0.5 / 127.5, "half a grey level"
+    assert (before - after).abs().max() > 0, "groups that reach over a seam"
+    # The coarsest feature has no such groups before it: there the function is the same.
+    copies = wide_coarse.unflatten(1, (len(config.timesteps), times, -1))
+    for n in range(times):
+        torch.testing.assert_close(copies[:, :, n].flatten(1, 2), coarse, rtol=1e-4, atol=1e-4)
+    assert len(finer) == 4
+
+
+def test_copies_can_part(narrow: DMFNet) -> None:
+    """Copies of a channel are used unequally, or their gradients would be equal for ever."""
+    wide = widen(narrow, preset("small"))
+    weight = wide.fusion.state_dict()["decoder.9.block.2.weight"]
+    first, second = weight.chunk(2, dim=1)
+    assert ((first - second).abs() > 0.05 * weight.abs().mean()).float().mean() > 0.5
+    original = narrow.fusion.state_dict()["decoder.9.block.2.weight"]
+    torch.testing.assert_close((first + second)[: len(original)], original)
+
+
+@pytest.mark.parametrize("config", [ModelConfig(48, 12), ModelConfig(64, 8), preset("tiny"), ModelConfig(64, 16, (5,))])
+def test_only_multiples(narrow: DMFNet, config: ModelConfig) -> None:
+    with pytest.raises(ValueError, match="is not a multiple of"):
+        widen(narrow, config)

@@ -1,0 +1,108 @@
+"""A wider network that begins with what a narrower one has learned (Net2Net: Chen, Goodfellow and Shlens 2016)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dmfnet_fast.model import DMFNet, ModelConfig
+from dmfnet_fast.model.denoiser import Block, Upsample
+from dmfnet_fast.model.rewrites import of_kind
+
+# Copies of a channel would stay copies: they differ by this, relative to what they carry on to the next layer.
+DIFFERENCE = 0.5
+
+
+def _inputs_of(name: str, model: DMFNet) -> list[int] | None:
+    """Channels of the parts that a block of the up-path gets joined, or None for what gets one tensor."""
+    if ".ups." not in f".{name}":
+        return None
+    number = int(name.split("ups.")[1].split(".")[0])
+    ups = model.denoiser.ups
+    block = ups[number]
+    if not isinstance(block, Block) or not any(part in name for part in ("block1", "res_conv")):
+        return None
+    before = ups[number - 1] if number else model.denoiser.mid[-1]
+    # An upsampling keeps the channels of the block before it.
+    before = ups[number - 2] if isinstance(before, Upsample) else before
+    assert isinstance(before, Block)
+    from_below = of_kind(before.res_block.block2.block[3], nn.Conv2d).out_channels
+    return [from_below, of_kind(block.res_block.block1.block[0], nn.GroupNorm).num_channels - from_below]
+
+
+def _repeated(tensor: Tensor, dim: int, times: int, parts: list[int] | None = None) -> Tensor:
+    """Channels along `dim` once more after themselves, in each of the joined parts."""
+    pieces = tensor.split(parts, dim) if parts is not None and sum(parts) == tensor.shape[dim] else [tensor]
+    return torch.cat([piece for part in pieces for piece in [part] * times], dim)
+
+
+def widen(model: DMFNet, config: ModelConfig, seed: int = 0) -> DMFNet:
+    """A network of more channels that gives nearly the same pictures.
+
+    Every channel is there several times, and what takes it in adds up shares of it that differ from copy to copy, or
+    the copies would learn the same. It is not exactly the same function where a GroupNorm's groups reach over the seam
+    of joined tensors, and in the noise that is left of training in float16.
+
+    Args:
+        model: as trained.
+        config: its channels and groups a multiple of the model's; the same timesteps.
+        seed: of the shares.
+
+    Raises:
+        ValueError: the configurations do not fit.
+    """
+    old = model.config
+    times = config.channels // old.channels
+    if config != ModelConfig(old.channels * times, old.norm_groups * times, old.timesteps) or times < 2:
+        raise ValueError(f"{config}: is not a multiple of {old}")
+    wide = DMFNet(config)
+    generator = torch.Generator().manual_seed(seed)
+    wanted = wide.state_dict()
+    result = {}
+    for name, tensor in model.state_dict().items():
+        shape = wanted[name].shape
+        parts = _inputs_of(name, model)
+        if name == "denoiser.noise_level_mlp.1.weight":
+            # Frequencies f_j = exp(-ln(1e4) j / (C / 2)): every `times`-th of the wider embedding is one of the old.
+            spread = torch.zeros(tensor.shape[0], *shape[1:])
+            spread[:, ::times] = tensor
+            result[name] = _repeated(spread, 0, times)
+            continue
+        if tensor.dim() == 1:
+            result[name] = _repeated(tensor, 0, times, parts) if len(shape) and shape != tensor.shape else tensor
+            continue
+        value = tensor
+        if shape[1] != tensor.shape[1]:
+            timesteps = [tensor.shape[1] // len(old.timesteps)] * len(old.timesteps)
+            inputs = timesteps if name.startswith("fusion") and _is_merge(name) else parts
+            copies = [_repeated(tensor, 1, 1, inputs)] * times
+            value = _shared(torch.stack(copies), inputs, times, generator)
+        if shape[0] != tensor.shape[0]:
+            rows = [tensor.shape[0] // 3] * 3 if name.endswith("qkv.weight") else None
+            value = _repeated(value, 0, times, rows)
+        if name.endswith("qkv.weight"):
+            # Products of q and k have `times` as many terms, and are divided by a root that is larger.
+            value = value.clone()
+            value[: shape[0] // 3] /= math.sqrt(times)
+        result[name] = value
+    wide.load_state_dict(result)
+    wide.record, wide.denoiser.record = model.record, model.denoiser.record
+    return wide.eval()
+
+
+def _is_merge(name: str) -> bool:
+    """Whether it is the first convolution of a timestep merge: fusion.decoder.EVEN.block.0."""
+    _, _, number, *rest = name.split(".")
+    return int(number) % 2 == 0 and rest[:2] == ["block", "0"] if number.isdigit() else False
+
+
+def _shared(copies: Tensor, parts: list[int] | None, times: int, generator: torch.Generator) -> Tensor:
+    """A weight (copies, out, in, ...) as one (out, copies x in, ...), in which the copies' shares add up to it."""
+    shares = 1 + DIFFERENCE * (2 * torch.rand(copies.shape, generator=generator) - 1)
+    shares = shares / shares.sum(0)
+    weighted = copies * shares
+    sizes = parts if parts is not None and sum(parts) == copies.shape[2] else [copies.shape[2]]
+    pieces = weighted.split(sizes, 2)
+    return torch.cat([piece[n] for piece in pieces for n in range(times)], dim=1)
