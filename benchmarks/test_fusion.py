@@ -23,10 +23,10 @@ from dmfnet_fast.noise import fusion_noise
 from dmfnet_fast.parity import compare
 from dmfnet_fast.phantom import make_phantom
 
-ROUNDS = {("tiny", 256): 5, ("tiny", 512): 3, ("base", 256): 2}
+ROUNDS = {("tiny", 256): 5, ("turbo", 256): 5, ("tiny", 512): 3, ("base", 256): 2}
 ROWS = [
     pytest.param(name, size, way, id=f"{name}-{size}-{way.engine}-{way.precision}-{way.name}")
-    for name, size, ways in (("tiny", 256, ALL), ("tiny", 512, OURS), ("base", 256, ALL))
+    for name, size, ways in (("tiny", 256, ALL), ("turbo", 256, OURS), ("tiny", 512, OURS), ("base", 256, ALL))
     for way in ways
 ]
 
@@ -51,7 +51,9 @@ class Cases:
             self.current.clear()
             phantom = make_phantom(0, size)
             a, b = (to_network(picture, (0, 255))[None, None] for picture in (phantom.mri, phantom.pet))
-            self.current[name, size] = Case(network(name), (a, b, fusion_noise(0, size, size)))
+            model = network(name)
+            noise = fusion_noise(0, size, size, len(model.config.timesteps))
+            self.current[name, size] = Case(model, (a, b, noise))
         return self.current[name, size]
 
 

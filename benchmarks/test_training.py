@@ -65,11 +65,11 @@ def test_stage1(benchmark: Callable[..., Any], data: Path, precision: Precision)
         assert np.isfinite(benchmark(make_step(Denoising(run, "tiny", accelerator))))
 
 
-@pytest.mark.parametrize("way", ["as published", "float32", "bf16"])
+@pytest.mark.parametrize("way", ["as published", "float32", "bf16", "bf16, up-path unfrozen"])
 @pytest.mark.benchmark(group="stage II step, tiny, 8 pairs of 64x64", min_rounds=10, warmup=True, warmup_iterations=1)
 def test_stage2(benchmark: Callable[..., Any], data: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As published is float32 with the denoiser's unused tail; the batch is ours (the published one is 1)."""
-    run = make_run(data, "bf16" if way == "bf16" else "float32", SHIPPED_WEIGHTS)
+    run = make_run(data, "bf16" if way.startswith("bf16") else "float32", SHIPPED_WEIGHTS)
     if way == "as published":
 
         def with_tail(self: Denoiser, x: Tensor, level: Tensor) -> list[Tensor]:
@@ -79,4 +79,4 @@ def test_stage2(benchmark: Callable[..., Any], data: Path, way: str, monkeypatch
 
         monkeypatch.setattr(Denoiser, "features", with_tail)
     with loop.joined(run) as accelerator:
-        assert np.isfinite(benchmark(make_step(Fusing(run, None, accelerator))))
+        assert np.isfinite(benchmark(make_step(Fusing(run, None, None, way.endswith("unfrozen"), accelerator))))

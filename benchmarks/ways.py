@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmfnet_fast.engines import SHIPPED_WEIGHTS, Precision
+from dmfnet_fast.engines import Precision, shipped
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16, shared_core
 from dmfnet_fast.model import PRESETS, DMFNet, load_model, preset, rewrites, save_model
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
@@ -31,11 +31,12 @@ Run: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.
 
 
 class Published(nn.Module):
-    """As the published script computes: six separate passes, each to its end, all their features kept."""
+    """As the published script computes: every pass by itself, each to its end, all their features kept."""
 
     def __init__(self, model: DMFNet) -> None:
         super().__init__()
         self.denoiser, self.fusion = copy.deepcopy(model.denoiser), copy.deepcopy(model.fusion)
+        self.levels = fusion_levels(model.config.timesteps)
 
     def one_pass(self, x: Tensor, level: Tensor) -> list[Tensor]:
         """All features of one noisy image, with the reconstruction that nobody reads."""
@@ -47,7 +48,7 @@ class Published(nn.Module):
         kept = [
             [
                 self.one_pass(level * image + sigma * noise[step, n], torch.full((len(a), 1), level, device=a.device))
-                for step, (level, sigma) in enumerate(fusion_levels())
+                for step, (level, sigma) in enumerate(self.levels)
             ]
             for n, image in enumerate((a, b))
         ]
@@ -85,8 +86,8 @@ class Way:
 
 def network(name: str) -> DMFNet:
     """The shipped weights, or for other widths random ones whose features keep their size."""
-    if name == "tiny":
-        return load_model(SHIPPED_WEIGHTS)
+    if name in shipped():
+        return load_model(shipped()[name])
     generator = torch.Generator().manual_seed(0)
     model = DMFNet(preset(name)).eval()
     with torch.no_grad():
@@ -103,7 +104,8 @@ def gigaflop(name: str, size: int) -> float:
     """Multiply-adds of the optimised network, counted as two, in 10^9."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         image = torch.empty(1, 1, size, size)
-        rewrites.optimize(DMFNet(preset(name)))(image, image, torch.empty(3, 2, size, size))
+        noise = torch.empty(len(preset(name).timesteps), 2, size, size)
+        rewrites.optimize(DMFNet(preset(name)))(image, image, noise)
     return counter.get_total_flops() / 1e9
 
 
@@ -166,8 +168,8 @@ def _optimised(model: DMFNet, _: int) -> Run:
 @cache
 def exported(name: str) -> Path:
     """The ONNX file of `network(name)`; exported in a process of its own, whose memory is not this one's."""
-    if name == "tiny":
-        return SHIPPED_WEIGHTS.with_suffix(".onnx")
+    if name in shipped():
+        return shipped()[name].with_suffix(".onnx")
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     save_model(network(name), folder / "network.safetensors")
@@ -190,7 +192,7 @@ def _openvino_on_published(hint: str) -> Callable[[DMFNet, int], Run]:
     def build(model: DMFNet, size: int) -> Run:
         import openvino
 
-        image, noise = torch.zeros(1, 1, size, size), torch.zeros(3, 2, size, size)
+        image, noise = torch.zeros(1, 1, size, size), torch.zeros(len(model.config.timesteps), 2, size, size)
         shapes = [list(image.shape), list(image.shape), list(noise.shape)]
         with torch.inference_mode():
             converted = openvino.convert_model(
