@@ -22,7 +22,7 @@ from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.errors import OutputError
 from dmfnet_fast.model import ModelConfig, load_model, preset
 from dmfnet_fast.model.fusion import FusionNetwork
-from dmfnet_fast.model.weights import load_denoiser, weights_hash
+from dmfnet_fast.model.weights import load_denoiser, read_metadata, weights_hash
 from dmfnet_fast.schedule import FUSION_TIMESTEPS
 from train import checkpoint, loop
 from train.data import CropSampler, load_pairs
@@ -31,6 +31,7 @@ from train.denoising import random_levels as random_stage1_levels
 from train.fusing import Fusing, random_levels, start_fusion
 from train.losses import hybrid_loss
 from train.recipe import Recipe, Run
+from train.release import main as release
 from train.stage1 import main as stage1
 from train.stage2 import main as stage2
 from train.task import Draw
@@ -439,3 +440,18 @@ def test_learning_rate(steps: int) -> None:
     assert np.all(np.diff(rates[:warmup]) > 0)
     assert np.all(np.diff(rates[warmup:]) < 0)
     assert recipe.rate_at(steps) == pytest.approx(0.01)
+
+
+def test_release(trained: Path, tmp_path: Path) -> None:
+    weights, released = trained / "s2" / "dmfnet.safetensors", tmp_path / "dmfnet-own.safetensors"
+    result = invoke(release, weights, "-o", released)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{released}: {read_metadata(released)['sha256']}\n"
+    assert released.stat().st_size < 0.6 * weights.stat().st_size
+    before, after = load_model(weights), load_model(released)
+    assert after.record == before.record
+    for (name, first), second in zip(before.state_dict().items(), after.state_dict().values(), strict=True):
+        torch.testing.assert_close(second, first, rtol=1e-3, atol=1e-6, msg=name)
+    refused = invoke(release, weights, "-o", tmp_path / "dmfnet.onnx")
+    assert refused.exit_code == 2
+    assert "name a .safetensors file" in refused.stderr
