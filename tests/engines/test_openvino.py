@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dmfnet_fast import Fuser
-from dmfnet_fast.engines import SHIPPED_WEIGHTS, openvino_engine, shipped_engine
+from dmfnet_fast.engines import SHIPPED_WEIGHTS, openvino_engine, shipped, shipped_engine
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
 from dmfnet_fast.errors import EngineError, MissingExtraError, OutOfMemoryError
 from dmfnet_fast.model import load_model
@@ -81,16 +81,17 @@ def test_settings_reach_openvino() -> None:
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
 
 
-def test_info_and_auto(phantom: Phantom) -> None:
-    with Fuser() as fuser:
+@pytest.mark.parametrize("name", shipped())
+def test_info_and_auto(name: str, phantom: Phantom) -> None:
+    with Fuser(name) as fuser:
         info = fuser.info
-        assert info["file"] == "dmfnet-tiny.onnx"
+        assert info["file"] == f"dmfnet-{name}.onnx"
         assert info["engine"].startswith("openvino 20")
         assert info["device"] == "cpu"
         assert info["precision"] in ("bfloat16", "float32")
         fused = fuser.fuse(phantom.mri, phantom.pet)
     assert len(info["weights"]) == 64
-    with Fuser(SHIPPED_WEIGHTS, precision="float32") as by_torch:
+    with Fuser(shipped()[name], precision="float32") as by_torch:
         assert by_torch.info["weights"] == info["weights"]
         difference = np.abs(by_torch.fuse(phantom.mri, phantom.pet).astype(int) - fused)
     assert difference.mean() < 1

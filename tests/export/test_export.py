@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from dmfnet_fast import Fuser
-from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.engines import SHIPPED_WEIGHTS, shipped
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.fusion_file import properties, seal
 from dmfnet_fast.model import load_model, preset
@@ -83,26 +83,40 @@ def wanted() -> list[Reference]:
     return references(load_model(SHIPPED_WEIGHTS), pairs_to_check([(2, 64, 96)]))[0]
 
 
-def test_shipped_file_is_the_shipped_weights(wanted: list[Reference]) -> None:
-    content = SHIPPED_WEIGHTS.with_suffix(".onnx").read_bytes()
+@pytest.fixture(scope="module", params=shipped())
+def weights(request: pytest.FixtureRequest) -> Path:
+    """Each shipped network."""
+    return shipped()[request.param]
+
+
+@pytest.fixture(scope="module")
+def expected(weights: Path) -> list[Reference]:
+    return references(load_model(weights), pairs_to_check([(2, 64, 96)]))[0]
+
+
+def test_shipped_file_is_the_shipped_weights(weights: Path, expected: list[Reference]) -> None:
+    content = weights.with_suffix(".onnx").read_bytes()
     graph = from_content(content, "shipped")
-    assert graph.weights == read_metadata(SHIPPED_WEIGHTS)["sha256"]
-    parities = on_openvino(content, wanted)
+    assert graph.weights == read_metadata(weights)["sha256"]
+    parities = on_openvino(content, expected)
     assert {parity.precision for parity in parities} >= {"float32"}
     for parity in (*parities, *graph.parity):
         check(parity, "no")
 
 
-@pytest.mark.parametrize("file", [SHIPPED_WEIGHTS.with_suffix(".onnx"), SHIPPED_GRAPH], ids=["float32", "float16"])
-def test_shipped_references(file: Path, wanted: list[Reference]) -> None:
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_shipped_references(weights: Path, precision: str, expected: list[Reference]) -> None:
     """What a machine without torch compares with is what the weights make."""
+    file = weights.with_suffix(".onnx") if precision == "float32" else shipped_graph(weights)
     graph = from_content(file.read_bytes(), file.name)
+    assert graph.precision == precision
+    assert graph.weights == read_metadata(weights)["sha256"]
     assert [reference.shape for reference in graph.references] == [*STANDARD_SHAPES, (5, 64, 96)]
-    for ours, theirs in zip(wanted, (graph.references[0], graph.references[-1]), strict=True):
+    for ours, theirs in zip(expected, (graph.references[0], graph.references[-1]), strict=True):
         np.testing.assert_array_equal(ours.a, theirs.a)
         np.testing.assert_array_equal(ours.b, theirs.b)
         assert np.abs(ours.fused - theirs.fused).max() <= 2e-5
-    assert on_onnx_runtime(file.read_bytes(), graph.precision, wanted).within
+    assert on_onnx_runtime(file.read_bytes(), graph.precision, expected).within
 
 
 def test_a_wrong_network_fails(wanted: list[Reference]) -> None:
