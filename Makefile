@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean force
+.PHONY: demo test lint bench weights clean force
 
 demo: $(VENV)/.runtime
 	$(BIN)/dmfnet-demo demo
@@ -24,6 +24,28 @@ bench: $(VENV)/.dev
 	@mkdir -p .benchmarks
 	$(BIN)/python -m pytest --benchmark-only --benchmark-json=.benchmarks/last.json
 	$(BIN)/python -m benchmarks.report .benchmarks/last.json
+
+# The recipe of the shipped weights, from DATA to dmfnet_fast/weights: about six hours on two cores. Interrupted, it goes
+# on where it stopped.
+RUNS ?= runs
+SHIPPED := dmfnet_fast/weights
+STAGE1 = $(BIN)/python -m train.stage1 --data "$(DATA)" --learning-rate 1e-3
+STAGE2 = $(BIN)/python -m train.stage2 --data "$(DATA)"
+
+weights: $(VENV)/.dev
+	@test -n "$(DATA)" || { echo "say where the training pairs are: make weights DATA=DIR" >&2; exit 2; }
+	$(STAGE1) --preset tiny --out $(RUNS)/1 --steps 2400 --batch 8 --ema 0.998
+	$(STAGE2) --denoiser $(RUNS)/1/denoiser.safetensors --out $(RUNS)/2 --steps 5500 --batch 16 --learning-rate 1e-3 --ema 0.998
+	$(STAGE2) --init $(RUNS)/2/dmfnet.safetensors --out $(RUNS)/3 --steps 13000 --batch 8 --learning-rate 1e-3
+	$(STAGE2) --init $(RUNS)/3/dmfnet.safetensors --out $(RUNS)/tiny --steps 3300 --batch 8 --learning-rate 5e-4
+	$(STAGE2) --init $(RUNS)/tiny/dmfnet.safetensors --preset turbo --unfreeze --out $(RUNS)/turbo --steps 12000 --batch 8 \
+		--learning-rate 1e-3
+	for name in tiny turbo; do \
+		$(BIN)/python -m train.release $(RUNS)/$$name/dmfnet.safetensors -o $(SHIPPED)/dmfnet-$$name.safetensors && \
+		$(BIN)/dmfnet-export $(SHIPPED)/dmfnet-$$name.safetensors --target onnx -o $(SHIPPED)/dmfnet-$$name.onnx && \
+		$(BIN)/dmfnet-export $(SHIPPED)/dmfnet-$$name.safetensors --target onnx --fp16 -o $(SHIPPED)/dmfnet-$$name-fp16.onnx \
+		|| exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) demo

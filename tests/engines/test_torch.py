@@ -48,8 +48,11 @@ class Stub:
     all: ClassVar[list[Stub]] = []
     too_large: ClassVar[int] = 10**9
 
-    def __init__(self, network: Any, pairs: int, height: int, width: int, device: object, stream: object) -> None:
+    def __init__(
+        self, network: Any, pairs: int, height: int, width: int, timesteps: int, device: object, stream: object
+    ) -> None:
         del device
+        assert timesteps == 3
         assert not torch.backends.cudnn.benchmark
         assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
         if height * width >= self.too_large and any(stub.alive for stub in self.all):

@@ -132,7 +132,7 @@ def test_replaces_what_was_there(cli: CliRunner, tmp_path: Path, monkeypatch: py
     path = tmp_path / "tiny.engine"
     for file in (path, check_path(path), manifest_path(path), cache_path(path)):
         file.write_text("old")
-    monkeypatch.setattr("export.source.unpack", lambda _: ())
+    monkeypatch.setattr("export.source.unpack", lambda *_: ())
     result = cli.invoke(main, [*RTX, "--size", "64x80", "-o", str(path)])
     assert result.exit_code == 0, result.output
     assert "warning: the engine stays unverified" in result.stderr
