@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dmfnet_fast import colour
+from dmfnet_fast.config import ModelConfig
 from dmfnet_fast.errors import EngineError, warn
 from dmfnet_fast.model import Denoiser, DMFNet, load_model, preset, save_model
-from dmfnet_fast.model.config import ModelConfig
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS, Block
 from dmfnet_fast.model.weights import load_denoiser, weights_hash
 from dmfnet_fast.montage import montage

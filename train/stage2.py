@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dmfnet_fast.commands.shared import command
-from dmfnet_fast.model.config import PRESETS
+from dmfnet_fast.config import PRESETS
 from train.options import report, training_options
 from train.recipe import Run
 

@@ -5,7 +5,7 @@ from dmfnet_fast.errors import require
 require("torch", extra="torch")
 require("safetensors", extra="torch")
 
-from dmfnet_fast.model.config import PRESETS, ModelConfig, preset  # noqa: E402
+from dmfnet_fast.config import PRESETS, ModelConfig, preset  # noqa: E402
 from dmfnet_fast.model.denoiser import Denoiser  # noqa: E402
 from dmfnet_fast.model.network import DMFNet  # noqa: E402
 from dmfnet_fast.model.rewrites import optimize  # noqa: E402

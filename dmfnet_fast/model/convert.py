@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dmfnet_fast.config import preset
 from dmfnet_fast.errors import EngineError
-from dmfnet_fast.model.config import preset
 from dmfnet_fast.model.network import DMFNet
 from dmfnet_fast.model.weights import check_tensors, empty_model, weights_hash
 

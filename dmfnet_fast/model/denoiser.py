@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dmfnet_fast.model.config import ModelConfig
+from dmfnet_fast.config import ModelConfig
 
 MULTIPLIERS = (1, 1, 1, 1, 2)
 BLOCKS_PER_LEVEL = 2

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dmfnet_fast.model.config import ModelConfig
+from dmfnet_fast.config import ModelConfig
 
 CHANNEL_REDUCTION = 8
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmfnet_fast.model.config import ModelConfig
+from dmfnet_fast.config import ModelConfig
 from dmfnet_fast.model.denoiser import Denoiser
 from dmfnet_fast.model.fusion import FusionNetwork
 from dmfnet_fast.schedule import fusion_levels

@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dmfnet_fast.config import ModelConfig
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.files import replacing
 from dmfnet_fast.fusion_file import FORMAT
-from dmfnet_fast.model.config import ModelConfig
 from dmfnet_fast.model.denoiser import Denoiser
 from dmfnet_fast.model.network import DMFNet
 
