@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.memory import peak, reset_peak, resident
-from benchmarks.ways import ALL, OPENVINO, OURS, PUBLISHED, Way, exported, network
+from benchmarks.ways import ALL, OPENVINO, OURS, PUBLISHED, Way, exported, file_of, network
 from dmfnet_fast.colour import to_network
 from dmfnet_fast.model import DMFNet
 from dmfnet_fast.noise import fusion_noise
@@ -72,7 +72,7 @@ def test_fusion(benchmark: Any, cases: Cases, name: str, size: int, way: Way) ->
     # Before memory is counted: what all rows of a library share.
     import_module(way.needs)
     if way in OPENVINO:
-        exported(name)
+        exported(name, file_of(way.precision))
     case = cases.get(name, size)
     if case.reference is None:
         case.reference = PUBLISHED.build(case.model, size)(*case.inputs)

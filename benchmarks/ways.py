@@ -79,6 +79,8 @@ class Way:
         """Why this machine cannot run it."""
         if not find_spec(self.needs):
             return f"{self.needs} is not installed"
+        if self.precision == "int8" and not find_spec("nncf"):
+            return "nncf, which makes int8 networks, is not installed"
         if self.needs == "openvino" and self.precision == "bfloat16":
             return None if has_bfloat16() else "OpenVINO reports no bfloat16 for this CPU"
         return None
@@ -166,22 +168,29 @@ def _optimised(model: DMFNet, _: int) -> Run:
 
 
 @cache
-def exported(name: str) -> Path:
-    """The ONNX file of `network(name)`; exported in a process of its own, whose memory is not this one's."""
-    if name in shipped():
+def exported(name: str, precision: str = "float32") -> Path:
+    """The ONNX file of `network(name)`, "float32" or "int8"; exported in a process of its own, whose memory is not
+    this one's."""
+    if name in shipped() and precision == "float32":
         return shipped()[name].with_suffix(".onnx")
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     save_model(network(name), folder / "network.safetensors")
     command = [sys.executable, "-c", "from dmfnet_fast.commands.export import main; main()", "network.safetensors"]
-    subprocess.run([*command, "--target", "onnx"], cwd=folder, check=True, capture_output=True)
+    option = {"float32": "--fp32", "int8": "--int8"}[precision]
+    subprocess.run([*command, "--target", "onnx", option], cwd=folder, check=True, capture_output=True)
     return folder / "network.onnx"
+
+
+def file_of(precision: str) -> str:
+    """The precision of the file that OpenVINO runs in `precision`."""
+    return "int8" if precision == "int8" else "float32"
 
 
 def _openvino(precision: Precision) -> Callable[[DMFNet, int], Run]:
     def build(model: DMFNet, _: int) -> Run:
         (name,) = [name for name, config in PRESETS.items() if config == model.config]
-        return OpenVINOEngine(exported(name), "cpu", precision, None).run
+        return OpenVINOEngine(exported(name, file_of(precision)), "cpu", precision, None).run
 
     return build
 
@@ -217,6 +226,7 @@ OPTIMISED = Way("optimised", "torch eager", "bfloat16", _optimised)
 OPENVINO = [
     Way("optimised", "OpenVINO", "float32", _openvino("float32"), "openvino"),
     Way("optimised", "OpenVINO", "bfloat16", _openvino("bfloat16"), "openvino"),
+    Way("optimised, 8-bit convolutions", "OpenVINO", "int8", _openvino("int8"), "openvino"),
 ]
 COMPILED = [
     Way("as published", "torch.compile", precision, _compiled(dtype))

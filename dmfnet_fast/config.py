@@ -53,11 +53,12 @@ PRESETS: dict[str, ModelConfig] = {
     "small": ModelConfig(channels=64, norm_groups=16),
     "tiny": ModelConfig(channels=32, norm_groups=8),
     "turbo": ModelConfig(channels=32, norm_groups=8, timesteps=FUSION_TIMESTEPS[:1]),
+    "turbo-small": ModelConfig(channels=64, norm_groups=16, timesteps=FUSION_TIMESTEPS[:1]),
 }
 
 
 def preset(name: str) -> ModelConfig:
-    """The configuration called `name`: "base" (the paper), "small", "tiny", or "turbo": tiny with one timestep.
+    """The configuration called `name`: "base" is the paper's; "turbo" and "turbo-small" have one timestep.
 
     Raises:
         ValueError: no such preset.

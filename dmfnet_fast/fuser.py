@@ -113,7 +113,8 @@ class Fuser:
         device: "cpu", "cuda" or "cuda:N"; None is the first GPU for an .engine file, else the CPU.
         precision: of the arithmetic: "float32", "bfloat16", on a GPU "float16"; "auto" is bfloat16 on CPUs that
             multiply it natively (half a grey level off on average), else float32; on a GPU it is float16 (a fifth of
-            a grey level at most, on average). An .engine file has one precision, which "auto" is.
+            a grey level at most, on average). An .engine file has one precision, which "auto" is, and so has an .onnx
+            file of int8.
         threads: CPU threads; None leaves the process's setting (at first one for each core).
 
     Raises:

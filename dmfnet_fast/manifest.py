@@ -127,7 +127,7 @@ class Manifest:
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(name)
-        if self.precision not in LIMITS:
+        if self.precision not in LIMITS or self.precision == "int8":  # which only OpenVINO runs
             raise ValueError(f"precision {self.precision!r}")
         if not all(isinstance(capability, str) for capability in self.compute_capabilities):
             raise TypeError("compute_capabilities")

@@ -27,6 +27,7 @@ dmfnet-export                                  the shipped weights, for this mac
 dmfnet-export W.safetensors --min 128 --opt 256 --max 512 --batch 4
 dmfnet-export W.safetensors --target tensorrt-rtx --gpu sm_86,sm_89
 dmfnet-export W.safetensors --target onnx -o network.onnx
+dmfnet-export W.safetensors --target onnx --int8 --calibrate DATA -o network-int8.onnx
 dmfnet-export W.safetensors --target onnx --fp16 -o graph.onnx && scp graph.onnx jetson:
 dmfnet-export graph.onnx                       on the Jetson: no torch, no triton
 """
@@ -82,8 +83,8 @@ def _workplace(output: Path) -> Iterator[Path]:
 def _graph(request: Request) -> Graph:
     if request.source.suffix.lower() == ".onnx":
         return from_onnx(request.source, request.precision, _step)
-    for_engine = request.target != "onnx" or request.precision != "float32"
-    return from_weights(request.source, request.precision, for_engine, request.profile, _step)
+    for_engine = request.target != "onnx" or request.precision not in ("float32", "int8")
+    return from_weights(request.source, request.precision, for_engine, request.profile, _step, request.calibrate)
 
 
 def _write_onnx(request: Request, graph: Graph, folder: Path) -> None:
@@ -141,8 +142,8 @@ def _terminable() -> Iterator[None]:
 
 def _precision(chosen: tuple[str, ...]) -> Precision | None:
     if len(set(chosen)) > 1:
-        raise RequestError("--fp16, --bf16, --fp32: give one of them")
-    names: dict[str, Precision] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+        raise RequestError("--fp16, --bf16, --fp32, --int8: give one of them")
+    names: dict[str, Precision] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "int8": "int8"}
     return names[chosen[0]] if chosen else None
 
 
@@ -158,6 +159,13 @@ def _precision(chosen: tuple[str, ...]) -> Precision | None:
 @click.option("--fp16", "precision", flag_value="fp16", multiple=True, help="float16, the default for engines.")
 @click.option("--bf16", "precision", flag_value="bf16", multiple=True, help="bfloat16.")
 @click.option("--fp32", "precision", flag_value="fp32", multiple=True, help="float32, the default for onnx.")
+@click.option("--int8", "precision", flag_value="int8", multiple=True, help="For onnx: convolutions in 8 bits.")
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="For --int8: take ranges from DIR/train/{CT,PET,SPECT}-MRI, as training reads it; by default from phantoms.",
+)
 @click.option("--size", help="The one size of an engine, HEIGHTxWIDTH or one number; 256 by default.")
 @click.option("--min", "least", metavar="HxW", help="Smallest size of an engine that takes several.")
 @click.option("--opt", "best", metavar="HxW", help="Its fastest size; by default the largest.")

@@ -15,7 +15,7 @@ from dmfnet_fast.pictures import SMALLEST
 from export.builder import Flavour, Profile, known_gpus, require_builder
 
 Target: TypeAlias = Literal["onnx"] | Flavour
-Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
+Precision: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
 
 LARGEST = 16384
 # The GPUs of RTX 30, 40 and 50.
@@ -45,6 +45,7 @@ class Request:
         gpus: of a TensorRT-RTX engine.
         plugins: whether a TensorRT engine contains our kernels.
         timing_cache: of TensorRT.
+        calibrate: folder of pairs that ranges for int8 are taken from; None takes phantoms.
         server: folder of models for Triton Inference Server to write to, in place of `output`.
         output: file to write.
     """
@@ -56,6 +57,7 @@ class Request:
     gpus: tuple[str, ...]
     plugins: bool
     timing_cache: Path | None
+    calibrate: Path | None
     server: Path | None
     output: Path
 
@@ -69,6 +71,8 @@ class Request:
             lines.append(f"GPUs       {', '.join(self.gpus)}")
         if self.target == "tensorrt":
             lines.append(f"GPU        the one that it is built on\nplugins    {'yes' if self.plugins else 'no'}")
+        if self.precision == "int8":
+            lines.append(f"calibrated {'with phantoms' if self.calibrate is None else f'on {self.calibrate}'}")
         if self.timing_cache is not None:
             lines.append(f"timings    {self.timing_cache}")
         lines.append(f"writes     {self.output}")
@@ -144,6 +148,7 @@ def make_request(
     gpu: str | None,
     plugins: bool,
     timing_cache: Path | None,
+    calibrate: Path | None,
     server: Path | None,
     output: Path | None,
 ) -> Request:
@@ -154,6 +159,12 @@ def make_request(
         MissingExtraError: TensorRT-RTX, which knows what GPUs it builds for, is not installed.
     """
     kind = precision or ("float32" if target == "onnx" else "float16")
+    if kind == "int8" and (target != "onnx" or server is not None):
+        raise RequestError("--int8 is for --target onnx without --triton-server: OpenVINO alone runs such files")
+    if calibrate is not None and kind != "int8":
+        raise RequestError("--calibrate is for --int8: no other precision needs pictures")
+    if calibrate is not None and not calibrate.is_dir():
+        raise RequestError(f"--calibrate {calibrate}: is no folder; give one that holds train/CT-MRI/MRI and so on")
     if target == "onnx" and server is None and batch is not None:
         raise RequestError("--batch is for engines: an ONNX file takes any")
     if target != "tensorrt" and plugins:
@@ -196,7 +207,7 @@ def make_request(
         if source.suffix.lower() == ".onnx" and target == "onnx":
             raise RequestError(f"{source}: is an ONNX file already; give weights (.safetensors)")
         _check_output(output, source, suffix)
-    return Request(source, target, kind, profile, gpus, plugins, timing_cache, server, output)
+    return Request(source, target, kind, profile, gpus, plugins, timing_cache, calibrate, server, output)
 
 
 def check_machine(request: Request) -> None:

@@ -18,6 +18,14 @@ from dmfnet_fast.errors import EngineError, require
 from dmfnet_fast.fusion_file import FORMAT, KIND, is_sealed, properties, timesteps_of
 from dmfnet_fast.parity import Parity, Reference, Shape, check
 from export.builder import Profile
+from export.int8 import (
+    OUTLIERS,
+    OUTLIERS_OF_PHANTOMS,
+    calibration_pairs,
+    calibration_phantoms,
+    check_nncf,
+    quantize,
+)
 from export.request import Precision, RequestError
 from export.verify import (
     LARGEST_HALF,
@@ -102,7 +110,14 @@ def unpack(text: str, timesteps: int) -> tuple[Reference, ...]:
         raise ValueError(str(error)) from error
 
 
-def from_weights(path: Path, precision: Precision, for_engine: bool, profile: Profile | None, step: Step) -> Graph:
+def from_weights(
+    path: Path,
+    precision: Precision,
+    for_engine: bool,
+    profile: Profile | None,
+    step: Step,
+    calibrate: Path | None = None,
+) -> Graph:
     """Export weights, and check the graph.
 
     Args:
@@ -111,8 +126,10 @@ def from_weights(path: Path, precision: Precision, for_engine: bool, profile: Pr
         for_engine: the graph that TensorRT builds from, which half precision always is; else that for CPUs.
         profile: further sizes to check.
         step: see `Step`.
+        calibrate: for int8, a folder of pairs; None takes phantoms.
 
     Raises:
+        PictureError: `calibrate` holds no pairs, or some that cannot be used.
         EngineError: the weights cannot be read, or the graph is not the network.
         MissingExtraError: something to export with is not installed.
     """
@@ -120,6 +137,8 @@ def from_weights(path: Path, precision: Precision, for_engine: bool, profile: Pr
         require(module, extra="export")
     if for_engine:
         require("triton", extra="export", hint=" on Linux; elsewhere build from an .onnx file that was made there")
+    if precision == "int8":
+        check_nncf()
     from dmfnet_fast.model import load_model
     from dmfnet_fast.model.weights import read_metadata
     from export.engine_graph import to_engine_onnx
@@ -128,8 +147,11 @@ def from_weights(path: Path, precision: Precision, for_engine: bool, profile: Pr
     with step(f"reading {path}"):
         model = load_model(path)
         sha256 = read_metadata(path).get("sha256")
-    with step("optimising, exporting to ONNX"):
-        proto = to_engine_onnx(model, precision, sha256) if for_engine else to_onnx(model, sha256)
+    if precision == "int8":
+        proto = _to_int8(model, sha256, calibrate, step)
+    else:
+        with step("optimising, exporting to ONNX"):
+            proto = to_engine_onnx(model, precision, sha256) if for_engine else to_onnx(model, sha256)
     with step("fusing in float32, to compare with") as report:
         shapes = list(dict.fromkeys([*STANDARD_SHAPES, *(shapes_of(profile) if profile else [])]))
         kept, largest = references(model, pairs_to_check(shapes), report)
@@ -155,6 +177,20 @@ def from_weights(path: Path, precision: Precision, for_engine: bool, profile: Pr
     add_metadata(proto, metadata)
     graph = from_content(proto.SerializeToString(), str(path))
     return replace(graph, references=tuple(kept))
+
+
+def _to_int8(model: Any, sha256: str | None, calibrate: Path | None, step: Step) -> Any:
+    """The model in ONNX with convolutions in 8 bits: see `export.int8`."""
+    from export.graph import cpu_graph, finish
+
+    with step("reading pairs to calibrate with" if calibrate is not None else "drawing pairs to calibrate with"):
+        pairs = calibration_phantoms() if calibrate is None else calibration_pairs(calibrate)
+    with step("optimising, exporting to ONNX"):
+        proto = cpu_graph(model)
+    with step("quantising") as report:
+        outliers = OUTLIERS_OF_PHANTOMS if calibrate is None else OUTLIERS
+        proto = quantize(proto, len(model.config.timesteps), pairs, outliers, report)
+    return finish(proto, model, "int8", sha256)
 
 
 def from_content(content: bytes, name: str) -> Graph:
@@ -189,7 +225,7 @@ def from_onnx(path: Path, precision: Precision, step: Step) -> Graph:
 
     Raises:
         EngineError: it cannot be read, has changed, or is not the network.
-        RequestError: it is of another precision.
+        RequestError: it is of another precision, or of int8, of which no engine is built.
     """
     with step(f"reading {path}"):
         try:
@@ -199,6 +235,8 @@ def from_onnx(path: Path, precision: Precision, step: Step) -> Graph:
         graph = from_content(content, str(path))
         if not is_sealed(content):
             raise EngineError(f"{path}: has changed since it was exported, or is damaged; fetch or export it again")
+    if graph.precision == "int8":
+        raise RequestError(f"{path}: is an int8 network for OpenVINO; export the weights anew")
     if graph.precision != precision:
         raise RequestError(
             f"{path}: its precision is {graph.precision}, not {precision}: it is in the graph; ask for that, or export "

@@ -17,7 +17,7 @@ from dmfnet_fast.colour import to_luminance8
 from dmfnet_fast.engines import Precision
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
 from dmfnet_fast.errors import EngineError
-from dmfnet_fast.fusion_file import INPUTS, seal
+from dmfnet_fast.fusion_file import INPUTS, properties, seal
 from dmfnet_fast.parity import Parity, Reference, Shape, compare_with
 from dmfnet_fast.phantom import make_phantom
 
@@ -148,7 +148,7 @@ def has_onnx_runtime() -> bool:
 
 
 def on_openvino(proto: bytes, wanted: Sequence[Reference]) -> list[Parity]:
-    """Run an exported network on OpenVINO, at each precision that this CPU has.
+    """Run an exported network on OpenVINO, at each precision that this CPU has, or at that of int8 alone.
 
     Raises:
         EngineError: OpenVINO cannot open it.
@@ -157,7 +157,8 @@ def on_openvino(proto: bytes, wanted: Sequence[Reference]) -> list[Parity]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "exported.onnx"
         path.write_bytes(seal(proto))
-        choices: tuple[Precision, ...] = ("float32", "auto")
+        is_int8 = properties(proto).get("precision") == "int8"
+        choices: tuple[Precision, ...] = ("int8",) if is_int8 else ("float32", "auto")
         engines = [OpenVINOEngine(path, "cpu", choice, None) for choice in choices]
         return [
             compare_with("OpenVINO", precision, [engine.run(*r.inputs) for r in wanted], wanted)

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 # "auto" is the fastest that stays within half a grey level of float32 on average, as each engine's class says.
-Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+# Convolutions of an "int8" network multiply in 8 bits; that is in its file, so no other file runs so.
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
 class Engine(ABC):

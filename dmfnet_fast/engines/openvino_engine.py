@@ -62,6 +62,35 @@ def has_bfloat16() -> bool:
     return "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def _precisions(path: Path, kind: str, asked: Precision) -> tuple[Precision, Precision]:
+    """What a graph is said to run in, and what its floating-point operations do run in.
+
+    Args:
+        path, kind: the file, and the precision of its graph, "float32" or "int8".
+        asked: of the engine.
+
+    Raises:
+        EngineError: the graph, or this CPU, is not for that.
+    """
+    native = has_bfloat16()
+    fastest: Precision = "bfloat16" if native else "float32"
+    if kind == "int8":
+        if asked not in ("auto", "int8"):
+            raise EngineError(
+                f"{path}: its precision is int8; for precision {asked!r} make a file with dmfnet-export --target onnx"
+            )
+        return "int8", fastest
+    if asked == "int8":
+        raise EngineError(f"{path}: its precision is {kind}; make a file with dmfnet-export --target onnx --int8")
+    if asked == "auto":
+        return fastest, fastest
+    if asked not in _HINTS:
+        raise EngineError(f"precision {asked!r}: on a CPU use auto, float32 or bfloat16")
+    if asked == "bfloat16" and not native:
+        raise EngineError("precision 'bfloat16': OpenVINO reports none for this CPU; use auto or float32")
+    return asked, asked
+
+
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
     """Turn OpenVINO's errors, which are many lines about its sources, into one line."""
@@ -77,7 +106,8 @@ def _translated(what: str) -> Iterator[None]:
 class OpenVINOEngine(Engine):
     """One ONNX file, compiled for each size when that is first seen, or loaded from the cache on disk.
 
-    "auto" is bfloat16 where OpenVINO reports it for the CPU (x86 with AVX512-BF16 or AMX), else float32.
+    "auto" is bfloat16 where OpenVINO reports it for the CPU (x86 with AVX512-BF16 or AMX), else float32. A file that
+    was exported with --int8 has that precision alone; what it does not hold in 8 bits is computed as "auto" would.
 
     Pairs of a batch are fused one after the other: on a CPU that is as fast, and takes less memory.
     """
@@ -97,9 +127,10 @@ class OpenVINOEngine(Engine):
             raise EngineError(f"{path}: is not a readable ONNX file, or is damaged") from error
         if known.get("format") != FORMAT or known.get("kind") != KIND:
             raise EngineError(f"{path}: was not made by dmfnet-export; make it anew from weights")
-        if known.get("precision", "float32") != "float32":
+        kind = known.get("precision", "float32")
+        if kind not in ("float32", "int8"):
             raise EngineError(
-                f"{path}: is a {known['precision']} graph to build TensorRT engines from (dmfnet-export {path.name}); "
+                f"{path}: is a {kind} graph to build TensorRT engines from (dmfnet-export {path.name}); "
                 "for a CPU make one with dmfnet-export --target onnx"
             )
         if not is_sealed(content):
@@ -107,13 +138,7 @@ class OpenVINOEngine(Engine):
         self._core = shared_core()
         with _translated(f"{path}: is not a readable ONNX file, or is damaged"):
             self._model = self._core.read_model(path)
-        native = has_bfloat16()
-        if precision == "auto":
-            precision = "bfloat16" if native else "float32"
-        if precision not in _HINTS:
-            raise EngineError(f"precision {precision!r}: on a CPU use auto, float32 or bfloat16")
-        if precision == "bfloat16" and not native:
-            raise EngineError("precision 'bfloat16': OpenVINO reports none for this CPU; use auto or float32")
+        precision, hint = _precisions(path, kind, precision)
         self.timesteps = timesteps_of(json.loads(known.get("config", "{}")))
         self._info = {
             "engine": f"openvino {openvino.__version__.split('-')[0]}",
@@ -121,7 +146,7 @@ class OpenVINOEngine(Engine):
             "precision": precision,
             "weights": known.get("sha256", ""),
         }
-        self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
+        self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[hint]}
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
         self._cache = cache

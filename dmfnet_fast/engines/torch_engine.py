@@ -62,6 +62,10 @@ class TorchEngine(Engine):
             # The current GPU may be another one later, and in another thread.
             self._device = torch.device("cuda", torch.cuda.current_device())
         self._on_cpu = self._device.type == "cpu"
+        if precision == "int8":
+            raise EngineError(
+                f"{path}: PyTorch computes in no int8 here; make a file for it with dmfnet-export --target onnx --int8"
+            )
         if precision == "auto":
             half: Literal["bfloat16", "float16"] = "bfloat16" if self._on_cpu else "float16"
             precision = half if not self._on_cpu or _fast_bfloat16() else "float32"

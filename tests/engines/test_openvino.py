@@ -178,7 +178,8 @@ def test_errors_while_it_runs(words: str, error: type[Exception], monkeypatch: p
     [
         ({"device": "cuda"}, "run on the CPU, not on 'cuda'"),
         ({"precision": "float16"}, "precision 'float16': on a CPU use auto, float32 or bfloat16"),
-        ({"precision": "int8"}, "precision 'int8': use auto, float32, bfloat16, float16"),
+        ({"precision": "int8"}, "its precision is float32; make a file with dmfnet-export --target onnx --int8"),
+        ({"precision": "int4"}, "precision 'int4': use auto, float32, bfloat16, float16, int8"),
     ],
 )
 def test_what_it_cannot_do(arguments: dict[str, str], message: str) -> None:

@@ -204,7 +204,7 @@ RTX = ["--target", "tensorrt-rtx"]
         ([*RTX, "--gpu", "sm_75", "--bf16"], "sm_75: has no bfloat16"),
         ([*RTX, "--plugins"], "--plugins is for --target tensorrt"),
         ([*RTX, "--timing-cache", "t"], "--timing-cache is for --target tensorrt"),
-        ([*RTX, "--fp16", "--bf16"], "--fp16, --bf16, --fp32: give one of them"),
+        ([*RTX, "--fp16", "--bf16"], "--fp16, --bf16, --fp32, --int8: give one of them"),
         ([*RTX, "--triton-server", "models"], "the server runs no TensorRT-RTX engines"),
         (["--target", "onnx", "--triton-server", "models", "--min", "64", "--max", "128"], "give one --size"),
         (["--target", "onnx", "--triton-server", "models", "-o", "a/b"], "'a/b': is no name for a model on a server"),

@@ -1,0 +1,154 @@
+"""Convolutions in 8 bits: quantised after training, by NNCF, with ranges from made-up or given pairs.
+
+Quantised are the 3x3 convolutions of the denoiser's blocks, which follow a GroupNorm and SiLU: three quarters of the
+arithmetic and nearly all that 8 bits gain. All else stays in floating point, for what it costs or because it gains
+nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmfnet_fast.colour import to_luminance8
+from dmfnet_fast.errors import PictureError, require
+from dmfnet_fast.evaluation.dataset import find_pairs
+from dmfnet_fast.fusion_file import INPUTS
+from dmfnet_fast.padding import STRIDE
+from dmfnet_fast.parity import Reference
+from dmfnet_fast.phantom import MODALITIES, make_phantom
+from dmfnet_fast.pictures import SMALLEST
+from export.verify import Grey, Report
+
+QUANTIZED = re.compile(r"denoiser\.(downs|mid|ups)\.\d+\.(conv1|conv2|conv_x|conv_skip)\.weight")
+PAIRS = 8  # of each modality
+SIZE = 128  # of phantoms
+LARGEST = 256  # height and width that are taken from the middle of a given picture; more takes much memory
+# Scans have outliers that spread ranges: with none left out the objective changes by up to 4.6%, with these by 1%.
+# Phantoms have none, and leaving out would cut the largest values of scans.
+OUTLIERS, OUTLIERS_OF_PHANTOMS = 1e-4, 0.0
+FIRST_SEED = 1000  # of phantoms; those that exports are verified with begin at 0
+
+
+def calibration_phantoms() -> list[tuple[Grey, Grey]]:
+    """Luminances (H, W) of made-up heads, MRI and each of the other modalities."""
+    pairs = []
+    for n in range(PAIRS):
+        for k, modality in enumerate(MODALITIES):
+            head = make_phantom(FIRST_SEED + n * len(MODALITIES) + k, SIZE)
+            pairs.append((head.mri, to_luminance8(head.other(modality), "phantom")))
+    return pairs
+
+
+def _middle(image: Grey) -> Grey:
+    """The middle of an image, of the largest size that the network takes, at most LARGEST."""
+    height, width = (min(size // STRIDE * STRIDE, LARGEST) for size in image.shape)
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+def calibration_pairs(folder: Path) -> list[tuple[Grey, Grey]]:
+    """Luminances (H, W) of some pairs of each modality in `folder/train`, the layout that training reads.
+
+    Raises:
+        PictureError: there are no pairs, or pictures are unpaired, unreadable, of different sizes or too small.
+    """
+    pairs, problems = find_pairs(folder, "train")
+    if problems:
+        raise PictureError(problems[0])
+    found = []
+    for modality in MODALITIES:
+        files = [pair for pair in pairs if pair.modality == modality]
+        # Neighbouring slices look alike: every so many-th.
+        for n in sorted({n * len(files) // PAIRS for n in range(PAIRS) if files}):
+            a, b = files[n].greys
+            if min(a.shape) < SMALLEST:
+                raise PictureError(
+                    f"{files[n].a}: is {a.shape[1]}x{a.shape[0]}; the smallest size is {SMALLEST}x{SMALLEST}"
+                )
+            found.append((_middle(a), _middle(b)))
+    return found
+
+
+@contextmanager
+def _quiet_nncf() -> Iterator[Any]:
+    """NNCF, without its lines and bars on standard output, and without the reports that it sends of its use."""
+    before = os.environ.get("NNCF_CI")
+    os.environ["NNCF_CI"] = "1"  # is read when it is imported
+    try:
+        with redirect_stdout(io.StringIO()):
+            nncf: Any = require("nncf", extra="int8")
+            nncf.set_log_level(40)  # errors
+            yield nncf
+    finally:
+        if before is None:
+            del os.environ["NNCF_CI"]
+        else:
+            os.environ["NNCF_CI"] = before
+
+
+def check_nncf() -> None:
+    """Raise a MissingExtraError if NNCF is not installed; names the extra that brings it."""
+    with _quiet_nncf():
+        """Imported."""
+
+
+def quantize(proto: Any, timesteps: int, pairs: list[tuple[Grey, Grey]], outliers: float, report: Report) -> Any:
+    """Put the convolutions that `QUANTIZED` names in 8 bits.
+
+    Weights are symmetric, with a scale for each output channel; activations asymmetric, with one for the whole tensor,
+    which reaches over the values of every pair.
+
+    Args:
+        proto: an `onnx.ModelProto` as `export.graph.cpu_graph` gives it; it stays as it is.
+        timesteps: of its noise.
+        pairs: luminances, (H, W) each, that ranges of values are taken from.
+        outliers: part of a pair's values, at each end, that its range may leave out.
+        report: is told what part is done, 0 to 1.
+
+    Returns:
+        An `onnx.ModelProto` with QuantizeLinear and DequantizeLinear before those convolutions.
+    """
+
+    def inputs() -> Iterator[dict[str, Any]]:
+        for done, (a, b) in enumerate(pairs):
+            reference = Reference(a[None], b[None], np.empty(0, np.float32), timesteps)
+            yield dict(zip(INPUTS, reference.inputs, strict=True))
+            report((done + 1) / len(pairs))
+
+    kinds = {"Conv", "ConvTranspose"}
+    kept = [node.name for node in proto.graph.node if node.op_type in kinds and not QUANTIZED.fullmatch(node.input[1])]
+    others = {node.op_type for node in proto.graph.node} - kinds
+    with _quiet_nncf() as nncf:
+        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+        from nncf.quantization.range_estimator import (
+            AggregatorType,
+            RangeEstimatorParameters,
+            StatisticsCollectorParameters,
+            StatisticsType,
+        )
+
+        return nncf.quantize(
+            proto,
+            nncf.Dataset(inputs()),
+            # SiLU's values begin at -0.28: symmetric activations would waste half of the steps.
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(pairs),
+            ignored_scope=nncf.IgnoredScope(names=kept, types=sorted(others)),
+            advanced_parameters=AdvancedQuantizationParameters(
+                activations_range_estimator_params=RangeEstimatorParameters(
+                    StatisticsCollectorParameters(StatisticsType.QUANTILE, AggregatorType.MIN, None, outliers),
+                    StatisticsCollectorParameters(StatisticsType.QUANTILE, AggregatorType.MAX, None, outliers),
+                ),
+                # Weights of 7 bits: CPUs without VNNI add two products in 16 bits, which those of 8 can overflow.
+                overflow_fix=OverflowFix.ENABLE,
+                disable_bias_correction=True,
+            ),
+        )

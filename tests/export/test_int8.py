@@ -1,0 +1,262 @@
+"""`dmfnet-export --int8`: one export of a small network with one timestep, and what OpenVINO makes of it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from dmfnet_fast import Fuser
+from dmfnet_fast.commands.phantom import write_phantoms
+from dmfnet_fast.config import ModelConfig
+from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16
+from dmfnet_fast.errors import EngineError, PictureError
+from dmfnet_fast.fusion_file import is_sealed
+from dmfnet_fast.model import DMFNet, load_model, optimize, save_model
+from dmfnet_fast.model.weights import read_metadata
+from dmfnet_fast.parity import LIMITS
+from dmfnet_fast.pictures import read_picture, write_picture
+from export.command import main
+from export.int8 import QUANTIZED, calibration_pairs, calibration_phantoms
+from export.source import from_content
+from export.verify import on_onnx_runtime, pairs_to_check, references
+
+from ..rules import rule_tensor
+
+TIMESTEPS = (20,)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = DMFNet(ModelConfig(channels=16, norm_groups=4, timesteps=TIMESTEPS))
+    model.load_state_dict({name: rule_tensor(name, list(t.shape)) for name, t in model.state_dict().items()})
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_model(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "small-int8.onnx"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.source.STANDARD_SHAPES", ((2, 64, 96),))
+        patch.setattr("export.int8.PAIRS", 1)
+        patch.setattr("export.int8.SIZE", 64)
+        result = CliRunner().invoke(main, [str(weights), "--target", "onnx", "--int8", "-o", str(path)])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{path}\n", "NNCF's bars and lines are not of the command"
+    assert "quantising" in result.stderr
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    return path
+
+
+def convolutions(path: Path) -> tuple[list[onnx.NodeProto], dict[str, onnx.NodeProto]]:
+    """All convolutions, and what makes each result."""
+    nodes = onnx.load(path).graph.node
+    return [n for n in nodes if n.op_type in ("Conv", "ConvTranspose")], {out: n for n in nodes for out in n.output}
+
+
+def test_file(exported: Path, weights: Path) -> None:
+    content = exported.read_bytes()
+    assert is_sealed(content)
+    graph = from_content(content, exported.name)
+    assert graph.precision == "int8"
+    assert graph.weights == read_metadata(weights)["sha256"]
+    assert graph.config["timesteps"] == list(TIMESTEPS)
+    assert {(parity.engine, parity.precision) for parity in graph.parity} == {
+        ("ONNX Runtime", "int8"),
+        ("OpenVINO", "int8"),
+    }
+    assert all(parity.within for parity in graph.parity)
+    # 8 bits are not float32, nor bfloat16 all over: with these the errors of an untrained network are less.
+    assert all(parity.max_abs > LIMITS["float32"].max_abs for parity in graph.parity)
+    wanted, _ = references(load_model(weights), pairs_to_check([(2, 64, 96)]))
+    for ours, theirs in zip(wanted, graph.references, strict=True):
+        np.testing.assert_array_equal(ours.a, theirs.a)
+        assert np.abs(ours.fused - theirs.fused).max() <= 2e-5
+    assert b"site-packages" not in content
+
+
+def test_what_is_quantised(exported: Path, weights: Path) -> None:
+    """The blocks' 3x3 convolutions, once for each timestep, and no other."""
+    found, made_by = convolutions(exported)
+    stored = {tensor.name: tensor for tensor in onnx.load(exported).graph.initializer}
+    names: Counter[str] = Counter()
+    modules = optimize(load_model(weights), together=True).state_dict()
+    expected = [name for name in modules if re.search(r"(downs|mid|ups).*conv(1|2|_x|_skip)\.weight$", name)]
+    assert len(expected) > 50
+    for node in found:
+        sources = [made_by.get(name) for name in node.input[:2]]
+        dequantised = [source is not None and source.op_type == "DequantizeLinear" for source in sources]
+        assert dequantised[0] == dequantised[1], node.name
+        if not dequantised[1]:
+            assert node.input[1] in stored, "a convolution in floating point has its weights as they are"
+            assert not QUANTIZED.fullmatch(node.input[1])
+            continue
+        name, scale = sources[1].input[:2]
+        values = onnx.numpy_helper.to_array(stored[name])
+        assert values.dtype == np.int8
+        assert values.shape[2:] == (3, 3)
+        assert np.abs(values).max() in (63, 64), "7 bits, all used"
+        assert stored[scale].dims == [values.shape[0]], "a scale for each output channel"
+        zero = onnx.numpy_helper.to_array(stored[sources[0].input[2]])
+        assert 0 < zero - np.iinfo(zero.dtype).min < 64, "activations are asymmetric: SiLU's begin at -0.28"
+        # NNCF's own names of what it adds.
+        names[re.sub(r"^q_output_|_\d+$", "", name)] += 1
+    assert names == dict.fromkeys(expected, len(TIMESTEPS))
+
+
+def test_openvino_multiplies_in_8_bits(exported: Path) -> None:
+    engine = OpenVINOEngine(exported, "cpu", "auto", 1)
+    nodes = engine._request(64, 96).get_compiled_model().get_runtime_model().get_ops()
+    kinds = [(n.get_rt_info()["layerType"], n.get_rt_info()["runtimePrecision"]) for n in nodes]
+    in_8_bits = [kind for kind, precision in kinds if precision in ("u8", "i8") and kind == "Convolution"]
+    found, made_by = convolutions(exported)
+    assert len(in_8_bits) == sum(node.input[1] in made_by for node in found)
+
+
+def test_fuser(exported: Path, weights: Path) -> None:
+    for asked in ("auto", "int8"):
+        with Fuser(exported, precision=asked) as fuser:
+            assert fuser.info["precision"] == "int8"
+            assert fuser._engine._settings["INFERENCE_PRECISION_HINT"] == ("bf16" if has_bfloat16() else "f32")
+            images = np.random.default_rng(0).uniform(-1, 1, (2, 1, 1, 64, 80)).astype(np.float32)
+            fused = fuser.run(*images)
+            assert np.array_equal(fuser.run(*images), fused)
+    with Fuser(weights, precision="float32") as exact:
+        error = np.abs(exact.run(*images) - fused)
+    assert 0 < error.max() < LIMITS["int8"].max_abs
+    for asked in ("float32", "bfloat16", "float16"):
+        with pytest.raises(EngineError, match=rf"its precision is int8; for precision '{asked}' make a file with"):
+            Fuser(exported, precision=asked)
+    with pytest.raises(EngineError, match=r"small\.safetensors: PyTorch computes in no int8 here; make a file"):
+        Fuser(weights, precision="int8")
+
+
+@pytest.mark.parametrize("precision", [[], ["--int8"], ["--bf16"]])
+def test_no_engine_is_built_of_it(precision: list[str], exported: Path, cli: CliRunner, tmp_path: Path) -> None:
+    output = ["-o", str(tmp_path / "network.engine")]
+    result = cli.invoke(main, [str(exported), "--target", "tensorrt-rtx", *precision, *output])
+    assert result.exit_code == 2
+    wanted = "--int8 is for --target onnx" if "--int8" in precision else "is an int8 network for OpenVINO"
+    assert wanted in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_extra(cli: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    monkeypatch.chdir(tmp_path)
+    result = cli.invoke(main, ["--target", "onnx", "--int8"])
+    assert result.exit_code == 2
+    assert "nncf is not installed: pip install 'dmfnet-fast[int8]'" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worse_network_fails(exported: Path) -> None:
+    """The limits are not so wide that activations cut at a quarter of their range would pass."""
+    model = onnx.load(exported)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        scale = stored.get(node.input[1]) if node.op_type in ("QuantizeLinear", "DequantizeLinear") else None
+        if scale is not None and not scale.dims:
+            value = onnx.numpy_helper.to_array(scale) / 4
+            scale.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float32), scale.name))
+            del stored[node.input[1]]
+    parity = on_onnx_runtime(model.SerializeToString(), "int8", from_content(exported.read_bytes(), "").references)
+    assert not parity.within
+
+
+def test_phantoms_to_calibrate_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One head for each pair, none of them what an export is verified with."""
+    monkeypatch.setattr("export.int8.SIZE", 64)
+    pairs = calibration_phantoms()
+    assert len({a.tobytes() for a, _ in pairs}) == 24
+    assert {image.shape for pair in pairs for image in pair} == {(64, 64)}
+    verified = {image.tobytes() for a, _ in pairs_to_check([(2, 64, 64)]) for image in a}
+    assert not verified & {a.tobytes() for a, _ in pairs}
+
+
+def test_given_pairs(tmp_path: Path) -> None:
+    list(write_phantoms(tmp_path, train=9, test=1, size=72))
+    (tmp_path / "train" / "CT-MRI" / "notes.txt").touch()
+    pairs = calibration_pairs(tmp_path)
+    assert len(pairs) == 24, "some of each modality"
+    assert {image.shape for pair in pairs for image in pair} == {(64, 64)}
+    mri = read_picture(tmp_path / "train" / "CT-MRI" / "MRI" / "001.png")
+    np.testing.assert_array_equal(pairs[0][0], mri[4:-4, 4:-4])
+    wide = np.zeros((300, 530), np.uint8)
+    for kind in ("MRI", "PET"):
+        write_picture(tmp_path / "train" / "PET-MRI" / kind / "000.png", wide)
+    assert calibration_pairs(tmp_path)[8][0].shape == (256, 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "message"),
+    [
+        ("MRI/007.png", np.zeros((64, 64), np.uint8), r"MRI/007\.png: has no partner in .*CT$"),
+        ("CT/001.png", np.zeros((64, 80), np.uint8), r"CT/001\.png is 80x64: register them to one size"),
+    ],
+)
+def test_pairs_that_cannot_be_used(name: str, picture: np.ndarray, message: str, tmp_path: Path) -> None:
+    list(write_phantoms(tmp_path, train=1, test=0, size=64))
+    write_picture(tmp_path / "train" / "CT-MRI" / name, picture)
+    with pytest.raises(PictureError, match=message):
+        calibration_pairs(tmp_path)
+
+
+def test_pairs_that_are_too_small(tmp_path: Path) -> None:
+    for kind in ("MRI", "CT"):
+        (tmp_path / "train" / "CT-MRI" / kind).mkdir(parents=True)
+        write_picture(tmp_path / "train" / "CT-MRI" / kind / "001.png", np.zeros((48, 64), np.uint8))
+    with pytest.raises(PictureError, match=r"MRI/001\.png: is 64x48; the smallest size is 64x64"):
+        calibration_pairs(tmp_path)
+
+
+def test_no_pairs(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match=r"train: holds no pairs; they are in CT-MRI/MRI/NAME\.png with"):
+        calibration_pairs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--int8"], "--int8 is for --target onnx without --triton-server"),
+        (["--int8", "--target", "tensorrt-rtx"], "--int8 is for --target onnx without --triton-server"),
+        (["--int8", "--target", "onnx", "--triton-server", "models"], "--int8 is for --target onnx without"),
+        (["--int8", "--fp16", "--target", "onnx"], "--fp16, --bf16, --fp32, --int8: give one of them"),
+        (["--int8", "--bf16", "--target", "onnx"], "--fp16, --bf16, --fp32, --int8: give one of them"),
+        (["--target", "onnx", "--calibrate", "."], "--calibrate is for --int8"),
+        (["--int8", "--target", "onnx", "--calibrate", "nowhere"], "--calibrate nowhere: is no folder"),
+        (["--int8", "--target", "onnx", "--calibrate", "."], "holds no pairs"),
+    ],
+)
+def test_errors(
+    arguments: list[str], message: str, cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = cli.invoke(main, arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run(cli: CliRunner, tmp_path: Path) -> None:
+    result = cli.invoke(main, ["--target", "onnx", "--int8", "--calibrate", str(tmp_path), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "precision  int8" in result.stdout
+    assert f"calibrated on {tmp_path}" in result.stdout
+
+
+def test_weights_only_of_blocks() -> None:
+    """Not the first convolution, the attention, the gates, the head, nor what averages means."""
+    kept = ("init_conv", "mid.0.attention.qkv", "ups.3.conv", "downs.2.conv", "ups.2.res_conv", "ups.0.shortcuts.0")
+    assert not any(QUANTIZED.fullmatch(f"denoiser.{name}.weight") for name in kept)
+    others = ("decoder.1.att.own", "decoder.0.projections.0", "decoder.0.conv", "rgb_decode1.conv")
+    assert not any(QUANTIZED.fullmatch(f"fusion.{name}.weight") for name in others)
+    assert QUANTIZED.fullmatch("denoiser.ups.0.conv_skip.weight")
