@@ -37,9 +37,11 @@ weights: $(VENV)/.dev
 	$(STAGE1) --preset tiny --out $(RUNS)/1 --steps 2400 --batch 8 --ema 0.998
 	$(STAGE2) --denoiser $(RUNS)/1/denoiser.safetensors --out $(RUNS)/2 --steps 5500 --batch 16 --learning-rate 1e-3 --ema 0.998
 	$(STAGE2) --init $(RUNS)/2/dmfnet.safetensors --out $(RUNS)/3 --steps 13000 --batch 8 --learning-rate 1e-3
-	$(STAGE2) --init $(RUNS)/3/dmfnet.safetensors --out $(RUNS)/tiny --steps 3300 --batch 8 --learning-rate 5e-4
-	$(STAGE2) --init $(RUNS)/tiny/dmfnet.safetensors --preset turbo --unfreeze --out $(RUNS)/turbo --steps 12000 --batch 8 \
+	$(STAGE2) --init $(RUNS)/3/dmfnet.safetensors --out $(RUNS)/4 --steps 3300 --batch 8 --learning-rate 5e-4
+	$(STAGE2) --init $(RUNS)/4/dmfnet.safetensors --preset turbo --unfreeze --out $(RUNS)/turbo --steps 12000 --batch 8 \
 		--learning-rate 1e-3
+	$(STAGE2) --init $(RUNS)/turbo/dmfnet.safetensors --preset tiny --unfreeze --out $(RUNS)/tiny --steps 1200 --batch 8 \
+		--learning-rate 3e-4
 	for name in tiny turbo; do \
 		$(BIN)/python -m train.release $(RUNS)/$$name/dmfnet.safetensors -o $(SHIPPED)/dmfnet-$$name.safetensors && \
 		$(BIN)/dmfnet-export $(SHIPPED)/dmfnet-$$name.safetensors --target onnx -o $(SHIPPED)/dmfnet-$$name.onnx && \

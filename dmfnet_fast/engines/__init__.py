@@ -13,7 +13,7 @@ __all__ = ["DEFAULT", "SHIPPED_WEIGHTS", "Engine", "Precision", "open_engine", "
 
 # Every network in two files: for PyTorch, and as .onnx for OpenVINO.
 WEIGHTS = Path(__file__).parent.parent / "weights"
-DEFAULT = "tiny"
+DEFAULT = "turbo"
 SHIPPED_WEIGHTS = WEIGHTS / f"dmfnet-{DEFAULT}.safetensors"
 _PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
 

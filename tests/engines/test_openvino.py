@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dmfnet_fast import Fuser
-from dmfnet_fast.engines import SHIPPED_WEIGHTS, openvino_engine, shipped, shipped_engine
+from dmfnet_fast.engines import DEFAULT, SHIPPED_WEIGHTS, openvino_engine, shipped, shipped_engine
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
 from dmfnet_fast.errors import EngineError, MissingExtraError, OutOfMemoryError
 from dmfnet_fast.model import load_model
@@ -40,7 +40,7 @@ def test_sizes(exact: Fuser, size: tuple[int, int]) -> None:
     a, b = images(2, *size)
     with torch.no_grad():
         network = load_model(SHIPPED_WEIGHTS)
-        expected = network(*map(torch.tensor, (a, b, fusion_noise(0, *size)))).numpy()
+        expected = network(*map(torch.tensor, (a, b, fusion_noise(0, *size, len(network.config.timesteps))))).numpy()
     fused = exact.run(a, b)
     assert np.abs(fused - expected).max() <= 2e-5
     assert np.array_equal(exact.run(a[1:], b[1:]), fused[1:]), "pairs of a batch do not depend on each other"
@@ -99,17 +99,17 @@ def test_info_and_auto(name: str, phantom: Phantom) -> None:
 
 
 def test_which_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shipped_engine("tiny", "cpu") == SHIPPED
-    assert shipped_engine("tiny", "cuda") == SHIPPED_WEIGHTS
+    assert shipped_engine(DEFAULT, "cpu") == SHIPPED
+    assert shipped_engine(DEFAULT, "cuda") == SHIPPED_WEIGHTS
     monkeypatch.setattr("dmfnet_fast.engines.find_spec", lambda name: None if name == "openvino" else object())
-    assert shipped_engine("tiny", "cpu") == SHIPPED_WEIGHTS
+    assert shipped_engine(DEFAULT, "cpu") == SHIPPED_WEIGHTS
     monkeypatch.setattr("dmfnet_fast.engines.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"on cpu is installed: .*\[cpu\]' or 'dmfnet-fast\[torch\]'"):
-        shipped_engine("tiny", "cpu")
+        shipped_engine(DEFAULT, "cpu")
     with pytest.raises(MissingExtraError, match=r"on cuda is installed: pip install 'dmfnet-fast\[gpu\]'$"):
-        shipped_engine("tiny", "cuda")
+        shipped_engine(DEFAULT, "cuda")
     with pytest.raises(EngineError, match="device 'cudo': use cpu, cuda or cuda:N"):
-        shipped_engine("tiny", "cudo")
+        shipped_engine(DEFAULT, "cudo")
 
 
 def test_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from click.testing import CliRunner
 from google.protobuf import text_format
 
 from dmfnet_fast import Fuser
-from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.config import PRESETS
+from dmfnet_fast.engines import DEFAULT, SHIPPED_WEIGHTS
 from dmfnet_fast.engines.cuda_runtime import current_gpu
 from dmfnet_fast.errors import DMFNetError, EngineError
 from dmfnet_fast.manifest import Manifest, cache_path, check_path, load_check, manifest_path
@@ -62,7 +63,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for words in (
         "checking with ONNX Runtime",
         "PSNR",
-        "largest activation 272",
+        "largest activation 337",
         "building with",
         "not verified: no GPU",
     ):
@@ -89,7 +90,7 @@ def test_manifest(engine: Path) -> None:
     assert 100 < manifest.largest_activation < 1000
     assert manifest.layers["count"] > 300
     assert manifest.check is not None
-    pair = load_check(engine, manifest.check["sha256"], 3)
+    pair = load_check(engine, manifest.check["sha256"], len(PRESETS[DEFAULT].timesteps))
     with Fuser(precision="float32") as fuser:
         np.testing.assert_allclose(fuser.run(*pair.inputs), pair.fused, atol=1e-4)
 
@@ -329,11 +330,11 @@ def test_model_repository(cli: CliRunner, tmp_path: Path) -> None:
     given = [str(SHIPPED_WEIGHTS.with_suffix(".onnx")), "--target", "onnx", "--triton-server", str(folder)]
     result = cli.invoke(main, [*given, "--size", "64x96", "--batch", "4"])
     assert result.exit_code == 0, result.output
-    model = folder / "dmfnet-tiny"
+    model = folder / "dmfnet-turbo"
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    assert files == ["dmfnet-tiny/1/model.onnx", "dmfnet-tiny/config.pbtxt"]
+    assert files == ["dmfnet-turbo/1/model.onnx", "dmfnet-turbo/config.pbtxt"]
     read = text_format.Parse((model / "config.pbtxt").read_text(), config.ModelConfig())
-    assert (read.name, read.platform, read.max_batch_size) == ("dmfnet-tiny", "onnxruntime_onnx", 4)
+    assert (read.name, read.platform, read.max_batch_size) == ("dmfnet-turbo", "onnxruntime_onnx", 4)
     assert read.HasField("dynamic_batching")
     assert [list(warm.inputs) for warm in read.model_warmup] == [["a", "b"]] or {*read.model_warmup[0].inputs} == {
         "a",
@@ -353,7 +354,7 @@ def test_model_repository(cli: CliRunner, tmp_path: Path) -> None:
         np.testing.assert_allclose(served, fuser.run(a, b), atol=1e-4)
     again = cli.invoke(main, given)
     assert again.exit_code == 2
-    assert "dmfnet-tiny: is there already; remove it, or name the new one with -o NAME" in again.stderr
+    assert "dmfnet-turbo: is there already; remove it, or name the new one with -o NAME" in again.stderr
     other = cli.invoke(main, [*given, "--size", "128", "-o", "tiny-128"])
     assert other.exit_code == 0, other.output
     assert "checking what is served with ONNX Runtime" in other.stderr
@@ -377,8 +378,8 @@ def test_served_plan(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("export.request.current_gpu", lambda: ("Thor", "11.0"))
     result = cli.invoke(main, ["--triton-server", str(tmp_path), "--size", "64", "--batch", "2"])
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "dmfnet-tiny" / "1" / "model.plan").stat().st_size > 1e6
-    text = (tmp_path / "dmfnet-tiny" / "config.pbtxt").read_text()
+    assert (tmp_path / "dmfnet-turbo" / "1" / "model.plan").stat().st_size > 1e6
+    text = (tmp_path / "dmfnet-turbo" / "config.pbtxt").read_text()
     assert 'platform: "tensorrt_plan"' in text
     assert 'key: "tensorrt" value { string_value: "10.13.0" }' in text
     assert "KIND_GPU" in text

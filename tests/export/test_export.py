@@ -264,7 +264,13 @@ def test_dry_run(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     options = ["--min", "128x160", "--opt", "256", "--max", "512", "--batch", "4", "--gpu", "sm_89, sm_120"]
     result = cli.invoke(main, [*RTX, *options, "--dry-run"])
     assert result.exit_code == 0, result.output
-    for words in ("tensorrt-rtx", "float16", "128x160 to 512x512, 1 to 4 pairs", "sm_89, sm_120", "dmfnet-tiny.engine"):
+    for words in (
+        "tensorrt-rtx",
+        "float16",
+        "128x160 to 512x512, 1 to 4 pairs",
+        "sm_89, sm_120",
+        "dmfnet-turbo.engine",
+    ):
         assert words in result.stdout
     # For another machine nothing need be installed here; but what is exported must be there.
     monkeypatch.setitem(sys.modules, "tensorrt", None)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from triton.runtime import interpreter
 
-from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.model import load_model, optimize
 from dmfnet_fast.model.rewrites import Precision
@@ -237,7 +237,7 @@ def test_network(precision: Precision, largest: float, monkeypatch: pytest.Monke
         tiles = Tiles(large, large, Tile(256, 32), Tile(1024, 1), Tile(256, 32), large)
         monkeypatch.setitem(ARCHITECTURES, 80, tiles)
         monkeypatch.setattr(convolution_epilogue, "FEWEST_PIXELS", 1024)
-    model = load_model(SHIPPED_WEIGHTS).to(DEVICE)
+    model = load_model(shipped()["tiny"]).to(DEVICE)
     generator = torch.Generator(DEVICE).manual_seed(0)
     a, b = torch.rand(2, 1, 1, 64, 64, generator=generator, device=DEVICE) * 2 - 1
     noise = torch.randn(3, 2, 64, 64, generator=generator, device=DEVICE)

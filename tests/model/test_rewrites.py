@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.engines import shipped
 from dmfnet_fast.errors import MissingExtraError
 from dmfnet_fast.model import DMFNet, ModelConfig, load_model, preset
 from dmfnet_fast.model.rewrites import (
@@ -42,7 +42,7 @@ def by_rule(name: str) -> DMFNet:
 
 @pytest.fixture(scope="module", params=["shipped", "by rule"])
 def model(request: pytest.FixtureRequest) -> DMFNet:
-    return load_model(SHIPPED_WEIGHTS) if request.param == "shipped" else by_rule("tiny")
+    return load_model(shipped()["tiny"]) if request.param == "shipped" else by_rule("tiny")
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.engines import shipped
 from dmfnet_fast.model import DMFNet, ModelConfig, load_model, preset
 from train.widen import widen
 
 
 @pytest.fixture(scope="module")
 def narrow() -> DMFNet:
-    return load_model(SHIPPED_WEIGHTS)
+    return load_model(shipped()["tiny"])
 
 
 @pytest.mark.parametrize("times", [2, 3])
