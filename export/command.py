@@ -84,7 +84,9 @@ def _graph(request: Request) -> Graph:
     if request.source.suffix.lower() == ".onnx":
         return from_onnx(request.source, request.precision, _step)
     for_engine = request.target != "onnx" or request.precision not in ("float32", "int8")
-    return from_weights(request.source, request.precision, for_engine, request.profile, _step, request.calibrate)
+    return from_weights(
+        request.source, request.precision, for_engine, request.profile, _step, request.calibrate, request.every_block
+    )
 
 
 def _write_onnx(request: Request, graph: Graph, folder: Path) -> None:
@@ -166,6 +168,7 @@ def _precision(chosen: tuple[str, ...]) -> Precision | None:
     metavar="DIR",
     help="For --int8: take ranges from DIR/train/{CT,PET,SPECT}-MRI, as training reads it; by default from phantoms.",
 )
+@click.option("--every-block", is_flag=True, help="For --int8: the first and last too; faster, less exact.")
 @click.option("--size", help="The one size of an engine, HEIGHTxWIDTH or one number; 256 by default.")
 @click.option("--min", "least", metavar="HxW", help="Smallest size of an engine that takes several.")
 @click.option("--opt", "best", metavar="HxW", help="Its fastest size; by default the largest.")

@@ -46,6 +46,7 @@ class Request:
         plugins: whether a TensorRT engine contains our kernels.
         timing_cache: of TensorRT.
         calibrate: folder of pairs that ranges for int8 are taken from; None takes phantoms.
+        every_block: whether int8 is for the first and the last block too.
         server: folder of models for Triton Inference Server to write to, in place of `output`.
         output: file to write.
     """
@@ -58,6 +59,7 @@ class Request:
     plugins: bool
     timing_cache: Path | None
     calibrate: Path | None
+    every_block: bool
     server: Path | None
     output: Path
 
@@ -72,6 +74,7 @@ class Request:
         if self.target == "tensorrt":
             lines.append(f"GPU        the one that it is built on\nplugins    {'yes' if self.plugins else 'no'}")
         if self.precision == "int8":
+            lines.append(f"8 bits     {'every block' if self.every_block else 'all blocks but the first and the last'}")
             lines.append(f"calibrated {'with phantoms' if self.calibrate is None else f'on {self.calibrate}'}")
         if self.timing_cache is not None:
             lines.append(f"timings    {self.timing_cache}")
@@ -149,6 +152,7 @@ def make_request(
     plugins: bool,
     timing_cache: Path | None,
     calibrate: Path | None,
+    every_block: bool,
     server: Path | None,
     output: Path | None,
 ) -> Request:
@@ -163,6 +167,8 @@ def make_request(
         raise RequestError("--int8 is for --target onnx without --triton-server: OpenVINO alone runs such files")
     if calibrate is not None and kind != "int8":
         raise RequestError("--calibrate is for --int8: no other precision needs pictures")
+    if every_block and kind != "int8":
+        raise RequestError("--every-block is for --int8: in other precisions all blocks are alike")
     if calibrate is not None and not calibrate.is_dir():
         raise RequestError(f"--calibrate {calibrate}: is no folder; give one that holds train/CT-MRI/MRI and so on")
     if target == "onnx" and server is None and batch is not None:
@@ -207,7 +213,7 @@ def make_request(
         if source.suffix.lower() == ".onnx" and target == "onnx":
             raise RequestError(f"{source}: is an ONNX file already; give weights (.safetensors)")
         _check_output(output, source, suffix)
-    return Request(source, target, kind, profile, gpus, plugins, timing_cache, calibrate, server, output)
+    return Request(source, target, kind, profile, gpus, plugins, timing_cache, calibrate, every_block, server, output)
 
 
 def check_machine(request: Request) -> None:

@@ -19,6 +19,8 @@ from dmfnet_fast.fusion_file import FORMAT, KIND, is_sealed, properties, timeste
 from dmfnet_fast.parity import Parity, Reference, Shape, check
 from export.builder import Profile
 from export.int8 import (
+    EVERY_BLOCK,
+    INNER_BLOCKS,
     OUTLIERS,
     OUTLIERS_OF_PHANTOMS,
     calibration_pairs,
@@ -117,6 +119,7 @@ def from_weights(
     profile: Profile | None,
     step: Step,
     calibrate: Path | None = None,
+    every_block: bool = False,
 ) -> Graph:
     """Export weights, and check the graph.
 
@@ -127,6 +130,7 @@ def from_weights(
         profile: further sizes to check.
         step: see `Step`.
         calibrate: for int8, a folder of pairs; None takes phantoms.
+        every_block: for int8, whether the first and the last block are quantised too.
 
     Raises:
         PictureError: `calibrate` holds no pairs, or some that cannot be used.
@@ -148,7 +152,7 @@ def from_weights(
         model = load_model(path)
         sha256 = read_metadata(path).get("sha256")
     if precision == "int8":
-        proto = _to_int8(model, sha256, calibrate, step)
+        proto = _to_int8(model, sha256, calibrate, every_block, step)
     else:
         with step("optimising, exporting to ONNX"):
             proto = to_engine_onnx(model, precision, sha256) if for_engine else to_onnx(model, sha256)
@@ -179,7 +183,7 @@ def from_weights(
     return replace(graph, references=tuple(kept))
 
 
-def _to_int8(model: Any, sha256: str | None, calibrate: Path | None, step: Step) -> Any:
+def _to_int8(model: Any, sha256: str | None, calibrate: Path | None, every_block: bool, step: Step) -> Any:
     """The model in ONNX with convolutions in 8 bits: see `export.int8`."""
     from export.graph import cpu_graph, finish
 
@@ -189,7 +193,8 @@ def _to_int8(model: Any, sha256: str | None, calibrate: Path | None, step: Step)
         proto = cpu_graph(model)
     with step("quantising") as report:
         outliers = OUTLIERS_OF_PHANTOMS if calibrate is None else OUTLIERS
-        proto = quantize(proto, len(model.config.timesteps), pairs, outliers, report)
+        quantized = EVERY_BLOCK if every_block else INNER_BLOCKS
+        proto = quantize(proto, quantized, len(model.config.timesteps), pairs, outliers, report)
     return finish(proto, model, "int8", sha256)
 
 

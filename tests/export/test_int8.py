@@ -23,7 +23,7 @@ from dmfnet_fast.model.weights import read_metadata
 from dmfnet_fast.parity import LIMITS
 from dmfnet_fast.pictures import read_picture, write_picture
 from export.command import main
-from export.int8 import QUANTIZED, calibration_pairs, calibration_phantoms
+from export.int8 import EVERY_BLOCK, INNER_BLOCKS, calibration_pairs, calibration_phantoms
 from export.source import from_content
 from export.verify import on_onnx_runtime, pairs_to_check, references
 
@@ -100,7 +100,7 @@ def test_what_is_quantised(exported: Path, weights: Path) -> None:
         assert dequantised[0] == dequantised[1], node.name
         if not dequantised[1]:
             assert node.input[1] in stored, "a convolution in floating point has its weights as they are"
-            assert not QUANTIZED.fullmatch(node.input[1])
+            assert not INNER_BLOCKS.fullmatch(node.input[1])
             continue
         name, scale = sources[1].input[:2]
         values = onnx.numpy_helper.to_array(stored[name])
@@ -237,6 +237,7 @@ def test_no_pairs(tmp_path: Path) -> None:
         (["--target", "onnx", "--calibrate", "."], "--calibrate is for --int8"),
         (["--int8", "--target", "onnx", "--calibrate", "nowhere"], "--calibrate nowhere: is no folder"),
         (["--int8", "--target", "onnx", "--calibrate", "."], "holds no pairs"),
+        (["--target", "onnx", "--every-block"], "--every-block is for --int8"),
     ],
 )
 def test_errors(
@@ -256,19 +257,28 @@ def test_dry_run(cli: CliRunner, tmp_path: Path) -> None:
     assert f"calibrated on {tmp_path}" in result.stdout
 
 
-def test_weights_only_of_blocks() -> None:
+@pytest.mark.parametrize("pattern", [INNER_BLOCKS, EVERY_BLOCK])
+def test_weights_only_of_blocks(pattern: re.Pattern[str]) -> None:
     """Not the first convolution, the attention, the gates, the head, nor what averages means."""
-    kept = (
-        "init_conv",
-        "downs.0.conv1",
-        "ups.16.conv2",
-        "mid.0.attention.qkv",
-        "ups.3.conv",
-        "downs.2.conv",
-        "ups.2.res_conv",
-        "ups.0.shortcuts.0",
-    )
-    assert not any(QUANTIZED.fullmatch(f"denoiser.{name}.weight") for name in kept)
+    kept = ("init_conv", "mid.0.attention.qkv", "ups.3.conv", "downs.2.conv", "ups.2.res_conv", "ups.0.shortcuts.0")
+    assert not any(pattern.fullmatch(f"denoiser.{name}.weight") for name in kept)
     others = ("decoder.1.att.own", "decoder.0.projections.0", "decoder.0.conv", "rgb_decode1.conv")
-    assert not any(QUANTIZED.fullmatch(f"fusion.{name}.weight") for name in others)
-    assert QUANTIZED.fullmatch("denoiser.ups.0.conv_skip.weight")
+    assert not any(pattern.fullmatch(f"fusion.{name}.weight") for name in others)
+    for name in ("downs.1.conv1", "mid.0.conv2", "ups.0.conv_skip", "ups.14.conv_x"):
+        assert pattern.fullmatch(f"denoiser.{name}.weight")
+    for name in ("downs.0.conv1", "ups.16.conv2"):
+        assert bool(pattern.fullmatch(f"denoiser.{name}.weight")) == (pattern is EVERY_BLOCK)
+
+
+@pytest.mark.parametrize(("option", "pattern"), [([], INNER_BLOCKS), (["--every-block"], EVERY_BLOCK)])
+def test_every_block(
+    option: list[str], pattern: re.Pattern[str], weights: Path, cli: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: object, quantized: re.Pattern[str], *_rest: object) -> None:
+        raise EngineError(f"asked for {quantized.pattern}")
+
+    monkeypatch.setattr("export.source.quantize", stop)
+    monkeypatch.chdir(weights.parent)
+    result = cli.invoke(main, [str(weights), "--target", "onnx", "--int8", *option, "-o", "x.onnx"])
+    assert result.exit_code == 2
+    assert f"asked for {pattern.pattern};" in result.stderr or f"asked for {pattern.pattern}\n" in result.stderr
