@@ -171,7 +171,7 @@ def _optimised(model: DMFNet, _: int) -> Run:
 def exported(name: str, precision: str = "float32") -> Path:
     """The ONNX file of `network(name)`, "float32" or "int8"; exported in a process of its own, whose memory is not
     this one's."""
-    if name in shipped() and precision == "float32":
+    if precision == "float32" and name in shipped() and shipped()[name].with_suffix(".onnx").exists():
         return shipped()[name].with_suffix(".onnx")
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -197,7 +197,7 @@ def main(
     inspected: Path | None,
     **options: Any,
 ) -> None:
-    """Export WEIGHTS: a shipped network by its name (tiny if none is given), .safetensors, or a graph made by this.
+    """Export WEIGHTS: a shipped network by its name (turbo if none is given), .safetensors, or a graph made by this.
 
     The result is compared with the network as trained, in float32, and appears only if they agree.
     """

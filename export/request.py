@@ -28,7 +28,7 @@ class RequestError(DMFNetError, ValueError):
 
 
 def shipped_graph(weights: Path) -> Path:
-    """The float16 graph that ships beside a shipped weights file."""
+    """The float16 graph that ships beside the weights file of a small network."""
     return weights.with_name(f"{weights.stem}-fp16.onnx")
 
 
@@ -190,7 +190,8 @@ def make_request(
     if source is None or str(source) in shipped():
         weights = shipped()[str(source or DEFAULT)]
         # The graph that ships needs neither torch nor the half minute of exporting it.
-        source = shipped_graph(weights) if target != "onnx" and kind == "float16" else weights
+        graph = shipped_graph(weights)
+        source = graph if target != "onnx" and kind == "float16" and graph.exists() else weights
         stem = weights.stem
     else:
         stem = source.stem

@@ -11,7 +11,7 @@ from dmfnet_fast.errors import EngineError, MissingExtraError
 
 __all__ = ["DEFAULT", "SHIPPED_WEIGHTS", "Engine", "Precision", "open_engine", "shipped", "shipped_engine"]
 
-# Every network in two files: for PyTorch, and as .onnx for OpenVINO.
+# Every network for PyTorch; small ones also as .onnx for OpenVINO, and to build TensorRT engines from.
 WEIGHTS = Path(__file__).parent.parent / "weights"
 DEFAULT = "turbo"
 SHIPPED_WEIGHTS = WEIGHTS / f"dmfnet-{DEFAULT}.safetensors"
@@ -36,12 +36,19 @@ def shipped_engine(name: str, device: str | None) -> Path:
     """
     device = device or "cpu"
     check_device(device)
-    if device == "cpu" and find_spec("openvino") is not None:
-        return shipped()[name].with_suffix(".onnx")
+    weights = shipped()[name]
+    graph = weights.with_suffix(".onnx")
+    if device == "cpu" and graph.exists() and find_spec("openvino") is not None:
+        return graph
     if find_spec("torch") is not None:
-        return shipped()[name]
-    extras = "'dmfnet-fast[cpu]' or 'dmfnet-fast[torch]'" if device == "cpu" else "'dmfnet-fast[gpu]'"
-    raise MissingExtraError(f"no library that runs the network on {device} is installed: pip install {extras}")
+        return weights
+    if device != "cpu":
+        extras = "'dmfnet-fast[gpu]'"
+    elif graph.exists():
+        extras = "'dmfnet-fast[cpu]' or 'dmfnet-fast[torch]'"
+    else:
+        extras = f"'dmfnet-fast[torch]', or there make a file for OpenVINO: dmfnet-export {name} --target onnx"
+    raise MissingExtraError(f"no library that runs {name} on {device} is installed: pip install {extras}")
 
 
 def open_engine(path: Path, device: str | None, precision: Precision, threads: int | None) -> Engine:

@@ -81,7 +81,7 @@ def test_settings_reach_openvino() -> None:
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", ["tiny", "turbo"])
 def test_info_and_auto(name: str, phantom: Phantom) -> None:
     with Fuser(name) as fuser:
         info = fuser.info
@@ -101,12 +101,15 @@ def test_info_and_auto(name: str, phantom: Phantom) -> None:
 def test_which_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shipped_engine(DEFAULT, "cpu") == SHIPPED
     assert shipped_engine(DEFAULT, "cuda") == SHIPPED_WEIGHTS
+    assert shipped_engine("turbo-small", "cpu") == shipped()["turbo-small"], "it ships as weights alone"
     monkeypatch.setattr("dmfnet_fast.engines.find_spec", lambda name: None if name == "openvino" else object())
     assert shipped_engine(DEFAULT, "cpu") == SHIPPED_WEIGHTS
     monkeypatch.setattr("dmfnet_fast.engines.find_spec", lambda _: None)
-    with pytest.raises(MissingExtraError, match=r"on cpu is installed: .*\[cpu\]' or 'dmfnet-fast\[torch\]'"):
+    with pytest.raises(MissingExtraError, match=r"turbo on cpu is installed: .*\[cpu\]' or 'dmfnet-fast\[torch\]'"):
         shipped_engine(DEFAULT, "cpu")
-    with pytest.raises(MissingExtraError, match=r"on cuda is installed: pip install 'dmfnet-fast\[gpu\]'$"):
+    with pytest.raises(MissingExtraError, match=r"\[torch\]', or there make .* dmfnet-export turbo-small --target onnx"):
+        shipped_engine("turbo-small", "cpu")
+    with pytest.raises(MissingExtraError, match=r"turbo on cuda is installed: pip install 'dmfnet-fast\[gpu\]'$"):
         shipped_engine(DEFAULT, "cuda")
     with pytest.raises(EngineError, match="device 'cudo': use cpu, cuda or cuda:N"):
         shipped_engine(DEFAULT, "cudo")
