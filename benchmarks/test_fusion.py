@@ -23,10 +23,16 @@ from dmfnet_fast.noise import fusion_noise
 from dmfnet_fast.parity import compare
 from dmfnet_fast.phantom import make_phantom
 
-ROUNDS = {("tiny", 256): 5, ("turbo", 256): 5, ("tiny", 512): 3, ("base", 256): 2}
+ROUNDS = {("tiny", 256): 5, ("turbo", 256): 5, ("turbo-small", 256): 3, ("tiny", 512): 3, ("base", 256): 2}
 ROWS = [
     pytest.param(name, size, way, id=f"{name}-{size}-{way.engine}-{way.precision}-{way.name}")
-    for name, size, ways in (("tiny", 256, ALL), ("turbo", 256, OURS), ("tiny", 512, OURS), ("base", 256, ALL))
+    for name, size, ways in (
+        ("turbo", 256, OURS),
+        ("turbo-small", 256, OURS),
+        ("tiny", 256, ALL),
+        ("tiny", 512, OURS),
+        ("base", 256, ALL),
+    )
     for way in ways
 ]
 

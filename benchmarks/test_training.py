@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dmfnet_fast.commands.phantom import write_phantoms
-from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.engines import shipped
 from dmfnet_fast.model import Denoiser
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
 from train import loop
@@ -69,7 +69,7 @@ def test_stage1(benchmark: Callable[..., Any], data: Path, precision: Precision)
 @pytest.mark.benchmark(group="stage II step, tiny, 8 pairs of 64x64", min_rounds=10, warmup=True, warmup_iterations=1)
 def test_stage2(benchmark: Callable[..., Any], data: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As published is float32 with the denoiser's unused tail; the batch is ours (the published one is 1)."""
-    run = make_run(data, "bf16" if way.startswith("bf16") else "float32", SHIPPED_WEIGHTS)
+    run = make_run(data, "bf16" if way.startswith("bf16") else "float32", shipped()["tiny"])
     if way == "as published":
 
         def with_tail(self: Denoiser, x: Tensor, level: Tensor) -> list[Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import glob
 import io
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -96,7 +96,7 @@ class Folder(Method):
 
     def fuse(self, pair: Pair) -> Saved:
         places = [self._folder / f"{pair.modality}-MRI", self._folder]
-        found = [path for place in places for path in sorted(place.glob(f"{_glob_escaped(pair.name)}.*"))]
+        found = [path for place in places for path in sorted(place.glob(f"{glob.escape(pair.name)}.*"))]
         found = [path for path in found if path.suffix.lower() in WRITABLE]
         if not found:
             raise PictureError(f"{places[0] / pair.name}.*: no such picture")
@@ -125,11 +125,6 @@ class AsJPEG(Method):
         file = io.BytesIO()
         Image.fromarray(picture).save(file, "JPEG", quality=self._quality, subsampling=0)
         return np.asarray(Image.open(file))
-
-
-def _glob_escaped(name: str) -> str:
-    """A name as a pattern that only it matches."""
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _labelled(text: str) -> tuple[str | None, str]:
