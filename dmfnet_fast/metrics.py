@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dmfnet_fast.similarity import Images, filtered, hybrid_objective, sobel, ssim
 
 GREY_LEVELS = 256
+SMALLEST = 47  # height and width, of which VIFF's coarsest scale leaves one window
 # VIFF: scales, and the variance of the noise that its model of an observer adds.
 SCALES = 4
 OBSERVER_NOISE = 2.0
@@ -28,7 +29,7 @@ def entropy(f: Images) -> float:
     """EN: entropy of the histogram of 256 grey levels, in bits, 0 to 8; float values are rounded down."""
     counts = np.bincount(f.astype(np.uint8).ravel(), minlength=GREY_LEVELS)
     p = counts[counts > 0] / f.size
-    return float(-(p * np.log2(p)).sum())
+    return float((p * np.log2(1 / p)).sum())
 
 
 def standard_deviation(f: Images) -> float:
@@ -228,11 +229,16 @@ def fusion_metrics(f: Images, a: Images, b: Images) -> dict[str, float]:
     """All metrics of one fused picture, by name: about 0.1 s for 256x256 on one core.
 
     Args:
-        f, a, b: luminances 0..255, (H, W), of one size, at least 47x47.
+        f, a, b: luminances 0..255, (H, W), of one size, at least 47x47 (`SMALLEST`).
 
     Raises:
-        ValueError: the sizes differ.
+        ValueError: one is not such an image, or the sizes differ.
     """
+    for name, image in (("fused", f), ("a", a), ("b", b)):
+        if image.ndim != 2 or min(image.shape) < SMALLEST:
+            raise ValueError(f"{name} {image.shape}: must be (H, W), at least {SMALLEST}x{SMALLEST}")
+        if not (image.min() >= 0 and image.max() < GREY_LEVELS):
+            raise ValueError(f"{name}: must have values in 0..255")
     if not f.shape == a.shape == b.shape:
         raise ValueError(f"fused {f.shape}, a {a.shape} and b {b.shape}: they must be of one size")
     return {metric.name: metric.of(f, a, b) for metric in METRICS}

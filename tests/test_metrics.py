@@ -162,6 +162,22 @@ def test_flat_pictures() -> None:
     assert all(math.isfinite(value) for name, value in of_head.items() if name != "PSNR")
 
 
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((64, 64, 3)), r"a \(64, 64, 3\): must be \(H, W\), at least 47x47"),
+        (np.zeros((64, 46)), r"a \(64, 46\): must be \(H, W\), at least 47x47"),
+        (np.full((64, 64), np.nan), r"a: must have values in 0\.\.255"),
+        (np.full((64, 64), -1.0), r"a: must have values in 0\.\.255"),
+        (np.full((64, 64), 256, np.uint16), r"a: must have values in 0\.\.255"),
+    ],
+)
+def test_unfit_images(image: np.ndarray, message: str) -> None:
+    fused = np.zeros((64, 64), np.uint8)
+    with pytest.raises(ValueError, match=message):
+        fusion_metrics(fused, image, fused)
+
+
 def test_sizes_must_agree() -> None:
     a, b = np.zeros((64, 64), np.uint8), np.zeros((64, 65), np.uint8)
     with pytest.raises(ValueError, match="must be of one size"):
