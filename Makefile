@@ -32,8 +32,11 @@ SHIPPED := dmfnet_fast/weights
 STAGE1 = $(BIN)/python -m train.stage1 --data "$(DATA)" --learning-rate 1e-3
 STAGE2 = $(BIN)/python -m train.stage2 --data "$(DATA)"
 
+ifeq ($(MAKECMDGOALS)$(DATA),weights)
+$(error say where the training pairs are: make weights DATA=DIR)
+endif
+
 weights: $(VENV)/.dev
-	@test -n "$(DATA)" || { echo "say where the training pairs are: make weights DATA=DIR" >&2; exit 2; }
 	$(STAGE1) --preset tiny --out $(RUNS)/1 --steps 2400 --batch 8 --ema 0.998
 	$(STAGE2) --denoiser $(RUNS)/1/denoiser.safetensors --out $(RUNS)/2 --steps 5500 --batch 16 --learning-rate 1e-3 --ema 0.998
 	$(STAGE2) --init $(RUNS)/2/dmfnet.safetensors --out $(RUNS)/3 --steps 13000 --batch 8 --learning-rate 1e-3

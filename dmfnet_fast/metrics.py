@@ -139,7 +139,8 @@ def edge_preservation(f: Images, a: Images, b: Images) -> float:
 def _strength_and_angle(z: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     x, y = sobel(z)
     steep = x == 0
-    angle = np.arctan(y / np.where(steep, 1, x))
+    # The published evaluator's y points up, which matters beside the fixed angle of what is steep.
+    angle = np.arctan(-y / np.where(steep, 1, x))
     angle[steep] = math.pi / 2
     return np.hypot(x, y), angle
 

@@ -25,30 +25,36 @@ class PairedFiles:
     ignored: int
 
 
+def pictures_by_name(folder: Path) -> tuple[dict[str, list[Path]], int]:
+    """The pictures of a folder by their names without suffix, and how many other files and folders there are.
+
+    Raises:
+        PictureError: the folder cannot be read.
+    """
+    names: dict[str, list[Path]] = {}
+    ignored = 0
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise PictureError(f"{folder}: cannot be read: {error.strerror or error}") from error
+    for path in entries:
+        if path.name.startswith("."):
+            continue
+        if path.is_file() and path.suffix.lower() in WRITABLE:
+            # macOS decomposes accents in names, other systems do not.
+            names.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
+        else:
+            ignored += 1
+    return names, ignored
+
+
 def pair_folders(folder_a: Path, folder_b: Path) -> PairedFiles:
     """Pair the pictures of two folders by name; the suffixes may differ (`7.png` with `7.tif`).
 
     Raises:
         PictureError: there is no picture in either folder, or a folder cannot be read.
     """
-    by_name: list[dict[str, list[Path]]] = []
-    ignored = 0
-    for folder in (folder_a, folder_b):
-        names: dict[str, list[Path]] = {}
-        try:
-            entries = sorted(folder.iterdir())
-        except OSError as error:
-            raise PictureError(f"{folder}: cannot be read: {error.strerror or error}") from error
-        for path in entries:
-            if path.name.startswith("."):
-                continue
-            if path.is_file() and path.suffix.lower() in WRITABLE:
-                # macOS decomposes accents in names, other systems do not.
-                names.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
-            else:
-                ignored += 1
-        by_name.append(names)
-    names_a, names_b = by_name
+    (names_a, others_a), (names_b, others_b) = pictures_by_name(folder_a), pictures_by_name(folder_b)
     if not names_a and not names_b:
         raise PictureError(
             f"{folder_a}, {folder_b}: hold no pictures (PNG, JPEG, TIFF or BMP; subfolders are not searched)"
@@ -65,4 +71,4 @@ def pair_folders(folder_a: Path, folder_b: Path) -> PairedFiles:
             problems.append((name, f"{present}: has no partner in {missing}"))
         else:
             pairs.append((name, files_a[0], files_b[0]))
-    return PairedFiles(pairs, problems, ignored)
+    return PairedFiles(pairs, problems, others_a + others_b)

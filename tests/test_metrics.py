@@ -87,7 +87,7 @@ def _qabf(f: Float, a: Float, b: Float) -> float:
     edges = []
     for z in (f, a, b):
         x, y = (ndimage.sobel(z, axis=axis, mode="constant") for axis in (1, 0))
-        edges.append((np.hypot(x, y), x, y))
+        edges.append((np.hypot(x, y), x, -y))
 
     def angle(x: float, y: float) -> float:
         return math.pi / 2 if x == 0 else math.atan(y / x)

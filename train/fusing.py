@@ -206,7 +206,7 @@ def train_fusion(
 
     Args:
         denoiser_path: weights that hold the denoiser; that of `run.init` when not given.
-        preset_name: what to train, if not what the weights it starts from are; it can differ in its timesteps.
+        preset_name: what to train, if not what the weights it starts from are: of other timesteps, or wider.
         unfreeze: train the denoiser's up-path too.
     """
     with loop.joined(run) as accelerator:

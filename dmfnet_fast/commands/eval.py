@@ -43,6 +43,10 @@ def _with_jpeg(methods: Sequence[Method], quality: int | None) -> list[Method]:
         result.append(method)
         if quality is not None and not isinstance(method, Folder):
             result.append(AsJPEG(method, quality))
+    labels = [method.label for method in result]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise DMFNetError(f"two methods are called {', '.join(twice)}: give each a name of its own, LABEL=...")
     return result
 
 
@@ -135,23 +139,27 @@ def main(
         raise click.UsageError("nothing to evaluate: give --engine or --fused")
     pairs, problems = find_pairs(data, split)
     pairs = _spread(pairs, limit)
-    make_folder(output)
     with opened(engines, folders, trivial, device, threads) as alone:
         methods = _with_jpeg(alone, jpeg)
         chosen = _baseline(baseline, methods)
+        make_folder(output)
         evaluation = evaluate(pairs, methods, chosen, workers or min(MOST_WORKERS, os.cpu_count() or 1), _shown)
         evaluation.problems += problems
         if not evaluation.scored:
             raise DMFNetError("no pair was fused by all methods: " + "; ".join(evaluation.problems[:3]))
         heading = f"Fusion of {data.resolve().name}, {split}"
-        _write(output / "report.md", to_markdown(evaluation, heading))
         record = to_dict(evaluation, version=__version__, data=data.resolve().name, split=split)
-        _write(output / "report.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
-        _write(output / "report.html", to_html(evaluation, methods, heading, pictures))
+        reports = {
+            "report.md": to_markdown(evaluation, heading),
+            "report.json": json.dumps(record, indent=1, allow_nan=False) + "\n",
+            "report.html": to_html(evaluation, methods, heading, pictures),
+        }
+    for name, text in reports.items():
+        _write(output / name, text)
     click.echo(f"{to_text(evaluation)}\n")
     for problem in evaluation.problems:
         click.echo(f"error: {problem}", err=True)
-    for name in ("report.md", "report.json", "report.html"):
+    for name in reports:
         click.echo(output / name)
     if evaluation.problems:
         sys.exit(FAILED)

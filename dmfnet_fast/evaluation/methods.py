@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,10 +15,11 @@ from PIL import Image
 
 from dmfnet_fast.colour import recolour, to_network
 from dmfnet_fast.engines import Precision
-from dmfnet_fast.errors import DMFNetError, PictureError
+from dmfnet_fast.errors import PictureError
 from dmfnet_fast.evaluation.dataset import Pair
 from dmfnet_fast.fuser import Fuser
-from dmfnet_fast.pictures import WRITABLE, read_picture, to_8_bit
+from dmfnet_fast.pairs import pictures_by_name
+from dmfnet_fast.pictures import FULL_16_BIT, read_picture, to_8_bit
 
 # A picture H x W or H x W x 3, 8-bit, as it would be saved.
 Saved = NDArray[np.uint8]
@@ -86,28 +86,35 @@ class Engine(Method):
 
 
 class Folder(Method):
-    """Pictures that were fused elsewhere: FOLDER/MODALITY-MRI/NAME.png, .jpg and so on, or FOLDER/NAME.png."""
+    """Pictures that were fused elsewhere: FOLDER/MODALITY-MRI/NAME.png, .jpg and so on."""
 
     def __init__(self, label: str, folder: Path) -> None:
         super().__init__(label, f"pictures in {folder.name}")
         if not folder.is_dir():
             raise PictureError(f"{folder}: no such folder")
         self._folder = folder
+        self._files: dict[str, dict[str, list[Path]]] = {}  # of each modality, by name
 
     def fuse(self, pair: Pair) -> Saved:
-        places = [self._folder / f"{pair.modality}-MRI", self._folder]
-        found = [path for place in places for path in sorted(place.glob(f"{glob.escape(pair.name)}.*"))]
-        found = [path for path in found if path.suffix.lower() in WRITABLE]
+        place = self._folder / f"{pair.modality}-MRI"
+        if pair.modality not in self._files:
+            self._files[pair.modality] = pictures_by_name(place)[0] if place.is_dir() else {}
+        found = self._files[pair.modality].get(pair.name, [])
         if not found:
-            raise PictureError(f"{places[0] / pair.name}.*: no such picture")
+            raise PictureError(f"{place / pair.name}.*: no such picture")
+        if len(found) > 1:
+            raise PictureError(f"{found[0]}: {found[1].name} has the same name; keep one of them")
         pixels = read_picture(found[0])
-        size = pair.sources[1].pixels.shape[:2]
+        source = pair.sources[1].pixels
+        size = source.shape[:2]
         if pixels.shape[:2] != size:
             raise PictureError(
                 f"{found[0]}: is {pixels.shape[1]}x{pixels.shape[0]}, the pair is {size[1]}x{size[0]}: pictures to "
                 "compare must be of one size"
             )
-        return to_8_bit(pixels, (0.0, 255.0) if pixels.dtype == np.uint8 else pair.values)
+        # Saved in another depth than b's, the picture has that depth's own range.
+        own = FULL_16_BIT if pixels.dtype == np.uint16 else (0.0, 1.0)
+        return to_8_bit(pixels, pair.values if pixels.dtype == source.dtype else own)
 
 
 class AsJPEG(Method):
@@ -129,6 +136,8 @@ class AsJPEG(Method):
 
 def _labelled(text: str) -> tuple[str | None, str]:
     label, separator, rest = text.partition("=")
+    if Path(text).exists():  # with "=" in its own name
+        return None, text
     return (label, rest) if separator and label and rest else (None, text)
 
 
@@ -158,7 +167,7 @@ def opened(
         trivial: whether to add the mean and the maximum.
 
     Raises:
-        DMFNetError: one cannot be opened, or two have one label.
+        DMFNetError: one cannot be opened.
     """
     with ExitStack() as stack:
         methods: list[Method] = []
@@ -170,8 +179,4 @@ def opened(
             name, rest = _labelled(text)
             methods.append(Folder(name or Path(rest).resolve().name, Path(rest)))
         methods += [Trivial("maximum"), Trivial("average")] if trivial else []
-        labels = [method.label for method in methods]
-        twice = sorted({label for label in labels if labels.count(label) > 1})
-        if twice:
-            raise DMFNetError(f"two methods are called {', '.join(twice)}: give each a name of its own, LABEL=...")
         yield methods

@@ -52,7 +52,7 @@ def to_dict(evaluation: Evaluation, **more: Any) -> dict[str, Any]:
 
 def number(value: float) -> str:
     """With four digits that count."""
-    return f"{value:.4g}" if abs(value) >= 100 or not math.isfinite(value) else f"{value:.4f}"[:6].rstrip(".")
+    return f"{value + 0.0:.4g}"  # -0.0 becomes 0
 
 
 def best(table: Table) -> dict[str, str]:

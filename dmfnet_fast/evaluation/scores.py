@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -160,18 +161,26 @@ def evaluate(
         baseline: label of one of them.
         workers: processes that compute metrics, while this one fuses.
         shown: gives the pairs one after the other, and may show how far it is.
+
+    Raises:
+        OutOfMemoryError: a worker was killed, or a picture is too large for an engine.
     """
     evaluation = Evaluation({method.label: method.about for method in methods}, baseline)
     running: list[tuple[Pair, Future[dict[str, dict[str, float]]], dict[str, float]]] = []
-    with _pool(workers) as pool:
-        for pair in shown(pairs):
-            try:
-                pictures, milliseconds = fuse_all(pair, methods)
-                greys = {label: grey(picture, EIGHT_BIT) for label, picture in pictures.items()}
-                running.append((pair, pool.submit(_score, greys, *pair.greys), milliseconds))
-            except OutOfMemoryError:
-                raise
-            except DMFNetError as error:
-                evaluation.problems.append(str(error))
-        evaluation.scored += [Scored(pair, future.result(), took) for pair, future, took in running]
+    try:
+        with _pool(workers) as pool:
+            for pair in shown(pairs):
+                try:
+                    pictures, milliseconds = fuse_all(pair, methods)
+                    greys = {label: grey(picture, EIGHT_BIT) for label, picture in pictures.items()}
+                    running.append((pair, pool.submit(_score, greys, *pair.greys), milliseconds))
+                except OutOfMemoryError:
+                    raise
+                except DMFNetError as error:
+                    evaluation.problems.append(str(error))
+            evaluation.scored += [Scored(pair, future.result(), took) for pair, future, took in running]
+    except BrokenProcessPool as error:
+        raise OutOfMemoryError(
+            "a process that computed metrics was killed, as the system does when memory runs out; use fewer --workers"
+        ) from error
     return evaluation

@@ -6,6 +6,9 @@ import base64
 import io
 import json
 import re
+import shutil
+import unicodedata
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,13 @@ from PIL import Image
 from dmfnet_fast import Fuser
 from dmfnet_fast.commands.eval import main
 from dmfnet_fast.commands.phantom import write_phantoms
-from dmfnet_fast.evaluation.methods import AsJPEG, Trivial, parse_engine
+from dmfnet_fast.errors import PictureError
+from dmfnet_fast.evaluation.dataset import Pair, find_pairs
+from dmfnet_fast.evaluation.methods import AsJPEG, Folder, Trivial, opened, parse_engine
 from dmfnet_fast.evaluation.page import disputed
+from dmfnet_fast.evaluation.report import number
 from dmfnet_fast.metrics import METRICS, fusion_metrics
+from dmfnet_fast.pictures import write_picture
 
 MODALITIES = ("CT", "PET", "SPECT")
 
@@ -113,7 +120,7 @@ def test_markdown(report: Path, record: Any) -> None:
     assert len(rows) == 6, "scores and comparison in three modalities"
     assert {line.count("|") for line in rows} == {len(METRICS) + 2, len(METRICS) + 3}
     mean = record["summary"][0]["rows"][0]["estimates"]["objective"]["mean"]
-    assert f"{mean:.4f}"[:6] in rows[0]
+    assert f"| {mean:.4g}<br>" in rows[0]
 
 
 class _Page(HTMLParser):
@@ -155,22 +162,18 @@ def test_page(report: Path) -> None:
 
 def test_a_pair_that_cannot_be_fused_is_left_out_for_all(data: Path, theirs: Path, tmp_path: Path) -> None:
     few = tmp_path / "few"
-    few.mkdir()
-    for path in (theirs / "CT-MRI").iterdir():
-        Image.open(path).save(few / path.name)
-    first, second, *_ = sorted(path.name for path in few.iterdir())
-    (few / first).write_bytes(b"no picture")
-    Image.new("L", (80, 64)).save(few / second)
+    shutil.copytree(theirs, few)
+    first, second, third = sorted((few / "CT-MRI").iterdir())
+    first.write_bytes(b"no picture")
+    Image.new("L", (80, 64)).save(second)
     result = _run("--data", data, "--fused", few, "-o", tmp_path / "out")
     assert result.exit_code == 2
-    assert f"error: CT-MRI {Path(first).stem}, few: {few / first}: is not a picture" in result.stderr
-    assert f"{few / second}: is 80x64, the pair is 64x64" in result.stderr
+    assert f"error: CT-MRI {first.stem}, few: {first}: is not a picture" in result.stderr
+    assert f"{second}: is 80x64, the pair is 64x64" in result.stderr
     record = json.loads((tmp_path / "out" / "report.json").read_text())
-    # PET's and SPECT's pairs have the names of CT's, and a flat folder has no modalities.
-    assert {(p["modality"], p["name"]) for p in record["pairs"]} == {
-        (m, Path(p).stem) for m in MODALITIES for p in {q.name for q in few.iterdir()} - {first, second}
-    }
-    assert len(record["problems"]) == 6
+    assert [(p["modality"], p["name"]) for p in record["pairs"] if p["modality"] == "CT"] == [("CT", third.stem)]
+    assert len(record["pairs"]) == 7
+    assert len(record["problems"]) == 2
     assert "Left out, for all methods" in (tmp_path / "out" / "report.md").read_text()
 
 
@@ -191,13 +194,17 @@ def test_several_workers_give_the_same(data: Path, record: Any, tmp_path: Path) 
         (("--data", "DATA", "--fused", "nowhere"), "nowhere: no such folder"),
         (("--data", "DATA", "--engine", "turbot"), "turbot: no such engine file, and no shipped network (tiny"),
         (("--data", "DATA", "--engine", "tiny", "--engine", "tiny"), "two methods are called tiny: give each a name"),
+        (
+            ("--data", "DATA", "--fused", "maximum, JPEG 9=DATA", "--jpeg", "9"),
+            "two methods are called maximum, JPEG 9:",
+        ),
         (("--data", "DATA", "--baseline", "they"), "--baseline they: is none of maximum, average"),
         (("--data", "DATA", "--no-trivial"), "nothing to evaluate"),
         (("--data", "DATA", "--split", "../test"), None),
     ],
 )
 def test_errors(arguments: tuple[str, ...], message: str | None, data: Path, tmp_path: Path) -> None:
-    given = [str(data) if argument == "DATA" else argument for argument in arguments]
+    given = [argument.replace("DATA", str(data)) for argument in arguments]
     result = _run(*given, "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert message is None or message in result.stderr
@@ -215,6 +222,53 @@ def test_errors(arguments: tuple[str, ...], message: str | None, data: Path, tmp
 )
 def test_engines_are_named(text: str, expected: tuple[str, str, str]) -> None:
     assert parse_engine(text) == expected
+
+
+@pytest.fixture
+def pair(data: Path) -> Pair:
+    return find_pairs(data, "test")[0][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"), [("001.png", np.uint8), ("001.tif", np.uint16), ("001.tif", np.float32), ("001.jpg", np.uint8)]
+)
+def test_fused_elsewhere_in_any_depth(name: str, depth: Any, pair: Pair, tmp_path: Path) -> None:
+    """Other depths have their own range, not b's."""
+    picture = pair.greys[0]
+    scale = {np.uint8: 1, np.uint16: 257, np.float32: 1 / 255}[depth]
+    (tmp_path / "CT-MRI").mkdir()
+    write_picture(tmp_path / "CT-MRI" / name, (picture * np.float64(scale)).astype(depth))
+    fused = Folder("x", tmp_path).fuse(pair)
+    assert np.abs(fused.astype(int) - picture).max() <= (8 if name.endswith("jpg") else 0)
+
+
+def test_which_file_is_whose(pair: Pair, tmp_path: Path) -> None:
+    """Dots are part of names, accents may be decomposed; two files of a name, or another modality's, are not taken."""
+    (tmp_path / "CT-MRI").mkdir()
+    for name in ("1.png", "1.5.png", unicodedata.normalize("NFD", "é.png")):
+        write_picture(tmp_path / "CT-MRI" / name, np.full((64, 64), len(name), np.uint8))
+    folder = Folder("x", tmp_path)
+    for name, value in (("1", 5), ("1.5", 7), ("é", 6)):
+        assert (folder.fuse(replace(pair, name=name)) == value).all()
+    with pytest.raises(PictureError, match=r"PET-MRI/1\.\*: no such picture"):
+        folder.fuse(replace(pair, modality="PET", name="1"))
+    write_picture(tmp_path / "CT-MRI" / "1.bmp", np.zeros((64, 64), np.uint8))
+    with pytest.raises(PictureError, match=r"1\.bmp: 1\.png has the same name; keep one of them"):
+        Folder("x", tmp_path).fuse(replace(pair, name="1"))
+
+
+def test_a_folder_may_have_an_equals_sign(tmp_path: Path) -> None:
+    folder = tmp_path / "lr=1e-3"
+    folder.mkdir()
+    with opened([], [str(folder), f"rate={folder}"], False, None, None) as methods:
+        assert [method.label for method in methods] == ["lr=1e-3", "rate"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(12.6649, "12.66"), (-0.12349, "-0.1235"), (-0.0, "0"), (0.28437, "0.2844")]
+)
+def test_numbers_are_rounded(value: float, text: str) -> None:
+    assert number(value) == text
 
 
 def test_jpeg_changes_a_picture_a_little() -> None:
