@@ -23,6 +23,8 @@ def main(weights: Path, output: Path) -> None:
 
     if output.suffix != ".safetensors":
         raise OutputError(f"{output}: name a .safetensors file")
+    if output.exists() and output.samefile(weights):
+        raise OutputError(f"{output}: holds the weights themselves; name another file")
     model = load_model(weights)
     run = model.record.get("stage2", {})
     if run.get("steps_done", 0) < run.get("steps", 0):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dmfnet_fast.colour import luminance, value_range
 from dmfnet_fast.errors import PictureError
 from dmfnet_fast.fuser import Range, Source
+from dmfnet_fast.metrics import SMALLEST
 from dmfnet_fast.pairs import pair_folders
 from dmfnet_fast.phantom import MODALITIES
 from dmfnet_fast.pictures import Pixels, read_picture, to_8_bit
@@ -42,12 +43,14 @@ class Pair:
         """Both pictures, with the values that are black and white in them.
 
         Raises:
-            PictureError: one cannot be read, or they are of different sizes.
+            PictureError: one cannot be read, or they are of different sizes or too small.
         """
         first, second = self._read(self.a), self._read(self.b)
         if first.pixels.shape[:2] != second.pixels.shape[:2]:
             sizes = [f"{s.name} is {s.pixels.shape[1]}x{s.pixels.shape[0]}" for s in (first, second)]
             raise PictureError(f"{', '.join(sizes)}: register them to one size first")
+        if min(first.pixels.shape[:2]) < SMALLEST:
+            raise PictureError(f"{first.name}: is too small for the metrics, which take {SMALLEST}x{SMALLEST} and more")
         return first, second
 
     @property

@@ -102,8 +102,12 @@ def fuse_all(pair: Pair, methods: Sequence[Method]) -> tuple[dict[str, Saved], d
     """Every method's picture, and milliseconds where it is timed.
 
     Raises:
-        DMFNetError: a method has none; the message names the method.
+        DMFNetError: the pair cannot be read, or a method has no picture; the message names the method.
     """
+    try:
+        _ = pair.sources
+    except DMFNetError as error:
+        raise DMFNetError(f"{pair}: {error}") from error
     pictures: dict[str, Saved] = {}
     milliseconds: dict[str, float] = {}
     for method in methods:

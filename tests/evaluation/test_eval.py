@@ -242,6 +242,20 @@ def test_fused_elsewhere_in_any_depth(name: str, depth: Any, pair: Pair, tmp_pat
     assert np.abs(fused.astype(int) - picture).max() <= (8 if name.endswith("jpg") else 0)
 
 
+def test_sources_that_cannot_be_scored(data: Path, tmp_path: Path) -> None:
+    """Of them the pair is to blame, not a method."""
+    for kind in ("MRI", "CT"):
+        (tmp_path / "test" / "CT-MRI" / kind).mkdir(parents=True)
+        write_picture(tmp_path / "test" / "CT-MRI" / kind / "1.png", np.zeros((64, 46), np.uint8))
+    shutil.copytree(data / "test" / "PET-MRI", tmp_path / "test" / "PET-MRI")
+    (tmp_path / "test" / "PET-MRI" / "PET" / "001.png").write_bytes(b"no picture")
+    result = _run("--data", tmp_path, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert re.search(r"error: CT-MRI 1: \S*MRI/1\.png: is too small for the metrics, which take 47x47", result.stderr)
+    assert re.search(r"error: PET-MRI 001: \S*PET/001\.png: is not a picture", result.stderr)
+    assert len(json.loads((tmp_path / "out" / "report.json").read_text())["pairs"]) == 2
+
+
 def test_which_file_is_whose(pair: Pair, tmp_path: Path) -> None:
     """Dots are part of names, accents may be decomposed; two files of a name, or another modality's, are not taken."""
     (tmp_path / "CT-MRI").mkdir()

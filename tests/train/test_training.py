@@ -455,3 +455,6 @@ def test_release(trained: Path, tmp_path: Path) -> None:
     refused = invoke(release, weights, "-o", tmp_path / "dmfnet.onnx")
     assert refused.exit_code == 2
     assert "name a .safetensors file" in refused.stderr
+    refused = invoke(release, weights, "-o", weights)
+    assert refused.exit_code == 2
+    assert "holds the weights themselves; name another file" in refused.stderr
