@@ -11,10 +11,23 @@ from PIL import Image
 
 from dmfnet_fast.errors import PictureError, warn
 from dmfnet_fast.pictures import Pixels
+from dmfnet_fast.rules import (
+    BLUE,
+    GREEN,
+    RED,
+    Interval,
+    Rules,
+    chroma_of,
+    colour_interval,
+    common,
+    neighbourhood_interval,
+    recoloured,
+    within,
+)
 
-# BT.601, as in JPEG; in thousandths it is whole.
-_THOUSANDTHS = np.array([299.0, 587.0, 114.0])
-LUMINANCE = _THOUSANDTHS / 1000
+EIGHT_BIT = (0.0, 255.0)
+DEFAULT_RULES = Rules()
+LUMINANCE = np.array([RED, GREEN, BLUE]) / 1000
 # A channel spread above this part of the range, in more than this part of the pixels, is colour; below it is
 # the tint that JPEG leaves on grey.
 COLOUR_SPREAD = 0.1
@@ -117,46 +130,80 @@ def to_luminance8(pixels: Pixels, name: str) -> NDArray[np.uint8]:
     return np.rint((to_network(pixels, value_range(pixels, None, name)) + 1.0) * 127.5).astype(np.uint8)
 
 
-def recolour(fused: NDArray[np.float32], b: Pixels, values: tuple[float, float]) -> Pixels:
-    """The picture of a fused luminance with the colours of `b`.
-
-    Keeping Cb and Cr while Y changes means adding the change of Y to all three channels: by BT.601
-    R = Y + 1.402 Cr and B = Y + 1.772 Cb, and G follows from Y. So nothing is lost to rounded chroma.
-
-    Some colours do not exist so bright or so dark. There Cb and Cr shrink by one factor, as little as must be: the
-    fused luminance and the hue stay, the colour is paler. Clipping the channels instead would keep more of the colour,
-    and change both.
+class Canvas:
+    """A pair on its way through a network: what that takes in, and the image that its result becomes.
 
     Args:
-        fused: luminance (H, W) in [-1, 1].
-        b: H x W or H x W x 3.
-        values: b's range.
+        a: the anatomical image, H x W or H x W x 3.
+        b: the other, likewise; its colours are the result's.
+        values_a, values_b: their ranges.
+        rules: what holds for every pixel.
 
-    Returns:
-        An array like `b`, within `values`.
+    Attributes:
+        a, b: luminances (H, W) in [-1, 1], float32.
+        interval: the least and the greatest luminance that each pixel may have, (2, H, W) in [-1, 1], float32.
     """
-    low, high = values
-    y = ((fused.astype(np.float64) + 1.0) * ((high - low) / 2.0) + low).clip(low, high)
-    if b.ndim == 2:
-        return (np.rint(y).clip(math.ceil(low), math.floor(high)) if b.dtype.kind == "u" else y).astype(b.dtype)
-    colours = b.astype(np.float64).clip(low, high)
-    if b.dtype.kind != "u":
-        chroma = colours - (colours @ LUMINANCE)[..., None]
-        return (y[..., None] + _possible(chroma, y, low, high)).clip(low, high).astype(b.dtype)
-    # Of whole numbers, so that sums are exact, and the same on every machine.
-    low, high = math.ceil(low), math.floor(high)
-    y, colours = np.rint(y).clip(low, high), np.rint(colours).clip(low, high)
-    thousandths = colours @ _THOUSANDTHS
-    shifted = colours + np.rint((1000 * y - thousandths) / 1000)[..., None]
-    outside = ((shifted < low) | (shifted > high)).any(axis=-1)
-    paler = _possible(colours[outside] - thousandths[outside, None] / 1000, y[outside], low, high)
-    shifted[outside] = np.rint(y[outside, None] + paler)
-    return shifted.clip(low, high).astype(b.dtype)
 
+    def __init__(
+        self,
+        a: Pixels,
+        b: Pixels,
+        values_a: tuple[float, float] = EIGHT_BIT,
+        values_b: tuple[float, float] = EIGHT_BIT,
+        rules: Rules = DEFAULT_RULES,
+    ) -> None:
+        self.a, self.b = to_network(a, values_a), to_network(b, values_b)
+        self._kind, self._values = b.dtype, values_b
+        low, high = values_b
+        self._whole = b.dtype.kind == "u"
+        self._black, self._white = (float(math.ceil(low)), float(math.floor(high))) if self._whole else (low, high)
+        # float32 holds the thousandths of 8-bit channels exactly, float64 those of 16.
+        self._type = np.dtype(np.float32 if b.dtype == np.uint8 else np.float64)
+        limits = Interval(*(np.full(b.shape[:2], end, self._type) for end in (self._black, self._white)))
+        if not rules.invention:
+            limits = within_neighbourhood = self._neighbourhood(a, b)
+        self._chroma = None
+        if b.ndim == 3:
+            self._chroma = chroma_of(*self._channels(b))
+            colour = colour_interval(self._chroma, rules.kept_chroma, self._black, self._white, self._whole)
+            limits = colour if rules.invention else common(colour, within_neighbourhood)
+        self._limits = limits
+        scale = 2.0 / (high - low)
+        self.interval = np.stack([(end - low) * scale - 1 for end in limits]).astype(np.float32)
 
-def _possible(chroma: NDArray[np.float64], y: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
-    """What the channels differ from the luminance, (..., 3), shrunk where they would leave the range at luminance y."""
-    above, below = chroma.max(axis=-1), -chroma.min(axis=-1)
-    upwards = np.where(above > 0, (high - y) / np.where(above > 0, above, 1), 1)
-    downwards = np.where(below > 0, (y - low) / np.where(below > 0, below, 1), 1)
-    return chroma * np.minimum(np.minimum(upwards, downwards), 1)[..., None]
+    def _neighbourhood(self, a: Pixels, b: Pixels) -> Interval:
+        """In b's units."""
+        if a.dtype == b.dtype == np.uint8:
+            return Interval(*(end.astype(self._type) for end in neighbourhood_interval(luminance(a), luminance(b))))
+        low, high = self._values
+        units = [(image.astype(np.float64) + 1) * ((high - low) / 2) + low for image in (self.a, self.b)]
+        if self._whole:
+            units = [np.rint(image).clip(self._black, self._white) for image in units]
+        return neighbourhood_interval(*units)
+
+    def _channels(self, b: Pixels) -> list[NDArray[Any]]:
+        if b.dtype == np.uint8:
+            return [np.asarray(band).astype(self._type) for band in Image.fromarray(np.ascontiguousarray(b)).split()]
+        channels = [b[..., n].astype(self._type).clip(*self._values) for n in range(3)]
+        if self._whole:
+            channels = [np.rint(channel).clip(self._black, self._white) for channel in channels]
+        return channels
+
+    def finish(self, fused: NDArray[np.float32]) -> Pixels:
+        """The image of a fused luminance (H, W), float32 in [-1, 1] and moved into the interval, in b's colours.
+
+        Returns:
+            An array like b, within its range.
+        """
+        low, high = self._values
+        y = (fused.astype(self._type) + 1) * self._type.type((high - low) / 2) + self._type.type(low)
+        if self._whole:
+            np.rint(y, out=y)
+        y = within(y, self._limits)
+        if self._chroma is None:
+            return y.astype(self._kind)
+        channels = recoloured(y, self._chroma, self._black, self._white, self._whole)
+        if self._kind == np.uint8:
+            bands = [Image.fromarray(channel.astype(np.uint8)) for channel in channels]
+            return np.asarray(Image.merge("RGB", bands))
+        return np.stack(channels, axis=-1).astype(self._kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from typing import TYPE_CHECKING
 
@@ -33,3 +34,18 @@ def torch_device(name: str) -> Device:
             "check the driver and that torch is a CUDA build"
         )
     return device
+
+
+def has_native_bfloat16(kind: str) -> bool:
+    """Whether PyTorch's bfloat16 is native there: AVX512-BF16, AMX or Arm's on a CPU, capability 8.0 on a GPU.
+
+    Args:
+        kind: "cpu" or "cuda", of which the current one counts.
+    """
+    torch = require("torch", extra="torch")
+    if kind == "cuda":
+        return bool(torch.cuda.get_device_capability() >= (8, 0))
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        # Builds of torch without oneDNN, as for macOS, do not have the operator.
+        return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

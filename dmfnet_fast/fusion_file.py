@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dmfnet_fast.schedule import FUSION_TIMESTEPS
 
 FORMAT = "dmfnet-fast 1"
 KIND = "fusion"  # in the metadata, beside the kinds of weights files
-INPUTS = ("a", "b", "noise")
+IMAGES = ("a", "b")
 OUTPUT = "fused"
 
 # A last entry of ONNX's metadata_props (field 14: key, value), whose value is the hash of all that precedes it.
@@ -19,12 +20,42 @@ _SEAL = b"\x72\x52\x0a\x0e" + _KEY + b"\x12\x40"
 _DIGITS = 64
 
 
-def timesteps_of(config: Mapping[str, Any]) -> int:
-    """How many timesteps a network of this configuration takes noise for: the length of its third input.
+@dataclass(frozen=True)
+class Interface:
+    """What a network takes beside both images.
 
-    Files written before there was a choice do not name them.
+    Attributes:
+        timesteps: for which it takes noise; 0 for a network without noise.
+        interval: whether it takes the interval that each pixel's luminance must lie in.
     """
-    return len(config.get("timesteps", FUSION_TIMESTEPS))
+
+    timesteps: int
+    interval: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its inputs, in their order."""
+        return (*IMAGES, *(("noise",) if self.timesteps else ()), *(("interval",) if self.interval else ()))
+
+    def shapes(self, pairs: int, height: int, width: int) -> dict[str, tuple[int, int, int, int]]:
+        """Of its inputs."""
+        known = {
+            **dict.fromkeys(IMAGES, (pairs, 1, height, width)),
+            "noise": (self.timesteps, 2, height, width),
+            "interval": (pairs, 2, height, width),
+        }
+        return {name: known[name] for name in self.names}
+
+
+def interface_of(config: Mapping[str, Any]) -> Interface:
+    """What a network of this configuration, as its file has it, takes.
+
+    Files written before there was a choice do not name the timesteps, and take noise.
+    """
+    if "blocks" in config:  # a student
+        return Interface(timesteps=0, interval=True)
+    timesteps = len(config.get("timesteps", FUSION_TIMESTEPS)) if config.get("noise", True) else 0
+    return Interface(timesteps, bool(config.get("interval", False)))
 
 
 def seal(content: bytes) -> bytes:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmfnet_fast.colour import to_luminance8
+from dmfnet_fast.colour import luminance
 from dmfnet_fast.errors import PictureError
 from dmfnet_fast.pictures import read_picture
 from train.task import Draw
@@ -24,12 +24,30 @@ MODALITIES = ("CT", "PET", "SPECT")
 
 @dataclass(frozen=True)
 class Pair:
-    """A registered pair as 8-bit luminance, (H, W) each; `a` is the MRI, `source` the file of `b`."""
+    """A registered pair of 8 bits; `source` is the file of `b`.
+
+    Attributes:
+        planes: (5, H, W): luminance of the MRI, luminance of b, and b's red, green and blue.
+    """
 
     modality: str
     source: Path
-    a: NDArray[np.uint8]
-    b: NDArray[np.uint8]
+    planes: NDArray[np.uint8]
+
+    @property
+    def a(self) -> NDArray[np.uint8]:
+        """Luminance of the MRI, (H, W)."""
+        return self.planes[0]
+
+    @property
+    def b(self) -> NDArray[np.uint8]:
+        """Luminance of the other image, (H, W)."""
+        return self.planes[1]
+
+    @property
+    def colours(self) -> NDArray[np.uint8]:
+        """The other image's colours, (H, W, 3)."""
+        return np.ascontiguousarray(np.moveaxis(self.planes[2:], 0, -1))
 
     @property
     def name(self) -> str:
@@ -41,14 +59,22 @@ def _numbers_by_value(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _luminance(path: Path) -> NDArray[np.uint8]:
+def _eight_bit(path: Path) -> NDArray[np.uint8]:
+    """(H, W) or (H, W, 3)."""
     pixels = read_picture(path)
     if pixels.dtype != np.uint8:
         # Which values mean black and white would be guessed for each slice alone, and differ within a series.
         raise PictureError(
             f"{path}: has more than 8 bits; training takes 8-bit pictures: convert the series, one range for all"
         )
-    return to_luminance8(pixels, str(path))
+    return pixels
+
+
+def _planes(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """See `Pair`. Of b as grey, all channels are its luminance."""
+    luminances = [luminance(a), luminance(b)]
+    channels = [b[..., n] for n in range(3)] if b.ndim == 3 else [b] * 3
+    return np.stack([*luminances, *channels])
 
 
 def _modality_pairs(folder: Path, modality: str, smallest: int, problems: list[str]) -> list[Pair]:
@@ -67,20 +93,20 @@ def _modality_pairs(folder: Path, modality: str, smallest: int, problems: list[s
         )
     for name in sorted(names["MRI"] & names[modality], key=_numbers_by_value):
         try:
-            a, b = (_luminance(folder / kind / name) for kind in ("MRI", modality))
+            a, b = (_eight_bit(folder / kind / name) for kind in ("MRI", modality))
         except PictureError as error:
             problems.append(str(error))
             continue
-        if a.shape != b.shape:
+        if a.shape[:2] != b.shape[:2]:
             problems.append(
                 f"{folder / modality / name}: is {b.shape[1]}x{b.shape[0]}, its MRI {a.shape[1]}x{a.shape[0]}"
             )
-        elif min(a.shape) < smallest:
+        elif min(a.shape[:2]) < smallest:
             problems.append(
                 f"{folder / modality / name}: is {a.shape[1]}x{a.shape[0]}, smaller than the crop {smallest}"
             )
         else:
-            pairs.append(Pair(modality, folder / modality / name, a, b))
+            pairs.append(Pair(modality, folder / modality / name, _planes(a, b)))
     return pairs
 
 
@@ -151,8 +177,7 @@ def fingerprint(pairs: list[Pair]) -> str:
     digest = hashlib.sha256()
     for pair in pairs:
         digest.update(f"{pair.modality} {pair.name} {pair.a.shape}\n".encode())
-        digest.update(np.ascontiguousarray(pair.a).data)
-        digest.update(np.ascontiguousarray(pair.b).data)
+        digest.update(np.ascontiguousarray(pair.planes).data)
     return digest.hexdigest()
 
 
@@ -169,19 +194,22 @@ class CropSampler:
         by_modality = {m: [pair for pair in pairs if pair.modality == m] for m in MODALITIES}
         self.groups = [group for group in by_modality.values() if group]
 
-    def pairs(self, batch: int, draw: Draw) -> Tensor:
+    def planes(self, batch: int, draw: Draw, first: int = 5) -> Tensor:
         """Crops are drawn for the whole batch, and cut for the share of it that is asked for, n pairs.
 
         Returns:
-            (2, n, 1, crop, crop) float32 in [-1, 1]: images a, then images b.
+            (first, n, 1, crop, crop) float32 in 0..255: the first of a pair's planes, see `Pair`.
         """
         places = [self._place(draw.random) for _ in range(batch)][draw.share]
-        crops = np.empty((2, len(places), 1, self.crop, self.crop), np.uint8)
+        crops = np.empty((first, len(places), 1, self.crop, self.crop), np.uint8)
         for n, (pair, rows, columns, flips, transposed) in enumerate(places):
-            for image, target in zip((pair.a, pair.b), crops, strict=True):
-                crop = image[rows, columns][flips]
-                target[n, 0] = crop.T if transposed else crop
-        return draw.upload(crops).float().div_(127.5).sub_(1)
+            crop = pair.planes[:first, rows, columns][(slice(None), *flips)]
+            crops[:, n, 0] = crop.transpose(0, 2, 1) if transposed else crop
+        return draw.upload(crops).float()
+
+    def pairs(self, batch: int, draw: Draw) -> Tensor:
+        """As `planes`, of luminances alone: (2, n, 1, crop, crop) in [-1, 1], images a, then images b."""
+        return self.planes(batch, draw, first=2).div_(127.5).sub_(1)
 
     def _place(self, random: np.random.Generator) -> tuple[Pair, slice, slice, tuple[slice, ...], bool]:
         group = self.groups[random.integers(len(self.groups))]

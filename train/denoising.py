@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dmfnet_fast.config import DMFNET_PRESETS
 from dmfnet_fast.errors import EngineError
-from dmfnet_fast.model import Denoiser, preset, save_model
+from dmfnet_fast.model import Denoiser, save_model
 from dmfnet_fast.model.weights import load_denoiser
 from dmfnet_fast.montage import montage
 from dmfnet_fast.padding import STRIDE
@@ -57,14 +58,14 @@ class Denoising(Task):
 
     def __init__(self, run: Run, preset_name: str, accelerator: Accelerator) -> None:
         start = None if run.init is None else load_denoiser(run.init)
-        if start is not None and start.config != preset(preset_name):
+        if start is not None and start.config != DMFNET_PRESETS[preset_name]:
             raise EngineError(f"{run.init}: is not of preset {preset_name}; give its own as --preset")
         pairs = load_pairs(run.data, run.recipe.crop)
         training, self.validation = split(pairs)
         accelerator.print(summary(pairs, training), file=sys.stderr)
         self.run, self.device = run, accelerator.device
         self.sampler = CropSampler(training, run.recipe.crop)
-        self.network: Denoiser = Denoiser(preset(preset_name))
+        self.network: Denoiser = Denoiser(DMFNET_PRESETS[preset_name])
         loop.initialise(self.network, run, accelerator)
         if start is not None:
             self.network.load_state_dict(start.state_dict())

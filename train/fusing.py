@@ -1,10 +1,11 @@
-"""Stage II: the fusion network learns to fuse the denoiser's features, at first as they are."""
+"""Stage II: a network learns to fuse: DM-FNet's on the denoiser's features, at first as they are, or a student."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +13,17 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dmfnet_fast import colour
-from dmfnet_fast.config import ModelConfig
+from dmfnet_fast.colour import EIGHT_BIT, Canvas, to_network
+from dmfnet_fast.config import ModelConfig, NetworkConfig, StudentConfig
 from dmfnet_fast.errors import EngineError, warn
-from dmfnet_fast.model import Denoiser, DMFNet, load_model, preset, save_model
+from dmfnet_fast.fusion_file import interface_of
+from dmfnet_fast.model import Denoiser, DMFNet, Network, Student, load_model, preset, save_model
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS, Block
+from dmfnet_fast.model.rewrites import of_kind
 from dmfnet_fast.model.weights import load_denoiser, weights_hash
 from dmfnet_fast.montage import montage
-from dmfnet_fast.noise import fusion_noise
-from dmfnet_fast.padding import pad
-from dmfnet_fast.pictures import read_picture
+from dmfnet_fast.network_inputs import network_inputs
+from dmfnet_fast.rules import Interval, Rules, chroma_of, colour_interval, common, neighbourhood_interval, within
 from dmfnet_fast.schedule import level_interval, linear_alpha_bar
 from train import loop
 from train.data import MODALITIES, CropSampler, Pair, load_pairs, split, summary
@@ -30,7 +32,14 @@ from train.recipe import Run
 from train.task import Draw, Task
 from train.widen import widen
 
-EIGHT_BIT = (0.0, 255.0)
+RULES = Rules()
+# This part of the pairs is shown to a network that takes an interval as other rules would have it: it is to serve them
+# all, but first the usual ones.
+OTHER_RULES = 0.15
+# Of the mean distance to the interval, in the loss: outside it the fused image does not change, and would not teach.
+DISTANCE_WEIGHT = 0.5
+# Of the second convolutions of a student's blocks, at the start: their sum begins near the identity.
+SMALL_START = 0.3
 
 
 def random_levels(timesteps: tuple[int, ...], pairs: int, random: np.random.Generator) -> NDArray[np.float64]:
@@ -43,9 +52,12 @@ def start_fusion(fusion: nn.Module, start: nn.Module) -> None:
     """Give a fusion network the weights of one of the same widths, which may fuse other timesteps.
 
     The features of one image at these small timesteps are nearly the same: every timestep begins with the mean of
-    what `start` gives one, times the ratio of their numbers.
+    what `start` gives one, times the ratio of their numbers. A convolution of the interval that `start` does not have
+    begins with zeros.
     """
-    weights, ours = start.state_dict(), fusion.state_dict()
+    ours = fusion.state_dict()
+    weights = {name: weight.clone() for name, weight in start.state_dict().items() if name in ours}
+    weights |= {name: torch.zeros_like(weight) for name, weight in ours.items() if name not in weights}
     for name, weight in weights.items():
         if weight.shape != ours[name].shape:  # of a timestep merge, (D, timesteps x D, 1, 1)
             width = weight.shape[0]
@@ -70,49 +82,152 @@ def unfreeze_up_path(denoiser: Denoiser) -> None:
 
 
 @dataclass(frozen=True)
-class Held:
-    """A pair to validate on, with `b` as its file holds it."""
+class ValidationPair:
+    """A pair to validate on, ready to be fused as the product does."""
 
     pair: Pair
-    b: NDArray[np.uint8]
+    canvas: Canvas
 
 
-def fuse_pair(model: DMFNet, held: Held, device: torch.device) -> tuple[float, list[NDArray[np.uint8]]]:
+def fuse_pair(model: Network, held: ValidationPair, device: torch.device) -> tuple[float, list[NDArray[np.uint8]]]:
     """Fuse a pair as the product does, with the fixed noise and levels of inference, in float32.
 
     Returns:
-        The hybrid loss of the saved picture's luminance, so with what recolouring clips and rounds; and the
-        pictures of a, of b and fused.
+        The hybrid loss of the saved image's luminance, so with what the rules and rounding do; and the images of a, of
+        b and fused.
     """
-    sources = [colour.to_network(picture, EIGHT_BIT) for picture in (held.pair.a, held.b)]
-    (padded_a, inside), (padded_b, _) = (pad(image) for image in sources)
-    noise = torch.tensor(fusion_noise(0, *padded_a.shape, len(model.config.timesteps)), device=device)
+    inputs, inside = network_inputs(interface_of(model.config.to_dict()), [held.canvas])
     with torch.no_grad(), loop.exact():
-        inputs = (torch.from_numpy(image).to(device)[None, None] for image in (padded_a, padded_b))
-        fused = model(*inputs, noise)[0, 0].cpu().numpy()
-    picture = colour.recolour(fused[inside], held.b, EIGHT_BIT)
-    saved = colour.to_network(picture, EIGHT_BIT)
-    objective = hybrid_loss(*(torch.from_numpy(image)[None, None] for image in (saved, *sources)))
-    return objective.item(), [held.pair.a, held.b, picture]
+        fused = model(**{name: torch.tensor(array, device=device) for name, array in inputs.items()})[0, 0].cpu()
+    image = held.canvas.finish(fused.numpy()[inside])
+    luminances = (to_network(image, EIGHT_BIT), held.canvas.a, held.canvas.b)
+    objective = hybrid_loss(*(torch.from_numpy(luminance)[None, None] for luminance in luminances))
+    return objective.item(), [held.pair.a, held.pair.colours, image]
 
 
-def _start(run: Run, preset_name: str | None) -> tuple[DMFNet | None, ModelConfig | None]:
+def intervals(planes: Tensor, kept_chroma: Tensor, invention: Tensor) -> Tensor:
+    """The interval of each pixel, as `Canvas` has it.
+
+    Args:
+        planes: (5, N, 1, H, W) in 0..255, see `data.Pair`.
+        kept_chroma: (N, 1, 1, 1), 0 to 1.
+        invention: whether it is allowed, (N, 1, 1, 1), bool.
+
+    Returns:
+        (N, 2, H, W) in [-1, 1].
+    """
+    black, white = EIGHT_BIT
+    colour = colour_interval(chroma_of(*planes[2:]), kept_chroma, black, white, whole=True)  # type: ignore[arg-type]
+    near = neighbourhood_interval(planes[0], planes[1])
+    near = Interval(near.lowest.masked_fill(invention, black), near.highest.masked_fill(invention, white))
+    return torch.cat(common(colour, near), dim=1).div(127.5).sub(1)
+
+
+def drawn_rules(pairs: int, random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """For each pair the part of the chroma to keep and whether invention is allowed, (pairs, 1, 1, 1) each."""
+    other, kept, invention = random.random((3, pairs, 1, 1, 1))
+    other = other < OTHER_RULES
+    kept = np.where(other, kept, RULES.kept_chroma).astype(np.float32)
+    return kept, np.where(other, invention < 0.5, RULES.invention)
+
+
+def start_student(student: Student) -> None:
+    """Let a network that is initialised begin with the brighter source, and its blocks near the identity."""
+    for block in student.blocks:
+        of_kind(of_kind(block, nn.Sequential)[2], nn.Conv2d).weight.data.mul_(SMALL_START)
+    nn.init.zeros_(student.last.weight)
+
+
+def _start(run: Run, preset_name: str | None) -> tuple[Network | None, NetworkConfig | None]:
     """The weights of --init, made as wide as the preset if they are narrower; and the preset, if one is asked for."""
     config = None if preset_name is None else preset(preset_name)
     if run.init is None:
         return None, config
     start = load_model(run.init)
+    if isinstance(start, Student) or isinstance(config, StudentConfig):
+        if config is not None and config != start.config:
+            raise EngineError(
+                f"{run.init}: is not of preset {preset_name}; students start from their own weights alone"
+            )
+        return start, start.config
     start.denoiser.record = {name: made for name, made in start.record.items() if name == "stage1"}
     if config is not None and config.channels > start.config.channels:
         try:
-            start = widen(start, replace(config, timesteps=start.config.timesteps), run.recipe.seed)
+            wide = replace(start.config, channels=config.channels, norm_groups=config.norm_groups)
+            start = widen(start, wide, run.recipe.seed)
         except ValueError as error:
             raise EngineError(f"{run.init}: cannot become {preset_name}: {error}") from error
     return start, config
 
 
 def _same_widths(one: ModelConfig, other: ModelConfig) -> bool:
-    return replace(one, timesteps=other.timesteps) == other
+    return (one.channels, one.norm_groups) == (other.channels, other.norm_groups)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A network with its start weights, and what the run's identity says of them."""
+
+    model: Network
+    identity: dict[str, Any]
+
+
+def _student(
+    run: Run, config: StudentConfig, start: Student | None, denoiser_path: Path | None, unfreeze: bool,
+    accelerator: Accelerator,
+) -> _Begun:  # fmt: skip
+    if denoiser_path is not None or unfreeze:
+        raise EngineError("a student has no denoiser: leave --denoiser and --unfreeze out")
+    model = Student(config)
+    loop.initialise(model, run, accelerator)
+    if start is None:
+        start_student(model)
+    else:
+        model.load_state_dict(start.state_dict())
+    return _Begun(model, {"student": config.to_dict()})
+
+
+def _dmfnet(
+    run: Run, config: ModelConfig | None, preset_name: str | None, start: DMFNet | None, denoiser_path: Path | None,
+    unfreeze: bool, accelerator: Accelerator,
+) -> _Begun:  # fmt: skip
+    if denoiser_path is not None:
+        source, denoiser = denoiser_path, load_denoiser(denoiser_path)
+    elif run.init is not None and start is not None:
+        source, denoiser = run.init, start.denoiser
+    else:
+        raise EngineError(
+            "no denoiser: give the result of stage 1 as --denoiser FILE, or weights with one as --init FILE"
+        )
+    if start is not None and not _same_widths(start.config, denoiser.config):
+        raise EngineError(f"{run.init}: is of another size than the denoiser in {source}; use two of one preset")
+    config = config or (start or denoiser).config
+    if not _same_widths(config, denoiser.config):
+        raise EngineError(f"{source}: is not of the size of preset {preset_name}; leave --preset out or give another")
+    stage1 = denoiser.record.get("stage1", {})
+    if stage1.get("steps_done", 0) < stage1.get("steps", 0) and accelerator.is_main_process:
+        warn(f"{source}: its training stopped at step {stage1.get('steps_done', 0)} of {stage1['steps']}")
+    model = DMFNet(config)
+    loop.initialise(model, run, accelerator)
+    model.denoiser.load_state_dict(denoiser.state_dict())
+    if start is not None:
+        start_fusion(model.fusion, start.fusion)
+    if config.interval and not (start is not None and start.config.interval):
+        # It begins with the brighter source.
+        for parameter in model.fusion.rgb_decode1.parameters():
+            nn.init.zeros_(parameter)
+    model.denoiser.requires_grad_(False)
+    if unfreeze:
+        unfreeze_up_path(model.denoiser)
+    model.record = denoiser.record
+    identity = {
+        "timesteps": list(config.timesteps),
+        "noise": config.noise,
+        "interval": config.interval,
+        "denoiser": weights_hash(denoiser.state_dict()),
+        "unfrozen": "up-path" if unfreeze else "nothing",
+    }
+    return _Begun(model, identity)
 
 
 class Fusing(Task):
@@ -124,60 +239,52 @@ class Fusing(Task):
         self, run: Run, denoiser_path: Path | None, preset_name: str | None, unfreeze: bool, accelerator: Accelerator
     ) -> None:
         start, config = _start(run, preset_name)
-        if denoiser_path is not None:
-            source, denoiser = denoiser_path, load_denoiser(denoiser_path)
-        elif run.init is not None and start is not None:
-            source, denoiser = run.init, start.denoiser
+        if isinstance(config, StudentConfig):
+            assert start is None or isinstance(start, Student)
+            begun = _student(run, config, start, denoiser_path, unfreeze, accelerator)
         else:
-            raise EngineError(
-                "no denoiser: give the result of stage 1 as --denoiser FILE, or weights with one as --init FILE"
-            )
-        if start is not None and not _same_widths(start.config, denoiser.config):
-            raise EngineError(f"{run.init}: is of another size than the denoiser in {source}; use two of one preset")
-        config = config or (start or denoiser).config
-        if not _same_widths(config, denoiser.config):
-            raise EngineError(
-                f"{source}: is not of the size of preset {preset_name}; leave --preset out or give another"
-            )
-        stage1 = denoiser.record.get("stage1", {})
-        if stage1.get("steps_done", 0) < stage1.get("steps", 0) and accelerator.is_main_process:
-            warn(f"{source}: its training stopped at step {stage1.get('steps_done', 0)} of {stage1['steps']}")
+            assert start is None or isinstance(start, DMFNet)
+            begun = _dmfnet(run, config, preset_name, start, denoiser_path, unfreeze, accelerator)
         pairs = load_pairs(run.data, run.recipe.crop)
         training, validation = split(pairs)
-        self.validation = [Held(pair, read_picture(pair.source)) for pair in validation]
+        self.validation = [ValidationPair(pair, Canvas(pair.a, pair.colours)) for pair in validation]
         accelerator.print(summary(pairs, training), file=sys.stderr)
         self.run, self.device = run, accelerator.device
         self.sampler = CropSampler(training, run.recipe.crop)
-        self.network = self.model = DMFNet(config)
-        loop.initialise(self.model, run, accelerator)
-        self.model.denoiser.load_state_dict(denoiser.state_dict())
-        if start is not None:
-            start_fusion(self.model.fusion, start.fusion)
-        # Without dropout, and frozen: its features are an input here, until at the end its up-path joins in.
+        self.network = self.model = begun.model
+        # Without dropout: the denoiser's features are an input here, until at the end its up-path joins in.
         self.model.eval()
-        self.model.denoiser.requires_grad_(False)
-        if unfreeze:
-            unfreeze_up_path(self.model.denoiser)
-        self.model.record = denoiser.record
         self.identity = {
             "stage": 2,
-            "timesteps": list(config.timesteps),
-            "denoiser": weights_hash(denoiser.state_dict()),
-            "unfrozen": "up-path" if unfreeze else "nothing",
             "init": loop.started_from(None if run.init is None else load_model(run.init), "stage2"),
+            **begun.identity,
             **loop.common_identity(run, pairs, training),
         }
 
     def loss(self, network: nn.Module, draw: Draw) -> Tensor:
+        """The hybrid loss of what would be saved, after both rules, and the mean distance to the interval."""
         batch, crop = self.run.recipe.batch, self.run.recipe.crop
-        a, b = self.sampler.pairs(batch, draw)
-        timesteps = self.model.config.timesteps
-        levels = draw.upload(random_levels(timesteps, batch, draw.random)[:, draw.share])
-        noise = draw.normal(len(timesteps), 2, batch, 1, crop, crop)[:, :, draw.share]
+        planes = self.sampler.planes(batch, draw)
+        a, b = planes[:2].div(127.5).sub(1)
+        kept, invention = (draw.upload(values[draw.share]) for values in drawn_rules(batch, draw.random))
+        config = self.model.config
+        given: dict[str, Tensor] = {}
+        if isinstance(config, ModelConfig):
+            timesteps = config.timesteps
+            if config.noise:
+                given["levels"] = draw.upload(random_levels(timesteps, batch, draw.random)[:, draw.share])
+                given["noise"] = draw.normal(len(timesteps), 2, batch, 1, crop, crop)[:, :, draw.share]
+        takes_interval = isinstance(config, StudentConfig) or config.interval
+        if not takes_interval:
+            kept, invention = torch.full_like(kept, RULES.kept_chroma), torch.full_like(invention, RULES.invention)
+        interval = intervals(planes, kept, invention)
+        if takes_interval:
+            given |= {"interval": interval, "bounded": False}  # type: ignore[dict-item]
         with loop.autocast(self.run):
-            fused = network(a, b, noise, levels)
+            fused = network(a, b, **given).float()
         with loop.exact():
-            return hybrid_loss(fused.float(), a, b)
+            saved = within(fused, Interval(*interval.split(1, dim=1)))
+            return hybrid_loss(saved, a, b) + DISTANCE_WEIGHT * (fused - saved).abs().mean()
 
     @property
     def scores(self) -> list[str]:

@@ -24,10 +24,11 @@ from tqdm import tqdm
 from dmfnet_fast.devices import torch_device
 from dmfnet_fast.errors import DMFNetError, EngineError
 from dmfnet_fast.files import make_folder
-from dmfnet_fast.model import Denoiser, DMFNet
+from dmfnet_fast.model import Denoiser, Network
 from dmfnet_fast.model.weights import weights_hash
 from train import checkpoint
 from train.data import Pair, fingerprint
+from train.muon import Muon
 from train.recipe import Recipe, Run
 from train.task import Draw, Task
 
@@ -114,7 +115,7 @@ def exact() -> AbstractContextManager[None]:
     return cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, allow_tf32=False)
 
 
-def started_from(model: DMFNet | Denoiser | None, stage: str) -> dict[str, Any] | None:
+def started_from(model: Network | Denoiser | None, stage: str) -> dict[str, Any] | None:
     """What a run's record says about the weights that it started from."""
     return None if model is None else {"weights": weights_hash(model.state_dict()), **model.record.get(stage, {})}
 
@@ -314,7 +315,11 @@ def train(task: Task, run: Run, accelerator: Accelerator) -> dict[str, Any]:
     make_folder(run.out)
     recipe, path = run.recipe, run.out / f"{task.name}-checkpoint.pt"
     parameters = [p for p in task.network.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    optimiser: torch.optim.Optimizer
+    if recipe.optimizer == "muon":
+        optimiser = Muon(parameters, recipe.learning_rate, recipe.weight_decay)
+    else:
+        optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
     network = torch.compile(task.network) if run.compiled else task.network
     network, optimiser = accelerator.prepare(network, optimiser)
     average = _Average(parameters)  # only now have all processes the same weights

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 Precision: TypeAlias = Literal["bf16", "tf32", "float32"]
+Optimizer: TypeAlias = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Recipe:
         batch: pairs of crops a step, over all processes.
         crop: side of the square crops, pixels; a multiple of 16, at least 64.
         learning_rate: the peak, after `warmup` steps but at most a tenth of all; then a half cosine to 1% of it.
-        weight_decay: of AdamW.
+        optimizer: "adamw", as published but for its decay, or "muon" (see `train.muon`).
+        weight_decay: of the optimiser.
         ema: decay of the weights' moving average, which is what the run delivers.
         clip: largest gradient norm.
         seed: of the weights' start and of every random draw.
@@ -29,6 +31,7 @@ class Recipe:
     batch: int
     crop: int
     learning_rate: float
+    optimizer: Optimizer = "adamw"
     weight_decay: float = 0.01
     warmup: int = 200
     ema: float = 0.999

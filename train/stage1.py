@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from dmfnet_fast.commands.shared import command
-from dmfnet_fast.config import PRESETS
+from dmfnet_fast.config import DMFNET_PRESETS
 from train.options import report, training_options
 from train.recipe import Run
 
 
 @command()
-@training_options(steps=20_000, batch=16, learning_rate=1e-3)
-@click.option("--preset", default="tiny", type=click.Choice(list(PRESETS)), help="Size.")
+@training_options(steps=20_000, batch=16, learning_rate=1e-3, optimizer="adamw")
+@click.option("--preset", default="tiny", type=click.Choice(list(DMFNET_PRESETS)), help="Size.")
 def main(run: Run, preset: str) -> None:
     """Train the denoiser on all images of DATA/train; write OUT/denoiser.safetensors.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ def widen(model: DMFNet, config: ModelConfig, seed: int = 0) -> DMFNet:
     """
     old = model.config
     times = config.channels // old.channels
-    if config != ModelConfig(old.channels * times, old.norm_groups * times, old.timesteps) or times < 2:
+    if config != replace(old, channels=old.channels * times, norm_groups=old.norm_groups * times) or times < 2:
         raise ValueError(f"{config}: is not a multiple of {old}")
     wide = DMFNet(config)
     generator = torch.Generator().manual_seed(seed)

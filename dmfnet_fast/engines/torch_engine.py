@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.devices import torch_device
+from dmfnet_fast.devices import has_native_bfloat16, torch_device
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.engines.base import Engine, Precision
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
@@ -25,14 +24,6 @@ KEPT_SIZES = 4  # whose graphs stay in GPU memory
 OLDEST_WITH_KERNELS = (8, 0)  # compute capability; Triton supports none before it
 # Of all pairs that go through the GPU at once. Base has 0.8 GB of tensors alive for each 256x256 (counted).
 PIXELS_AT_ONCE = 4 * 256 * 256
-
-
-def _fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively: AVX512-BF16, AMX, or Arm's."""
-    if platform.machine().lower() in ("aarch64", "arm64"):
-        # Builds of torch without oneDNN, as for macOS, do not have the operator.
-        return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _kernels(device: Any) -> tuple[bool, str]:
@@ -68,7 +59,7 @@ class TorchEngine(Engine):
             )
         if precision == "auto":
             half: Literal["bfloat16", "float16"] = "bfloat16" if self._on_cpu else "float16"
-            precision = half if not self._on_cpu or _fast_bfloat16() else "float32"
+            precision = half if not self._on_cpu or has_native_bfloat16("cpu") else "float32"
         if self._on_cpu and precision == "float16":
             raise EngineError("precision 'float16': on a CPU use auto, float32 or bfloat16")
         if threads is not None:

@@ -5,10 +5,24 @@ from dmfnet_fast.errors import require
 require("torch", extra="torch")
 require("safetensors", extra="torch")
 
-from dmfnet_fast.config import PRESETS, ModelConfig, preset  # noqa: E402
+from dmfnet_fast.config import PRESETS, ModelConfig, StudentConfig, preset  # noqa: E402
 from dmfnet_fast.model.denoiser import Denoiser  # noqa: E402
 from dmfnet_fast.model.network import DMFNet  # noqa: E402
 from dmfnet_fast.model.rewrites import optimize  # noqa: E402
-from dmfnet_fast.model.weights import load_model, save_model  # noqa: E402
+from dmfnet_fast.model.student import Student  # noqa: E402
+from dmfnet_fast.model.weights import Network, load_model, network_of, save_model  # noqa: E402
 
-__all__ = ["PRESETS", "DMFNet", "Denoiser", "ModelConfig", "load_model", "optimize", "preset", "save_model"]
+__all__ = [
+    "PRESETS",
+    "DMFNet",
+    "Denoiser",
+    "ModelConfig",
+    "Network",
+    "Student",
+    "StudentConfig",
+    "load_model",
+    "network_of",
+    "optimize",
+    "preset",
+    "save_model",
+]

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dmfnet_fast.config import preset
+from dmfnet_fast.config import DMFNET_PRESETS
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.model.network import DMFNet
-from dmfnet_fast.model.weights import check_tensors, empty_model, weights_hash
+from dmfnet_fast.model.weights import check_tensors, weights_hash
 
 DENOISER_PREFIX = "denoise_fn."
 
@@ -54,7 +54,8 @@ def convert_checkpoints(denoiser: str | os.PathLike[str], fusion: str | os.PathL
         if name.startswith(DENOISER_PREFIX)
     }
     fusion_tensors = _read_checkpoint(fusion)
-    model = empty_model(DMFNet, preset("base"))
+    with torch.device("meta"):  # parameters have shapes but no memory, until they are assigned
+        model = DMFNet(DMFNET_PRESETS["base"])
     for path, tensors, module in (
         (denoiser, denoiser_tensors, model.denoiser),
         (fusion, fusion_tensors, model.fusion),

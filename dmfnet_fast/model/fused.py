@@ -21,6 +21,7 @@ from dmfnet_fast.model.rewrites import (
     PassByPass,
     SplitMerge,
     TransposedUpsample,
+    finished,
     of_kind,
 )
 from dmfnet_fast.neighbours import neighbour
@@ -276,13 +277,17 @@ class FusedPasses(nn.Module):
         for n, module in enumerate(decoder):
             decoder[n] = FusedLevel(module) if isinstance(module, JointLevel) else nn.Identity()
 
-    def forward(self, a: Tensor, b: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, a: Tensor, b: Tensor, noise: Tensor | None = None, interval: Tensor | None = None) -> Tensor:
         """As `DMFNet.forward`."""
         dtype = of_kind(self.denoiser.init_conv, FusedConv).conv.weight.dtype
-        noisy = diffuse(a, b, noise, self.levels, self.sigmas, dtype)
+        if noise is None:
+            noisy = torch.cat([a, b]).to(dtype)
+        else:
+            noisy = diffuse(a, b, noise, self.levels, self.sigmas, dtype)
         merges = self.fusion.merges
         assert isinstance(merges, nn.ModuleList)
         features = self.denoiser.features(noisy, 0)
         merged = [merge(feature.values) for merge, feature in zip(merges, features, strict=True)]
         pairs = a.shape[0]
-        return self.fusion([feature[:pairs] for feature in merged], [feature[pairs:] for feature in merged])
+        halves = [[feature[:pairs] for feature in merged], [feature[pairs:] for feature in merged]]
+        return finished(self.fusion, halves, a, b, interval)

@@ -124,11 +124,14 @@ class FusionNetwork(nn.Module):
         self.decoder = nn.ModuleList(decoder)
         self.rgb_decode2 = Head(base, base // 2)
         self.rgb_decode1 = Head(base // 2, 1)
+        # Not in the paper; beside rgb_decode2, which sees the features alone.
+        self.interval = nn.Conv2d(2, base // 2, 3, padding=1, bias=False) if config.interval else None
 
-    def forward(self, features_a: list[Tensor], features_b: list[Tensor]) -> Tensor:
+    def forward(self, features_a: list[Tensor], features_b: list[Tensor], interval: Tensor | None = None) -> Tensor:
         """Fuse five pairs of features, coarsest first, the T timesteps' channels joined.
 
-        Shapes: (N, 2TC, H/16, W/16), then (N, TC, ...) up to (N, TC, H, W). Returns (N, 1, H, W) in [-1, 1].
+        Shapes: (N, 2TC, H/16, W/16), then (N, TC, ...) up to (N, TC, H, W). Returns (N, 1, H, W): in [-1, 1], or, where
+        the network takes an `interval` (N, 2, H, W), what is to be added to the brighter source.
         """
         outputs: list[Tensor] = []
         for level, (a, b) in enumerate(zip(features_a, features_b, strict=True)):
@@ -141,10 +144,17 @@ class FusionNetwork(nn.Module):
                     outputs[level - 2] if level >= 2 else None,
                 )
             )
-        hidden = F.leaky_relu(self.rgb_decode2(outputs[-1]), 0.2)
+        hidden = self.rgb_decode2(outputs[-1])
+        if self.interval is not None:
+            assert interval is not None
+            hidden = hidden + self.interval(interval.to(hidden.dtype))
+        result = self._last(F.leaky_relu(hidden, 0.2))
+        return torch.tanh(result) if self.interval is None else result
+
+    def _last(self, hidden: Tensor) -> Tensor:
         weight = self.rgb_decode1.conv.weight
         if hidden.dtype == weight.dtype:
-            return torch.tanh(self.rgb_decode1(hidden))
+            return self.rgb_decode1(hidden)
         # bfloat16's steps of 1/256 near black are half a grey level: under autocast too, the picture is float32.
         with torch.autocast(hidden.device.type, enabled=False):
-            return torch.tanh(self.rgb_decode1(hidden.to(weight.dtype)))
+            return self.rgb_decode1(hidden.to(weight.dtype))

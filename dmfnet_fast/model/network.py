@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dmfnet_fast.config import ModelConfig
 from dmfnet_fast.model.denoiser import Denoiser
 from dmfnet_fast.model.fusion import FusionNetwork
+from dmfnet_fast.model.student import from_brighter
 from dmfnet_fast.schedule import fusion_levels
 
 
@@ -30,13 +31,14 @@ class DMFNet(nn.Module):
         self.fusion = FusionNetwork(config)
 
     def features(
-        self, a: Tensor, b: Tensor, noise: Tensor, levels: Tensor | None = None
+        self, a: Tensor, b: Tensor, noise: Tensor | None = None, levels: Tensor | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The denoiser's features of both images, as the fusion network takes them.
 
         Args:
             a, b: images (N, 1, H, W) in [-1, 1].
-            noise: standard normal, (T, 2, H, W), or (T, 2, N, 1, H, W) for a draw per pair.
+            noise: standard normal, (T, 2, H, W), or (T, 2, N, 1, H, W) for a draw per pair; None for a network
+                without noise.
             levels: noise levels (T, N) in float64, shared by the images of a pair; the fixed ones of
                 inference when not given.
         """
@@ -44,9 +46,11 @@ class DMFNet(nn.Module):
         if levels is None:
             levels = torch.tensor([level for level, _ in fusion_levels(self.config.timesteps)], dtype=torch.float64)
             levels = levels[:, None].expand(-1, pairs)
+        images = torch.cat([a, b])
+        if noise is None:
+            return self._halves([list(self.denoiser.features(images, levels[0].repeat(2)[:, None].to(images)))])
         if noise.dim() == 4:
             noise = noise[:, :, None, None].expand(-1, -1, pairs, -1, -1, -1)
-        images = torch.cat([a, b])
         by_timestep = []
         for s, n in zip(levels, noise, strict=True):
             s = s.repeat(2)[:, None]
@@ -55,19 +59,37 @@ class DMFNet(nn.Module):
             level = s.to(images)
             noisy = level[..., None, None] * images + sigma[..., None, None] * n.flatten(0, 1)
             by_timestep.append(list(self.denoiser.features(noisy, level)))
+        return self._halves(by_timestep)
+
+    @staticmethod
+    def _halves(by_timestep: list[list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+        """Features of a and of b, all timesteps joined."""
         joined = [torch.cat(timesteps, dim=1) for timesteps in zip(*by_timestep, strict=True)]
         halves = [feature.chunk(2) for feature in joined]
         return [half[0] for half in halves], [half[1] for half in halves]
 
-    def forward(self, a: Tensor, b: Tensor, noise: Tensor, levels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        a: Tensor,
+        b: Tensor,
+        noise: Tensor | None = None,
+        interval: Tensor | None = None,
+        levels: Tensor | None = None,
+        bounded: bool = True,
+    ) -> Tensor:
         """Fuse.
 
         Args:
             a: the anatomical images, luminance (N, 1, H, W) in [-1, 1]; H and W multiples of 16, at least 64.
             b: the other modality's, likewise.
             noise, levels: as `features` takes them; the product gives noise (T, 2, H, W), the same for every pair.
+            interval: for a network that takes it, the least and the greatest luminance of each pixel, (N, 2, H, W).
+            bounded: whether the result is moved into the interval; a loss wants to see how far outside it is.
 
         Returns:
-            Fused luminance (N, 1, H, W) in [-1, 1].
+            Fused luminance (N, 1, H, W): in [-1, 1], or in the interval if there is one.
         """
-        return self.fusion(*self.features(a, b, noise, levels))
+        result = self.fusion(*self.features(a, b, noise, levels), interval)
+        if interval is None:
+            return result
+        return from_brighter(result, a, b, interval, bounded)

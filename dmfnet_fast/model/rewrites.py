@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from dmfnet_fast.errors import require
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS, Block, Resample, Upsample
-from dmfnet_fast.model.fusion import AdaptiveAttention, FusionLevel, TimestepMerge, upsample2
+from dmfnet_fast.model.fusion import AdaptiveAttention, FusionLevel, FusionNetwork, TimestepMerge, upsample2
 from dmfnet_fast.model.network import DMFNet
+from dmfnet_fast.model.student import Student, from_brighter
 from dmfnet_fast.schedule import fusion_levels
 
 if TYPE_CHECKING:
@@ -229,13 +230,15 @@ class PassByPass(nn.Module):
         self.register_buffer("sigmas", torch.tensor(sigmas, dtype=torch.float32, device=device))
         self.fixed = False  # whether the blocks know the noise levels
 
-    def _noisy(self, a: Tensor, b: Tensor, noise: Tensor, step: int) -> list[Tensor]:
+    def _noisy(self, a: Tensor, b: Tensor, noise: Tensor | None, step: int) -> list[Tensor]:
         """What the denoiser gets at a timestep: a and b, or both in one batch. Diffused in float32."""
-        noisy = [self.levels[step] * image + self.sigmas[step] * noise[step, n] for n, image in enumerate((a, b))]
+        noisy = [a, b]
+        if noise is not None:
+            noisy = [self.levels[step] * image + self.sigmas[step] * noise[step, n] for n, image in enumerate(noisy)]
         images = [torch.cat(noisy)] if self.together else noisy
         return [image.to(self.denoiser.init_conv.weight.dtype) for image in images]
 
-    def forward(self, a: Tensor, b: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, a: Tensor, b: Tensor, noise: Tensor | None = None, interval: Tensor | None = None) -> Tensor:
         """As `DMFNet.forward`."""
         merges = [of_kind(merge, SplitMerge) for merge in self.fusion.decoder[::2]]
         totals: list[list[Tensor]] = [[] for _ in range(1 if self.together else 2)]
@@ -250,7 +253,17 @@ class PassByPass(nn.Module):
         if self.together:
             pairs = a.shape[0]  # torch.export takes chunk(2) and len(a) for a fixed number of pairs
             totals = [[total[:pairs] for total in totals[0]], [total[pairs:] for total in totals[0]]]
-        return self.fusion(*totals)
+        return finished(self.fusion, totals, a, b, interval)
+
+
+def finished(
+    fusion: FusionNetwork, features: list[list[Tensor]], a: Tensor, b: Tensor, interval: Tensor | None
+) -> Tensor:
+    """What the fusion network makes of both images' features; with an interval, within that."""
+    result = fusion(features[0], features[1], interval)
+    if interval is None:
+        return result
+    return from_brighter(result, a, b, interval)
 
 
 def drop_unused_blocks(model: DMFNet) -> None:
@@ -332,12 +345,15 @@ REWRITES: tuple[Callable[[PassByPass], None], ...] = (
 REWRITES_BEFORE_KERNELS = tuple(r for r in REWRITES if r not in (avoid_concatenations, split_attention))
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 def reduce_precision(net: PassByPass | FusedPasses, precision: Precision) -> None:
     """Compute in half precision, once noise levels are folded; diffusion, last convolution and tanh stay float32.
 
     PyTorch's GroupNorm and means of half-precision tensors, and our kernels, keep their statistics in float32.
     """
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    dtype = DTYPES[precision]
     # Our kernels take the noise biases as they are; PyTorch's convolutions want them in their own type.
     exact = [] if isinstance(net, PassByPass) else [m for m in net.modules() if "biases" in m._buffers]
     biases = [module.biases for module in exact]
@@ -349,24 +365,26 @@ def reduce_precision(net: PassByPass | FusedPasses, precision: Precision) -> Non
 
 
 def optimize(
-    model: DMFNet, precision: Precision = "float32", together: bool = False, kernels: bool = False
-) -> PassByPass | FusedPasses:
+    model: DMFNet | Student, precision: Precision = "float32", together: bool = False, kernels: bool = False
+) -> PassByPass | FusedPasses | Student:
     """The same network for inference, rewritten; `model` stays as it is.
 
     Args:
-        model: as trained, float32, on any device.
+        model: as trained, float32, on any device. A student has nothing to rewrite but its precision.
         precision: of the arithmetic. Inputs and outputs are float32 in any case.
         together: give both images to the denoiser as one batch, rather than one after the other.
         kernels: compute with our Triton kernels, for NVIDIA GPUs of compute capability 8.0 and later; all passes go
             through the denoiser as one batch then, whatever `together` says. On a CPU their references are run.
 
     Returns:
-        A module with `DMFNet`'s forward(a, b, noise), on the model's device, in eval mode.
+        A module with the model's forward, on its device, in eval mode.
 
     Raises:
         MissingExtraError: `kernels` without Triton.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
+    if isinstance(model, Student):
+        return model.to(DTYPES[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
     drop_unused_blocks(model)
     passes = PassByPass(model, together)
     for rewrite in REWRITES_BEFORE_KERNELS if kernels else REWRITES:

@@ -8,22 +8,23 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dmfnet_fast.config import ModelConfig
+from dmfnet_fast.config import ModelConfig, StudentConfig, config_from_dict
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.files import replacing
 from dmfnet_fast.fusion_file import FORMAT
 from dmfnet_fast.model.denoiser import Denoiser
 from dmfnet_fast.model.network import DMFNet
+from dmfnet_fast.model.student import Student
 
-Model = TypeVar("Model", DMFNet, Denoiser)
-_KINDS: dict[type[DMFNet | Denoiser], str] = {DMFNet: "dmfnet", Denoiser: "denoiser"}
+Network: TypeAlias = DMFNet | Student  # what fuses
+_KINDS: dict[type[Network | Denoiser], str] = {DMFNet: "dmfnet", Denoiser: "denoiser", Student: "student"}
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -58,13 +59,27 @@ def check_tensors(source: str, tensors: Mapping[str, Tensor], expected: Mapping[
         raise EngineError(f"{source}: its tensors do not fit the network: {shown}")
 
 
-def empty_model(kind: type[Model], config: ModelConfig) -> Model:
-    """A model whose parameters have shapes but no memory, to be filled by `load_state_dict(assign=True)`."""
+def network_of(config: ModelConfig | StudentConfig) -> Network:
+    """A network of this configuration, with PyTorch's random weights."""
+    return Student(config) if isinstance(config, StudentConfig) else DMFNet(config)
+
+
+def _empty_model(kind: type[Network | Denoiser], config: ModelConfig | StudentConfig) -> Network | Denoiser:
+    """A model whose parameters have shapes but no memory, to be filled by `load_state_dict(assign=True)`.
+
+    Raises:
+        TypeError: the configuration is not of this kind.
+    """
     with torch.device("meta"):
-        return kind(config)
+        if kind is Denoiser and isinstance(config, ModelConfig):
+            return Denoiser(config)
+        model = network_of(config)
+    if type(model) is not kind:
+        raise TypeError(f"a {_KINDS[kind]} has no such configuration")
+    return model
 
 
-def save_model(model: DMFNet | Denoiser, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
+def save_model(model: Network | Denoiser, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
     """Write `model` to `path` (.safetensors), whole or not at all.
 
     The metadata carries the model's kind, configuration, training record (`model.record`, anything that
@@ -115,7 +130,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def _load(path: str | os.PathLike[str], *wanted: type[DMFNet | Denoiser]) -> DMFNet | Denoiser:
+def _load(path: str | os.PathLike[str], *wanted: type[Network | Denoiser]) -> Network | Denoiser:
     path = Path(path)
     with _opened(path) as file:
         metadata: dict[str, str] = file.metadata() or {}
@@ -128,12 +143,11 @@ def _load(path: str | os.PathLike[str], *wanted: type[DMFNet | Denoiser]) -> DMF
     if metadata.get("kind") not in kinds:
         raise EngineError(f"{path}: holds a {metadata.get('kind')}, a {' or '.join(kinds)} is needed")
     try:
-        config = ModelConfig.from_dict(json.loads(metadata["config"]))
+        config = config_from_dict(json.loads(metadata["config"]))
         record: dict[str, Any] = json.loads(metadata["training"])
+        model = _empty_model(kinds[metadata["kind"]], config)
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"{path}: its metadata is damaged: {error}") from error
-    kind = kinds[metadata["kind"]]
-    model = empty_model(DMFNet, config) if kind is DMFNet else empty_model(Denoiser, config)
     check_tensors(str(path), tensors, model.state_dict())
     if metadata.get("sha256") != weights_hash(tensors):
         raise EngineError(f"{path}: its weights do not match their hash: the file is damaged; fetch it again")
@@ -144,14 +158,14 @@ def _load(path: str | os.PathLike[str], *wanted: type[DMFNet | Denoiser]) -> DMF
     return model.eval()
 
 
-def load_model(path: str | os.PathLike[str]) -> DMFNet:
+def load_model(path: str | os.PathLike[str]) -> Network:
     """Open a weights file as a float32 network in eval mode, on the CPU.
 
     Raises:
         EngineError: the file is missing, damaged, of another kind or does not fit the network.
     """
-    model = _load(path, DMFNet)
-    assert isinstance(model, DMFNet)
+    model = _load(path, DMFNet, Student)
+    assert not isinstance(model, Denoiser)
     return model
 
 
@@ -164,5 +178,6 @@ def load_denoiser(path: str | os.PathLike[str]) -> Denoiser:
     model = _load(path, Denoiser, DMFNet)
     if isinstance(model, Denoiser):
         return model
+    assert isinstance(model, DMFNet)
     model.denoiser.record = {name: made for name, made in model.record.items() if name == "stage1"}
     return model.denoiser

@@ -1,0 +1,38 @@
+"""Pairs as a network takes them: padded, in a batch, with the fixed noise where it takes noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmfnet_fast.colour import Canvas
+from dmfnet_fast.fusion_file import Interface
+from dmfnet_fast.noise import fusion_noise
+from dmfnet_fast.padding import pad
+
+
+def network_inputs(
+    interface: Interface, canvases: Sequence[Canvas], seed: int = 0
+) -> tuple[dict[str, NDArray[np.float32]], tuple[slice, slice]]:
+    """One batch of pairs that are of one size.
+
+    Args:
+        interface: of the network.
+        canvases: the pairs.
+        seed: of the noise.
+
+    Returns:
+        The network's inputs by name, contiguous float32; and where the images lie in its output.
+    """
+    padded_a, padded_b = (
+        [pad(image)[0] for image in images] for images in zip(*((c.a, c.b) for c in canvases), strict=True)
+    )
+    _, inside = pad(canvases[0].a)
+    inputs = {"a": np.stack(padded_a)[:, None], "b": np.stack(padded_b)[:, None]}
+    if interface.timesteps:
+        inputs["noise"] = fusion_noise(seed, *padded_a[0].shape, interface.timesteps)
+    if interface.interval:
+        inputs["interval"] = np.stack([[pad(end)[0] for end in canvas.interval] for canvas in canvases])
+    return inputs, inside

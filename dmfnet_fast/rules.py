@@ -1,0 +1,176 @@
+"""The two rules of a fused image: colour is the tracer, and nothing is invented.
+
+A pixel of b keeps at least a stated part of its chroma, which bounds the luminance that it can be given: yellow does
+not exist as bright as white. And the fused luminance of a pixel lies within what the sources show in its 3x3
+neighbourhood. Both are intervals of luminance, and both contain the luminance that b has itself, so they always have
+a common part.
+
+One definition serves numpy, PyTorch (training, GPUs) and, exported from that, ONNX: every function takes arrays of
+either library. Whole-numbered images give the same values in all three, bit for bit: sums are of whole numbers that
+the type holds exactly, so no compiler can round them otherwise, and products are rounded once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from dmfnet_fast.errors import require
+
+Array: TypeAlias = Any  # numpy.ndarray or torch.Tensor
+
+# BT.601 in thousandths, which are whole numbers.
+RED, GREEN, BLUE = 299.0, 587.0, 114.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds for every pixel of a fused image.
+
+    Attributes:
+        kept_chroma: the least part of b's chroma that a pixel keeps, 0 to 1. At 0 the luminance is the network's own,
+            and saturated colours go pale where it is bright; at 1 no colour changes, and detail in them is faint.
+        invention: whether luminances are allowed that neither source has in the 3x3 neighbourhood.
+
+    Raises:
+        ValueError: `kept_chroma` is out of range.
+    """
+
+    kept_chroma: float = 0.75
+    invention: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.kept_chroma <= 1:
+            raise ValueError(f"kept chroma {self.kept_chroma}: must lie between 0 and 1")
+
+
+class Interval(NamedTuple):
+    """The least and the greatest luminance that each pixel may have, of one shape."""
+
+    lowest: Array
+    highest: Array
+
+
+class Chroma(NamedTuple):
+    """The colours of b, taken apart.
+
+    Attributes:
+        channels: red, green and blue, of one shape, in b's own units.
+        luminance: BT.601, in thousandths of b's units.
+        above: how far the brightest channel lies above the luminance, in thousandths.
+        below: how far the darkest lies below it, likewise.
+    """
+
+    channels: tuple[Array, Array, Array]
+    luminance: Array
+    above: Array
+    below: Array
+
+
+def _library(array: Array) -> Any:
+    return np if isinstance(array, np.ndarray) else require("torch", extra="torch")
+
+
+def _extreme_of_3(x: Array, choose: Any, axis: int) -> Array:
+    """`choose` (minimum or maximum) over each element and its two neighbours along `axis`, -1 or -2."""
+    first, last = (x[..., :1], x[..., -1:]) if axis == -1 else (x[..., :1, :], x[..., -1:, :])
+    fore, aft = (x[..., :-1], x[..., 1:]) if axis == -1 else (x[..., :-1, :], x[..., 1:, :])
+    pairs = choose(fore, aft)
+    join = _library(x).concatenate
+    # Element n is the extreme of pairs n - 1 and n; at the ends there is only one.
+    return choose(join((first, pairs), axis=axis), join((pairs, last), axis=axis))
+
+
+def neighbourhood_interval(a: Array, b: Array) -> Interval:
+    """The luminances between the darkest and the brightest that either source has in each pixel's 3x3 neighbourhood.
+
+    Args:
+        a, b: luminances (..., H, W) in one unit, of any type; H and W at least 2. Beyond the border there is nothing.
+    """
+    xp = _library(a)
+    darkest, brightest = xp.minimum(a, b), xp.maximum(a, b)
+    for axis in (-1, -2):
+        darkest = _extreme_of_3(darkest, xp.minimum, axis)
+        brightest = _extreme_of_3(brightest, xp.maximum, axis)
+    return Interval(darkest, brightest)
+
+
+def chroma_of(red: Array, green: Array, blue: Array) -> Chroma:
+    """Take colours apart; channels of one shape and of one floating-point type.
+
+    For whole numbers that type must hold a thousand times the largest: float32 does for 8 bits, float64 for 16.
+    """
+    xp = _library(red)
+    luminance = RED * red + GREEN * green + BLUE * blue
+    brightest = xp.maximum(xp.maximum(red, green), blue)
+    darkest = xp.minimum(xp.minimum(red, green), blue)
+    return Chroma((red, green, blue), luminance, 1000 * brightest - luminance, luminance - 1000 * darkest)
+
+
+def colour_interval(chroma: Chroma, kept: float, black: float, white: float, whole: bool) -> Interval:
+    """The luminances at which `kept` of each pixel's chroma exists.
+
+    With luminance y and k times the chroma, a channel c becomes y + k (c - Y), which must lie between black and white.
+
+    Args:
+        chroma: of b.
+        kept: part of the chroma that must remain, 0 to 1.
+        black, white: b's range.
+        whole: whether luminances are whole numbers, so that the ends are to be.
+    """
+    xp = _library(chroma.luminance)
+    lowest = chroma.below * (kept / 1000) + black
+    highest = white - chroma.above * (kept / 1000)
+    if whole:
+        lowest, highest = xp.ceil(lowest), xp.floor(highest)
+    return Interval(lowest, xp.maximum(lowest, highest))
+
+
+def within(y: Array, interval: Interval) -> Array:
+    """`y` moved into the interval, as little as must be."""
+    xp = _library(y)
+    return xp.minimum(xp.maximum(y, interval.lowest), interval.highest)
+
+
+def common(colour: Interval, neighbourhood: Interval) -> Interval:
+    """The part that two intervals have in common; `colour` has the last word where rounding leaves none."""
+    return Interval(within(neighbourhood.lowest, colour), within(neighbourhood.highest, colour))
+
+
+def recoloured(y: Array, chroma: Chroma, black: float, white: float, whole: bool) -> tuple[Array, Array, Array]:
+    """Red, green and blue with the luminance `y` and the hue of b.
+
+    Keeping Cb and Cr while Y changes means adding the change of Y to all three channels: by BT.601 R = Y + 1.402 Cr and
+    B = Y + 1.772 Cb, and G follows from Y. Where the result would leave the range, Cb and Cr shrink by one factor, as
+    little as must be: luminance and hue stay, the colour is paler.
+
+    Args:
+        y: the fused luminance, within black and white; of whole numbers if `whole`.
+        chroma: of b.
+        black, white: b's range.
+        whole: whether the channels are to be whole numbers.
+    """
+    xp = _library(y)
+    least = 1.0 if whole else 1e-30  # for grey pixels, whose chroma is 0 whatever it is multiplied by
+    above, below = (_at_least(xp, part, least) for part in (chroma.above, chroma.below))
+    factor = xp.minimum(1000 * (white - y) / above, 1000 * (y - black) / below)
+    exists = factor >= 1
+    if whole:
+        shift = xp.round((1000 * y - chroma.luminance) * 0.001)
+        factor = factor * 0.001
+    result = []
+    for channel in chroma.channels:
+        difference = 1000 * channel - chroma.luminance
+        if whole:
+            # The shift, rounded once for all three, keeps the differences of the channels exactly.
+            result.append(xp.where(exists, channel + shift, y + xp.round(difference * factor)))
+        else:
+            paler = y + difference * 0.001 * factor
+            result.append(xp.where(exists, y + difference * 0.001, paler).clip(black, white))
+    return result[0], result[1], result[2]
+
+
+def _at_least(xp: Any, x: Array, least: float) -> Array:
+    return x.clip(min=least)
