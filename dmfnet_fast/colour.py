@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,16 @@ from dmfnet_fast.rules import (
     colour_interval,
     common,
     neighbourhood_interval,
+    paler,
     recoloured,
+    room_of,
+    shift_of,
     within,
 )
 
 EIGHT_BIT = (0.0, 255.0)
 DEFAULT_RULES = Rules()
+PIXELS_AT_ONCE = 2**14
 LUMINANCE = np.array([RED, GREEN, BLUE]) / 1000
 # A channel spread above this part of the range, in more than this part of the pixels, is colour; below it is
 # the tint that JPEG leaves on grey.
@@ -122,7 +127,8 @@ def to_network(pixels: Pixels, values: tuple[float, float]) -> NDArray[np.float3
     # Looking up the 256 values of 8 bits takes a tenth of the time of computing each pixel's.
     levels = np.arange(256.0) if y.dtype == np.uint8 else y
     scaled = ((levels.clip(low, high) - low) * (2.0 / (high - low)) - 1.0).astype(np.float32)
-    return scaled[y] if y.dtype == np.uint8 else scaled
+    # With a mode, numpy does not look for indices out of range, which takes longer than the rest.
+    return scaled.take(y, mode="clip") if y.dtype == np.uint8 else scaled
 
 
 def to_luminance8(pixels: Pixels, name: str) -> NDArray[np.uint8]:
@@ -141,7 +147,6 @@ class Canvas:
 
     Attributes:
         a, b: luminances (H, W) in [-1, 1], float32.
-        interval: the least and the greatest luminance that each pixel may have, (2, H, W) in [-1, 1], float32.
     """
 
     def __init__(
@@ -152,42 +157,64 @@ class Canvas:
         values_b: tuple[float, float] = EIGHT_BIT,
         rules: Rules = DEFAULT_RULES,
     ) -> None:
-        self.a, self.b = to_network(a, values_a), to_network(b, values_b)
+        grey_a, grey_b = luminance(a), luminance(b)
+        self.a, self.b = to_network(grey_a, values_a), to_network(grey_b, values_b)
         self._kind, self._values = b.dtype, values_b
         low, high = values_b
         self._whole = b.dtype.kind == "u"
         self._black, self._white = (float(math.ceil(low)), float(math.floor(high))) if self._whole else (low, high)
         # float32 holds the thousandths of 8-bit channels exactly, float64 those of 16.
         self._type = np.dtype(np.float32 if b.dtype == np.uint8 else np.float64)
-        limits = Interval(*(np.full(b.shape[:2], end, self._type) for end in (self._black, self._white)))
-        if not rules.invention:
-            limits = within_neighbourhood = self._neighbourhood(a, b)
-        self._chroma = None
-        if b.ndim == 3:
-            self._chroma = chroma_of(*self._channels(b))
-            colour = colour_interval(self._chroma, rules.kept_chroma, self._black, self._white, self._whole)
-            limits = colour if rules.invention else common(colour, within_neighbourhood)
-        self._limits = limits
-        scale = 2.0 / (high - low)
-        self.interval = np.stack([(end - low) * scale - 1 for end in limits]).astype(np.float32)
+        self._b = b
+        if rules.invention:
+            near = Interval(*(np.full(b.shape[:2], end, self._type) for end in (self._black, self._white)))
+        elif grey_a.dtype == grey_b.dtype == np.uint8:
+            near = neighbourhood_interval(grey_a, grey_b)
+        else:
+            near = neighbourhood_interval(*(self._in_units_of_b(image) for image in (self.a, self.b)))
+        # Whole numbers of b's range, which its own type holds: fresh memory costs more than what is computed here.
+        kept_as = self._kind if self._whole else self._type
+        lowest, highest, self._brightest, self._darkest = np.empty((4, *b.shape[:2]), kept_as)
+        self._limits = Interval(lowest, highest)
+        self._luminance = np.empty(b.shape[:2], self._type)
+        for rows in self._strips():
+            limits = Interval(*(end[rows].astype(self._type) for end in near))
+            if b.ndim == 3:
+                chroma = chroma_of(*self._channels(b[rows]))
+                self._luminance[rows] = chroma.luminance
+                self._brightest[rows], self._darkest[rows] = chroma.brightest, chroma.darkest
+                colour = colour_interval(chroma, rules.kept_chroma, self._black, self._white, self._whole)
+                limits = common(colour, limits)
+            self._limits.lowest[rows], self._limits.highest[rows] = limits
 
-    def _neighbourhood(self, a: Pixels, b: Pixels) -> Interval:
-        """In b's units."""
-        if a.dtype == b.dtype == np.uint8:
-            return Interval(*(end.astype(self._type) for end in neighbourhood_interval(luminance(a), luminance(b))))
+    @property
+    def interval(self) -> NDArray[np.float32]:
+        """The least and the greatest luminance that each pixel may have, (2, H, W) in [-1, 1]."""
         low, high = self._values
-        units = [(image.astype(np.float64) + 1) * ((high - low) / 2) + low for image in (self.a, self.b)]
-        if self._whole:
-            units = [np.rint(image).clip(self._black, self._white) for image in units]
-        return neighbourhood_interval(*units)
+        result = np.empty((2, *self.a.shape), np.float32)
+        for end, target in zip(self._limits, result, strict=True):
+            for rows in self._strips():
+                target[rows] = (end[rows].astype(self._type) - low) * (2.0 / (high - low)) - 1.0
+        return result
 
-    def _channels(self, b: Pixels) -> list[NDArray[Any]]:
-        if b.dtype == np.uint8:
-            return [np.asarray(band).astype(self._type) for band in Image.fromarray(np.ascontiguousarray(b)).split()]
-        channels = [b[..., n].astype(self._type).clip(*self._values) for n in range(3)]
-        if self._whole:
-            channels = [np.rint(channel).clip(self._black, self._white) for channel in channels]
-        return channels
+    def _strips(self) -> Iterator[slice]:
+        """Rows that are computed at once: of few pixels, so that what comes between stays in the cache."""
+        height, width = self._b.shape[:2]
+        step = max(1, PIXELS_AT_ONCE // width)
+        yield from (slice(start, start + step) for start in range(0, height, step))
+
+    def _in_units_of_b(self, image: NDArray[np.float32]) -> NDArray[Any]:
+        low, high = self._values
+        y = (image.astype(self._type) + 1) * ((high - low) / 2) + low
+        return np.rint(y).clip(self._black, self._white) if self._whole else y
+
+    def _channels(self, colours: NDArray[Any]) -> list[NDArray[Any]]:
+        """Of colours (..., 3)."""
+        channels = [colours[..., n].astype(self._type) for n in range(3)]
+        if self._kind == np.uint8:
+            return channels
+        clipped = [channel.clip(*self._values) for channel in channels]
+        return [np.rint(channel).clip(self._black, self._white) for channel in clipped] if self._whole else clipped
 
     def finish(self, fused: NDArray[np.float32]) -> Pixels:
         """The image of a fused luminance (H, W), float32 in [-1, 1] and moved into the interval, in b's colours.
@@ -195,15 +222,29 @@ class Canvas:
         Returns:
             An array like b, within its range.
         """
-        low, high = self._values
-        y = (fused.astype(self._type) + 1) * self._type.type((high - low) / 2) + self._type.type(low)
-        if self._whole:
-            np.rint(y, out=y)
-        y = within(y, self._limits)
-        if self._chroma is None:
-            return y.astype(self._kind)
-        channels = recoloured(y, self._chroma, self._black, self._white, self._whole)
-        if self._kind == np.uint8:
-            bands = [Image.fromarray(channel.astype(np.uint8)) for channel in channels]
-            return np.asarray(Image.merge("RGB", bands))
-        return np.stack(channels, axis=-1).astype(self._kind)
+        result = np.empty(self._b.shape, self._kind)
+        for rows in self._strips():
+            limits = Interval(*(end[rows].astype(self._type) for end in self._limits))
+            y = within(self._in_units_of_b(fused[rows]), limits)
+            if self._b.ndim == 2:
+                result[rows] = y
+            elif self._whole:
+                self._recolour(y, rows, result[rows])
+            else:
+                channels = self._channels(self._b[rows])
+                for n, channel in enumerate(recoloured(y, chroma_of(*channels), self._black, self._white, False)):
+                    result[rows, :, n] = channel
+        return result
+
+    def _recolour(self, y: NDArray[Any], rows: slice, result: NDArray[Any]) -> None:
+        """`rules.recoloured`, of whole numbers, which spends its longer half only on pixels that must become paler."""
+        shift = shift_of(y, self._luminance[rows])
+        extremes = (self._brightest[rows].astype(self._type), self._darkest[rows].astype(self._type))
+        room = room_of(shift, *extremes, self._black, self._white)
+        for n, channel in enumerate(self._channels(self._b[rows])):
+            np.add(channel, shift, out=channel)
+            result[..., n] = channel
+        outside = np.nonzero(room < 0)
+        if len(outside[0]):
+            chroma = chroma_of(*self._channels(self._b[rows][outside]))
+            result[outside] = np.stack(paler(y[outside], chroma, self._black, self._white, True), axis=-1)

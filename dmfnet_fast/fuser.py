@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dmfnet_fast import colour
+from dmfnet_fast.colour import DEFAULT_RULES, Canvas
 from dmfnet_fast.engines import DEFAULT, Precision, open_engine, shipped, shipped_engine
 from dmfnet_fast.errors import EngineError, PictureError, memory_guard, warn
+from dmfnet_fast.network_inputs import network_inputs
 from dmfnet_fast.noise import fusion_noise
-from dmfnet_fast.padding import STRIDE, pad
+from dmfnet_fast.padding import STRIDE
 from dmfnet_fast.pictures import SMALLEST, Pixels, from_pil, read_picture, to_pil
+from dmfnet_fast.rules import Rules
 
 Range: TypeAlias = tuple[float, float]
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Source"
@@ -109,13 +112,18 @@ class Fuser:
         engine: the name of a network that ships with the package ("turbo", "tiny"), opened by the fastest library that
             is installed (see `info`), or an .engine file of dmfnet-export (TensorRT), an .onnx file of it (OpenVINO),
             or a .safetensors weights file (PyTorch).
-        seed: of the fixed noise that is added to every picture, 0 to 2^64 - 1.
+        seed: of the fixed noise that is added to every picture, 0 to 2^64 - 1, by networks that take noise.
         device: "cpu", "cuda" or "cuda:N"; None is the first GPU for an .engine file, else the CPU.
         precision: of the arithmetic: "float32", "bfloat16", on a GPU "float16"; "auto" is bfloat16 on CPUs that
             multiply it natively (half a grey level off on average), else float32; on a GPU it is float16 (a fifth of
             a grey level at most, on average). An .engine file has one precision, which "auto" is, and so has an .onnx
             file of int8.
         threads: CPU threads; None leaves the process's setting (at first one for each core).
+        keep_chroma: the least part of b's chroma that every pixel keeps, 0 to 1. The fused luminance stays where that
+            much of the colour exists, so that a hot spot stays yellow on bright fat; 0 leaves the luminance to the
+            network, and colours go pale where it is bright. Hue never changes. Grey images have no such rule.
+        allow_invention: whether a pixel may be darker or brighter than everything that both sources have in its 3x3
+            neighbourhood.
 
     Raises:
         EngineError: the engine cannot be opened on this machine.
@@ -130,6 +138,8 @@ class Fuser:
         device: str | None = None,
         precision: Precision = "auto",
         threads: int | None = None,
+        keep_chroma: float = DEFAULT_RULES.kept_chroma,
+        allow_invention: bool = DEFAULT_RULES.invention,
     ) -> None:
         if not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise EngineError(f"seed {seed!r}: must be a whole number from 0 to 2^64 - 1")
@@ -142,6 +152,10 @@ class Fuser:
             )
         if precision not in get_args(Precision):
             raise EngineError(f"precision {precision!r}: use {', '.join(get_args(Precision))}")
+        try:
+            self._rules = Rules(keep_chroma, allow_invention)
+        except (TypeError, ValueError) as error:
+            raise EngineError(f"keep_chroma {keep_chroma!r}: must be a number from 0 to 1") from error
         self._seed = seed
         self._lock = threading.Lock()
         self._path = shipped_engine(str(engine), device) if engine in shipped() else Path(engine)
@@ -153,24 +167,34 @@ class Fuser:
         """What runs: file, engine, device, precision and the hash of the weights."""
         return {"file": self._path.name, **self._engine.info}
 
-    def run(self, a: NDArray[Any], b: NDArray[Any], noise: NDArray[Any] | None = None) -> NDArray[np.float32]:
-        """The bare network.
+    def run(
+        self,
+        a: NDArray[Any],
+        b: NDArray[Any],
+        *,
+        noise: NDArray[Any] | None = None,
+        interval: NDArray[Any] | None = None,
+    ) -> NDArray[np.float32]:
+        """The bare network, without the rules.
 
         Args:
             a: the anatomical images' luminance, float (N, 1, H, W) in [-1, 1]; H and W multiples of 16,
                 at least 64.
             b: the other modality's, of the same shape.
-            noise: (T, 2, H, W) standard normal, for each of the network's timesteps; None takes the fixed noise of
-                this Fuser's seed.
+            noise: for a network that takes it, (T, 2, H, W) standard normal, for each of its timesteps; None takes the
+                fixed noise of this Fuser's seed.
+            interval: for a network that takes it, the least and the greatest luminance of each pixel, (N, 2, H, W) in
+                [-1, 1]; None allows all.
 
         Returns:
             Fused luminance, float32 (N, 1, H, W) in [-1, 1].
 
         Raises:
-            PictureError: shapes, types or values are not as above.
+            PictureError: shapes, types or values are not as above, or the network does not take one of these.
             OutOfMemoryError: the images are too large for the machine.
         """
-        for name, image in (("a", a), ("b", b)):
+        images = {"a": a, "b": b}
+        for name, image in images.items():
             if not isinstance(image, np.ndarray) or image.dtype.kind != "f":
                 raise PictureError(f"{name}: must be a float numpy array")
             if image.ndim != 4 or image.shape[1] != 1 or not len(image):
@@ -180,22 +204,38 @@ class Fuser:
                     f"{name}: is {image.shape[3]}x{image.shape[2]}; width and height must be multiples of "
                     f"{STRIDE}, at least {SMALLEST} (fuse() takes any size)"
                 )
-            # The tolerance admits rounding, not pictures in 0..255.
-            if not np.isfinite(image).all() or np.abs(image).max() > 1.0 + 1e-3:
-                raise PictureError(f"{name}: values must be finite and lie in [-1, 1]")
         if a.shape != b.shape:
             raise PictureError(f"a has shape {a.shape}, b {b.shape}: they must be equal")
-        height, width = a.shape[2:]
-        shape = (self._engine.timesteps, 2, height, width)
-        if noise is None:
-            noise = fusion_noise(self._seed, height, width, self._engine.timesteps)
-        elif not isinstance(noise, np.ndarray) or noise.dtype.kind != "f" or noise.shape != shape:
-            raise PictureError(f"noise: must be a float array of shape {shape}")
-        elif not np.isfinite(noise).all():
-            raise PictureError("noise: holds NaN or infinity")
-        inputs = (np.ascontiguousarray(x, dtype=np.float32) for x in (a, b, noise))
-        with self._lock, memory_guard(f"{width}x{height} in a batch of {len(a)} does not fit; use smaller pictures"):
-            return self._engine.run(*inputs)
+        interface = self._engine.interface
+        pairs, _, height, width = a.shape
+        shapes = interface.shapes(pairs, height, width)
+        given = {"noise": noise, "interval": interval}
+        for name, array in given.items():
+            if array is None:
+                continue
+            if name not in shapes:
+                raise PictureError(f"{name}: {self._path.name} takes none")
+            if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.shape != shapes[name]:
+                raise PictureError(f"{name}: must be a float array of shape {shapes[name]}")
+            images[name] = array
+        for name, array in images.items():
+            if not np.isfinite(array).all():
+                raise PictureError(f"{name}: holds NaN or infinity")
+            # The tolerance admits rounding, not pictures in 0..255.
+            if name != "noise" and np.abs(array).max() > 1.0 + 1e-3:
+                raise PictureError(f"{name}: values must lie in [-1, 1]")
+        if interface.timesteps and noise is None:
+            images["noise"] = fusion_noise(self._seed, height, width, interface.timesteps)
+        if interface.interval and interval is None:
+            images["interval"] = np.broadcast_to(np.array([[[-1.0]], [[1.0]]]), shapes["interval"])
+        return self._run(images)
+
+    def _run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The engine, on its inputs by name, which fit it."""
+        arrays = {name: np.ascontiguousarray(inputs[name], dtype=np.float32) for name in self._engine.interface.names}
+        pairs, _, height, width = arrays["a"].shape
+        with self._lock, memory_guard(f"{width}x{height} in a batch of {pairs} does not fit; use smaller pictures"):
+            return self._engine.run(arrays)
 
     def fuse(
         self,
@@ -244,7 +284,7 @@ class Fuser:
     def _fuse_sources(
         self, sources_a: list[Source], sources_b: list[Source], stated: tuple[Range | None, Range | None]
     ) -> list[Any]:
-        """Results in the order given; pictures that are padded to one size share the engine's batches."""
+        """Results in the order given; pictures of one size share the engine's batches."""
         groups: dict[tuple[int, ...], list[int]] = {}
         prepared = []
         for index, (a, b) in enumerate(zip(sources_a, sources_b, strict=True)):
@@ -255,20 +295,18 @@ class Fuser:
                 warn(f"{a.name} is in colour and {b.name} is grey: are they swapped? The MRI comes first")
             values_a = a.values or colour.value_range(a.pixels, stated[0], a.name)
             values_b = b.values or colour.value_range(b.pixels, stated[1], b.name)
-            padded_a, inside = pad(colour.to_network(a.pixels, values_a))
-            padded_b, _ = pad(colour.to_network(b.pixels, values_b))
-            prepared.append((padded_a, padded_b, inside, values_b))
-            groups.setdefault(padded_a.shape, []).append(index)
+            canvas = Canvas(a.pixels, b.pixels, values_a, values_b, self._rules)
+            prepared.append((canvas, values_b))
+            groups.setdefault(a.pixels.shape[:2], []).append(index)
 
         results: list[Any] = [None] * len(prepared)
         for members in groups.values():
             for start in range(0, len(members), self._engine.largest_batch):
                 batch = members[start : start + self._engine.largest_batch]
-                a_batch = np.stack([prepared[n][0] for n in batch])[:, None]
-                b_batch = np.stack([prepared[n][1] for n in batch])[:, None]
-                for n, luminance in zip(batch, self.run(a_batch, b_batch), strict=True):
-                    _, _, inside, values = prepared[n]
-                    pixels = colour.recolour(luminance[0][inside], sources_b[n].pixels, values)
+                canvases = [prepared[n][0] for n in batch]
+                inputs, inside = network_inputs(self._engine.interface, canvases, self._seed)
+                for n, canvas, luminance in zip(batch, canvases, self._run(inputs), strict=True):
+                    pixels, values = canvas.finish(luminance[0][inside]), prepared[n][1]
                     results[n] = to_pil(pixels, values) if sources_b[n].kind == "pil" else pixels
         return results
 

@@ -58,12 +58,15 @@ class Chroma(NamedTuple):
 
     Attributes:
         channels: red, green and blue, of one shape, in b's own units.
+        brightest, darkest: the extreme channel of each pixel.
         luminance: BT.601, in thousandths of b's units.
         above: how far the brightest channel lies above the luminance, in thousandths.
         below: how far the darkest lies below it, likewise.
     """
 
     channels: tuple[Array, Array, Array]
+    brightest: Array
+    darkest: Array
     luminance: Array
     above: Array
     below: Array
@@ -106,7 +109,8 @@ def chroma_of(red: Array, green: Array, blue: Array) -> Chroma:
     luminance = RED * red + GREEN * green + BLUE * blue
     brightest = xp.maximum(xp.maximum(red, green), blue)
     darkest = xp.minimum(xp.minimum(red, green), blue)
-    return Chroma((red, green, blue), luminance, 1000 * brightest - luminance, luminance - 1000 * darkest)
+    above, below = 1000 * brightest - luminance, luminance - 1000 * darkest
+    return Chroma((red, green, blue), brightest, darkest, luminance, above, below)
 
 
 def colour_interval(chroma: Chroma, kept: float, black: float, white: float, whole: bool) -> Interval:
@@ -139,15 +143,28 @@ def common(colour: Interval, neighbourhood: Interval) -> Interval:
     return Interval(within(neighbourhood.lowest, colour), within(neighbourhood.highest, colour))
 
 
-def recoloured(y: Array, chroma: Chroma, black: float, white: float, whole: bool) -> tuple[Array, Array, Array]:
-    """Red, green and blue with the luminance `y` and the hue of b.
+def shift_of(y: Array, luminance: Array) -> Array:
+    """The whole number that, added to all three channels, gives them the luminance `y`.
 
-    Keeping Cb and Cr while Y changes means adding the change of Y to all three channels: by BT.601 R = Y + 1.402 Cr and
-    B = Y + 1.772 Cb, and G follows from Y. Where the result would leave the range, Cb and Cr shrink by one factor, as
-    little as must be: luminance and hue stay, the colour is paler.
+    Rounded once for all of them, it keeps their differences, and so Cb and Cr, exactly.
 
     Args:
-        y: the fused luminance, within black and white; of whole numbers if `whole`.
+        y: the fused luminance, whole numbers.
+        luminance: of b, in thousandths.
+    """
+    return _library(y).round((1000 * y - luminance) * 0.001)
+
+
+def room_of(shift: Array, brightest: Array, darkest: Array, black: float, white: float) -> Array:
+    """How much further all channels could be shifted without leaving the range; less than 0 where they have left it."""
+    return _library(shift).minimum(white - brightest - shift, shift + darkest - black)
+
+
+def paler(y: Array, chroma: Chroma, black: float, white: float, whole: bool) -> tuple[Array, Array, Array]:
+    """Red, green and blue with the luminance `y` and the hue of b, but less of its chroma, as little less as must be.
+
+    Args:
+        y: the fused luminance, within black and white.
         chroma: of b.
         black, white: b's range.
         whole: whether the channels are to be whole numbers.
@@ -155,18 +172,33 @@ def recoloured(y: Array, chroma: Chroma, black: float, white: float, whole: bool
     xp = _library(y)
     least = 1.0 if whole else 1e-30  # for grey pixels, whose chroma is 0 whatever it is multiplied by
     above, below = (part.clip(min=least) for part in (chroma.above, chroma.below))
-    factor = xp.minimum(1000 * (white - y) / above, 1000 * (y - black) / below)
-    exists = factor >= 1
+    factor = xp.minimum(1000 * (white - y) / above, 1000 * (y - black) / below).clip(max=1.0) * 0.001
+    changes = [(1000 * channel - chroma.luminance) * factor for channel in chroma.channels]
     if whole:
-        shift = xp.round((1000 * y - chroma.luminance) * 0.001)
-        factor = factor * 0.001
-    result = []
-    for channel in chroma.channels:
-        difference = 1000 * channel - chroma.luminance
-        if whole:
-            # The shift, rounded once for all three, keeps the differences of the channels exactly.
-            result.append(xp.where(exists, channel + shift, y + xp.round(difference * factor)))
-        else:
-            paler = y + difference * 0.001 * factor
-            result.append(xp.where(exists, y + difference * 0.001, paler).clip(black, white))
-    return result[0], result[1], result[2]
+        red, green, blue = (y + xp.round(change) for change in changes)
+    else:
+        red, green, blue = ((y + change).clip(black, white) for change in changes)
+    return red, green, blue
+
+
+def recoloured(y: Array, chroma: Chroma, black: float, white: float, whole: bool) -> tuple[Array, Array, Array]:
+    """Red, green and blue with the luminance `y` and the hue of b.
+
+    Keeping Cb and Cr while Y changes means adding the change of Y to all three channels: by BT.601 R = Y + 1.402 Cr and
+    B = Y + 1.772 Cb, and G follows from Y. Where the result would leave the range, Cb and Cr shrink by one factor:
+    luminance and hue stay, the colour is paler.
+
+    Args:
+        y: the fused luminance, within black and white; of whole numbers if `whole`.
+        chroma: of b.
+        black, white: b's range.
+        whole: whether the channels are to be whole numbers.
+    """
+    pale = paler(y, chroma, black, white, whole)
+    if not whole:
+        return pale
+    shift = shift_of(y, chroma.luminance)
+    # 1 where no shifted channel leaves the range, else 0. All are whole numbers, so the sums below are exact.
+    exists = (room_of(shift, chroma.brightest, chroma.darkest, black, white) + 1).clip(min=0.0, max=1.0)
+    red, green, blue = (p + exists * (channel + shift - p) for p, channel in zip(pale, chroma.channels, strict=True))
+    return red, green, blue

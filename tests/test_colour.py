@@ -5,11 +5,20 @@ import pytest
 from PIL import Image
 
 from dmfnet_fast import DMFNetWarning, PictureError
-from dmfnet_fast.colour import LUMINANCE, is_colour, luminance, recolour, to_network, value_range
+from dmfnet_fast.colour import LUMINANCE, Canvas, is_colour, luminance, to_network, value_range
 from dmfnet_fast.phantom import Phantom
+from dmfnet_fast.pictures import Pixels
+from dmfnet_fast.rules import Rules
 
 RNG = np.random.default_rng(1)
 RGB8 = RNG.integers(0, 256, (64, 64, 3), np.uint8)
+NO_RULES = Rules(kept_chroma=0, invention=True)
+
+
+def recolour(fused: np.ndarray, b: Pixels, values: tuple[float, float]) -> Pixels:
+    """An image with the luminance `fused`, in b's colours, without any rule."""
+    a = b if b.ndim == 2 else b[..., 1]
+    return Canvas(a, b, values, values, NO_RULES).finish(fused)
 
 
 def test_luminance_is_pillows() -> None:

@@ -24,8 +24,8 @@ from train.recipe import Run
 def main(run: Run, denoiser: Path | None, preset: str | None, unfreeze: bool) -> None:
     """Train the fusion network, or a student, on all pairs of DATA/train; write OUT/dmfnet.safetensors.
 
-    The denoiser stays as it is, but for --unfreeze; a student (--preset nano) has none. The same command again continues
-    an interrupted run.
+    The denoiser stays as it is, but for --unfreeze; a student (--preset nano) has none. The same command again
+    continues an interrupted run.
     """
     from train.fusing import train_fusion
 

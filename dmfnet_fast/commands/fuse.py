@@ -14,7 +14,7 @@ import click
 import numpy as np
 
 from dmfnet_fast import __version__
-from dmfnet_fast.colour import check_range, value_range
+from dmfnet_fast.colour import DEFAULT_RULES, check_range, value_range
 from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
 from dmfnet_fast.engines import DEFAULT, Precision
@@ -41,6 +41,8 @@ class Request:
     precision: Precision
     threads: int | None
     seed: int
+    keep_chroma: float
+    allow_invention: bool
     range_a: Range | None
     range_b: Range | None
     suffix: str
@@ -168,7 +170,19 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
     help="Of the arithmetic; auto is the fastest.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
-@click.option("--seed", default=0, type=click.IntRange(0, 2**64 - 1), help="Seed of the fixed noise.")
+@click.option("--seed", default=0, type=click.IntRange(0, 2**64 - 1), help="Of the noise, for networks that take it.")
+@click.option(
+    "--keep-chroma",
+    default=DEFAULT_RULES.kept_chroma,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Least part of B's chroma that every pixel keeps; detail in saturated colours is drawn darker for it.",
+)
+@click.option(
+    "--allow-invention",
+    is_flag=True,
+    help="Allow pixels darker or brighter than all that A and B have within one pixel of them.",
+)
 @click.option(
     "--range-a", type=(float, float), metavar="LO HI", help="Values that mean black and white in a 16-bit or float A."
 )
@@ -239,15 +253,21 @@ def _run(request: Request) -> tuple[dict[str, Any], int]:
     for stated, name in ((request.range_a, "--range-a"), (request.range_b, "--range-b")):
         if stated is not None:
             check_range(stated, name)
+    rules = {"keep_chroma": request.keep_chroma, "allow_invention": request.allow_invention}
     with Fuser(
-        request.engine, request.seed, device=request.device, precision=request.precision, threads=request.threads
+        request.engine,
+        request.seed,
+        device=request.device,
+        precision=request.precision,
+        threads=request.threads,
+        **rules,
     ) as fuser:
         if not folders:
             _work(jobs, jobs, fuser, request.range_a, request.range_b, None)
             return _report(jobs, engine=fuser.info), ignored
         make_folder(output / MONTAGES if with_montage else output)
         ranges = {"range_a": request.range_a, "range_b": request.range_b}
-        settings = {"version": __version__, **fuser.info, "seed": request.seed, **ranges}
+        settings = {"version": __version__, **fuser.info, "seed": request.seed, **rules, **ranges}
         journal = Journal(output, settings)
         for job in jobs:
             if job.status == "pending":
