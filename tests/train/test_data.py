@@ -71,8 +71,8 @@ def test_only_train_is_read_and_in_order_of_number(tmp_path: Path) -> None:
 
 
 def test_split_is_by_modality_and_complete() -> None:
-    image = np.zeros((64, 64), np.uint8)
-    pairs = [Pair(m, Path(f"{n:03}.png"), image, image) for m in ("CT", "SPECT") for n in range(20)]
+    planes = np.zeros((5, 64, 64), np.uint8)
+    pairs = [Pair(m, Path(f"{n:03}.png"), planes) for m in ("CT", "SPECT") for n in range(20)]
     training, validation = split(pairs)
     assert [(pair.modality, pair.name) for pair in validation] == [
         (m, n) for m in ("CT", "SPECT") for n in ("005.png", "015.png")
@@ -82,7 +82,7 @@ def test_split_is_by_modality_and_complete() -> None:
 
 def test_crops() -> None:
     a = np.arange(80 * 96).reshape(80, 96) % 251
-    pair = Pair("CT", Path("x"), a.astype(np.uint8), (250 - a).astype(np.uint8))
+    pair = Pair("CT", Path("x"), np.stack([a, 250 - a, a, a, a]).astype(np.uint8))
 
     def crops(share: slice) -> torch.Tensor:
         return CropSampler([pair], 64).pairs(8, Draw(np.random.default_rng(0), torch.Generator(), share))

@@ -17,18 +17,20 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dmfnet_fast import Fuser
+from dmfnet_fast.colour import Canvas
 from dmfnet_fast.commands.phantom import write_phantoms
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.errors import OutputError
-from dmfnet_fast.model import ModelConfig, load_model, preset
+from dmfnet_fast.model import DMFNet, ModelConfig, Student, load_model, preset
 from dmfnet_fast.model.fusion import FusionNetwork
 from dmfnet_fast.model.weights import load_denoiser, read_metadata, weights_hash
+from dmfnet_fast.rules import Rules
 from dmfnet_fast.schedule import FUSION_TIMESTEPS
 from train import checkpoint, loop
 from train.data import CropSampler, load_pairs
 from train.denoising import Denoising, diffuse, with_sigma
 from train.denoising import random_levels as random_stage1_levels
-from train.fusing import Fusing, random_levels, start_fusion
+from train.fusing import OTHER_RULES, Fusing, drawn_rules, intervals, random_levels, start_fusion
 from train.losses import hybrid_loss
 from train.recipe import Recipe, Run
 from train.release import main as release
@@ -59,6 +61,8 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         stage2, "--data", data, "--out", out / "s2", "--denoiser", out / "s1" / "denoiser.safetensors", *SETTINGS
     )
     assert second.exit_code == 0, second.output
+    third = invoke(stage2, "--data", data, "--out", out / "student", "--preset", "nano", *SETTINGS)
+    assert third.exit_code == 0, third.output
     return out
 
 
@@ -94,9 +98,10 @@ def test_tensorboard(trained: Path) -> None:
         assert Image.open(io.BytesIO(first.encoded_image_string)).size[0] > 200
 
 
-def test_validation_is_of_the_saved_picture(data: Path, trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["s2", "student"])
+def test_validation_is_of_the_saved_picture(folder: str, data: Path, trained: Path, tmp_path: Path) -> None:
     """What training says of the held-out pairs is what scoring the files of dmfnet-fuse gives."""
-    weights = trained / "s2" / "dmfnet.safetensors"
+    weights = trained / folder / "dmfnet.safetensors"
     validation = load_model(weights).record["stage2"]["validation"]
     assert validation["step"] == 3
     with Fuser(weights, precision="float32") as fuser:
@@ -112,12 +117,14 @@ def test_validation_is_of_the_saved_picture(data: Path, trained: Path, tmp_path:
             assert validation[f"objective/{modality}"] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "student"])
 def test_resume_is_exact(stage: str, data: Path, trained: Path, tmp_path: Path) -> None:
     command, folder, file, more = {
         "stage1": (stage1, "s1", "denoiser.safetensors", ()),
         "stage2": (stage2, "s2", "dmfnet.safetensors", ("--denoiser", trained / "s1" / "denoiser.safetensors")),
+        "student": (stage2, "student", "dmfnet.safetensors", ("--preset", "nano")),
     }[stage]
+    stage = stage.replace("student", "stage2")
     arguments = ("--data", data, "--out", tmp_path, *more, *SETTINGS)
     assert invoke(command, *arguments, "--minutes", "1e-9").exit_code == 0
     assert torch.load(tmp_path / f"{stage}-checkpoint.pt", weights_only=True)["step"] == 1
@@ -221,6 +228,7 @@ def test_a_preset_of_other_timesteps(data: Path, trained: Path, tmp_path: Path) 
     result = invoke(stage2, *arguments, "--out", tmp_path, "--preset", "turbo")
     assert result.exit_code == 0, result.output
     model = load_model(tmp_path / "dmfnet.safetensors")
+    assert isinstance(model, DMFNet)
     assert model.config == preset("turbo")
     assert model.record["stage2"]["timesteps"] == [5]
     with Fuser(tmp_path / "dmfnet.safetensors", precision="float32") as fuser:
@@ -229,6 +237,55 @@ def test_a_preset_of_other_timesteps(data: Path, trained: Path, tmp_path: Path) 
     result = invoke(stage2, "--data", data, *denoiser, *SETTINGS, "--out", tmp_path / "other", "--preset", "small")
     assert result.exit_code == 2
     assert "is not of the size of preset small" in result.stderr
+
+
+def test_a_student_has_no_denoiser(data: Path, trained: Path, tmp_path: Path) -> None:
+    model = load_model(trained / "student" / "dmfnet.safetensors")
+    assert isinstance(model, Student)
+    assert model.config == preset("nano")
+    assert model.record["stage2"]["pairs"] == 3
+    for more, message in (
+        (("--denoiser", trained / "s1" / "denoiser.safetensors"), "leave --denoiser and --unfreeze out"),
+        (("--unfreeze",), "leave --denoiser and --unfreeze out"),
+        (("--init", trained / "s2" / "dmfnet.safetensors"), "students start from their own weights alone"),
+    ):
+        result = invoke(stage2, "--data", data, "--preset", "nano", "--out", tmp_path, *SETTINGS, *more)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
+def test_training_sees_the_interval_of_inference(data: Path) -> None:
+    """Pairs under the usual rules are given what `Canvas` gives; others what it gives under theirs."""
+    pair = next(pair for pair in load_pairs(data, 64) if pair.modality == "PET")
+    planes = torch.from_numpy(np.stack([pair.planes] * 3, axis=1)[:, :, None]).float()
+    rules = [Rules(), Rules(0.4), Rules(0.75, invention=True)]
+    kept = torch.tensor([rule.kept_chroma for rule in rules]).view(-1, 1, 1, 1)
+    invention = torch.tensor([rule.invention for rule in rules]).view(-1, 1, 1, 1)
+    expected = [Canvas(pair.a, pair.colours, rules=rule).interval for rule in rules]
+    torch.testing.assert_close(intervals(planes, kept, invention), torch.from_numpy(np.stack(expected)))
+
+
+def test_most_pairs_are_trained_under_the_usual_rules() -> None:
+    kept, invention = drawn_rules(4000, np.random.default_rng(0))
+    usual = (kept == np.float32(0.75)) & ~invention
+    assert usual.mean() == pytest.approx(1 - OTHER_RULES, abs=0.03)
+    assert np.unique(kept).size > 100
+    assert 0.2 < invention[~usual].mean() < 0.8
+
+
+def test_a_loss_outside_the_interval_teaches(data: Path) -> None:
+    """Beyond the interval the saved image does not change, so the distance to it must pull the network back."""
+    recipe = Recipe(steps=1, batch=2, crop=64, learning_rate=1e-3)
+    run = Run(data, data / "run", recipe, None, None, 10, "float32", False, "cpu")
+    with loop.joined(run) as accelerator:
+        task = Fusing(run, None, "nano", False, accelerator)
+        assert isinstance(task.model, Student)
+        bias = task.model.last.bias
+        assert bias is not None
+        torch.nn.init.constant_(bias, 5.0)
+        task.loss(task.model, loop._Draws(recipe, accelerator).at(0)).backward()
+    assert bias.grad is not None
+    assert (bias.grad > 0).all()
 
 
 def test_a_wider_preset(data: Path, trained: Path, tmp_path: Path) -> None:
@@ -420,7 +477,7 @@ def test_a_step_does_not_wait_for_the_gpu(data: Path) -> None:
     recipe = Recipe(steps=10, batch=2, crop=64, learning_rate=1e-4)
     run = Run(data, data / "run", recipe, SHIPPED_WEIGHTS, None, 10, "bf16", False, "cuda")
     with loop.joined(run) as accelerator:
-        for task in (Denoising(run, "tiny", accelerator), Fusing(run, None, accelerator)):
+        for task in (Denoising(run, "tiny", accelerator), Fusing(run, None, None, False, accelerator)):
             draw = loop._Draws(recipe, accelerator).at
             task.loss(task.network, draw(0)).backward()  # first calls may wait, to choose algorithms
             torch.cuda.set_sync_debug_mode("error")
