@@ -120,6 +120,17 @@ def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -
     return 0.0, 1.0
 
 
+def stated_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -> tuple[float, float]:
+    """`value_range` of a file, which says if a range that a user stated is of no use, since the picture is 8-bit.
+
+    Raises:
+        PictureError: as `value_range`.
+    """
+    if stated is not None and pixels.dtype == np.uint8:
+        warn(f"{name}: is 8-bit, which always means 0..255: its range is not used")
+    return value_range(pixels, stated, name)
+
+
 def to_network(pixels: Pixels, values: tuple[float, float]) -> NDArray[np.float32]:
     """Luminance (H, W) in [-1, 1]; what lies outside the range `values` is clipped."""
     low, high = values

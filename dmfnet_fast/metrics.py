@@ -1,4 +1,4 @@
-"""The metrics by which the literature compares fused pictures.
+"""The metrics by which the literature compares fused pictures, and those of `fidelity`.
 
 f is the fused picture, a and b are its sources: luminances 0..255, (H, W), 8-bit or float. The same names stand for
 different formulas in different papers; these are the conventions of DM-FNet's published evaluator, which are those of
@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dmfnet_fast.fidelity import Picture, colour_fidelity, invented
 from dmfnet_fast.similarity import Images, filtered, hybrid_objective, sobel, ssim
 
 GREY_LEVELS = 256
@@ -190,19 +191,28 @@ def objective(f: Images, a: Images, b: Images) -> float:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One metric.
+class Measure:
+    """What a score is called, and how it is read.
 
     Attributes:
-        name: as the literature abbreviates it.
+        name: as the literature abbreviates it, where it has a name for it.
         unit: "" for none.
         better: whether more or less of it is taken for better.
-        of: computes it from f, a and b.
     """
 
     name: str
     unit: str
     better: Literal["more", "less"]
+
+
+@dataclass(frozen=True)
+class Metric(Measure):
+    """A measure of luminances.
+
+    Attributes:
+        of: computes it from f, a and b.
+    """
+
     of: Callable[[Images, Images, Images], float]
 
 
@@ -223,11 +233,20 @@ METRICS = (
     Metric("PSNR", "dB", "more", peak_signal_to_noise),
     Metric("CC", "", "more", correlation),
     Metric("objective", "", "less", objective),
+    Metric("invented", "%", "less", invented),
 )
+# Of pictures in colour; see `fidelity.ColourFidelity`.
+COLOUR_MEASURES = (
+    Measure("chroma kept", "%", "more"),
+    Measure("bleached", "%", "less"),
+    Measure("hue error", "degrees", "less"),
+    Measure("ab error", "", "less"),
+)
+MEASURES: tuple[Measure, ...] = (*METRICS, *COLOUR_MEASURES)
 
 
 def fusion_metrics(f: Images, a: Images, b: Images) -> dict[str, float]:
-    """All metrics of one fused picture, by name: about 0.1 s for 256x256 on one core.
+    """All metrics of the luminance of one fused picture, by name: about 0.1 s for 256x256 on one core.
 
     Args:
         f, a, b: luminances 0..255, (H, W), of one size, at least 47x47 (`SMALLEST`).
@@ -243,3 +262,22 @@ def fusion_metrics(f: Images, a: Images, b: Images) -> dict[str, float]:
     if not f.shape == a.shape == b.shape:
         raise ValueError(f"fused {f.shape}, a {a.shape} and b {b.shape}: they must be of one size")
     return {metric.name: metric.of(f, a, b) for metric in METRICS}
+
+
+def colour_measures(fused: Picture, b: Picture) -> dict[str, float | None]:
+    """All colour measures of one fused picture, by name; None where there is nothing to measure, as with a grey b.
+
+    Args:
+        fused, b: (H, W) or (H, W, 3), uint8, of one size.
+
+    Raises:
+        ValueError: one is not such a picture, or the sizes differ.
+    """
+    for name, picture in (("fused", fused), ("b", b)):
+        if picture.dtype != np.uint8 or picture.ndim < 2 or picture.shape[2:] not in ((), (3,)):
+            raise ValueError(f"{name} {picture.shape}, {picture.dtype}: must be (H, W) or (H, W, 3), uint8")
+    if fused.shape[:2] != b.shape[:2]:
+        raise ValueError(f"fused {fused.shape} and b {b.shape}: they must be of one size")
+    found = colour_fidelity(fused, b)
+    values = (found.kept, found.bleached, found.hue, found.ab) if found else (None,) * len(COLOUR_MEASURES)
+    return {measure.name: value for measure, value in zip(COLOUR_MEASURES, values, strict=True)}

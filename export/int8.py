@@ -65,11 +65,11 @@ def calibration_pairs(folder: Path) -> list[tuple[Grey, Grey]]:
     if problems:
         raise PictureError(problems[0])
     found = []
-    for modality in MODALITIES:
+    for modality in dict.fromkeys(pair.modality for pair in pairs):
         files = [pair for pair in pairs if pair.modality == modality]
         # Neighbouring slices look alike: every so many-th.
-        for n in sorted({n * len(files) // PAIRS for n in range(PAIRS) if files}):
-            a, b = files[n].greys
+        for n in sorted({n * len(files) // PAIRS for n in range(PAIRS)}):
+            a, b = files[n].read().greys
             if min(a.shape) < SMALLEST:
                 raise PictureError(
                     f"{files[n].a}: is {a.shape[1]}x{a.shape[0]}; the smallest size is {SMALLEST}x{SMALLEST}"

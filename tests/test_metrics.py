@@ -117,6 +117,12 @@ def _loss(f: Float, a: Float, b: Float) -> float:
     return float(hybrid_loss(*(torch.from_numpy(z / 127.5 - 1)[None, None] for z in (f, a, b))))
 
 
+def _invented(f: Float, a: Float, b: Float) -> float:
+    high = ndimage.maximum_filter(np.maximum(a, b), 3, mode="nearest")
+    low = ndimage.minimum_filter(np.minimum(a, b), 3, mode="nearest")
+    return 100 * float(np.mean((np.maximum(f - high, low - f) > 8)[high > 8]))
+
+
 SECOND: dict[str, Callable[[Float, Float, Float], float]] = {
     "EN": lambda f, _a, _b: float(shannon_entropy(f.astype(np.uint8))),
     "SD": lambda f, _a, _b: math.sqrt(float((f**2).mean() - f.mean() ** 2)),
@@ -132,6 +138,7 @@ SECOND: dict[str, Callable[[Float, Float, Float], float]] = {
     "PSNR": lambda f, a, b: 20 * math.log10(f.max()) - 10 * math.log10((((f - a) ** 2 + (f - b) ** 2) / 2).mean()),
     "CC": lambda f, a, b: (_r(f, a) + _r(f, b)) / 2,
     "objective": _loss,
+    "invented": _invented,
 }
 
 
@@ -153,7 +160,7 @@ def test_flat_pictures() -> None:
     of_black = fusion_metrics(black, black, black)
     assert of_black.pop("PSNR") == math.inf
     assert of_black == {
-        **dict.fromkeys(("EN", "SD", "SF", "AG", "MI", "SCD", "Qabf", "CC", "objective"), 0.0),
+        **dict.fromkeys(("EN", "SD", "SF", "AG", "MI", "SCD", "Qabf", "CC", "objective", "invented"), 0.0),
         **{"VIFF": 2.0, "SSIM": 2.0},
     }
     of_head = fusion_metrics(black, head, black)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
 
 from dmfnet_fast import __version__
-from dmfnet_fast.commands.shared import FAILED, command, progress
+from dmfnet_fast.colour import check_range
+from dmfnet_fast.commands.shared import FAILED, Item, command, progress
 from dmfnet_fast.errors import DMFNetError
 from dmfnet_fast.evaluation.dataset import Pair, find_pairs
+from dmfnet_fast.evaluation.files import check_replaceable, write_reports
 from dmfnet_fast.evaluation.methods import AsJPEG, Folder, Method, opened
 from dmfnet_fast.evaluation.page import to_html
-from dmfnet_fast.evaluation.report import to_dict, to_markdown, to_text
+from dmfnet_fast.evaluation.report import to_json, to_markdown, to_text
 from dmfnet_fast.evaluation.scores import evaluate
-from dmfnet_fast.files import make_folder, replacing
+from dmfnet_fast.files import make_folder
+from dmfnet_fast.fuser import Range
 
 MOST_WORKERS = 8
 
@@ -60,15 +63,9 @@ def _baseline(named: str | None, methods: Sequence[Method]) -> str:
     return named
 
 
-def _shown(pairs: Sequence[Pair]) -> Iterator[Pair]:
-    with progress(pairs, "fusing and scoring") as bar:
-        shown: Iterable[Pair] = bar
-        yield from shown
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def _shown(items: Sequence[Item], label: str) -> Iterator[Item]:
+    with progress(items, label) as bar:
+        yield from bar
 
 
 @command()
@@ -76,9 +73,16 @@ def _write(path: Path, text: str) -> None:
     "--data",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder with SPLIT/MODALITY-MRI/{MRI,MODALITY}/NAME.png.",
+    help="Folder with SPLIT/B-A/{B,A}/NAME.png, such as test/CT-MRI/{CT,MRI}.",
 )
-@click.option("--split", default="test", help="Folder of DATA to evaluate on.")
+@click.option("--split", default="test", help='Folder of DATA to evaluate on; "." for DATA itself.')
+@click.option(
+    "--modality",
+    "modalities",
+    multiple=True,
+    metavar="NAME",
+    help="Keep to folders of this name (CT-MRI), or of this B (CT). Repeat for more.",
+)
 @click.option(
     "--engine",
     "engines",
@@ -91,13 +95,22 @@ def _write(path: Path, text: str) -> None:
     "folders",
     multiple=True,
     metavar="[LABEL=]DIR",
-    help="Pictures fused elsewhere: DIR/MODALITY-MRI/NAME.png, or .jpg. Repeat for more.",
+    help="Pictures fused elsewhere: DIR/B-A/NAME.png, or .jpg. Repeat for more.",
 )
 @click.option("--trivial/--no-trivial", default=True, help="Also the mean and the maximum of both luminances.")
 @click.option("--jpeg", type=click.IntRange(1, 100), metavar="QUALITY", help="Also what is fused here, as such JPEG.")
 @click.option("--baseline", metavar="LABEL", help="Compare with this; else the first --fused, else the maximum.")
 @click.option("--limit", type=click.IntRange(1), help="Pairs of each modality, evenly spaced; else all.")
-@click.option("--pictures", default=3, type=click.IntRange(0), help="Pairs of each modality shown on the page.")
+@click.option(
+    "--pictures",
+    default=3,
+    type=click.IntRange(0),
+    help="Pairs of each modality shown on the page; with 0 no worst colours either.",
+)
+@click.option(
+    "--range-a", type=(float, float), metavar="LO HI", help="Values that mean black and white in 16-bit or float A."
+)
+@click.option("--range-b", type=(float, float), metavar="LO HI", help="The same for B.")
 @click.option("--device", help="cpu, cuda or cuda:N, of all engines.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of each engine.")
 @click.option(
@@ -116,6 +129,7 @@ def _write(path: Path, text: str) -> None:
 def main(
     data: Path,
     split: str,
+    modalities: tuple[str, ...],
     engines: tuple[str, ...],
     folders: tuple[str, ...],
     trivial: bool,
@@ -123,12 +137,17 @@ def main(
     baseline: str | None,
     limit: int | None,
     pictures: int,
+    range_a: Range | None,
+    range_b: Range | None,
     device: str | None,
     threads: int | None,
     workers: int | None,
     output: Path,
 ) -> None:
-    """Score fusions by twelve metrics, pair by pair, and compare them.
+    """Score fusions pair by pair, and compare them.
+
+    The pairs are in folders B-A, such as CT-MRI, which hold a folder of each: B gives a pair's colours and A, the MRI,
+    is what dmfnet-fuse takes first. Where both would be called the same, as in MR-MR, the folders are A and B.
 
     All methods are scored on the same pairs: one that a method cannot fuse is left out for all, and the exit code is
     then 2. The report holds the pictures that it shows: it is as confidential as they are.
@@ -137,29 +156,33 @@ def main(
     """
     if not (engines or folders or trivial):
         raise click.UsageError("nothing to evaluate: give --engine or --fused")
-    pairs, problems = find_pairs(data, split)
+    for stated, name in ((range_a, "--range-a"), (range_b, "--range-b")):
+        if stated is not None:
+            check_range(stated, name)
+    pairs, problems = find_pairs(data, split, modalities, range_a, range_b)
     pairs = _spread(pairs, limit)
     with opened(engines, folders, trivial, device, threads) as alone:
         methods = _with_jpeg(alone, jpeg)
         chosen = _baseline(baseline, methods)
         make_folder(output)
-        evaluation = evaluate(pairs, methods, chosen, workers or min(MOST_WORKERS, os.cpu_count() or 1), _shown)
+        check_replaceable(output)
+        scoring = partial(_shown, label="fusing and scoring")
+        evaluation = evaluate(pairs, methods, chosen, workers or min(MOST_WORKERS, os.cpu_count() or 1), scoring)
         evaluation.problems += problems
         if not evaluation.scored:
             raise DMFNetError("no pair was fused by all methods: " + "; ".join(evaluation.problems[:3]))
-        heading = f"Fusion of {data.resolve().name}, {split}"
-        record = to_dict(evaluation, version=__version__, data=data.resolve().name, split=split)
-        reports = {
+        source = data.resolve().name
+        heading = f"Fusion of {source}" + ("" if split == "." else f", {split}")
+        texts = {
             "report.md": to_markdown(evaluation, heading),
-            "report.json": json.dumps(record, indent=1, allow_nan=False) + "\n",
-            "report.html": to_html(evaluation, methods, heading, pictures),
+            "report.json": to_json(evaluation, version=__version__, data=source, split=split),
+            "report.html": to_html(evaluation, methods, heading, pictures, partial(_shown, label="drawing the page")),
         }
-    for name, text in reports.items():
-        _write(output / name, text)
+    paths = write_reports(output, texts)
     click.echo(f"{to_text(evaluation)}\n")
     for problem in evaluation.problems:
         click.echo(f"error: {problem}", err=True)
-    for name in reports:
-        click.echo(output / name)
+    for path in paths:
+        click.echo(path)
     if evaluation.problems:
         sys.exit(FAILED)

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-import numpy as np
 
 from dmfnet_fast import __version__
-from dmfnet_fast.colour import DEFAULT_RULES, check_range, value_range
+from dmfnet_fast.colour import DEFAULT_RULES, check_range, stated_range
 from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
 from dmfnet_fast.engines import DEFAULT, Precision
-from dmfnet_fast.errors import DMFNetError, OutputError, PictureError, warn
+from dmfnet_fast.errors import DMFNetError, OutputError, PictureError
 from dmfnet_fast.files import make_folder
 from dmfnet_fast.fuser import Fuser, Range, Source
 from dmfnet_fast.montage import montage
@@ -95,10 +94,7 @@ def _fuse(job: Job, fuser: Fuser, range_a: Range | None, range_b: Range | None) 
     assert job.output is not None
     a, b = read_picture(job.a), read_picture(job.b)
     check_holds(Path(job.output), b)
-    for pixels, stated, name in ((a, range_a, job.a), (b, range_b, job.b)):
-        if stated is not None and pixels.dtype == np.uint8:
-            warn(f"{name}: is 8-bit, which always means 0..255: its range is not used")
-    values_a, values_b = value_range(a, range_a, job.a), value_range(b, range_b, job.b)
+    values_a, values_b = stated_range(a, range_a, job.a), stated_range(b, range_b, job.b)
     fused = fuser.fuse(Source(a, job.a, values=values_a), Source(b, job.b, values=values_b))
     write_picture(job.output, fused, values_b)
     if job.montage is not None:

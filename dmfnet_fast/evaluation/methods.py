@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from dmfnet_fast.colour import recolour, to_network
+from dmfnet_fast.colour import EIGHT_BIT, Canvas
 from dmfnet_fast.engines import Precision
 from dmfnet_fast.errors import PictureError
-from dmfnet_fast.evaluation.dataset import Pair
+from dmfnet_fast.evaluation.dataset import Saved, Scene
 from dmfnet_fast.fuser import Fuser
 from dmfnet_fast.pairs import pictures_by_name
 from dmfnet_fast.pictures import FULL_16_BIT, read_picture, to_8_bit
+from dmfnet_fast.rules import Rules
 
-# A picture H x W or H x W x 3, 8-bit, as it would be saved.
-Saved = NDArray[np.uint8]
+NO_RULES = Rules(kept_chroma=0, invention=True)
 
 
 class Method(ABC):
@@ -39,11 +38,11 @@ class Method(ABC):
     def __init__(self, label: str, about: str) -> None:
         self.label, self.about = label, about
 
-    def prepare(self, pair: Pair) -> None:  # noqa: B027
+    def prepare(self, scene: Scene) -> None:  # noqa: B027
         """Whatever a pair needs before `fuse`, which may be timed. Raises as `fuse` does."""
 
     @abstractmethod
-    def fuse(self, pair: Pair) -> Saved:
+    def fuse(self, scene: Scene) -> Saved:
         """The fused picture.
 
         Raises:
@@ -52,16 +51,17 @@ class Method(ABC):
 
 
 class Trivial(Method):
-    """The mean or the brighter of both luminances at each pixel, in b's colours."""
+    """The mean or the brighter of both luminances at each pixel, in b's colours, which go pale where they must."""
 
     def __init__(self, label: str) -> None:
         what = {"average": "the mean of both luminances", "maximum": "the brighter of both luminances at each pixel"}
         super().__init__(label, f"{what[label]}, in the colours of b")
 
-    def fuse(self, pair: Pair) -> Saved:
-        a, b = (to_network(source.pixels, source.values or (0.0, 255.0)) for source in pair.sources)
-        fused = (np.maximum(a, b) if self.label == "maximum" else (a + b) / 2).astype(np.float32)
-        return to_8_bit(recolour(fused, pair.sources[1].pixels, pair.values), pair.values)
+    def fuse(self, scene: Scene) -> Saved:
+        a, b = scene.sources
+        canvas = Canvas(a.pixels, b.pixels, a.values or EIGHT_BIT, b.values or EIGHT_BIT, NO_RULES)
+        fused = np.maximum(canvas.a, canvas.b) if self.label == "maximum" else (canvas.a + canvas.b) / 2
+        return to_8_bit(canvas.finish(fused), scene.values)
 
 
 class Engine(Method):
@@ -74,19 +74,19 @@ class Engine(Method):
         self._fuser = fuser
         self._prepared: set[tuple[int, ...]] = set()  # sizes
 
-    def prepare(self, pair: Pair) -> None:
+    def prepare(self, scene: Scene) -> None:
         """Do what a size needs that is seen for the first time, such as compiling, which is not for the clock."""
-        size = pair.sources[0].pixels.shape[:2]
+        size = scene.sources[0].pixels.shape[:2]
         if size not in self._prepared:
-            self._fuser.fuse(*pair.sources)
+            self._fuser.fuse(*scene.sources)
             self._prepared.add(size)
 
-    def fuse(self, pair: Pair) -> Saved:
-        return to_8_bit(self._fuser.fuse(*pair.sources), pair.values)
+    def fuse(self, scene: Scene) -> Saved:
+        return to_8_bit(self._fuser.fuse(*scene.sources), scene.values)
 
 
 class Folder(Method):
-    """Pictures that were fused elsewhere: FOLDER/MODALITY-MRI/NAME.png, .jpg and so on."""
+    """Pictures that were fused elsewhere: FOLDER/MODALITY/NAME.png, .jpg and so on."""
 
     def __init__(self, label: str, folder: Path) -> None:
         super().__init__(label, f"pictures in {folder.name}")
@@ -95,17 +95,17 @@ class Folder(Method):
         self._folder = folder
         self._files: dict[str, dict[str, list[Path]]] = {}  # of each modality, by name
 
-    def fuse(self, pair: Pair) -> Saved:
-        place = self._folder / f"{pair.modality}-MRI"
-        if pair.modality not in self._files:
-            self._files[pair.modality] = pictures_by_name(place)[0] if place.is_dir() else {}
-        found = self._files[pair.modality].get(pair.name, [])
+    def fuse(self, scene: Scene) -> Saved:
+        place = self._folder / scene.pair.modality
+        if scene.pair.modality not in self._files:
+            self._files[scene.pair.modality] = pictures_by_name(place)[0] if place.is_dir() else {}
+        found = self._files[scene.pair.modality].get(scene.pair.name, [])
         if not found:
-            raise PictureError(f"{place / pair.name}.*: no such picture")
+            raise PictureError(f"{place / scene.pair.name}.*: no such picture")
         if len(found) > 1:
             raise PictureError(f"{found[0]}: {found[1].name} has the same name; keep one of them")
         pixels = read_picture(found[0])
-        source = pair.sources[1].pixels
+        source = scene.sources[1].pixels
         size = source.shape[:2]
         if pixels.shape[:2] != size:
             raise PictureError(
@@ -114,7 +114,7 @@ class Folder(Method):
             )
         # Saved in another depth than b's, the picture has that depth's own range.
         own = FULL_16_BIT if pixels.dtype == np.uint16 else (0.0, 1.0)
-        return to_8_bit(pixels, pair.values if pixels.dtype == source.dtype else own)
+        return to_8_bit(pixels, scene.values if pixels.dtype == source.dtype else own)
 
 
 class AsJPEG(Method):
@@ -124,8 +124,8 @@ class AsJPEG(Method):
         super().__init__(f"{method.label}, JPEG {quality}", f"{method.about}; saved as JPEG, quality {quality}")
         self.method, self._quality = method, quality
 
-    def fuse(self, pair: Pair) -> Saved:
-        return self.compress(self.method.fuse(pair))
+    def fuse(self, scene: Scene) -> Saved:
+        return self.compress(self.method.fuse(scene))
 
     def compress(self, picture: Saved) -> Saved:
         """The picture after a round trip; the chroma keeps its resolution."""

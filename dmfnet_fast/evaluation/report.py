@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
+from dmfnet_fast.evaluation.files import MARKS
 from dmfnet_fast.evaluation.scores import Evaluation, Row, Table
 from dmfnet_fast.evaluation.statistics import Comparison
-from dmfnet_fast.metrics import METRICS
+from dmfnet_fast.metrics import MEASURES, Measure
 
 NOTE = (
-    "Means over pairs; below them 95 % bootstrap intervals. Scored is the luminance of the 8-bit picture. Higher is "
-    "taken for better, but for the objective; EN, SD, SF and AG do not look at the sources, and noise raises them."
+    "Means over pairs; below them 95 % bootstrap intervals. Scored is the 8-bit picture: its luminance, and where b is "
+    "in colour, its colours. Arrows say which direction is taken for better. EN, SD, SF and AG do not look at the "
+    "sources, and noise raises them."
 )
+COMPARED = "Mean difference, and number of pairs that are better, compared pair by pair with"
+ABSENT = "–"  # of a score that there is not
 
 
-def as_json(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     """Numbers that JSON does not know become None."""
     if isinstance(value, dict):
-        return {key: as_json(part) for key, part in value.items()}
+        return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [as_json(part) for part in value]
+        return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def to_dict(evaluation: Evaluation, **more: Any) -> dict[str, Any]:
-    """All of it: summaries, and every pair's scores."""
-    return as_json(
+def to_json(evaluation: Evaluation, **more: Any) -> str:
+    """All of it: summaries, and every pair's scores.
+
+    A score is null where there is none (colour measures of grey pairs), and where it is infinite (PSNR).
+    """
+    record = _finite(
         {
+            "made_by": "dmfnet-eval",
             **more,
             "baseline": evaluation.baseline,
             "methods": evaluation.about,
-            "metrics": {metric.name: {"unit": metric.unit, "better": metric.better} for metric in METRICS},
+            "metrics": {measure.name: {"unit": measure.unit, "better": measure.better} for measure in MEASURES},
             "summary": [asdict(table) for table in evaluation.tables()],
             "pairs": [
                 {
@@ -48,89 +55,109 @@ def to_dict(evaluation: Evaluation, **more: Any) -> dict[str, Any]:
             "problems": evaluation.problems,
         }
     )
+    return json.dumps(record, indent=1, allow_nan=False) + "\n"
 
 
-def number(value: float) -> str:
+def number(value: float | None) -> str:
     """With four digits that count."""
-    return f"{value + 0.0:.4g}"  # -0.0 becomes 0
+    return ABSENT if value is None or math.isnan(value) else f"{value + 0.0:.4g}"  # -0.0 becomes 0
 
 
-def best(table: Table) -> dict[str, str]:
-    """The label of the best mean of each metric."""
+def best(table: Table) -> dict[str, set[str]]:
+    """The labels of the best mean of each measure: several where they are equal."""
     result = {}
-    for metric in METRICS:
-        sign = 1 if metric.better == "more" else -1
-        means = [sign * row.estimates[metric.name].mean for row in table.rows]
-        result[metric.name] = table.rows[int(np.argmax(means))].label
+    for measure in table.measures:
+        means = {row.label: found.mean for row in table.rows if (found := row.estimates[measure.name]) is not None}
+        known = [mean for mean in means.values() if not math.isnan(mean)]
+        top = (max if measure.better == "more" else min)(known, default=None)
+        result[measure.name] = {label for label, mean in means.items() if mean == top}
     return result
 
 
-def compared(comparison: Comparison) -> str:
-    """Difference and wins, in words: "-0.012, better on 20 of 23"."""
+def compared(comparison: Comparison | None) -> str:
+    """Mean difference, and on how many pairs it is for the better: "-0.0120, 20 of 23, 1 equal"."""
+    if comparison is None:
+        return ABSENT
     total = comparison.wins + comparison.ties + comparison.losses
     ties = f", {comparison.ties} equal" if comparison.ties else ""
-    return f"{comparison.difference.mean:+.4f}, better on {comparison.wins} of {total}{ties}"
+    mean = comparison.difference.mean
+    return f"{ABSENT if math.isnan(mean) else f'{mean:+.4f}'}, {comparison.wins} of {total}{ties}"
 
 
-def title(metric_name: str) -> str:
-    """A metric's name with the direction of better, for the head of a column."""
-    (metric,) = (metric for metric in METRICS if metric.name == metric_name)
-    return f"{metric.name} {'↑' if metric.better == 'more' else '↓'}"
+def title(measure: Measure) -> str:
+    """A measure's name with the direction of better, for the head of a column."""
+    return f"{measure.name} {'↑' if measure.better == 'more' else '↓'}"
 
 
-def _cell(row: Row, name: str, winners: dict[str, str]) -> str:
+def heading(table: Table) -> str:
+    """A table's modality and number of pairs, in words: "CT-MRI, 23 pairs"."""
+    return f"{table.modality}, {table.pairs} pair{'' if table.pairs == 1 else 's'}"
+
+
+def cell(text: str) -> str:
+    """Text for a cell of a Markdown table, where a bar would end it and a tag would be one."""
+    escaped = text.replace("\\", "\\\\").replace("|", "\\|")
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _estimate(row: Row, name: str, winners: dict[str, set[str]]) -> str:
     estimate = row.estimates[name]
+    if estimate is None:
+        return ABSENT
     mean = number(estimate.mean)
-    shown = f"**{mean}**" if winners[name] == row.label else mean
+    shown = f"**{mean}**" if row.label in winners[name] else mean
     return f"{shown}<br>{number(estimate.low)}–{number(estimate.high)}"
 
 
+def _markdown_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def _markdown_table(table: Table, baseline: str) -> list[str]:
-    names = [metric.name for metric in METRICS]
+    names = [measure.name for measure in table.measures]
+    titles = [title(measure) for measure in table.measures]
     winners = best(table)
     timed = any(row.milliseconds is not None for row in table.rows)
-    heads = ["method", *(["ms"] if timed else []), *map(title, names)]
-    lines = [
-        f"## {table.modality}-MRI, {table.pairs} pairs",
-        "",
-        f"| {' | '.join(heads)} |",
-        "| --- " * len(heads) + "|",
-    ]
+    heads = ["method", *(["ms"] if timed else []), *titles]
+    lines = [f"## {heading(table)}", "", _markdown_row(heads), "| --- " * len(heads) + "|"]
     for row in table.rows:
         time = [f"{row.milliseconds:.0f}" if row.milliseconds is not None else ""] if timed else []
-        lines.append(f"| {' | '.join([row.label, *time, *(_cell(row, name, winners) for name in names)])} |")
+        lines.append(_markdown_row([cell(row.label), *time, *(_estimate(row, name, winners) for name in names)]))
     others = [row for row in table.rows if row.against is not None]
     if others:
-        lines += ["", f"Compared with {baseline}, pair by pair:", "", f"| method | {' | '.join(map(title, names))} |"]
+        lines += ["", f"{COMPARED} {baseline}:", "", _markdown_row(["method", *titles])]
         lines.append("| --- " * (len(names) + 1) + "|")
         for row in others:
             assert row.against is not None
             cells = [compared(row.against[name]).replace(", ", "<br>", 1) for name in names]
-            lines.append(f"| {row.label} | {' | '.join(cells)} |")
+            lines.append(_markdown_row([cell(row.label), *cells]))
     return lines
 
 
 def to_text(evaluation: Evaluation) -> str:
     """Tables of means, for a terminal."""
     blocks = []
-    width = max(map(len, evaluation.about))
     for table in evaluation.tables():
-        heads = ["ms", *(metric.name for metric in METRICS)]
-        lines = [f"{table.modality}-MRI, {table.pairs} pairs", " " * width + "".join(f"{head:>10}" for head in heads)]
+        lines = [["", "ms", *(measure.name for measure in table.measures)]]
         for row in table.rows:
-            cells = ["" if row.milliseconds is None else f"{row.milliseconds:.0f}"]
-            cells += [number(row.estimates[metric.name].mean) for metric in METRICS]
-            lines.append(f"{row.label:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
-        blocks.append("\n".join(lines))
+            time = "" if row.milliseconds is None else f"{row.milliseconds:.0f}"
+            estimates = (row.estimates[measure.name] for measure in table.measures)
+            lines.append([row.label, time, *(number(found.mean if found else None) for found in estimates)])
+        first, *widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rows = [
+            f"{label:<{first}}" + "".join(f"{text:>{width + 2}}" for text, width in zip(cells, widths, strict=True))
+            for label, *cells in lines
+        ]
+        blocks.append("\n".join([heading(table), *(row.rstrip() for row in rows)]))
     return "\n\n".join(blocks)
 
 
-def to_markdown(evaluation: Evaluation, heading: str) -> str:
-    """Tables of means, intervals and comparisons."""
-    lines = [f"# {heading}", "", NOTE, ""]
+def to_markdown(evaluation: Evaluation, name: str) -> str:
+    """Tables of means, intervals and comparisons, under the heading `name`."""
+    lines = [f"# {name}", "", NOTE, ""]
     lines += [f"- {label}: {about}" for label, about in evaluation.about.items()]
     for table in evaluation.tables():
         lines += ["", *_markdown_table(table, evaluation.baseline)]
     if evaluation.problems:
         lines += ["", "## Left out, for all methods", "", *(f"- {problem}" for problem in evaluation.problems)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", MARKS["report.md"]]) + "\n"

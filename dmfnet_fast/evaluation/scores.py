@@ -1,8 +1,9 @@
-"""Methods run on pairs, every picture scored by all metrics."""
+"""Methods run on pairs, every picture scored by all measures."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -14,13 +15,15 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from dmfnet_fast.colour import luminance
 from dmfnet_fast.errors import DMFNetError, OutOfMemoryError
-from dmfnet_fast.evaluation.dataset import Grey, Pair, grey
-from dmfnet_fast.evaluation.methods import AsJPEG, Method, Saved
-from dmfnet_fast.evaluation.statistics import Comparison, Estimate, comparisons, estimates
-from dmfnet_fast.metrics import METRICS, fusion_metrics
+from dmfnet_fast.evaluation.dataset import Pair, Saved, Scene
+from dmfnet_fast.evaluation.methods import AsJPEG, Method
+from dmfnet_fast.evaluation.statistics import Comparison, Estimate, comparison, estimate
+from dmfnet_fast.metrics import MEASURES, Measure, colour_measures, fusion_metrics
 
-EIGHT_BIT = (0.0, 255.0)
+# Of one method on one pair, by name; None where there is nothing to measure.
+Scores = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Scored:
     """What all methods scored on one pair: `metrics[label][name]`; milliseconds where a method is timed."""
 
     pair: Pair
-    metrics: dict[str, dict[str, float]]
+    metrics: dict[str, Scores]
     milliseconds: dict[str, float]
 
 
@@ -37,14 +40,14 @@ class Row:
     """One method on the pairs of one modality.
 
     Attributes:
-        estimates: by metric.
-        against: the baseline, by metric; None for the baseline itself.
+        estimates: by measure; None where no pair has a score.
+        against: the baseline, by measure; None for the baseline itself.
         milliseconds: median time of fusing one pair, on this machine, beside everything else; None if not timed.
     """
 
     label: str
-    estimates: dict[str, Estimate]
-    against: dict[str, Comparison] | None
+    estimates: dict[str, Estimate | None]
+    against: dict[str, Comparison | None] | None
     milliseconds: float | None
 
 
@@ -55,6 +58,11 @@ class Table:
     modality: str
     pairs: int
     rows: list[Row]
+
+    @property
+    def measures(self) -> list[Measure]:
+        """Those that any method has a score of."""
+        return [m for m in MEASURES if any(row.estimates[m.name] is not None for row in self.rows)]
 
 
 @dataclass
@@ -73,41 +81,54 @@ class Evaluation:
     scored: list[Scored] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def values(self, modality: str, label: str) -> NDArray[np.float64]:
-        """(pairs, metrics) of one method."""
-        of_modality = (s.metrics[label] for s in self.scored if s.pair.modality == modality)
-        return np.array([[values[metric.name] for metric in METRICS] for values in of_modality])
+    def of_modality(self, modality: str) -> list[Scored]:
+        return [scored for scored in self.scored if scored.pair.modality == modality]
+
+    def values(self, modality: str, label: str, name: str) -> NDArray[np.float64]:
+        """One measure of one method, (pairs,); NaN where there is none."""
+        return np.array([s.metrics[label][name] for s in self.of_modality(modality)], np.float64)
 
     def tables(self) -> list[Table]:
         """One for each modality."""
-        result = []
-        for modality in dict.fromkeys(s.pair.modality for s in self.scored):
-            baseline = self.values(modality, self.baseline)
-            rows = [self._row(modality, label, baseline) for label in self.about]
-            result.append(Table(modality, len(baseline), rows))
-        return result
+        modalities = dict.fromkeys(s.pair.modality for s in self.scored)
+        return [
+            Table(modality, len(self.of_modality(modality)), [self._row(modality, label) for label in self.about])
+            for modality in modalities
+        ]
 
-    def _row(self, modality: str, label: str, baseline: NDArray[np.float64]) -> Row:
-        names = [metric.name for metric in METRICS]
-        values = self.values(modality, label)
+    def _row(self, modality: str, label: str) -> Row:
+        values = {measure.name: self.values(modality, label, measure.name) for measure in MEASURES}
         against = None
         if label != self.baseline:
-            compared = comparisons(values, baseline, [metric.better for metric in METRICS])
-            against = dict(zip(names, compared, strict=True))
-        times = [s.milliseconds[label] for s in self.scored if s.pair.modality == modality and label in s.milliseconds]
-        return Row(label, dict(zip(names, estimates(values), strict=True)), against, median(times) if times else None)
+            against = {
+                measure.name: comparison(
+                    values[measure.name], self.values(modality, self.baseline, measure.name), measure.better
+                )
+                for measure in MEASURES
+            }
+        times = [s.milliseconds[label] for s in self.of_modality(modality) if label in s.milliseconds]
+        estimates = {name: estimate(column) for name, column in values.items()}
+        return Row(label, estimates, against, median(times) if times else None)
 
 
-def fuse_all(pair: Pair, methods: Sequence[Method]) -> tuple[dict[str, Saved], dict[str, float]]:
+def read(pair: Pair) -> Scene:
+    """The pair's pictures.
+
+    Raises:
+        DMFNetError: they cannot be read; the message names the pair.
+    """
+    try:
+        return pair.read()
+    except DMFNetError as error:
+        raise DMFNetError(f"{pair}: {error}") from error
+
+
+def fuse_all(scene: Scene, methods: Sequence[Method]) -> tuple[dict[str, Saved], dict[str, float]]:
     """Every method's picture, and milliseconds where it is timed.
 
     Raises:
-        DMFNetError: the pair cannot be read, or a method has no picture; the message names the method.
+        DMFNetError: a method has no picture; the message names the pair and the method.
     """
-    try:
-        _ = pair.sources
-    except DMFNetError as error:
-        raise DMFNetError(f"{pair}: {error}") from error
     pictures: dict[str, Saved] = {}
     milliseconds: dict[str, float] = {}
     for method in methods:
@@ -115,20 +136,25 @@ def fuse_all(pair: Pair, methods: Sequence[Method]) -> tuple[dict[str, Saved], d
             pictures[method.label] = method.compress(pictures[method.method.label])
             continue
         try:
-            method.prepare(pair)
+            method.prepare(scene)
             started = time.perf_counter()
-            pictures[method.label] = method.fuse(pair)
+            pictures[method.label] = method.fuse(scene)
         except OutOfMemoryError:
             raise
         except DMFNetError as error:
-            raise DMFNetError(f"{pair}, {method.label}: {error}") from error
+            raise DMFNetError(f"{scene.pair}, {method.label}: {error}") from error
         if method.timed:
             milliseconds[method.label] = 1000 * (time.perf_counter() - started)
     return pictures, milliseconds
 
 
-def _score(pictures: dict[str, Grey], a: Grey, b: Grey) -> dict[str, dict[str, float]]:
-    return {label: fusion_metrics(picture, a, b) for label, picture in pictures.items()}
+def score(pictures: dict[str, Saved], a: Saved, b: Saved) -> dict[str, Scores]:
+    """All measures of each of the fused pictures, by label."""
+    grey_a, grey_b = luminance(a), luminance(b)
+    return {
+        label: {**fusion_metrics(luminance(picture), grey_a, grey_b), **colour_measures(picture, b)}
+        for label, picture in pictures.items()
+    }
 
 
 class _Here(Executor):
@@ -170,19 +196,29 @@ def evaluate(
         OutOfMemoryError: a worker was killed, or a picture is too large for an engine.
     """
     evaluation = Evaluation({method.label: method.about for method in methods}, baseline)
-    running: list[tuple[Pair, Future[dict[str, dict[str, float]]], dict[str, float]]] = []
+    running: deque[tuple[Pair, Future[dict[str, Scores]], dict[str, float]]] = deque()
+
+    def finish_one() -> None:
+        pair, future, took = running.popleft()
+        evaluation.scored.append(Scored(pair, future.result(), took))
+
     try:
         with _pool(workers) as pool:
             for pair in shown(pairs):
                 try:
-                    pictures, milliseconds = fuse_all(pair, methods)
-                    greys = {label: grey(picture, EIGHT_BIT) for label, picture in pictures.items()}
-                    running.append((pair, pool.submit(_score, greys, *pair.greys), milliseconds))
+                    scene = read(pair)
+                    pictures, milliseconds = fuse_all(scene, methods)
                 except OutOfMemoryError:
                     raise
                 except DMFNetError as error:
                     evaluation.problems.append(str(error))
-            evaluation.scored += [Scored(pair, future.result(), took) for pair, future, took in running]
+                    continue
+                running.append((pair, pool.submit(score, pictures, *scene.saved), milliseconds))
+                # Pictures wait in memory until they are scored: no more of them than keep the workers busy.
+                while len(running) > 2 * workers:
+                    finish_one()
+            while running:
+                finish_one()
     except BrokenProcessPool as error:
         raise OutOfMemoryError(
             "a process that computed metrics was killed, as the system does when memory runs out; use fewer --workers"

@@ -1,8 +1,14 @@
-"""Means, their uncertainty, and paired comparisons."""
+"""Means, their uncertainty, and paired comparisons.
+
+Scores are NaN where a pair has none, such as those of colour where b is grey; such pairs do not count. Scores may be
+infinite (PSNR).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,28 +41,54 @@ class Comparison:
     losses: int
 
 
-def estimates(values: NDArray[np.float64]) -> list[Estimate]:
-    """Means of the columns of `values` (pairs, columns), and percentile bootstrap intervals of 95 %.
+@lru_cache(maxsize=8)
+def _draws(pairs: int) -> NDArray[np.int64]:
+    """How often each pair is drawn in each resample, (RESAMPLES, pairs): the same for all methods and metrics."""
+    return np.random.default_rng(0).multinomial(pairs, np.full(pairs, 1 / pairs), size=RESAMPLES)
+
+
+def estimate(values: NDArray[np.float64]) -> Estimate | None:
+    """The mean of `values` (pairs,) and its percentile bootstrap interval of 95 %; None if no pair has a score.
 
     Efron 1979, doi:10.1214/aos/1176344552: whole pairs are drawn anew 10,000 times, with a fixed seed. The pairs are
     taken for independent; slices of one patient are not, so that other patients vary more than this says.
+
+    A mean that an infinite score takes part in is infinite, and so is that of every resample that holds it: one pair of
+    many leaves a finite lower end, below an infinite upper one. Where plus and minus infinity meet there is no mean:
+    all three are NaN.
     """
+    values = values[~np.isnan(values)]
     pairs = len(values)
-    counts = np.random.default_rng(0).multinomial(pairs, np.full(pairs, 1 / pairs), size=RESAMPLES)
+    if not pairs:
+        return None
+    infinite = np.isinf(values)
+    if np.isin([np.inf, -np.inf], values).all():
+        return Estimate(np.nan, np.nan, np.nan)
+    counts = _draws(pairs)
+    means = counts @ np.where(infinite, 0.0, values) / pairs
     tail = 50 * (1 - CONFIDENCE)
-    with np.errstate(invalid="ignore"):  # 0 times an infinite PSNR
-        low, high = np.percentile(counts @ values / pairs, (tail, 100 - tail), axis=0)
-        means = values.mean(axis=0)
-    return [Estimate(*(float(x) for x in triple)) for triple in zip(means, low, high, strict=True)]
+    if infinite.any():
+        means[counts[:, infinite].any(axis=1)] = values[infinite][0]
+        # Between a finite and an infinite mean nothing can be interpolated: the next rank outwards is taken.
+        low, high = np.percentile(means, tail, method="lower"), np.percentile(means, 100 - tail, method="higher")
+    else:
+        low, high = np.percentile(means, (tail, 100 - tail))
+    return Estimate(float(values.mean()), float(low), float(high))
 
 
-def comparisons(values: NDArray[np.float64], baseline: NDArray[np.float64], better: list[str]) -> list[Comparison]:
-    """Columns of `values` (pairs, columns) against those of `baseline`; `better` is "more" or "less" for each."""
-    sign = np.array([1.0 if direction == "more" else -1.0 for direction in better])
-    with np.errstate(invalid="ignore"):  # of equal infinite PSNRs
+def comparison(
+    values: NDArray[np.float64], baseline: NDArray[np.float64], better: Literal["more", "less"]
+) -> Comparison | None:
+    """`values` (pairs,) against those of the baseline, over the pairs where both have a score; None if there are none.
+
+    Equal scores differ by 0, infinite ones too.
+    """
+    both = ~(np.isnan(values) | np.isnan(baseline))
+    values, baseline = values[both], baseline[both]
+    with np.errstate(invalid="ignore"):  # of equal infinite scores
         difference = np.where(values == baseline, 0.0, values - baseline)
-    gain = np.sign(difference * sign)
-    return [
-        Comparison(estimate, int((column > 0).sum()), int((column == 0).sum()), int((column < 0).sum()))
-        for estimate, column in zip(estimates(difference), gain.T, strict=True)
-    ]
+    mean = estimate(difference)
+    if mean is None:
+        return None
+    gain = np.sign(difference) if better == "more" else -np.sign(difference)
+    return Comparison(mean, int((gain > 0).sum()), int((gain == 0).sum()), int((gain < 0).sum()))

@@ -1,0 +1,89 @@
+"""Pictures for the page of an evaluation: cut out, compared, and encoded small enough for many of them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dmfnet_fast.evaluation.dataset import Grey, Saved
+from dmfnet_fast.similarity import filtered
+
+ZOOM = 64  # pixels of the part that is enlarged
+SHOWN = 256  # CSS pixels of the smaller side of every picture, and the most that a whole picture keeps
+QUALITY = 80  # of whole pictures
+FULL_COLOUR = 64  # grey levels of difference that are drawn in full colour
+STEP = 8  # grey levels between two colours of a difference: finer ones are hardly seen, and make large files
+DARKER, BRIGHTER = (70, 130, 255), (255, 120, 30)
+
+ABOUT = (
+    f"Whole pictures are for overview: lossy (WebP, quality {QUALITY}), and reduced to {SHOWN} pixels where they are "
+    f"larger. Enlarged parts, {ZOOM}x{ZOOM} pixels, are exact. Differences are of the reduced luminances: orange where "
+    f"a picture is brighter than the brighter source, blue where it is darker, in steps of {STEP} grey levels, in full "
+    f"colour from {FULL_COLOUR} of 255."
+)
+
+Part = tuple[slice, slice]
+
+
+def _tag(image: Image.Image, alternative: str, **options: Any) -> str:
+    file = io.BytesIO()
+    image.save(file, "WEBP", method=6, **options)
+    scale = SHOWN / min(image.size)
+    data = base64.b64encode(file.getvalue()).decode()
+    return (
+        f'<img src="data:image/webp;base64,{data}" alt="{escape(alternative)}" '
+        f'width="{round(image.width * scale)}" height="{round(image.height * scale)}">'
+    )
+
+
+def _reduced(picture: Saved) -> Image.Image:
+    """The picture, of at most `SHOWN` pixels on its smaller side."""
+    image = Image.fromarray(picture)
+    scale = SHOWN / min(image.size)
+    if scale >= 1:
+        return image
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)
+
+
+def whole(picture: Saved, alternative: str) -> str:
+    """An HTML image of the whole picture: lossy."""
+    return _tag(_reduced(picture), alternative, quality=QUALITY)
+
+
+def enlarged(picture: Saved, part: Part, alternative: str) -> str:
+    """An HTML image of a part of the picture: exact."""
+    return _tag(Image.fromarray(np.ascontiguousarray(picture[part])), alternative, lossless=True, exact=True)
+
+
+def difference(fused: Grey, brighter: Grey) -> NDArray[np.uint8]:
+    """Where a picture is darker or brighter than the brighter of its sources, in colours on black, (H, W, 3)."""
+    change = fused.astype(np.float64) - brighter
+    strength = (np.rint(np.abs(change) / STEP) * STEP / FULL_COLOUR).clip(max=1)[..., None]
+    return np.rint(np.where(change[..., None] > 0, BRIGHTER, DARKER) * strength).astype(np.uint8)
+
+
+def difference_shown(fused: Grey, brighter: Grey, alternative: str) -> str:
+    """An HTML image of the `difference`."""
+    change = difference(np.asarray(_reduced(fused)), np.asarray(_reduced(brighter)))
+    return _tag(Image.fromarray(change), alternative, lossless=True)
+
+
+def largest_sum(field: NDArray[np.float64]) -> Part:
+    """The square of `ZOOM` pixels, or as large as there is, in which a field (H, W) has its largest sum."""
+    side = min(ZOOM, *field.shape)
+    sums = filtered(field, np.full(side, 1 / side), 0)
+    top, left = (int(place) for place in np.unravel_index(int(sums.argmax()), sums.shape))
+    return slice(top, top + side), slice(left, left + side)
+
+
+def disputed(greys: Sequence[Grey]) -> Part:
+    """The square in which pictures of one scene differ most from their mean: rows and columns."""
+    pictures = np.stack([picture.astype(np.float64) for picture in greys])
+    return largest_sum(np.abs(pictures - pictures.mean(axis=0)).sum(axis=0))

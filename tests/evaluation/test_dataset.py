@@ -1,0 +1,114 @@
+"""Folders of pairs: which picture is a, which is b, and what is said of folders that hold none."""
+
+from __future__ import annotations
+
+import gc
+import re
+import shutil
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmfnet_fast.errors import PictureError
+from dmfnet_fast.evaluation.dataset import Pair, Saved, Scene, find_pairs
+from dmfnet_fast.evaluation.methods import Trivial
+from dmfnet_fast.evaluation.scores import evaluate
+from dmfnet_fast.pictures import write_picture
+
+
+def _write(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_picture(path, np.full((64, 64), len(name), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("folder", "a", "b"),
+    [
+        ("CT-MRI", "MRI", "CT"),
+        ("IR-VIS", "VIS", "IR"),
+        ("GFP-PC", "PC", "GFP"),
+        ("MR-MR", "A", "B"),
+        ("T1-Gd-T2", "T2", "T1-Gd"),
+        ("CT-T1-Gd", "T1-Gd", "CT"),
+    ],
+)
+def test_b_comes_first_and_a_last(folder: str, a: str, b: str, tmp_path: Path) -> None:
+    _write(tmp_path, f"{folder}/{a}/1.png", f"{folder}/{b}/1.png")
+    (pair,), problems = find_pairs(tmp_path, ".")
+    assert not problems
+    assert (pair.modality, pair.kinds, str(pair)) == (folder, (a, b), f"{folder} 1")
+    assert (pair.a, pair.b) == (tmp_path / folder / a / "1.png", tmp_path / folder / b / "1.png")
+
+
+def test_folders_of_pairs_and_others(tmp_path: Path) -> None:
+    _write(tmp_path, "s/PET-MRI/PET/2.png", "s/PET-MRI/MRI/2.png", "s/CT-MRI/CT/1.png", "s/CT-MRI/MRI/1.png")
+    _write(tmp_path, "s/notes/x.png", "s/.hidden-MRI/x.png", "s/CT-MRI/MRI/7.png", "s/file-MRI.png", "s/-MRI/x.png")
+    pairs, problems = find_pairs(tmp_path, "s")
+    assert [str(pair) for pair in pairs] == ["CT-MRI 1", "PET-MRI 2"]
+    assert problems == [f"{tmp_path / 's/CT-MRI/MRI/7.png'}: has no partner in {tmp_path / 's/CT-MRI/CT'}"]
+    assert [str(pair) for pair in find_pairs(tmp_path, "s", ["PET"])[0]] == ["PET-MRI 2"]
+    assert find_pairs(tmp_path, "s", ["PET"])[1] == []
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "message"),
+    [
+        ("IR-VIS/IR/1.png", (), "IR-VIS: holds no folders IR and VIS; pairs are in folders named B-A"),
+        ("MR-MR/MR/1.png", (), "MR-MR: holds no folders B and A; pairs are in folders named B-A"),
+        ("notes/1.png", (), "holds no pairs; pairs are in folders named B-A"),
+        ("notes/1.png", ("CT",), "holds no CT; there is no folder of pairs"),
+        ("CT-MRI/CT/1.png", ("MRI",), "holds no MRI; there is CT-MRI"),
+    ],
+)
+def test_folders_that_do_not_fit(there: str, wanted: Sequence[str], message: str, tmp_path: Path) -> None:
+    _write(tmp_path, there)
+    with pytest.raises(PictureError, match=re.escape(message)):
+        find_pairs(tmp_path, ".", wanted)
+
+
+def test_a_folder_that_does_not_fit_is_no_matter_if_others_are_named(tmp_path: Path) -> None:
+    _write(tmp_path, "old-stuff/1.png", "CT-MRI/CT/1.png", "CT-MRI/MRI/1.png")
+    with pytest.raises(PictureError, match="or name other folders with --modality"):
+        find_pairs(tmp_path, ".")
+    assert len(find_pairs(tmp_path, ".", ["CT-MRI"])[0]) == 1
+
+
+def test_read_with_the_stated_range(tmp_path: Path) -> None:
+    deep = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    for name in ("a", "b"):
+        write_picture(tmp_path / f"{name}.png", deep)
+    pair = Pair("CT-MRI", ("MRI", "CT"), "1", tmp_path / "a.png", tmp_path / "b.png", (0, 4095), (1000, 2000))
+    scene = pair.read()
+    assert scene.values == (1000, 2000)
+    np.testing.assert_array_equal(scene.greys[0], np.rint(deep * (255 / 4095)))
+    np.testing.assert_array_equal(scene.greys[1], np.rint((deep.clip(1000, 2000) - 1000.0) * 0.255))
+
+
+class _Watching(Trivial):
+    """Remembers what it was given, without keeping it."""
+
+    def __init__(self) -> None:
+        super().__init__("maximum")
+        self.seen: list[weakref.ref[Scene]] = []
+        self.most = 0
+
+    def fuse(self, scene: Scene) -> Saved:
+        self.seen.append(weakref.ref(scene))
+        gc.collect()
+        self.most = max(self.most, sum(seen() is not None for seen in self.seen))
+        return super().fuse(scene)
+
+
+def test_pictures_are_not_kept(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "test", tmp_path / "test")
+    method = _Watching()
+    pairs, _ = find_pairs(tmp_path, "test")
+    evaluation = evaluate(pairs, [method], "maximum", 1, lambda items: items)
+    assert len(evaluation.scored) == len(method.seen) == 9
+    assert [scored.pair for scored in evaluation.scored] == pairs
+    assert method.most <= 2, "this one, and the one before"

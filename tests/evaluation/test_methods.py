@@ -1,0 +1,79 @@
+"""Engines and folders by what the command line says of them."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dmfnet_fast.errors import PictureError
+from dmfnet_fast.evaluation.dataset import Scene, find_pairs
+from dmfnet_fast.evaluation.methods import AsJPEG, Folder, Trivial, opened, parse_engine
+from dmfnet_fast.pictures import write_picture
+
+
+@pytest.fixture
+def scene(data: Path) -> Scene:
+    return find_pairs(data, "test")[0][0].read()
+
+
+def _called(scene: Scene, **names: str) -> Scene:
+    return replace(scene, pair=replace(scene.pair, **names))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tiny", ("tiny", "tiny", "auto")),
+        ("tiny@float32", ("tiny float32", "tiny", "float32")),
+        ("ours=runs/x.onnx@bfloat16", ("ours", "runs/x.onnx", "bfloat16")),
+        ("me@home/x.onnx", ("x", "me@home/x.onnx", "auto")),
+    ],
+)
+def test_engines_are_named(text: str, expected: tuple[str, str, str]) -> None:
+    assert parse_engine(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"), [("001.png", np.uint8), ("001.tif", np.uint16), ("001.tif", np.float32), ("001.jpg", np.uint8)]
+)
+def test_fused_elsewhere_in_any_depth(name: str, depth: Any, scene: Scene, tmp_path: Path) -> None:
+    """Other depths have their own range, not b's."""
+    picture = scene.greys[0]
+    scale = {np.uint8: 1, np.uint16: 257, np.float32: 1 / 255}[depth]
+    (tmp_path / "CT-MRI").mkdir()
+    write_picture(tmp_path / "CT-MRI" / name, (picture * np.float64(scale)).astype(depth))
+    fused = Folder("x", tmp_path).fuse(scene)
+    assert np.abs(fused.astype(int) - picture).max() <= (8 if name.endswith("jpg") else 0)
+
+
+def test_which_file_is_whose(scene: Scene, tmp_path: Path) -> None:
+    """Dots are part of names, accents may be decomposed; two files of a name, or another modality's, are not taken."""
+    (tmp_path / "CT-MRI").mkdir()
+    for name in ("1.png", "1.5.png", unicodedata.normalize("NFD", "é.png")):
+        write_picture(tmp_path / "CT-MRI" / name, np.full((64, 64), len(name), np.uint8))
+    folder = Folder("x", tmp_path)
+    for name, value in (("1", 5), ("1.5", 7), ("é", 6)):
+        assert (folder.fuse(_called(scene, name=name)) == value).all()
+    with pytest.raises(PictureError, match=r"PET-MRI/1\.\*: no such picture"):
+        folder.fuse(_called(scene, modality="PET-MRI", name="1"))
+    write_picture(tmp_path / "CT-MRI" / "1.bmp", np.zeros((64, 64), np.uint8))
+    with pytest.raises(PictureError, match=r"1\.bmp: 1\.png has the same name; keep one of them"):
+        Folder("x", tmp_path).fuse(_called(scene, name="1"))
+
+
+def test_a_folder_may_have_an_equals_sign(tmp_path: Path) -> None:
+    folder = tmp_path / "lr=1e-3"
+    folder.mkdir()
+    with opened([], [str(folder), f"rate={folder}"], False, None, None) as methods:
+        assert [method.label for method in methods] == ["lr=1e-3", "rate"]
+
+
+def test_jpeg_changes_a_picture_a_little() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    after = AsJPEG(Trivial("maximum"), 95).compress(picture)
+    assert 0 < np.abs(after.astype(int) - picture).mean() < 12
