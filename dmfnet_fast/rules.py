@@ -154,7 +154,7 @@ def recoloured(y: Array, chroma: Chroma, black: float, white: float, whole: bool
     """
     xp = _library(y)
     least = 1.0 if whole else 1e-30  # for grey pixels, whose chroma is 0 whatever it is multiplied by
-    above, below = (_at_least(xp, part, least) for part in (chroma.above, chroma.below))
+    above, below = (part.clip(min=least) for part in (chroma.above, chroma.below))
     factor = xp.minimum(1000 * (white - y) / above, 1000 * (y - black) / below)
     exists = factor >= 1
     if whole:
@@ -170,7 +170,3 @@ def recoloured(y: Array, chroma: Chroma, black: float, white: float, whole: bool
             paler = y + difference * 0.001 * factor
             result.append(xp.where(exists, y + difference * 0.001, paler).clip(black, white))
     return result[0], result[1], result[2]
-
-
-def _at_least(xp: Any, x: Array, least: float) -> Array:
-    return x.clip(min=least)

@@ -1,8 +1,8 @@
 """Muon: momentum whose matrices are made orthogonal before they are applied.
 
-Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks", for convolutions; step sizes are scaled as
-by Liu et al. 2025 (arXiv 2502.16982), so that AdamW's learning rates and decay serve. `torch.optim.Muon` takes
-matrices alone.
+Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". A convolution's weight counts as a matrix
+of outputs and inputs. Step sizes are scaled as by Liu et al. 2025 (arXiv 2502.16982), so that AdamW's learning rates
+and decay serve. `torch.optim.Muon` takes matrices alone.
 """
 
 from __future__ import annotations

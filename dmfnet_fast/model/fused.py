@@ -277,13 +277,13 @@ class FusedPasses(nn.Module):
         for n, module in enumerate(decoder):
             decoder[n] = FusedLevel(module) if isinstance(module, JointLevel) else nn.Identity()
 
+    def _diffused(self, a: Tensor, b: Tensor, noise: Tensor, dtype: torch.dtype) -> Tensor:
+        return diffuse(a, b, noise, self.levels, self.sigmas, dtype)
+
     def forward(self, a: Tensor, b: Tensor, noise: Tensor | None = None, interval: Tensor | None = None) -> Tensor:
         """As `DMFNet.forward`."""
         dtype = of_kind(self.denoiser.init_conv, FusedConv).conv.weight.dtype
-        if noise is None:
-            noisy = torch.cat([a, b]).to(dtype)
-        else:
-            noisy = diffuse(a, b, noise, self.levels, self.sigmas, dtype)
+        noisy = torch.cat([a, b]).to(dtype) if noise is None else self._diffused(a, b, noise, dtype)
         merges = self.fusion.merges
         assert isinstance(merges, nn.ModuleList)
         features = self.denoiser.features(noisy, 0)
