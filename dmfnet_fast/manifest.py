@@ -13,7 +13,7 @@ import numpy as np
 
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.files import replacing
-from dmfnet_fast.fusion_file import FORMAT
+from dmfnet_fast.fusion_file import FORMAT, Interface
 from dmfnet_fast.parity import LIMITS, Parity, Reference
 
 KIND = "tensorrt engine"
@@ -172,8 +172,8 @@ def save_check(engine: Path, reference: Reference) -> str:
     return file_sha256(check_path(engine))
 
 
-def load_check(engine: Path, sha256: str, timesteps: int) -> Reference:
-    """The check pair of the engine file `engine`, whose hash and timesteps its manifest gives.
+def load_check(engine: Path, sha256: str, interface: Interface) -> Reference:
+    """The check pair of the engine file `engine`, whose hash and network's interface its manifest gives.
 
     Raises:
         EngineError: there is none, or another.
@@ -183,7 +183,7 @@ def load_check(engine: Path, sha256: str, timesteps: int) -> Reference:
         if file_sha256(path) != sha256:
             raise EngineError(f"{path}: is not the file that the engine's manifest names, or is damaged: {AGAIN}")
         with np.load(path, allow_pickle=False) as file:
-            return Reference(file["a"], file["b"], file["fused"], timesteps)
+            return Reference(file["a"], file["b"], file["fused"], interface)
     except FileNotFoundError as error:
         raise EngineError(
             f"{engine}: has not been verified on its GPU yet, and {path.name}, which that takes, is not beside it: "

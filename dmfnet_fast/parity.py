@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.colour import to_network
+from dmfnet_fast.colour import Canvas
 from dmfnet_fast.errors import EngineError
-from dmfnet_fast.noise import fusion_noise
+from dmfnet_fast.fusion_file import Interface
+from dmfnet_fast.network_inputs import network_inputs
 from dmfnet_fast.similarity import hybrid_objective, psnr, ssim
 
 Shape: TypeAlias = tuple[int, int, int]  # pairs, height, width
@@ -20,18 +21,21 @@ Shape: TypeAlias = tuple[int, int, int]  # pairs, height, width
 
 @dataclass(frozen=True)
 class Reference:
-    """Inputs, and what the network as trained makes of them in float32, with the noise of seed 0.
+    """Grey images, and what the network as trained makes of them in float32.
+
+    Noise is that of seed 0. Where the network takes an interval, it is what the sources show around each pixel: no
+    colour narrows it. It follows from the images, so it is not kept.
 
     Attributes:
         a, b: luminances, (N, H, W) uint8.
         fused: (N, 1, H, W) float32 in [-1, 1].
-        timesteps: of the network, and of the noise.
+        interface: of the network.
     """
 
     a: NDArray[np.uint8]
     b: NDArray[np.uint8]
     fused: NDArray[np.float32]
-    timesteps: int
+    interface: Interface
 
     @property
     def shape(self) -> Shape:
@@ -40,10 +44,9 @@ class Reference:
         return pairs, height, width
 
     @property
-    def inputs(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """a, b and noise, as the network takes them."""
-        a, b = (np.stack([to_network(x, (0, 255))[None] for x in images]) for images in (self.a, self.b))
-        return a, b, fusion_noise(0, *self.shape[1:], self.timesteps)
+    def inputs(self) -> dict[str, NDArray[np.float32]]:
+        """As the network takes them, by name."""
+        return network_inputs(self.interface, [Canvas(a, b) for a, b in zip(self.a, self.b, strict=True)])[0]
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def compare(
 def compare_with(engine: str, precision: str, fused: Sequence[NDArray[Any]], wanted: Sequence[Reference]) -> Parity:
     """Compare what an engine made of the references' inputs with what the network as trained makes of them."""
     inputs = [reference.inputs for reference in wanted]
-    return compare(engine, precision, fused, [r.fused for r in wanted], [(a, b) for a, b, _ in inputs])
+    return compare(engine, precision, fused, [r.fused for r in wanted], [(given["a"], given["b"]) for given in inputs])
 
 
 def check(parity: Parity, consequence: str) -> None:

@@ -225,7 +225,7 @@ def build(
     shapes = builder.create_optimization_profile()
     for given in (network.get_input(n) for n in range(network.num_inputs)):
         corners = [
-            (given.shape[0], 2, height, width) if given.name == "noise" else (pairs, 1, height, width)
+            (given.shape[0] if given.name == "noise" else pairs, given.shape[1], height, width)
             for pairs, height, width in (profile.min, profile.opt, profile.max)
         ]
         shapes.set_shape(given.name, *corners)

@@ -15,7 +15,7 @@ import click
 
 from dmfnet_fast.commands.shared import command
 from dmfnet_fast.errors import DMFNetError, OutputError
-from dmfnet_fast.fusion_file import seal
+from dmfnet_fast.fusion_file import interface_of, seal
 from dmfnet_fast.parity import check
 from export.builder import require_builder
 from export.request import DEFAULT_GPUS, Precision, Request, RequestError, check_machine, make_request
@@ -104,10 +104,11 @@ def _write_engine(request: Request, graph: Graph, folder: Path) -> None:
 
 
 def _write_repository(request: Request, graph: Graph, folder: Path) -> None:
-    from export.triton_server import with_fixed_noise, write_repository
+    from export.triton_server import configuration, of_one_size, write_repository
 
     assert request.profile is not None
-    served = with_fixed_noise(graph.content, request.profile)
+    interface = interface_of(graph.config)
+    served = of_one_size(graph.content, interface, request.profile)
     known = [r for r in graph.references if r.shape[1:] == request.profile.opt[1:]]
     about = {"weights": graph.weights, "precision": graph.precision}
     if known and has_onnx_runtime() and request.precision != "bfloat16":
@@ -121,7 +122,8 @@ def _write_repository(request: Request, graph: Graph, folder: Path) -> None:
         about["tensorrt"] = require_builder("tensorrt").__version__
         served = build_for_server(request, served, _step, _tell)
     name = request.output.name
-    write_repository(folder / name, name, served, request.target, request.precision, request.profile, about)
+    config = configuration(name, request.target, request.precision, interface, request.profile, about)
+    write_repository(folder / name, request.target, served, config)
     (folder / name).replace(request.output)
 
 

@@ -76,7 +76,7 @@ def run_engine(path: Path, references: list[Reference]) -> Parity:
     """The parity of the engine `path`, which this machine's GPU runs."""
     engine = TensorRTEngine(path, "cuda", "auto", None)
     try:
-        fused = [engine.run(*reference.inputs) for reference in references]
+        fused = [engine.run(reference.inputs) for reference in references]
         return compare_with(engine.info["engine"], engine.info["precision"], fused, references)
     finally:
         engine.close()

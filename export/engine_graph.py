@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dmfnet_fast.errors import require
+from dmfnet_fast.fusion_file import interface_of
 from dmfnet_fast.model import DMFNet, optimize
 from dmfnet_fast.model.fused import FusedPasses, PixelLinear
 from dmfnet_fast.model.rewrites import Precision
@@ -173,7 +174,7 @@ def _translations() -> dict[Any, Any]:
 def to_engine_onnx(model: DMFNet, precision: Precision, sha256: str | None = None) -> Any:
     """Export for TensorRT, for any batch and any size that is a multiple of 16, at least 64.
 
-    All six passes of a pair are one batch. The precision is in the graph: feature maps and convolutions have it;
+    All passes of a pair are one batch. The precision is in the graph: feature maps and convolutions have it;
     diffusion, normalisation, softmax and the last convolution are float32. ONNX gives convolutions no bfloat16 before
     opset 22, TensorRT does: a bfloat16 model is for TensorRT alone.
 
@@ -191,7 +192,7 @@ def to_engine_onnx(model: DMFNet, precision: Precision, sha256: str | None = Non
     net = optimize(model, precision, kernels=True)
     assert isinstance(net, FusedPasses)
     _restore_convolutions(net, shuffle=precision == "bfloat16")
-    proto = tidy(trace(net, len(model.config.timesteps), _translations()))
+    proto = tidy(trace(net, interface_of(model.config.to_dict()), _translations()))
     proto.functions.extend(functions().values())
     return finish(proto, model, precision, sha256)
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from dmfnet_fast import __version__
 from dmfnet_fast.errors import require
-from dmfnet_fast.fusion_file import FORMAT, INPUTS, KIND, OUTPUT
-from dmfnet_fast.model import DMFNet, optimize
+from dmfnet_fast.fusion_file import FORMAT, KIND, OUTPUT, Interface, interface_of
+from dmfnet_fast.model import Network, Student, optimize
+from dmfnet_fast.model.rewrites import Precision
 from dmfnet_fast.model.weights import weights_hash
 from dmfnet_fast.padding import STRIDE
 
@@ -50,32 +51,32 @@ def _group_norm(x: Any, num_groups: int, weight: Any, bias: Any, eps: float = 1e
     return op.Add(op.Mul(centred, op.Div(op.Reshape(weight, per_channel), deviation)), op.Reshape(bias, per_channel))
 
 
-def trace(net: torch.nn.Module, timesteps: int, translations: Mapping[Any, Any]) -> Any:
+def trace(net: torch.nn.Module, interface: Interface, translations: Mapping[Any, Any]) -> Any:
     """The module as an ONNX model in onnx_ir, as the exporter writes it, of any batch and size.
 
     Args:
-        net: forward(a, b, noise).
-        timesteps: of the noise.
+        net: takes its inputs by their names.
+        interface: says which those are.
         translations: for torch operators, functions that write them in ONNX.
     """
     # Sizes that differ from each other and from every channel count: equal ones would be taken for the same.
-    images, noise = torch.zeros(2, 1, 80, 112), torch.zeros(timesteps, 2, 80, 112)
-    height, width = (STRIDE * Dim(name, min=4, max=1024) for name in ("rows", "columns"))
-    shape = {0: Dim("batch", min=1, max=4096), 2: height, 3: width}
+    inputs = {name: torch.zeros(shape) for name, shape in interface.shapes(2, 80, 112).items()}
+    size = dict(zip((2, 3), (STRIDE * Dim(name, min=4, max=1024) for name in ("rows", "columns")), strict=True))
+    batch = {0: Dim("batch", min=1, max=4096), **size}
     with warnings.catch_warnings():
         # Of the exporter about itself: how it names axes, what it will deprecate.
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             net,
-            (images, images.clone(), noise),
+            kwargs=inputs,
             dynamo=True,
             # Its rewriting takes twice as long as all the rest; engines do that anyway, and `_tidy` what is needed.
             optimize=False,
             opset_version=OPSET,
-            input_names=list(INPUTS),
+            input_names=list(inputs),
             output_names=[OUTPUT],
-            dynamic_shapes={"a": shape, "b": shape, "noise": {2: height, 3: width}},
+            dynamic_shapes={name: size if name == "noise" else batch for name in inputs},
             custom_translation_table=dict(translations),
             verbose=False,
         )
@@ -108,31 +109,52 @@ def add_metadata(proto: Any, metadata: Mapping[str, str]) -> None:
         proto.metadata_props.add(key=name, value=value)
 
 
-def cpu_graph(model: DMFNet) -> Any:
+def _student_graph(model: Student, precision: Precision) -> Any:
+    """A student's graph, for CPUs and for engines alike."""
+    net = optimize(model, precision)
+    assert isinstance(net, Student)
+    # ONNX has PyTorch's unshuffling in one operator, but for the order of the channels: rows and columns of a block
+    # first, then the inputs. The first convolution takes them in that order; the graph alone is right then, not `net`.
+    first, samples = net.first, net.config.factor**2
+    by_sample = first.weight.unflatten(1, (-1, samples)).transpose(1, 2).flatten(1, 2).contiguous()
+    first.weight = torch.nn.Parameter(by_sample, requires_grad=False)
+
+    def unshuffle(x: Any, downscale_factor: int) -> Any:
+        return op.SpaceToDepth(x, blocksize=downscale_factor)
+
+    return tidy(trace(net, interface_of(model.config.to_dict()), {torch.ops.aten.pixel_unshuffle.default: unshuffle}))
+
+
+def plain_graph(model: Network, precision: Precision = "float32") -> Any:
     """What `to_onnx` gives, without metadata."""
+    if isinstance(model, Student):
+        return _student_graph(model, precision)
+    assert precision == "float32", "others are for engines, whose graphs have nodes of our own"
     # Both images in a batch: half as many operations, so that engines open in half the time, and as fast on a CPU.
     net = optimize(model, together=True)
-    return tidy(trace(net, len(model.config.timesteps), {torch.ops.aten.group_norm.default: _group_norm}))
+    return tidy(trace(net, interface_of(model.config.to_dict()), {torch.ops.aten.group_norm.default: _group_norm}))
 
 
-def to_onnx(model: DMFNet, sha256: str | None = None) -> Any:
-    """Export for any batch and any size that is a multiple of 16, at least 64, in float32.
+def to_onnx(model: Network, precision: Precision = "float32", sha256: str | None = None) -> Any:
+    """Export for any batch and any size that is a multiple of 16, at least 64, in ONNX's own operators.
 
     Args:
         model: as trained; it stays as it is.
+        precision: of the arithmetic. Of DM-FNet float32, for CPUs; `export.engine_graph` is for engines of it. A
+            student's graph is for both, in any precision, of which CPUs take float32.
         sha256: hash of the weights in the file that they come from; None computes that of `model`.
 
     Returns:
-        An `onnx.ModelProto`, inputs `a`, `b` (N, 1, H, W) and `noise` (T, 2, H, W), output `fused` (N, 1, H, W),
-        with its configuration, training record and the hash of its weights as metadata.
+        An `onnx.ModelProto`, inputs as `dmfnet_fast.fusion_file.Interface` says, output `fused` (N, 1, H, W), with its
+        configuration, training record and the hash of its weights as metadata.
 
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
     """
-    return finish(cpu_graph(model), model, "float32", sha256)
+    return finish(plain_graph(model, precision), model, precision, sha256)
 
 
-def finish(proto: Any, model: DMFNet, precision: str, sha256: str | None) -> Any:
+def finish(proto: Any, model: Network, precision: str, sha256: str | None) -> Any:
     """Check a graph and say in its metadata what it is: see `to_onnx`."""
     proto.producer_name, proto.producer_version = "dmfnet-fast", __version__
     metadata = {

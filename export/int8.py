@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from dmfnet_fast.colour import to_luminance8
 from dmfnet_fast.errors import PictureError, require
 from dmfnet_fast.evaluation.dataset import find_pairs
-from dmfnet_fast.fusion_file import INPUTS
+from dmfnet_fast.fusion_file import Interface
 from dmfnet_fast.padding import STRIDE
 from dmfnet_fast.parity import Reference
 from dmfnet_fast.phantom import MODALITIES, make_phantom
@@ -29,6 +29,8 @@ from export.verify import Grey, Report
 
 EVERY_BLOCK = re.compile(r"denoiser\.(downs|mid|ups)\.\d+\.(conv1|conv2|conv_x|conv_skip)\.weight")
 INNER_BLOCKS = re.compile(rf"(?!denoiser\.(downs\.0|ups\.16)\.){EVERY_BLOCK.pattern}")
+STUDENTS_BLOCKS = re.compile(r"blocks\.\d+\.[02]\.weight")
+WHOLE_STUDENT = re.compile(rf"(first|last)\.weight|{STUDENTS_BLOCKS.pattern}")
 PAIRS = 8  # of each modality
 SIZE = 128  # of phantoms
 LARGEST = 256  # height and width that are taken from the middle of a given picture; more takes much memory
@@ -101,10 +103,22 @@ def check_nncf() -> None:
         """Imported."""
 
 
+def quantized_weights(config: Mapping[str, Any], every_block: bool) -> re.Pattern[str]:
+    """The names of the weights that are put in 8 bits.
+
+    Args:
+        config: of the network, as its file has it.
+        every_block: take the first and the last too.
+    """
+    if "blocks" in config:  # a student
+        return WHOLE_STUDENT if every_block else STUDENTS_BLOCKS
+    return EVERY_BLOCK if every_block else INNER_BLOCKS
+
+
 def quantize(
     proto: Any,
     quantized: re.Pattern[str],
-    timesteps: int,
+    interface: Interface,
     pairs: list[tuple[Grey, Grey]],
     outliers: float,
     report: Report,
@@ -115,9 +129,9 @@ def quantize(
     which reaches over the values of every pair.
 
     Args:
-        proto: an `onnx.ModelProto` as `export.graph.cpu_graph` gives it; it stays as it is.
+        proto: an `onnx.ModelProto` as `export.graph.plain_graph` gives it; it stays as it is.
         quantized: names of their weights.
-        timesteps: of the graph's noise.
+        interface: of the graph.
         pairs: luminances, (H, W) each, that ranges of values are taken from.
         outliers: part of a pair's values, at each end, that its range may leave out.
         report: is told what part is done, 0 to 1.
@@ -128,8 +142,7 @@ def quantize(
 
     def inputs() -> Iterator[dict[str, Any]]:
         for done, (a, b) in enumerate(pairs):
-            reference = Reference(a[None], b[None], np.empty(0, np.float32), timesteps)
-            yield dict(zip(INPUTS, reference.inputs, strict=True))
+            yield Reference(a[None], b[None], np.empty(0, np.float32), interface).inputs
             report((done + 1) / len(pairs))
 
     kinds = {"Conv", "ConvTranspose"}

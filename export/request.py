@@ -182,7 +182,7 @@ def make_request(
     given = make_profile(size, least, best, most, batch or 1)
     profile = None if target == "onnx" and server is None and not any((size, least, most)) else given
     if server is not None and profile is not None and profile.min[1:] != profile.max[1:]:
-        raise RequestError("--triton-server: the noise is part of the served model, so give one --size")
+        raise RequestError("--triton-server: a served model takes one size, so give one --size")
     gpus = _check_gpus(gpu, target, kind)
     if timing_cache is not None and (timing_cache.is_dir() or not timing_cache.absolute().parent.is_dir()):
         raise RequestError(f"--timing-cache {timing_cache}: name a file in a folder that exists")

@@ -10,23 +10,22 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from dmfnet_fast.errors import EngineError, require
-from dmfnet_fast.fusion_file import FORMAT, KIND, is_sealed, properties, timesteps_of
+from dmfnet_fast.fusion_file import FORMAT, KIND, Interface, interface_of, is_sealed, properties
 from dmfnet_fast.parity import Parity, Reference, Shape, check
 from export.builder import Profile
 from export.int8 import (
-    EVERY_BLOCK,
-    INNER_BLOCKS,
     OUTLIERS,
     OUTLIERS_OF_PHANTOMS,
     calibration_pairs,
     calibration_phantoms,
     check_nncf,
     quantize,
+    quantized_weights,
 )
 from export.request import Precision, RequestError
 from export.verify import (
@@ -98,8 +97,8 @@ def pack(kept: Sequence[Reference]) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def unpack(text: str, timesteps: int) -> tuple[Reference, ...]:
-    """What `pack` made of references, of a network with so many timesteps.
+def unpack(text: str, interface: Interface) -> tuple[Reference, ...]:
+    """What `pack` made of references, of a network with this interface.
 
     Raises:
         ValueError: it is not that.
@@ -107,7 +106,7 @@ def unpack(text: str, timesteps: int) -> tuple[Reference, ...]:
     try:
         with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as file:
             count = len(file.files) // 3
-            return tuple(Reference(file[f"a{n}"], file[f"b{n}"], file[f"fused{n}"], timesteps) for n in range(count))
+            return tuple(Reference(file[f"a{n}"], file[f"b{n}"], file[f"fused{n}"], interface) for n in range(count))
     except (KeyError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(str(error)) from error
 
@@ -139,14 +138,11 @@ def from_weights(
     """
     for module in ("torch", "safetensors", "onnx", "onnxscript", "onnxruntime", *([] if for_engine else ["openvino"])):
         require(module, extra="export")
-    if for_engine:
-        require("triton", extra="export", hint=" on Linux; elsewhere build from an .onnx file that was made there")
     if precision == "int8":
         check_nncf()
     from dmfnet_fast.model import load_model
     from dmfnet_fast.model.weights import read_metadata
-    from export.engine_graph import to_engine_onnx
-    from export.graph import add_metadata, to_onnx
+    from export.graph import add_metadata
 
     with step(f"reading {path}"):
         model = load_model(path)
@@ -154,8 +150,7 @@ def from_weights(
     if precision == "int8":
         proto = _to_int8(model, sha256, calibrate, every_block, step)
     else:
-        with step("optimising, exporting to ONNX"):
-            proto = to_engine_onnx(model, precision, sha256) if for_engine else to_onnx(model, sha256)
+        proto = _to_onnx(model, precision, for_engine, sha256, step)
     with step("fusing in float32, to compare with") as report:
         shapes = list(dict.fromkeys([*STANDARD_SHAPES, *(shapes_of(profile) if profile else [])]))
         kept, largest = references(model, pairs_to_check(shapes), report)
@@ -183,18 +178,36 @@ def from_weights(
     return replace(graph, references=tuple(kept))
 
 
+def _to_onnx(
+    model: Any, precision: Literal["float32", "float16", "bfloat16"], for_engine: bool, sha256: str | None, step: Step
+) -> Any:
+    """The model in ONNX, for CPUs or for engines."""
+    from dmfnet_fast.model import Student
+    from export.graph import to_onnx
+
+    if for_engine and not isinstance(model, Student):
+        require("triton", extra="export", hint=" on Linux; elsewhere build from an .onnx file that was made there")
+        from export.engine_graph import to_engine_onnx
+
+        with step("optimising, exporting to ONNX"):
+            return to_engine_onnx(model, precision, sha256)
+    with step("optimising, exporting to ONNX"):
+        return to_onnx(model, precision, sha256)
+
+
 def _to_int8(model: Any, sha256: str | None, calibrate: Path | None, every_block: bool, step: Step) -> Any:
     """The model in ONNX with convolutions in 8 bits: see `export.int8`."""
-    from export.graph import cpu_graph, finish
+    from export.graph import finish, plain_graph
 
     with step("reading pairs to calibrate with" if calibrate is not None else "drawing pairs to calibrate with"):
         pairs = calibration_phantoms() if calibrate is None else calibration_pairs(calibrate)
     with step("optimising, exporting to ONNX"):
-        proto = cpu_graph(model)
+        proto = plain_graph(model)
     with step("quantising") as report:
         outliers = OUTLIERS_OF_PHANTOMS if calibrate is None else OUTLIERS
-        quantized = EVERY_BLOCK if every_block else INNER_BLOCKS
-        proto = quantize(proto, quantized, len(model.config.timesteps), pairs, outliers, report)
+        config = model.config.to_dict()
+        quantized = quantized_weights(config, every_block)
+        proto = quantize(proto, quantized, interface_of(config), pairs, outliers, report)
     return finish(proto, model, "int8", sha256)
 
 
@@ -215,7 +228,7 @@ def from_content(content: bytes, name: str) -> Graph:
             config,
             json.loads(known["training"]),
             known["sha256"],
-            unpack(known["references"], timesteps_of(config)),
+            unpack(known["references"], interface_of(config)),
             float(known["largest_activation"]),
             tuple(Parity.from_dict(entry) for entry in json.loads(known["parity"])),
         )

@@ -1,4 +1,4 @@
-"""A model repository for NVIDIA Triton Inference Server: one served network, its noise inside."""
+"""A model repository for NVIDIA Triton Inference Server: one served network of one size, its noise, if any, inside."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from dmfnet_fast.errors import require
-from dmfnet_fast.fusion_file import OUTPUT
+from dmfnet_fast.fusion_file import OUTPUT, Interface
 from dmfnet_fast.noise import fusion_noise
 from export.builder import Profile
 
-IMAGES = ("a", "b")
 # A request waits no longer for others that would fill its batch.
 QUEUE_MICROSECONDS = 500
 MODEL_FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 
 _CONFIGURATION = """\
 # Fuses luminances in [-1, 1]: `a` the MRI's, `b` the other modality's, 1 x {height} x {width} float32 each.
-name: "{name}"
+{comment}name: "{name}"
 {backend}
 max_batch_size: {batch}
 input [
@@ -38,10 +37,14 @@ model_warmup [
   }}
 ]
 """
+_INTERVAL = """\
+# `interval` are the least and the greatest luminance that each pixel may have, 2 x {height} x {width} (see
+# dmfnet_fast.colour.Canvas, which also puts the colours back); -1 and 1 allow all.
+"""
 
 
-def with_fixed_noise(content: bytes, profile: Profile) -> bytes:
-    """The model for one size, with the noise of seed 0 in the place of its third input.
+def of_one_size(content: bytes, interface: Interface, profile: Profile) -> bytes:
+    """The model for one size, with the noise of seed 0 in the place of that input, if there is one.
 
     A server's batches have no place for an input that all pairs share.
     """
@@ -49,12 +52,12 @@ def with_fixed_noise(content: bytes, profile: Profile) -> bytes:
     proto = onnx.ModelProto.FromString(content)
     height, width = profile.opt[1:]
     graph = proto.graph
-    timesteps = next(value for value in graph.input if value.name == "noise").type.tensor_type.shape.dim[0].dim_value
-    noise = fusion_noise(0, height, width, timesteps)
-    graph.initializer.append(onnx.numpy_helper.from_array(noise, "noise"))
-    kept = [value for value in graph.input if value.name in IMAGES]
-    del graph.input[:]
-    graph.input.extend(kept)
+    if interface.timesteps:
+        noise = fusion_noise(0, height, width, interface.timesteps)
+        graph.initializer.append(onnx.numpy_helper.from_array(noise, "noise"))
+        kept = [value for value in graph.input if value.name != "noise"]
+        del graph.input[:]
+        graph.input.extend(kept)
     for value in (*graph.input, *graph.output):
         for axis, size in zip((2, 3), (height, width), strict=True):
             value.type.tensor_type.shape.dim[axis].dim_value = size
@@ -63,27 +66,36 @@ def with_fixed_noise(content: bytes, profile: Profile) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def configuration(name: str, target: str, precision: str, profile: Profile, about: Mapping[str, str]) -> str:
+def configuration(
+    name: str, target: str, precision: str, interface: Interface, profile: Profile, about: Mapping[str, str]
+) -> str:
     """config.pbtxt, of the server's ModelConfig.
 
     Args:
         name: of the model, and its folder.
         target: "onnx" or "tensorrt".
         precision: an ONNX model in float32 is for CPUs, all else for a GPU.
+        interface: of the network.
         profile: one size, and the largest batch.
         about: what else is to be known of the model, for its `parameters`.
     """
     pairs, height, width = profile.max
     on_cpu = target == "onnx" and precision == "float32"
-    image = f"data_type: TYPE_FP32 dims: [ 1, {height}, {width} ]"
+    shapes = interface.shapes(pairs, height, width)
+    inputs = {
+        label: f"data_type: TYPE_FP32 dims: [ {shape[1]}, {height}, {width} ]"
+        for label, shape in shapes.items()
+        if label != "noise"
+    }
     batching = f"dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_MICROSECONDS} }}\n"
     return _CONFIGURATION.format(
+        comment=_INTERVAL.format(height=height, width=width) if interface.interval else "",
         name=name,
         backend=f'platform: "{"onnxruntime_onnx" if target == "onnx" else "tensorrt_plan"}"',
         batch=pairs,
         height=height,
         width=width,
-        inputs=",\n".join(f'  {{ name: "{label}" {image} }}' for label in IMAGES),
+        inputs=",\n".join(f'  {{ name: "{label}" {kind} }}' for label, kind in inputs.items()),
         output=OUTPUT,
         kind="KIND_CPU" if on_cpu else "KIND_GPU",
         batching=batching if pairs > 1 else "",
@@ -91,15 +103,15 @@ def configuration(name: str, target: str, precision: str, profile: Profile, abou
             f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}"
             for key, value in about.items()
         ),
-        warm_up="\n".join(f'    inputs {{ key: "{label}" value {{ {image} zero_data: true }} }}' for label in IMAGES),
+        warm_up="\n".join(
+            f'    inputs {{ key: "{label}" value {{ {kind} zero_data: true }} }}' for label, kind in inputs.items()
+        ),
     )
 
 
-def write_repository(
-    folder: Path, name: str, content: bytes, target: str, precision: str, profile: Profile, about: Mapping[str, str]
-) -> None:
+def write_repository(folder: Path, target: str, content: bytes, config: str) -> None:
     """Write `folder`, which is the model's own: config.pbtxt, and version 1 of the model."""
     version = folder / "1"
     version.mkdir(parents=True)
     (version / MODEL_FILES[target]).write_bytes(content)
-    (folder / "config.pbtxt").write_text(configuration(name, target, precision, profile, about))
+    (folder / "config.pbtxt").write_text(config)

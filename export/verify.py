@@ -17,7 +17,7 @@ from dmfnet_fast.colour import to_luminance8
 from dmfnet_fast.engines import Precision
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
 from dmfnet_fast.errors import EngineError
-from dmfnet_fast.fusion_file import INPUTS, properties, seal
+from dmfnet_fast.fusion_file import interface_of, properties, seal
 from dmfnet_fast.parity import Parity, Reference, Shape, compare_with
 from dmfnet_fast.phantom import make_phantom
 
@@ -92,8 +92,9 @@ def references(
     found, done = [], 0
     with torch.inference_mode(), Largest() as largest:
         for a, b in pairs:
-            unknown = Reference(a, b, np.empty(0, np.float32), len(model.config.timesteps))
-            found.append(replace(unknown, fused=model(*map(torch.tensor, unknown.inputs)).numpy()))
+            unknown = Reference(a, b, np.empty(0, np.float32), interface_of(model.config.to_dict()))
+            tensors = {name: torch.tensor(array) for name, array in unknown.inputs.items()}
+            found.append(replace(unknown, fused=model(**tensors).numpy()))
             done += a.size
             report(done / sum(image.size for image, _ in pairs))
     return found, largest.value
@@ -108,10 +109,10 @@ def on_onnx_runtime(proto: bytes, precision: str, wanted: Sequence[Reference], r
     try:
         onnxruntime: Any = import_module("onnxruntime")  # which has no type hints
         session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
-        names = [entry.name for entry in session.get_inputs()]
+        names = [entry.name for entry in session.get_inputs()]  # of a served model, without the noise
         fused = []
         for reference in wanted:
-            given = dict(zip(INPUTS, reference.inputs, strict=True))
+            given = reference.inputs
             fused.append(session.run(None, {name: given[name] for name in names})[0])
             report(sum(picture.size for picture in fused) / sum(r.fused.size for r in wanted))
     except Exception as error:  # its exceptions have no common class
@@ -161,6 +162,6 @@ def on_openvino(proto: bytes, wanted: Sequence[Reference]) -> list[Parity]:
         choices: tuple[Precision, ...] = ("int8",) if is_int8 else ("float32", "auto")
         engines = [OpenVINOEngine(path, "cpu", choice, None) for choice in choices]
         return [
-            compare_with("OpenVINO", precision, [engine.run(*r.inputs) for r in wanted], wanted)
+            compare_with("OpenVINO", precision, [engine.run(r.inputs) for r in wanted], wanted)
             for precision, engine in {engine.info["precision"]: engine for engine in engines}.items()
         ]

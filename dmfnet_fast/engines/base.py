@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dmfnet_fast.fusion_file import Interface
 
 # "auto" is the fastest that stays within half a grey level of float32 on average, as each engine's class says.
 # Convolutions of an "int8" network multiply in 8 bits; that is in its file, so no other file runs so.
@@ -17,18 +20,21 @@ class Engine(ABC):
     """An open network. Not safe to call from several threads at once: `Fuser` takes turns."""
 
     largest_batch: int  # pairs that are worth giving to `run` at once
-    timesteps: int  # T, of the noise
+    interface: Interface  # what the network takes
 
     @abstractmethod
-    def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Fuse luminances.
 
         Args:
-            a, b: (N, 1, H, W) float32 in [-1, 1], contiguous; H and W multiples of 16, at least 64.
-            noise: (T, 2, H, W) float32, standard normal.
+            inputs: contiguous float32 arrays, of the names and shapes that `interface` gives for N pairs; H and W
+                multiples of 16, at least 64.
+                a, b: (N, 1, H, W) in [-1, 1].
+                noise: (T, 2, H, W), standard normal.
+                interval: (N, 2, H, W), the least and the greatest luminance of each pixel, in [-1, 1].
 
         Returns:
-            (N, 1, H, W) float32 in [-1, 1], owned by the caller.
+            (N, 1, H, W) float32 in [-1, 1], and within the interval where there is one; owned by the caller.
         """
 
     @abstractmethod
@@ -39,3 +45,8 @@ class Engine(ABC):
     @abstractmethod
     def info(self) -> dict[str, str]:
         """What runs: engine, device, precision, weights (their hash), in words."""
+
+
+def some_pairs(inputs: Mapping[str, NDArray[np.float32]], part: slice) -> dict[str, NDArray[np.float32]]:
+    """The inputs of some pairs of a batch; they have the noise in common."""
+    return {name: array if name == "noise" else array[part] for name, array in inputs.items()}

@@ -12,10 +12,7 @@ from numpy.typing import NDArray
 
 from dmfnet_fast.engines.cuda_runtime import Cuda
 from dmfnet_fast.errors import EngineError, is_lack_of_memory
-from dmfnet_fast.fusion_file import INPUTS, OUTPUT
-from dmfnet_fast.parity import Shape
-
-IMAGES = INPUTS[:2]
+from dmfnet_fast.fusion_file import OUTPUT
 
 
 def expect(result: Any, what: str, errors: list[str]) -> Any:
@@ -46,8 +43,7 @@ class BoundShape:
         cuda: of the GPU.
         context: makes an execution context without memory of its own.
         stream: that all is done on.
-        shape: pairs, height, width.
-        timesteps: of the noise.
+        shapes: of the inputs, by name.
         errors: where TensorRT's messages arrive.
 
     Raises:
@@ -56,20 +52,25 @@ class BoundShape:
     """
 
     def __init__(
-        self, cuda: Cuda, context: Callable[[], Any], stream: Any, shape: Shape, timesteps: int, errors: list[str]
+        self,
+        cuda: Cuda,
+        context: Callable[[], Any],
+        stream: Any,
+        shapes: Mapping[str, tuple[int, ...]],
+        errors: list[str],
     ) -> None:
-        pairs, height, width = shape
         self._cuda, self._stream, self._errors = cuda, stream, errors
         self._noise: NDArray[np.float32] | None = None  # that which is on the GPU, if it cannot change
-        image = (pairs, 1, height, width)
-        shapes = dict(zip(INPUTS, (image, image, (timesteps, 2, height, width)), strict=True))
+        self._of_pairs = [name for name in shapes if name != "noise"]
         with ExitStack() as stack:
-            self._hosts = {name: _Host(cuda, size, stack) for name, size in (shapes | {OUTPUT: image}).items()}
+            sizes = {**shapes, OUTPUT: shapes["a"]}
+            self._hosts = {name: _Host(cuda, size, stack) for name, size in sizes.items()}
             self._addresses = {name: self._allocate(host.values.nbytes, stack) for name, host in self._hosts.items()}
             self._context = self._expect(context(), "make an execution context")
             try:
                 self._bind(shapes, stack)
-                self._copy("noise", to_gpu=True)
+                if "noise" in shapes:
+                    self._copy("noise", to_gpu=True)
                 self._enqueue()  # what is chosen or compiled at a first run is not for a graph
                 cuda.call("cudaStreamSynchronize", stream)
                 stack.callback(self._forget_context)
@@ -111,7 +112,7 @@ class BoundShape:
 
     def _enqueue(self) -> None:
         """From pinned memory to pinned memory; the noise, which is larger than both images, is on the GPU already."""
-        for name in IMAGES:
+        for name in self._of_pairs:
             self._copy(name, to_gpu=True)
         self._expect(self._context.execute_async_v3(int(self._stream)), "run the engine")
         self._copy(OUTPUT, to_gpu=False)
@@ -145,11 +146,12 @@ class BoundShape:
         """Whether it runs as a CUDA graph."""
         return self._graph is not None
 
-    def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """As `Engine.run`, for this shape alone."""
-        for name, array in zip(IMAGES, (a, b), strict=True):
-            self._hosts[name].values[...] = array
-        if noise is not self._noise:
+        for name in self._of_pairs:
+            self._hosts[name].values[...] = inputs[name]
+        noise = inputs.get("noise")
+        if noise is not None and noise is not self._noise:
             self._hosts["noise"].values[...] = noise
             self._copy("noise", to_gpu=True)
             self._noise = None if noise.flags.writeable else noise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,8 @@ class CapturedFusion:
     """A network at one size.
 
     Args:
-        network: forward(a, b, noise) on tensors of `device`.
-        pairs, height, width: of what is fused.
-        timesteps: of the noise.
+        network: forward on tensors of `device`, given by their names.
+        shapes: of its inputs, by name.
         device: a CUDA device, with its index.
         stream: to run on; None makes one. No other graph that is alive may use it: the memory in which cuBLAS works
             belongs to a stream, and is freed with the first graph that was captured there.
@@ -34,27 +33,23 @@ class CapturedFusion:
     def __init__(
         self,
         network: Callable[..., Any],
-        pairs: int,
-        height: int,
-        width: int,
-        timesteps: int,
+        shapes: Mapping[str, Sequence[int]],
         device: Any,
         stream: Any = None,
     ) -> None:
-        shapes = ((pairs, 1, height, width), (pairs, 1, height, width), (timesteps, 2, height, width))
-        self._staged = [torch.zeros(shape, pin_memory=True) for shape in shapes]
-        self._fetched = torch.empty(shapes[0], pin_memory=True)
-        self._inputs = [torch.zeros(shape, device=device) for shape in shapes]
+        self._staged = {name: torch.zeros(shape, pin_memory=True) for name, shape in shapes.items()}
+        self._fetched = torch.empty(shapes["a"], pin_memory=True)
+        self._inputs = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
         self._graph = torch.cuda.CUDAGraph()
         self._stream = stream or torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with _ONE_CAPTURE, torch.inference_mode(), torch.cuda.device(device), torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):
-                network(*self._inputs)
+                network(**self._inputs)
             self._stream.synchronize()
             # Other threads may use the GPU meanwhile, but not wait for all of it (torch.cuda.synchronize).
             with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._output = network(*self._inputs)
+                self._output = network(**self._inputs)
 
     @property
     def stream(self) -> Any:
@@ -66,13 +61,13 @@ class CapturedFusion:
         with torch.cuda.stream(self._stream):
             self._graph.replay()
 
-    def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """As `Engine.run`, for the captured size alone."""
-        for array, staged in zip((a, b, noise), self._staged, strict=True):
-            staged.numpy()[...] = array
+        for name, staged in self._staged.items():
+            staged.numpy()[...] = inputs[name]
         with torch.inference_mode(), torch.cuda.stream(self._stream):
-            for staged, target in zip(self._staged, self._inputs, strict=True):
-                target.copy_(staged, non_blocking=True)
+            for name, target in self._inputs.items():
+                target.copy_(self._staged[name], non_blocking=True)
             self._graph.replay()
             self._fetched.copy_(self._output, non_blocking=True)
         self._stream.synchronize()

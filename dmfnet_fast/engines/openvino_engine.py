@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.engines.base import Engine, Precision
+from dmfnet_fast.engines.base import Engine, Precision, some_pairs
 from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
-from dmfnet_fast.fusion_file import FORMAT, INPUTS, KIND, is_sealed, properties, timesteps_of
+from dmfnet_fast.fusion_file import FORMAT, KIND, interface_of, is_sealed, properties
 
 KEPT_SIZES = 4  # whose compiled models stay in memory
 CACHE_BYTES = 2**30
@@ -139,7 +139,7 @@ class OpenVINOEngine(Engine):
         with _translated(f"{path}: is not a readable ONNX file, or is damaged"):
             self._model = self._core.read_model(path)
         precision, hint = _precisions(path, kind, precision)
-        self.timesteps = timesteps_of(json.loads(known.get("config", "{}")))
+        self.interface = interface_of(json.loads(known.get("config", "{}")))
         self._info = {
             "engine": f"openvino {openvino.__version__.split('-')[0]}",
             "device": "cpu",
@@ -159,8 +159,7 @@ class OpenVINOEngine(Engine):
         request = self._requests.pop((height, width), None)
         if request is None:
             model = self._model.clone()
-            shapes = ([1, 1, height, width], [1, 1, height, width], [self.timesteps, 2, height, width])
-            model.reshape(dict(zip(INPUTS, shapes, strict=True)))
+            model.reshape({name: list(shape) for name, shape in self.interface.shapes(1, height, width).items()})
             request = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
             if self._cache is not None:
                 _prune(self._cache)
@@ -169,15 +168,14 @@ class OpenVINOEngine(Engine):
             self._requests.pop(next(iter(self._requests)))
         return request
 
-    def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         if self._model is None:
             raise EngineError("the engine is closed")
-        fused = np.empty_like(a)
+        fused = np.empty_like(inputs["a"])
         with _translated("OpenVINO cannot run the network"):
-            request = self._request(*a.shape[2:])
-            for n in range(len(a)):
-                inputs = (a[n : n + 1], b[n : n + 1], noise)
-                request.infer(dict(zip(INPUTS, inputs, strict=True)), share_inputs=True)
+            request = self._request(*fused.shape[2:])
+            for n in range(len(fused)):
+                request.infer(some_pairs(inputs, slice(n, n + 1)), share_inputs=True)
                 fused[n] = request.get_output_tensor().data[0]
         return fused
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.devices import check_device
-from dmfnet_fast.engines.base import Engine, Precision
+from dmfnet_fast.engines.base import Engine, Precision, some_pairs
 from dmfnet_fast.engines.bound_shape import BoundShape, expect
 from dmfnet_fast.engines.cuda_runtime import Cuda
 from dmfnet_fast.errors import EngineError, OutputError, PictureError, is_lack_of_memory, require, warn
 from dmfnet_fast.files import replacing
-from dmfnet_fast.fusion_file import timesteps_of
+from dmfnet_fast.fusion_file import interface_of
 from dmfnet_fast.manifest import Manifest, cache_path, load_check
 from dmfnet_fast.parity import Shape, check, compare_with
 
@@ -77,7 +77,7 @@ class TensorRTEngine(Engine):
         self._cuda = Cuda(device, manifest.flavour)
         self._check_gpu(device)
         self.largest_batch = manifest.shapes["max"][0]
-        self.timesteps = timesteps_of(manifest.config)
+        self.interface = interface_of(manifest.config)
         try:
             with self._cuda.current():
                 self._open()
@@ -164,8 +164,8 @@ class TensorRTEngine(Engine):
                 "came with its graph: export it from weights, or from a graph that was exported for this size"
             )
             return
-        wanted = load_check(self._path, manifest.check["sha256"], self.timesteps)
-        fused = self.run(*wanted.inputs)
+        wanted = load_check(self._path, manifest.check["sha256"], self.interface)
+        fused = self.run(wanted.inputs)
         parity = compare_with(self.info["engine"], manifest.precision, [fused], [wanted])
         try:
             check(parity, "it is not used; export it on this machine, or with another precision")
@@ -188,7 +188,7 @@ class TensorRTEngine(Engine):
 
     def _bind(self, shape: Shape) -> BoundShape:
         assert self._context is not None
-        return BoundShape(self._cuda, self._context, self._stream, shape, self.timesteps, self._errors)
+        return BoundShape(self._cuda, self._context, self._stream, self.interface.shapes(*shape), self._errors)
 
     def _bound(self, shape: Shape) -> BoundShape:
         bound = self._shapes.pop(shape, None)
@@ -209,16 +209,16 @@ class TensorRTEngine(Engine):
         self._shapes[shape] = bound
         return bound
 
-    def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         if self._context is None:
             raise EngineError("the engine is closed")
-        height, width = a.shape[2:]
+        fused = np.empty_like(inputs["a"])
+        pairs, _, height, width = fused.shape
         self._check_size(height, width)
-        fused = np.empty_like(a)
         with self._cuda.current():
-            for start in range(0, len(a), self.largest_batch):
-                part = slice(start, start + self.largest_batch)
-                fused[part] = self._bound((len(a[part]), height, width)).run(a[part], b[part], noise)
+            for start in range(0, pairs, self.largest_batch):
+                some = some_pairs(inputs, slice(start, start + self.largest_batch))
+                fused[start : start + self.largest_batch] = self._bound((len(some["a"]), height, width)).run(some)
         return fused
 
     def _drop_shapes(self) -> None:

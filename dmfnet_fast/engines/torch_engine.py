@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from dmfnet_fast.devices import has_native_bfloat16, torch_device
 from dmfnet_fast.engines.arithmetic import arithmetic
-from dmfnet_fast.engines.base import Engine, Precision
+from dmfnet_fast.engines.base import Engine, Precision, some_pairs
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
 from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
-from dmfnet_fast.model import load_model, optimize
+from dmfnet_fast.fusion_file import interface_of
+from dmfnet_fast.model import Student, load_model, optimize
 from dmfnet_fast.model.weights import read_metadata
 
 torch = require("torch", extra="torch")
@@ -67,7 +68,9 @@ class TorchEngine(Engine):
         self.largest_batch = 1 if self._on_cpu else 4
         kernels, told = _kernels(self._device)
         trained = load_model(path)
-        self.timesteps = len(trained.config.timesteps)
+        if isinstance(trained, Student):
+            kernels, told = False, "none"
+        self.interface = interface_of(trained.config.to_dict())
         model = optimize(trained, precision, together=not self._on_cpu, kernels=kernels)
         self._model: Callable[..., Any] | None = model.to(self._device)
         self._sizes: dict[tuple[int, int, int], CapturedFusion] = {}  # the last used last
@@ -80,29 +83,29 @@ class TorchEngine(Engine):
             "kernels": told,
         }
 
-    def run(self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         if self._model is None:
             raise EngineError("the engine is closed")
-        fused = np.empty_like(a)
-        pairs = 1 if self._on_cpu else max(1, PIXELS_AT_ONCE // (a.shape[2] * a.shape[3]))
+        fused = np.empty_like(inputs["a"])
+        pairs = 1 if self._on_cpu else max(1, PIXELS_AT_ONCE // (fused.shape[2] * fused.shape[3]))
         with torch.inference_mode():
-            for start in range(0, len(a), pairs):
+            for start in range(0, len(fused), pairs):
                 part = slice(start, start + pairs)
-                fused[part] = self._run_at_once(a[part], b[part], noise)
+                fused[part] = self._run_at_once(some_pairs(inputs, part))
         return fused
 
-    def _run_at_once(
-        self, a: NDArray[np.float32], b: NDArray[np.float32], noise: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def _run_at_once(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         assert self._model is not None
         if self._on_cpu:
-            tensors = (torch.from_numpy(np.require(array, requirements="W")) for array in (a, b, noise))
-            fused: NDArray[np.float32] = self._model(*tensors).numpy()
+            # torch warns of arrays that may not be written to, as the noise.
+            tensors = {name: torch.from_numpy(np.require(array, requirements="W")) for name, array in inputs.items()}
+            fused: NDArray[np.float32] = self._model(**tensors).numpy()
             return fused
-        size = len(a), a.shape[2], a.shape[3]
+        pairs, _, height, width = inputs["a"].shape
+        size = pairs, height, width
         captured = self._sizes.pop(size, None) or self._capture(size)
         self._sizes[size] = captured
-        return captured.run(a, b, noise)
+        return captured.run(inputs)
 
     def _capture(self, size: tuple[int, int, int]) -> CapturedFusion:
         """A graph for a new size, in the place of the one that was used longest ago."""
@@ -121,7 +124,7 @@ class TorchEngine(Engine):
     def _captured_now(self, size: tuple[int, int, int]) -> CapturedFusion:
         assert self._model is not None
         with arithmetic():  # a graph keeps what it was captured with
-            captured = CapturedFusion(self._model, *size, self.timesteps, self._device, self._free[-1])
+            captured = CapturedFusion(self._model, self.interface.shapes(*size), self._device, self._free[-1])
         self._free.pop()
         return captured
 
