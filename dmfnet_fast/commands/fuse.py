@@ -249,7 +249,7 @@ def _run(request: Request) -> tuple[dict[str, Any], int]:
     for stated, name in ((request.range_a, "--range-a"), (request.range_b, "--range-b")):
         if stated is not None:
             check_range(stated, name)
-    rules = {"keep_chroma": request.keep_chroma, "allow_invention": request.allow_invention}
+    rules: dict[str, Any] = {"keep_chroma": request.keep_chroma, "allow_invention": request.allow_invention}
     with Fuser(
         request.engine,
         request.seed,

@@ -60,7 +60,7 @@ class Trivial(Method):
     def fuse(self, scene: Scene) -> Saved:
         a, b = scene.sources
         canvas = Canvas(a.pixels, b.pixels, a.values or EIGHT_BIT, b.values or EIGHT_BIT, NO_RULES)
-        fused = np.maximum(canvas.a, canvas.b) if self.label == "maximum" else (canvas.a + canvas.b) / 2
+        fused = np.maximum(canvas.a, canvas.b) if self.label == "maximum" else (canvas.a + canvas.b) / np.float32(2)
         return to_8_bit(canvas.finish(fused), scene.values)
 
 
