@@ -106,8 +106,9 @@ PRESETS: dict[str, NetworkConfig] = {
     "small": ModelConfig(channels=64, norm_groups=16),
     "tiny": ModelConfig(channels=32, norm_groups=8),
     "turbo": ModelConfig(channels=32, norm_groups=8, timesteps=FUSION_TIMESTEPS[:1], noise=False, interval=True),
-    "turbo-small": ModelConfig(channels=64, norm_groups=16, timesteps=FUSION_TIMESTEPS[:1], noise=False, interval=True),
+    "turbo-small": ModelConfig(channels=64, norm_groups=16, timesteps=FUSION_TIMESTEPS[:1], noise=False),
     "nano": StudentConfig(channels=32, blocks=6),
+    "nano-large": StudentConfig(channels=64, blocks=8),
 }
 # The sizes of DM-FNet.
 DMFNET_PRESETS = {name: config for name, config in PRESETS.items() if isinstance(config, ModelConfig)}
@@ -117,7 +118,7 @@ def preset(name: str) -> NetworkConfig:
     """The configuration called `name`.
 
     "base" is the paper's, "small" and "tiny" are narrower; "turbo" and "turbo-small" have one timestep and no noise;
-    "nano" is a student of them.
+    "nano" and "nano-large" are students.
 
     Raises:
         ValueError: no such preset.

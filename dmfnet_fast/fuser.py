@@ -219,11 +219,12 @@ class Fuser:
                 raise PictureError(f"{name}: must be a float array of shape {shapes[name]}")
             images[name] = array
         for name, array in images.items():
-            if not np.isfinite(array).all():
-                raise PictureError(f"{name}: holds NaN or infinity")
+            finite = np.isfinite(array).all()
+            if name == "noise" and not finite:
+                raise PictureError("noise: holds NaN or infinity")
             # The tolerance admits rounding, not pictures in 0..255.
-            if name != "noise" and np.abs(array).max() > 1.0 + 1e-3:
-                raise PictureError(f"{name}: values must lie in [-1, 1]")
+            if name != "noise" and not (finite and np.abs(array).max() <= 1.0 + 1e-3):
+                raise PictureError(f"{name}: values must be finite and lie in [-1, 1]")
         if interface.timesteps and noise is None:
             images["noise"] = fusion_noise(self._seed, height, width, interface.timesteps)
         if interface.interval and interval is None:

@@ -14,7 +14,7 @@ from PIL import Image
 from dmfnet_fast import DMFNetWarning, EngineError, Fuser, MissingExtraError, OutOfMemoryError, PictureError
 from dmfnet_fast import errors as errors_module
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
-from dmfnet_fast.model import load_model
+from dmfnet_fast.model import Student, StudentConfig, load_model, save_model
 from dmfnet_fast.noise import fusion_noise
 from dmfnet_fast.phantom import Phantom, make_phantom
 from dmfnet_fast.pictures import write_picture
@@ -27,14 +27,14 @@ def test_run_is_the_network(fuser: Fuser, tiny_weights: Path) -> None:
     with torch.no_grad():
         expected = load_model(tiny_weights)(*map(torch.from_numpy, (a, b, noise)))
     # channels-last convolutions sum in another order
-    np.testing.assert_allclose(fuser.run(a, b, noise), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(fuser.run(a, b, noise=noise), expected, rtol=0, atol=1e-5)
 
 
 def test_default_noise_is_the_seeds(tiny_weights: Path) -> None:
     a, b = np.zeros((2, 1, 1, 64, 64), np.float32)
     for seed in (0, 7):
         with Fuser(tiny_weights, seed) as fuser:
-            assert np.array_equal(fuser.run(a, b), fuser.run(a, b, fusion_noise(seed, 64, 64)))
+            assert np.array_equal(fuser.run(a, b), fuser.run(a, b, noise=fusion_noise(seed, 64, 64)))
     with Fuser(tiny_weights, 0) as first, Fuser(tiny_weights, 7) as second:
         assert not np.array_equal(first.run(a, b), second.run(a, b))
 
@@ -56,6 +56,47 @@ def test_shipped_weights() -> None:
     assert np.corrcoef(fused.ravel(), brighter.ravel())[0, 1] > 0.95
     assert np.abs(fused - brighter).mean() < 16
     assert fused[:4].max() < 8, "the air stays black"
+
+
+@pytest.fixture(scope="module")
+def student_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("student") / "student.safetensors"
+    save_model(Student(StudentConfig(16, 2)).eval(), path)
+    return path
+
+
+def test_run_of_a_network_with_an_interval(student_weights: Path) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(-1, 1, (2, 2, 1, 64, 80)).astype(np.float32)
+    interval = np.sort(rng.uniform(-1, 1, (2, 2, 64, 80)), axis=1).astype(np.float32)
+    with torch.no_grad():
+        model = load_model(student_weights)
+        expected = model(*map(torch.from_numpy, (a, b)), interval=torch.from_numpy(interval))
+        wide = torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1).expand(2, 2, 64, 80)
+        free = model(*map(torch.from_numpy, (a, b)), interval=wide)
+    with Fuser(student_weights) as fuser:
+        result = fuser.run(a, b, interval=interval)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
+        assert (result >= interval[:, :1] - 1e-6).all()
+        np.testing.assert_allclose(fuser.run(a, b), free, rtol=0, atol=1e-5)
+        with pytest.raises(PictureError, match=r"noise: student\.safetensors takes none"):
+            fuser.run(a, b, noise=np.zeros((1, 2, 64, 80), np.float32))
+        with pytest.raises(PictureError, match=r"interval: must be a float array of shape \(2, 2, 64, 80\)"):
+            fuser.run(a, b, interval=interval[:, :1])
+
+
+@pytest.mark.parametrize("weights", ["tiny_weights", "student_weights"])
+def test_rules_hold(weights: str, phantom: Phantom, request: pytest.FixtureRequest) -> None:
+    """For networks that know them and for those that do not: a hot spot keeps its colour on white."""
+    hot = np.zeros((64, 64, 3), np.uint8)
+    hot[20:40, 20:40] = 255, 255, 0
+    white = np.full((64, 64), 255, np.uint8)
+    path = request.getfixturevalue(weights)
+    with Fuser(path) as fuser, Fuser(path, keep_chroma=0, allow_invention=True) as free:
+        assert fuser.fuse(white, hot)[22:38, 22:38, 2].max() < 70
+        mri = phantom.mri
+        assert not np.array_equal(fuser.fuse(mri, phantom.pet), free.fuse(mri, phantom.pet))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
@@ -214,7 +255,7 @@ LUMINANCE = np.zeros((1, 1, 64, 64), np.float32)
 )
 def test_unfit_luminances(fuser: Fuser, a: Any, b: Any, noise: Any, message: str) -> None:
     with pytest.raises(PictureError, match=message):
-        fuser.run(a, b, noise)
+        fuser.run(a, b, noise=noise)
 
 
 def test_unfit_engines(tmp_path: Path, tiny_weights: Path) -> None:
@@ -238,7 +279,8 @@ def test_unfit_engines(tmp_path: Path, tiny_weights: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [{"seed": -1}, {"seed": 0.5}, {"seed": "0"}, {"threads": 0}, {"threads": 1.5}, {"device": "tpu"},
-     {"device": "meta"}, {"device": 3}, {"engine": 3}, {"engine": ""}],
+     {"device": "meta"}, {"device": 3}, {"engine": 3}, {"engine": ""}, {"keep_chroma": 1.5},
+     {"keep_chroma": None}],
 )  # fmt: skip
 def test_unfit_arguments(tiny_weights: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(EngineError, match=next(iter(arguments))):

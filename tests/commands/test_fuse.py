@@ -57,6 +57,16 @@ def test_two_files(fuse: Any, fuser: Fuser, pair: tuple[Path, Path], tmp_path: P
     assert np.array_equal(read_picture(output), np.asarray(fuser.fuse(*pair)))
 
 
+def test_rules(fuse: Any, tiny_weights: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / "fused.png"
+    assert fuse(*pair, "-o", output, "--keep-chroma", 0.2, "--allow-invention").exit_code == 0
+    with Fuser(tiny_weights, precision="float32", keep_chroma=0.2, allow_invention=True) as fuser:
+        assert np.array_equal(read_picture(output), np.asarray(fuser.fuse(*pair)))
+    refused = fuse(*pair, "-o", output, "--keep-chroma", 1.5)
+    assert refused.exit_code == 2
+    assert "1.5 is not in the range 0<=x<=1" in refused.stderr
+
+
 @pytest.mark.parametrize(("suffix", "kind"), [("tif", "TIFF"), ("bmp", "BMP"), ("jpg", "JPEG"), ("PNG", "PNG")])
 def test_formats(fuse: Any, fuser: Fuser, pair: tuple[Path, Path], tmp_path: Path, suffix: str, kind: str) -> None:
     output = tmp_path / f"fused.{suffix}"
@@ -126,6 +136,8 @@ def test_folder_resumes(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     assert "1 fused, 2 already there" in fuse(a, b, "-o", output).stdout, "a changed input is fused again"
     assert "0 fused, 3 already there" in fuse(a, b, "-o", output).stdout
     assert "3 fused, 0 already there" in fuse(a, b, "-o", output, "--seed", 5).stdout, "so is another seed"
+    more = ("--seed", 5, "--keep-chroma", 0.5)
+    assert "3 fused, 0 already there" in fuse(a, b, "-o", output, *more).stdout, "and another rule"
     assert "3 fused, 0 already there" in fuse(a, b, "-o", output, "--overwrite").stdout
 
 
