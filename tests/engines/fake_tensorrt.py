@@ -12,7 +12,7 @@ import inspect
 import itertools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 
 runtime: Any = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
-NAMES = ("a", "b", "noise", "fused")
 
 
 class Cuda:
@@ -206,7 +205,7 @@ def module(cuda: Cuda) -> Any:
 
 
 class Context:
-    """In the place of IExecutionContext: fused = (a + 3 b) / 4 + noise[0, 0] / 8."""
+    """In the place of IExecutionContext, of a network that makes `expected`."""
 
     def __init__(self, library: TensorRT, siblings: list[None]) -> None:
         self._library, self._cuda, self._siblings = library, library.cuda, siblings
@@ -228,7 +227,7 @@ class Context:
         return self._library.takes_shapes
 
     def update_device_memory_size_for_shapes(self) -> int:
-        assert set(self._shapes) == {"a", "b", "noise"}
+        assert tuple(self._shapes) == self._library.names
         return 8 * int(np.prod(self._shapes["a"]))
 
     def set_device_memory(self, memory: int, size: int) -> None:
@@ -249,7 +248,7 @@ class Context:
     def execute_async_v3(self, stream_handle: int) -> bool:
         self._cuda.calls.append("execute_async_v3")
         assert self._cuda.held[stream_handle] == ("stream",)
-        assert set(self._addresses) == set(NAMES)
+        assert set(self._addresses) == {*self._library.names, "fused"}
         assert self._memory is not None
         if not self._library.runs:
             return False
@@ -263,13 +262,17 @@ class Context:
         return np.ctypeslib.as_array((ctypes.c_float * count).from_address(self._addresses[name])).reshape(shape)
 
     def _compute(self) -> None:
-        a, b, noise = (self._array(name) for name in NAMES[:3])
-        self._array("fused")[...] = expected(a, b, noise)
+        self._array("fused")[...] = expected({name: self._array(name) for name in self._library.names})
 
 
-def expected(a: Any, b: Any, noise: Any) -> Any:
-    """What the stand-in for the network makes."""
-    return (a + 3 * b) / 4 + noise[0, 0] / 8
+def expected(inputs: Mapping[str, Any]) -> Any:
+    """What the stand-in for the network makes: (a + 3 b) / 4 + noise[0, 0] / 8, in the interval."""
+    result = (inputs["a"] + 3 * inputs["b"]) / 4
+    if "noise" in inputs:
+        result = result + inputs["noise"][0, 0] / 8
+    if "interval" in inputs:
+        result = result.clip(inputs["interval"][:, :1], inputs["interval"][:, 1:])
+    return result
 
 
 class Cache:
@@ -341,6 +344,7 @@ class TensorRT(ModuleType):
         super().__init__(flavour.replace("-", "_"))
         self.__version__ = version
         self.cuda, self.flavour = cuda, flavour
+        self.names: tuple[str, ...] = ("a", "b", "noise")  # of the network's inputs
         self.opens = self.makes_contexts = self.takes_shapes = self.runs = self.capturable = True
         self.contexts: list[None] = []  # one for each that is alive; lists, as threads share them
         self.engines: list[None] = []

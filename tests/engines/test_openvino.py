@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.engines import DEFAULT, SHIPPED_WEIGHTS, openvino_engine, shipped, shipped_engine
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
 from dmfnet_fast.errors import EngineError, MissingExtraError, OutOfMemoryError
-from dmfnet_fast.model import load_model
-from dmfnet_fast.noise import fusion_noise
+from dmfnet_fast.fusion_file import seal
+from dmfnet_fast.model import Network, Student, load_model
 from dmfnet_fast.phantom import Phantom
+from export.graph import to_onnx
+
+from ..rules import SMALL, model_by_rule, random_inputs, run_model
 
 SHIPPED = SHIPPED_WEIGHTS.with_suffix(".onnx")
 
@@ -37,14 +40,48 @@ def images(count: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 80), (96, 64), (64, 112)])
 def test_sizes(exact: Fuser, size: tuple[int, int]) -> None:
-    a, b = images(2, *size)
-    with torch.no_grad():
-        network = load_model(SHIPPED_WEIGHTS)
-        expected = network(*map(torch.tensor, (a, b, fusion_noise(0, *size, len(network.config.timesteps))))).numpy()
-    fused = exact.run(a, b)
+    network = load_model(SHIPPED_WEIGHTS)
+    inputs = random_inputs(network.config, 2, *size)
+    expected = run_model(network, inputs)
+    fused = exact._engine.run(inputs)
     assert np.abs(fused - expected).max() <= 2e-5
-    assert np.array_equal(exact.run(a[1:], b[1:]), fused[1:]), "pairs of a batch do not depend on each other"
-    assert np.array_equal(exact.run(a, b), fused)
+    assert np.array_equal(exact._engine.run(inputs), fused)
+
+
+@pytest.fixture(scope="module", params=["no noise", "student"])
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Network]:
+    """A small network of an interface, exported."""
+    model = model_by_rule(SMALL[request.param])
+    path = tmp_path_factory.mktemp("small") / "small.onnx"
+    path.write_bytes(seal(to_onnx(model).SerializeToString()))
+    return path, model
+
+
+def test_interfaces(small: tuple[Path, Network]) -> None:
+    path, model = small
+    engine = OpenVINOEngine(path, "cpu", "float32", 1)
+    assert engine.interface.names == ("a", "b", "interval")
+    for size in ((64, 80), (96, 64)):
+        inputs = random_inputs(model.config, 2, *size)
+        fused = engine.run(inputs)
+        assert np.abs(fused - run_model(model, inputs)).max() <= 2e-5
+        lowest, highest = np.split(inputs["interval"], 2, axis=1)
+        assert ((lowest <= fused) & (fused <= highest)).all()
+        assert np.array_equal(engine.run(inputs), fused)
+        alone = {name: array[1:] for name, array in inputs.items()}
+        assert np.array_equal(engine.run(alone), fused[1:]), "pairs of a batch do not depend on each other"
+
+
+def test_a_students_nodes_are_few(small: tuple[Path, Network]) -> None:
+    """ReLUs and sums are parts of the convolutions, and nothing is rearranged by hand."""
+    path, model = small
+    if not isinstance(model, Student):
+        pytest.skip("of a student alone")
+    compiled = OpenVINOEngine(path, "cpu", "float32", 1)._request(64, 64).get_compiled_model()
+    kinds = Counter(node.get_rt_info()["layerType"] for node in compiled.get_runtime_model().get_ops())
+    assert kinds["Convolution"] == 2 + 2 * model.config.blocks
+    assert kinds["SpaceToDepth"] == kinds["DepthToSpace"] == 1
+    assert not {"Transpose", "Gather", "ShapeOf"} & set(kinds)
 
 
 def test_compiled_models_are_kept_by_size(monkeypatch: pytest.MonkeyPatch) -> None:

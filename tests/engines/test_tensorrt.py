@@ -8,8 +8,10 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,11 @@ from dmfnet_fast import Fuser
 from dmfnet_fast.engines.cuda_runtime import Cuda
 from dmfnet_fast.engines.tensorrt import KEPT_SHAPES, TensorRTEngine
 from dmfnet_fast.errors import DMFNetWarning, EngineError, MissingExtraError, OutOfMemoryError, PictureError
+from dmfnet_fast.fusion_file import interface_of
 from dmfnet_fast.manifest import Manifest, check_path, manifest_path, save_check
 from dmfnet_fast.parity import Reference
 
+from ..rules import SMALL, random_inputs
 from . import fake_tensorrt as fake
 
 VERIFIED = {
@@ -94,10 +98,10 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return World(monkeypatch)
 
 
-def _inputs(pairs: int = 1, height: int = 64, width: int = 96, seed: int = 0) -> tuple[Any, ...]:
-    random = np.random.default_rng(seed)
-    a, b = (random.uniform(-1, 1, (pairs, 1, height, width)).astype(np.float32) for _ in "ab")
-    return a, b, random.standard_normal((3, 2, height, width)).astype(np.float32)
+def _inputs(pairs: int = 1, height: int = 64, width: int = 96, seed: int = 0) -> dict[str, Any]:
+    """With noise that could change."""
+    inputs = random_inputs(SMALL["paper's"], pairs, height, width, seed)
+    return {**inputs, "noise": inputs["noise"] + np.float32(seed)}
 
 
 def _open(path: Path, **options: Any) -> TensorRTEngine:
@@ -107,7 +111,7 @@ def _open(path: Path, **options: Any) -> TensorRTEngine:
 def _fuse_once(path: Path) -> None:
     engine = _open(path)
     try:
-        engine.run(*_inputs())
+        engine.run(_inputs())
     finally:
         engine.close()
 
@@ -125,9 +129,9 @@ def test_stand_ins_are_like_the_real_ones() -> None:
 def test_runs(path: Path, world: World) -> None:
     engine = _open(path)
     first, second = _inputs(seed=1), _inputs(seed=2)
-    results = [engine.run(*first), engine.run(*second), engine.run(*first)]
+    results = [engine.run(first), engine.run(second), engine.run(first)]
     for result, inputs in zip(results, (first, second, first), strict=True):
-        np.testing.assert_allclose(result, fake.expected(*inputs), atol=1e-6)
+        np.testing.assert_allclose(result, fake.expected(inputs), atol=1e-6)
     assert results[0].base is None  # the caller's own
     assert world.cuda.calls.count("create_execution_context") == 1
     assert world.cuda.calls.count("cudaGraphLaunch") == 3
@@ -142,13 +146,13 @@ def test_runs(path: Path, world: World) -> None:
     engine.close()
     world.assert_nothing_left()
     with pytest.raises(EngineError, match="the engine is closed"):
-        engine.run(*first)
+        engine.run(first)
 
 
 def test_order(path: Path, world: World) -> None:
     engine = _open(path)
     assert "cudaMalloc" not in world.cuda.calls  # nothing is taken before a shape is known
-    engine.run(*_inputs())
+    engine.run(_inputs())
     calls = world.cuda.calls
     at = calls.index
     assert at("cudaStreamCreateWithFlags") < at("deserialize_cuda_engine")
@@ -156,13 +160,13 @@ def test_order(path: Path, world: World) -> None:
     assert at("execute_async_v3") < at("cudaStreamSynchronize") < at("cudaStreamBeginCapture")
     assert at("cudaStreamEndCapture") < at("cudaGraphInstantiate") < at("cudaGraphDestroy") < at("cudaGraphLaunch")
     before = len(calls)
-    a, b, noise = _inputs()
-    engine.run(a, b, noise)
+    inputs = _inputs()
+    engine.run(inputs)
     assert calls[before:] == ["cudaGetDevice", "cudaMemcpyAsync", "cudaGraphLaunch", "cudaStreamSynchronize"]
-    noise.flags.writeable = False
+    inputs["noise"].flags.writeable = False
     for _ in range(2):
         before = len(calls)
-        engine.run(a, b, noise)
+        engine.run(inputs)
     # The noise is there already.
     assert calls[before:] == ["cudaGetDevice", "cudaGraphLaunch", "cudaStreamSynchronize"]
     before = len(calls)
@@ -175,7 +179,7 @@ def test_order(path: Path, world: World) -> None:
 def test_no_call_that_fails_leaves_anything(path: Path, world: World) -> None:
     """Each call in turn fails, on the way to a first picture."""
     engine = _open(path)
-    engine.run(*_inputs())
+    engine.run(_inputs())
     of_cuda = [n for n, name in enumerate(world.cuda.calls) if name.startswith("cuda")]
     engine.close()
     assert len(of_cuda) > 25
@@ -225,7 +229,7 @@ def _closing(world: World, path: Path) -> tuple[TensorRTEngine, int]:
     """An engine with several shapes, and the number of the next call."""
     engine = _open(path)
     for width in (64, 80, 96):
-        engine.run(*_inputs(width=width))
+        engine.run(_inputs(width=width))
     return engine, len(world.cuda.calls)
 
 
@@ -248,7 +252,7 @@ def test_closing_goes_on(path: Path, world: World) -> None:
 def test_another_thread_closes(path: Path, world: World) -> None:
     world.put(gpus=2)
     engine = _open(path, device="cuda:1")
-    engine.run(*_inputs())
+    engine.run(_inputs())
     before = len(world.cuda.devices)
     thread = threading.Thread(target=engine.close)
     thread.start()
@@ -260,7 +264,7 @@ def test_another_thread_closes(path: Path, world: World) -> None:
 def test_tensorrt_lacks_memory(path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT's own allocations fail with None and a message: others go, and it is tried once more."""
     engine = _open(path)
-    engine.run(*_inputs(width=64))
+    engine.run(_inputs(width=64))
     make = fake.CudaEngine.create_execution_context
 
     def lacking(self: fake.CudaEngine, how: Any) -> Any:
@@ -271,7 +275,7 @@ def test_tensorrt_lacks_memory(path: Path, world: World, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(fake.CudaEngine, "create_execution_context", lacking)
     inputs = _inputs(width=80)
-    np.testing.assert_allclose(engine.run(*inputs), fake.expected(*inputs), atol=1e-6)
+    np.testing.assert_allclose(engine.run(inputs), fake.expected(inputs), atol=1e-6)
     assert len(world.trt.contexts) == 1
     engine.close()
     world.assert_nothing_left()
@@ -283,7 +287,7 @@ def test_reasons_are_given_once(path: Path, world: World) -> None:
     world.trt.logger.log(world.trt.ILogger.ERROR, "the reason")
     for reason in ("the reason", "it does not say why"):
         with pytest.raises(EngineError, match=f"TensorRT cannot run the engine: {reason}"):
-            engine.run(*_inputs())
+            engine.run(_inputs())
     engine.close()
 
 
@@ -292,13 +296,13 @@ def test_last_shapes_stay(path: Path, world: World) -> None:
     widths = [64, 80, 96, 112, 128]
     assert len(widths) == KEPT_SHAPES + 1
     for width in (*widths[:4], 64, widths[4]):
-        engine.run(*_inputs(width=width))
+        engine.run(_inputs(width=width))
     made = world.cuda.calls.count("create_execution_context")
     assert made == len(widths)
     assert len(world.trt.contexts) == KEPT_SHAPES
-    engine.run(*_inputs(width=64))  # used lately
+    engine.run(_inputs(width=64))  # used lately
     assert world.cuda.calls.count("create_execution_context") == made
-    engine.run(*_inputs(width=80))  # dropped
+    engine.run(_inputs(width=80))  # dropped
     assert world.cuda.calls.count("create_execution_context") == made + 1
     engine.close()
     world.assert_nothing_left()
@@ -307,17 +311,17 @@ def test_last_shapes_stay(path: Path, world: World) -> None:
 def test_little_memory(path: Path, world: World) -> None:
     """Others go, and it is tried once more; if it still lacks, it is said."""
     engine = _open(path)
-    engine.run(*_inputs(width=64))
+    engine.run(_inputs(width=64))
     world.cuda.most_device_bytes = world.cuda.device_bytes * 4
-    engine.run(*_inputs(width=128))
-    engine.run(*_inputs(height=128, width=64))
+    engine.run(_inputs(width=128))
+    engine.run(_inputs(height=128, width=64))
     assert len(world.trt.contexts) < 3
     engine.close()
     world.assert_nothing_left()
     world.cuda.most_device_bytes = 1000
     inputs = _inputs(height=128, width=160)
     with Fuser(path) as fuser, pytest.raises(OutOfMemoryError, match="160x128 in a batch of 1 does not fit"):
-        fuser.run(*inputs)
+        fuser.run(inputs["a"], inputs["b"])
     world.assert_nothing_left()
 
 
@@ -326,7 +330,7 @@ def test_batches(path: Path, world: World) -> None:
     engine = _open(path)
     assert engine.largest_batch == 2
     inputs = _inputs(pairs=5)
-    np.testing.assert_allclose(engine.run(*inputs), fake.expected(*inputs), atol=1e-6)
+    np.testing.assert_allclose(engine.run(inputs), fake.expected(inputs), atol=1e-6)
     assert world.cuda.calls.count("create_execution_context") == 2
 
 
@@ -334,11 +338,11 @@ def test_batches(path: Path, world: World) -> None:
 def test_sizes_beyond_the_profile(path: Path, world: World, size: tuple[int, int]) -> None:
     engine = _open(path)
     with pytest.raises(PictureError, match=r"tiny.engine: takes 64x64 to 128x160 \(height x width\), .* --min and"):
-        engine.run(*_inputs(1, *size))
+        engine.run(_inputs(1, *size))
     engine.close()
     _change(path, shapes={corner: [1, 64, 64] for corner in ("min", "opt", "max")})
     with pytest.raises(PictureError, match=r"takes 64x64 \(height"):
-        _open(path).run(*_inputs(1, *size))
+        _open(path).run(_inputs(1, *size))
     assert "cudaMalloc" not in world.cuda.calls
 
 
@@ -348,7 +352,7 @@ def test_threads(path: Path, world: World) -> None:
     engine = _open(path, device="cuda:1")
     inputs = _inputs()
     results: list[Any] = []
-    threads = [threading.Thread(target=lambda: results.append(engine.run(*inputs))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: results.append(engine.run(inputs))) for _ in range(2)]
     for thread in threads:
         thread.start()
         thread.join()
@@ -364,7 +368,7 @@ def test_engines_in_threads(path: Path, world: World) -> None:
     def work(seed: int) -> None:
         engine, inputs = _open(path), _inputs(seed=seed)
         together.wait()
-        results.extend(bool(np.allclose(engine.run(*inputs), fake.expected(*inputs), atol=1e-6)) for _ in range(5))
+        results.extend(bool(np.allclose(engine.run(inputs), fake.expected(inputs), atol=1e-6)) for _ in range(5))
         engine.close()
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
@@ -487,13 +491,14 @@ def test_other_requests(path: Path, world: World) -> None:
     world.assert_nothing_left()
 
 
-def _unverified(path: Path, error: float) -> None:
+def _unverified(path: Path, error: float, config: Mapping[str, Any] = MappingProxyType({})) -> None:
     """An engine with a check pair that its picture differs from by `error`."""
     random = np.random.default_rng(0)
     a, b = (random.integers(0, 256, (1, 64, 96), dtype=np.uint8) for _ in "ab")
-    inputs = Reference(a, b, np.empty(0, np.float32), 3).inputs
-    fused = (fake.expected(*inputs) + error).astype(np.float32)
-    _change(path, parity={}, check={"sha256": save_check(path, Reference(a, b, fused, 3))})
+    interface = interface_of(config)
+    fused = (fake.expected(Reference(a, b, np.empty(0, np.float32), interface).inputs) + error).astype(np.float32)
+    check = {"sha256": save_check(path, Reference(a, b, fused, interface))}
+    _change(path, parity={}, check=check, config=dict(config))
 
 
 def test_first_opening_verifies(path: Path, world: World) -> None:
@@ -509,6 +514,23 @@ def test_first_opening_verifies(path: Path, world: World) -> None:
     world.put()
     _open(path).close()
     assert "execute_async_v3" not in world.cuda.calls
+
+
+@pytest.mark.parametrize("kind", ["no noise", "student"])
+def test_without_noise(path: Path, world: World, kind: str) -> None:
+    """Inputs of pairs alone: images and intervals, all of which are sent each time."""
+    config = SMALL[kind]
+    _unverified(path, 0.0005, config.to_dict())
+    world.trt.names = ("a", "b", "interval")
+    engine = _open(path)
+    assert engine.info["verified"] == "yes"
+    inputs = random_inputs(config, pairs=3)
+    for _ in range(2):
+        before = len(world.cuda.calls)
+        np.testing.assert_allclose(engine.run(inputs), fake.expected(inputs), atol=1e-6)
+    assert world.cuda.calls[before:] == ["cudaGetDevice", *["cudaGraphLaunch", "cudaStreamSynchronize"] * 2]
+    engine.close()
+    world.assert_nothing_left()
 
 
 def test_every_kind_of_gpu_verifies(path: Path, world: World) -> None:
@@ -538,7 +560,7 @@ def test_another_model_of_gpu(path: Path) -> None:
 def test_forgotten(path: Path, world: World) -> None:
     """Who does not close gives the memory back all the same."""
     engine = _open(path)
-    engine.run(*_inputs())
+    engine.run(_inputs())
     del engine
     world.assert_nothing_left()
 
@@ -595,10 +617,10 @@ def test_rtx(path: Path, world: World) -> None:
     cache = path.with_name("tiny.engine.cache")
     engine = _open(path)
     inputs = _inputs()
-    np.testing.assert_allclose(engine.run(*inputs), fake.expected(*inputs), atol=1e-6)
+    np.testing.assert_allclose(engine.run(inputs), fake.expected(inputs), atol=1e-6)
     assert cache.read_bytes() == b"compiled kernels"
     written = cache.stat().st_mtime_ns
-    engine.run(*_inputs(width=80))
+    engine.run(_inputs(width=80))
     assert cache.stat().st_mtime_ns == written  # as nothing was new
     assert world.trt.read_cache is None
     engine.close()
@@ -608,9 +630,9 @@ def test_rtx(path: Path, world: World) -> None:
     world.trt.capturable = False
     engine = _open(path)
     with pytest.warns(DMFNetWarning, match="does not let it be a CUDA graph"):
-        result = engine.run(*inputs)
-    np.testing.assert_allclose(result, fake.expected(*inputs), atol=1e-6)
-    np.testing.assert_allclose(engine.run(*inputs), fake.expected(*inputs), atol=1e-6)
+        result = engine.run(inputs)
+    np.testing.assert_allclose(result, fake.expected(inputs), atol=1e-6)
+    np.testing.assert_allclose(engine.run(inputs), fake.expected(inputs), atol=1e-6)
     assert "cudaGraphLaunch" not in world.cuda.calls[-8:]
     engine.close()
     world.assert_nothing_left()

@@ -14,6 +14,9 @@ from dmfnet_fast import Fuser
 from dmfnet_fast.engines import SHIPPED_WEIGHTS, Precision, torch_engine
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.errors import EngineError
+from dmfnet_fast.model import preset, save_model
+
+from ..rules import SMALL, model_by_rule, random_inputs, run_model
 
 
 def test_precisions() -> None:
@@ -31,7 +34,7 @@ def test_precisions() -> None:
 
 @pytest.mark.parametrize("native", [False, True])
 def test_auto(native: bool, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_engine, "_fast_bfloat16", lambda: native)
+    monkeypatch.setattr(torch_engine, "has_native_bfloat16", lambda _: native)
     with Fuser(tiny_weights) as fuser:
         assert fuser.info["precision"] == ("bfloat16" if native else "float32")
 
@@ -41,6 +44,43 @@ def test_float16_needs_a_gpu(tiny_weights: Path) -> None:
         Fuser(tiny_weights, precision="float16")
 
 
+@pytest.fixture(params=SMALL)
+def small(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, NDArray[np.float32]], Any]:
+    """Weights of a small network of each interface, inputs for it, and what it makes of them as trained."""
+    config = SMALL[request.param]
+    model = model_by_rule(config)
+    save_model(model, tmp_path / "small.safetensors")
+    inputs = random_inputs(config, pairs=2)
+    return tmp_path / "small.safetensors", inputs, run_model(model, inputs)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_interfaces(small: tuple[Path, dict[str, NDArray[np.float32]], Any], precision: Precision) -> None:
+    path, inputs, expected = small
+    engine = torch_engine.TorchEngine(path, "cpu", precision, None)
+    assert engine.interface.names == tuple(inputs)
+    fused = engine.run(inputs)
+    assert np.abs(fused - expected).max() <= {"float32": 2e-5, "bfloat16": 0.1}[precision]
+    assert np.array_equal(engine.run(inputs), fused)
+    if "interval" in inputs:
+        lowest, highest = np.split(inputs["interval"], 2, axis=1)
+        assert ((lowest <= fused) & (fused <= highest)).all()
+    alone = {name: array if name == "noise" else array[1:] for name, array in inputs.items()}
+    assert np.array_equal(engine.run(alone), fused[1:]), "pairs of a batch do not depend on each other"
+    engine.close()
+    with pytest.raises(EngineError, match="the engine is closed"):
+        engine.run(inputs)
+
+
+def test_interfaces_as_on_a_gpu(
+    small: tuple[Path, dict[str, NDArray[np.float32]], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, inputs, expected = small
+    engine = _as_on_a_gpu(path, monkeypatch)
+    assert np.abs(engine.run(inputs) - expected).max() <= 2e-5
+    assert Stub.made == [(2, 64, 96)]
+
+
 class Stub:
     """A captured fusion without a GPU: runs the network as it is."""
 
@@ -48,26 +88,29 @@ class Stub:
     all: ClassVar[list[Stub]] = []
     too_large: ClassVar[int] = 10**9
 
-    def __init__(
-        self, network: Any, pairs: int, height: int, width: int, timesteps: int, device: object, stream: object
-    ) -> None:
+    def __init__(self, network: Any, shapes: dict[str, tuple[int, ...]], device: object, stream: object) -> None:
         del device
-        assert timesteps == 3
+        pairs, _, height, width = shapes["a"]
         assert not torch.backends.cudnn.benchmark
         assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
         if height * width >= self.too_large and any(stub.alive for stub in self.all):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         assert stream not in [stub.stream for stub in self.all if stub.alive], "two graphs on one stream"
-        self.network, self.stream, self.alive = network, stream, True
+        self.network, self.shapes, self.stream, self.alive = network, shapes, stream, True
         self.all.append(self)
         self.made.append((pairs, height, width))
 
-    def run(self, *arrays: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self.network(*map(torch.tensor, arrays)).numpy()
+    def run(self, inputs: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        assert {name: array.shape for name, array in inputs.items()} == self.shapes
+        return self.network(**{name: torch.tensor(array) for name, array in inputs.items()}).numpy()
 
 
 @pytest.fixture
 def as_on_a_gpu(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> torch_engine.TorchEngine:
+    return _as_on_a_gpu(tiny_weights, monkeypatch)
+
+
+def _as_on_a_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> torch_engine.TorchEngine:
     """An engine that does what it does on a GPU, but for the GPU."""
     monkeypatch.setattr(torch_engine, "CapturedFusion", Stub)
     monkeypatch.setattr(Stub, "made", [])
@@ -79,28 +122,26 @@ def as_on_a_gpu(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> torch_en
         drop(engine, size)
 
     monkeypatch.setattr(torch_engine.TorchEngine, "_drop", dropped)
-    engine = torch_engine.TorchEngine(tiny_weights, "cpu", "float32", None)
+    engine = torch_engine.TorchEngine(path, "cpu", "float32", None)
     engine._on_cpu = False
     engine._free = [f"stream {n}" for n in range(torch_engine.KEPT_SIZES)]
     return engine
 
 
-def images(count: int, height: int, width: int) -> tuple[NDArray[np.float32], ...]:
-    rng = np.random.default_rng(count)
-    a, b = rng.uniform(-1, 1, (2, count, 1, height, width)).astype(np.float32)
-    return a, b, rng.standard_normal((3, 2, height, width)).astype(np.float32)
+def images(count: int, height: int, width: int) -> dict[str, NDArray[np.float32]]:
+    return random_inputs(preset("tiny"), count, height, width)
 
 
 def test_every_size_is_captured_once_and_few_are_kept(as_on_a_gpu: torch_engine.TorchEngine) -> None:
     widths = [64, 80, 96, 112]
     for width in [*widths, *widths]:
-        as_on_a_gpu.run(*images(1, 64, width))
+        as_on_a_gpu.run(images(1, 64, width))
     assert Stub.made == [(1, 64, width) for width in widths]
-    as_on_a_gpu.run(*images(1, 64, 64))  # used last of all
-    as_on_a_gpu.run(*images(1, 64, 128))  # takes the place of 80
-    as_on_a_gpu.run(*images(1, 64, 64))
+    as_on_a_gpu.run(images(1, 64, 64))  # used last of all
+    as_on_a_gpu.run(images(1, 64, 128))  # takes the place of 80
+    as_on_a_gpu.run(images(1, 64, 64))
     assert len(Stub.made) == 5
-    as_on_a_gpu.run(*images(1, 64, 80))
+    as_on_a_gpu.run(images(1, 64, 80))
     assert Stub.made[5:] == [(1, 64, 80)]
     assert len(as_on_a_gpu._sizes) == torch_engine.KEPT_SIZES
 
@@ -110,8 +151,8 @@ def test_a_size_that_needs_the_memory_of_the_others(
 ) -> None:
     monkeypatch.setattr(Stub, "too_large", 128 * 128)
     for width in (64, 80):
-        as_on_a_gpu.run(*images(1, 64, width))
-    as_on_a_gpu.run(*images(1, 128, 128))
+        as_on_a_gpu.run(images(1, 64, width))
+    as_on_a_gpu.run(images(1, 128, 128))
     assert list(as_on_a_gpu._sizes) == [(1, 128, 128)]
     assert len(as_on_a_gpu._free) == torch_engine.KEPT_SIZES - 1
 
@@ -120,14 +161,13 @@ def test_large_pictures_go_through_a_gpu_one_by_one(
     as_on_a_gpu: torch_engine.TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_engine, "PIXELS_AT_ONCE", 2 * 64 * 64)
-    arrays = images(3, 64, 64)
-    together = as_on_a_gpu.run(*arrays)
+    inputs = images(3, 64, 64)
+    together = as_on_a_gpu.run(inputs)
     assert Stub.made == [(2, 64, 64), (1, 64, 64)]
-    a, b, noise = images(2, 96, 96)
-    as_on_a_gpu.run(a, b, noise)
+    as_on_a_gpu.run(images(2, 96, 96))
     assert Stub.made[2:] == [(1, 96, 96)]
     as_on_a_gpu._on_cpu = True
-    np.testing.assert_allclose(as_on_a_gpu.run(*arrays), together, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(as_on_a_gpu.run(inputs), together, rtol=0, atol=1e-5)
 
 
 def test_kernels_are_told(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +195,8 @@ def test_whatever_precision_the_program_has_set(name: str, tiny_weights: Path) -
     try:
         setattr(owner, attribute, "ieee")
         with arithmetic(), Fuser(tiny_weights, precision="float32") as fuser:
-            assert fuser.run(*images(1, 64, 64)[:2]).shape == (1, 1, 64, 64)
+            given = images(1, 64, 64)
+            assert fuser.run(given["a"], given["b"]).shape == (1, 1, 64, 64)
         assert getattr(owner, attribute) == "ieee"
     finally:
         setattr(owner, attribute, before)
@@ -174,7 +215,7 @@ def test_on_a_gpu(precision: Precision) -> None:
         Fuser(SHIPPED_WEIGHTS, device="cuda", precision=precision) as fast,
     ):
         for count, height, width in ((1, 64, 64), (5, 80, 64), (1, 256, 256), (1, 64, 64)):
-            a, b, _ = images(count, height, width)
+            a, b, *_ = images(count, height, width).values()
             fused = fast.run(a, b)
             difference = np.abs(fused - slow.run(a, b))
             assert difference.max() <= largest
@@ -186,6 +227,7 @@ def test_on_a_gpu(precision: Precision) -> None:
 def test_gpu_memory_is_given_back() -> None:
     before = torch.cuda.memory_reserved()
     with Fuser(SHIPPED_WEIGHTS, device="cuda") as fuser:
-        fuser.run(*images(1, 256, 256)[:2])
+        given = images(1, 256, 256)
+        fuser.run(given["a"], given["b"])
         assert torch.cuda.memory_reserved() > before
     assert torch.cuda.memory_reserved() <= before
