@@ -59,8 +59,8 @@ def to_json(evaluation: Evaluation, **more: Any) -> str:
 
 
 def number(value: float | None) -> str:
-    """With four digits that count."""
-    return ABSENT if value is None or math.isnan(value) else f"{value + 0.0:.4g}"  # -0.0 becomes 0
+    """With four digits that count; what is 0 but for rounding is 0."""
+    return ABSENT if value is None or math.isnan(value) else f"{round(value, 9) + 0.0:.4g}"
 
 
 def best(table: Table) -> dict[str, set[str]]:

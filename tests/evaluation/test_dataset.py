@@ -7,12 +7,17 @@ import re
 import shutil
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dmfnet_fast.errors import PictureError
+from dmfnet_fast.evaluation import scores
 from dmfnet_fast.evaluation.dataset import Pair, Saved, Scene, find_pairs
 from dmfnet_fast.evaluation.methods import Trivial
 from dmfnet_fast.evaluation.scores import evaluate
@@ -102,6 +107,32 @@ class _Watching(Trivial):
         gc.collect()
         self.most = max(self.most, sum(seen() is not None for seen in self.seen))
         return super().fuse(scene)
+
+
+class _Lazy(Executor):
+    """Works only when a result is asked for, as slow processes do, and counts what waits."""
+
+    def __init__(self) -> None:
+        self.waiting = self.most = 0
+
+    def submit(self, function: Any, /, *args: Any, **_: Any) -> Any:
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+
+        def result() -> Any:
+            self.waiting -= 1
+            return function(*args)
+
+        return SimpleNamespace(result=result)
+
+
+def test_pictures_do_not_pile_up_before_slow_workers(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = _Lazy()
+    monkeypatch.setattr(scores, "_pool", lambda _: nullcontext(slow))
+    pairs, _ = find_pairs(data, "test")
+    evaluation = evaluate(pairs, [Trivial("maximum")], "maximum", 2, lambda items: items)
+    assert [scored.pair for scored in evaluation.scored] == pairs
+    assert (slow.most, slow.waiting) == (5, 0), "two for each worker, and the new one"
 
 
 def test_pictures_are_not_kept(data: Path, tmp_path: Path) -> None:

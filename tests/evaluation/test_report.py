@@ -107,7 +107,15 @@ def test_heads_say_which_direction_is_better() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(12.6649, "12.66"), (-0.12349, "-0.1235"), (-0.0, "0"), (0.28437, "0.2844"), (math.inf, "inf"), (None, "–")],
+    [
+        (12.6649, "12.66"),
+        (-0.12349, "-0.1235"),
+        (-0.0, "0"),
+        (7e-16, "0"),
+        (0.28437, "0.2844"),
+        (math.inf, "inf"),
+        (None, "–"),
+    ],
 )
 def test_numbers_are_rounded(value: float | None, text: str) -> None:
     assert number(value) == text

@@ -222,7 +222,7 @@ def test_pairs_that_are_too_small(tmp_path: Path) -> None:
 
 
 def test_no_pairs(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match=r"train: holds no pairs; they are in CT-MRI/MRI/NAME\.png with"):
+    with pytest.raises(PictureError, match=r"train: holds no pairs; pairs are in folders named B-A"):
         calibration_pairs(tmp_path)
 
 

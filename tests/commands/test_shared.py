@@ -1,0 +1,58 @@
+"""Progress: a bar in a terminal, lines in a file."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from dmfnet_fast.commands import shared
+from dmfnet_fast.commands.shared import progress
+
+
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that a test sets."""
+    now = [0.0]
+    monkeypatch.setattr(shared.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_lines_at_times(seconds: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    with progress(iter(range(9)), "fusing", 9) as items:
+        for item in items:
+            seen.append(item)
+            seconds[0] += 4
+    assert seen == list(range(9))
+    assert capsys.readouterr() == ("", "fusing: 0 of 9\nfusing: 3 of 9\nfusing: 6 of 9\nfusing: 9 of 9\n")
+
+
+def test_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress([], "fusing") as items:
+        assert list(items) == []
+    assert capsys.readouterr().err == "fusing: 0 of 0\n"
+
+
+def test_an_error_is_not_the_end(seconds: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    def fuse() -> None:
+        with progress(["first", "second", "third"], "fusing") as items:
+            for item in items:
+                seconds[0] += 11
+                if item == "second":
+                    raise ValueError(item)
+
+    with pytest.raises(ValueError, match="second"):
+        fuse()
+    assert capsys.readouterr().err == "fusing: 0 of 3\nfusing: 1 of 3\n"
+
+
+def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress(range(3), "fusing") as items:
+        assert list(items) == [0, 1, 2]
+    assert "fusing  [####" in terminal.getvalue()
+    assert "100%" in terminal.getvalue()
