@@ -439,6 +439,17 @@ def test_dropout_and_noise_are_drawn_apart() -> None:
         assert not torch.equal(noise, draws.at(1).normal(100))
 
 
+@pytest.mark.parametrize(("native", "chosen"), [(True, "bf16"), (False, "float32")])
+def test_automatic_precision(
+    native: bool, chosen: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where bfloat16 is emulated, a step in it takes many times as long."""
+    monkeypatch.setattr("train.options.has_native_bfloat16", lambda _: native)
+    arguments = ("--data", data, "--preset", "nano", "--out", tmp_path, "--steps", 1, "--batch", 1, "--device", "cpu")
+    assert invoke(stage2, *arguments).exit_code == 0
+    assert load_model(tmp_path / "dmfnet.safetensors").record["stage2"]["precision"] == chosen
+
+
 def test_loss_that_is_not_finite(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Denoising, "loss", lambda _, network, __: network.final_conv.block[3].bias.sum() * np.nan)
     result = invoke(stage1, "--data", data, "--out", tmp_path / "run", *SETTINGS)
