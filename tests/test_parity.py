@@ -69,12 +69,7 @@ def test_limits_order() -> None:
         assert tighter.ssim > wider.ssim
 
 
-INTERFACES = [
-    Interface(3, interval=False),
-    Interface(1, interval=True),
-    Interface(0, interval=True),
-    Interface(0, interval=False),
-]
+INTERFACES = [Interface(timesteps, interval) for timesteps in (0, 1, 3) for interval in (False, True)]
 
 
 @pytest.mark.parametrize("interface", INTERFACES, ids=str)
