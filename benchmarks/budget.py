@@ -27,7 +27,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
-from dmfnet_fast.model import DMFNet, optimize, preset
+from dmfnet_fast.fusion_file import interface_of
+from dmfnet_fast.model import network_of, optimize, preset
 from kernels import cases
 
 README = Path(__file__).parent.parent / "kernels" / "README.md"
@@ -226,25 +227,26 @@ def record(name: str = "base", size: int = 256) -> Recorder:
     # The meta device would not choose the fused attention that CUDA does.
     fused = mock.patch.object(F, "scaled_dot_product_attention", attention)
     with torch.device("meta"), torch.no_grad(), NO_AUTOCAST, fused:
-        net = optimize(DMFNet(preset(name)), "float16", together=True)
-        inputs = _inputs(size)
+        net = optimize(network_of(preset(name)), "float16", together=True)
+        inputs = _inputs(name, size)
         with ModuleTracker() as modules, Recorder(net, modules) as recorder:
-            net(*inputs)
+            net(**inputs)
     return recorder
 
 
 def record_kernels(name: str = "base", size: int = 256) -> KernelRecorder:
     """As `record`, by the network on our kernels."""
     with torch.device("meta"), torch.no_grad(), NO_AUTOCAST:
-        net = optimize(DMFNet(preset(name)), "float16", kernels=True)
-        inputs = _inputs(size)
+        net = optimize(network_of(preset(name)), "float16", kernels=True)
+        inputs = _inputs(name, size)
         with KernelRecorder() as recorder:
-            net(*inputs)
+            net(**inputs)
     return recorder
 
 
-def _inputs(size: int) -> tuple[Tensor, ...]:
-    return torch.empty(1, 1, size, size), torch.empty(1, 1, size, size), torch.empty(3, 2, size, size)
+def _inputs(name: str, size: int) -> dict[str, Tensor]:
+    shapes = interface_of(preset(name).to_dict()).shapes(1, size, size)
+    return {label: torch.empty(shape) for label, shape in shapes.items()}
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.gpu_machine import Machine
 from benchmarks.gpu_networks import CASES, INTERPRETED_CASE, Array, Case, Networks, Quality
-from benchmarks.ways import Published
+from benchmarks.ways import Published, as_trained
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
 
@@ -44,7 +44,7 @@ class Way:
     Attributes:
         name: what is done.
         precision: of the arithmetic, a key of LIMITS.
-        build: makes forward(a, b, noise) on the machine's device from the network of a name.
+        build: makes a forward, which takes its inputs by name, on the machine's device from the network of a name.
         compiled: the mode of torch.compile, if it is used.
         captured: in a CUDA graph, as the engine has it.
         benchmark, deterministic: as in `arithmetic`.
@@ -74,19 +74,21 @@ def _published(half: bool, compiled: str | None = None) -> Callable[[Networks, s
 
     def build(networks: Networks, name: str) -> Forward:
         device = networks.machine.device
-        net = Published(networks.trained(name)).eval().to(device)
+        net = as_trained(networks.trained(name)).to(device)
         if half:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if compiled:
+        if compiled and isinstance(net, Published):
             net.one_pass = torch.compile(net.one_pass, mode=compiled, dynamic=False)  # type: ignore[method-assign]
             net.fusion.forward = torch.compile(net.fusion.forward, mode=compiled, dynamic=False)  # type: ignore[method-assign]
+        elif compiled:
+            net = torch.compile(net, mode=compiled, dynamic=False)  # type: ignore[assignment]
 
-        def forward(*tensors: Tensor) -> Tensor:
+        def forward(**tensors: Tensor) -> Tensor:
             if compiled:
                 # Six passes are one step: a graph may not write over the features that the fusion still needs.
                 torch.compiler.cudagraph_mark_step_begin()
             with torch.autocast(device.type, torch.float16, enabled=half):
-                return net(*tensors)
+                return net(**tensors)
 
         return forward
 
@@ -135,13 +137,13 @@ def start(way: Way, case: Case, networks: Networks) -> Running:
     arrays = networks.inputs(case)
     forward = way.build(networks, case.network)
     if way.captured:
-        captured = CapturedFusion(forward, case.batch, case.size, case.size, len(arrays[2]), networks.machine.device)
-        return Running(captured.replay, lambda: captured.run(*arrays), captured.stream)
+        captured = CapturedFusion(forward, {name: x.shape for name, x in arrays.items()}, networks.machine.device)
+        return Running(captured.replay, lambda: captured.run(arrays), captured.stream)
     tensors = networks.tensors(arrays)
 
     def launch() -> Tensor:
         with torch.inference_mode():
-            return forward(*tensors)
+            return forward(**tensors)
 
     running = Running(launch, lambda: launch().cpu().numpy())
     for _ in range(1 if networks.machine.interpreted else SETTLING):

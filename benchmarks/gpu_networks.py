@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.gpu_machine import Machine
-from benchmarks.ways import Published, gigaflop, network
-from dmfnet_fast.colour import to_network
+from benchmarks.ways import as_trained, gigaflop, network
+from dmfnet_fast.colour import Canvas
 from dmfnet_fast.engines.arithmetic import arithmetic
+from dmfnet_fast.engines.base import some_pairs
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
-from dmfnet_fast.model import DMFNet, optimize
+from dmfnet_fast.fusion_file import interface_of
+from dmfnet_fast.model import Network, optimize
 from dmfnet_fast.model.rewrites import Precision
-from dmfnet_fast.noise import fusion_noise
+from dmfnet_fast.network_inputs import network_inputs
 from dmfnet_fast.parity import LIMITS as OF_ENGINES
 from dmfnet_fast.parity import Reference, grey_levels
 from dmfnet_fast.phantom import make_phantom
@@ -28,7 +30,7 @@ from export.verify import STANDARD_SHAPES, phantom_pairs
 from tests.rules import GOLDEN, golden_model
 
 Array: TypeAlias = NDArray[np.float32]
-Arrays: TypeAlias = tuple[Array, ...]
+Arrays: TypeAlias = dict[str, Array]  # by the names of a network's inputs
 
 # TF32 rounds the inputs of products to the mantissa of float16, and nothing else.
 LIMITS = OF_ENGINES | {"tf32": OF_ENGINES["float16"]}
@@ -92,10 +94,14 @@ class Case:
 CASES = (
     Case("base", 256, 1),
     Case("tiny", 256, 1),
+    Case("turbo", 256, 1),
+    Case("nano", 256, 1),
     Case("base", 512, 1),
     Case("base", 256, 8),
     Case("tiny", 512, 1),
     Case("tiny", 256, 8),
+    Case("turbo", 256, 8),
+    Case("nano", 256, 8),
     Case("base", 512, 8),
     Case("tiny", 512, 8),
 )
@@ -107,13 +113,13 @@ class Networks:
     """Networks, inputs and the pictures that they should give, each made once."""
 
     machine: Machine
-    _trained: dict[str, DMFNet] = field(default_factory=dict)
+    _trained: dict[str, Network] = field(default_factory=dict)
     _optimised: dict[tuple[str, Precision, bool], nn.Module] = field(default_factory=dict)
-    _inputs: dict[tuple[int, int], Arrays] = field(default_factory=dict)
+    _inputs: dict[Case, Arrays] = field(default_factory=dict)
     _references: dict[Case, Array] = field(default_factory=dict)
     _gigaflop: dict[tuple[str, int], float] = field(default_factory=dict)
 
-    def trained(self, name: str) -> DMFNet:
+    def trained(self, name: str) -> Network:
         """As trained, on the CPU: base with the golden files' weights, or as `ways.network` makes it."""
         if name not in self._trained:
             self._trained[name] = (golden_model() if name == "golden" else network(name)).eval()
@@ -126,28 +132,24 @@ class Networks:
             self._optimised[key] = optimize(self.trained(name), precision, together=True, kernels=kernels)
         return copy.deepcopy(self._optimised[key]).to(self.machine.device)
 
-    def tensors(self, arrays: Arrays) -> list[Tensor]:
-        return [torch.tensor(array, device=self.machine.device) for array in arrays]
+    def tensors(self, arrays: Arrays) -> dict[str, Tensor]:
+        return {name: torch.tensor(array, device=self.machine.device) for name, array in arrays.items()}
 
     def inputs(self, case: Case) -> Arrays:
         """Phantom pairs, a different one for each place in the batch."""
-        key = case.size, case.batch
-        if key not in self._inputs:
-            phantoms = [make_phantom(seed, case.size) for seed in range(case.batch)]
-            a, b = (
-                np.stack([to_network(picture, (0, 255))[None] for picture in pictures])
-                for pictures in ([p.mri for p in phantoms], [p.other("PET") for p in phantoms])
-            )
-            self._inputs[key] = a, b, fusion_noise(0, case.size, case.size)
-        return self._inputs[key]
+        if case not in self._inputs:
+            heads = [make_phantom(seed, case.size) for seed in range(case.batch)]
+            interface = interface_of(self.trained(case.network).config.to_dict())
+            self._inputs[case] = network_inputs(interface, [Canvas(head.mri, head.other("PET")) for head in heads])[0]
+        return self._inputs[case]
 
     def reference(self, case: Case) -> Array:
         """What the network gives as published, in float32 without TF32, pair by pair to spare memory."""
         if case not in self._references:
-            net = Published(self.trained(case.network)).eval().to(self.machine.device)
+            net = as_trained(self.trained(case.network)).to(self.machine.device)
+            alone = [some_pairs(self.inputs(case), slice(n, n + 1)) for n in range(case.batch)]
             with arithmetic(), torch.inference_mode():
-                a, b, noise = self.tensors(self.inputs(case))
-                pairs = [net(a[n : n + 1], b[n : n + 1], noise).cpu() for n in range(case.batch)]
+                pairs = [net(**self.tensors(arrays)).cpu() for arrays in alone]
             self._references[case] = torch.cat(pairs).numpy()
         return self._references[case]
 
@@ -160,7 +162,7 @@ class Networks:
 
 
 def checked_weights(machine: Machine) -> tuple[str, ...]:
-    return ("tiny",) if machine.interpreted else ("golden", "tiny", "base")
+    return ("tiny", "turbo", "nano") if machine.interpreted else ("golden", "tiny", "turbo", "nano", "base")
 
 
 def _check_inputs(weights: str, networks: Networks) -> tuple[list[Arrays], list[Array]]:
@@ -170,28 +172,25 @@ def _check_inputs(weights: str, networks: Networks) -> tuple[list[Arrays], list[
     if weights == "golden":
         for name in GOLDEN_FILES:
             with np.load(GOLDEN / f"{name}.npz") as file:
-                batches.append((file["a"][None, None], file["b"][None, None], file["noise"]))
+                batches.append({"a": file["a"][None, None], "b": file["b"][None, None], "noise": file["noise"]})
                 pictures.append(file["fused"][None, None])
         return batches, pictures
     model = copy.deepcopy(networks.trained(weights)).to(networks.machine.device)
     shapes = STANDARD_SHAPES[: 1 if networks.machine.interpreted else 2]
-    batches += [
-        Reference(a, b, np.empty(0, np.float32), len(model.config.timesteps)).inputs
-        for a, b in map(phantom_pairs, shapes)
-    ]
+    interface = interface_of(model.config.to_dict())
+    batches += [Reference(a, b, np.empty(0, np.float32), interface).inputs for a, b in map(phantom_pairs, shapes)]
     with torch.inference_mode():
-        pictures += [model(*networks.tensors(arrays)).cpu().numpy() for arrays in batches]
+        pictures += [model(**networks.tensors(arrays)).cpu().numpy() for arrays in batches]
     return batches, pictures
 
 
 def _twice(net: nn.Module, arrays: Arrays, captured: bool, networks: Networks) -> tuple[Array, Array]:
     """The picture of the same input, fused two times."""
     if captured:
-        pairs, _, height, width = arrays[0].shape
-        fusion = CapturedFusion(net, pairs, height, width, len(arrays[2]), networks.machine.device)
-        return fusion.run(*arrays), fusion.run(*arrays)
+        fusion = CapturedFusion(net, {name: x.shape for name, x in arrays.items()}, networks.machine.device)
+        return fusion.run(arrays), fusion.run(arrays)
     with torch.inference_mode():
-        first, second = (net(*networks.tensors(arrays)).cpu().numpy() for _ in range(2))
+        first, second = (net(**networks.tensors(arrays)).cpu().numpy() for _ in range(2))
     return first, second
 
 

@@ -1,6 +1,6 @@
-"""Whole fusions, each way beside the published one. Run: `pytest --benchmark-only`; `make bench` keeps the results.
+"""Whole fusions, each way beside the published one; of a student, beside it as trained. Run: `pytest --benchmark-only`; `make bench` keeps the results.
 
-A row is timed only if its picture is the published way's, within the limits that exported networks are held to.
+A row is timed only if its picture is that one's, within the limits that exported networks are held to.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.memory import peak, reset_peak, resident
-from benchmarks.ways import ALL, OPENVINO, OURS, PUBLISHED, Way, exported, file_of, network
-from dmfnet_fast.colour import to_network
-from dmfnet_fast.model import DMFNet
-from dmfnet_fast.noise import fusion_noise
+from benchmarks.ways import ALL, OF_STUDENT, OPENVINO, OURS, PUBLISHED, Way, exported, file_of, inputs_of, network
+from dmfnet_fast.model import Network
 from dmfnet_fast.parity import compare
-from dmfnet_fast.phantom import make_phantom
 
-ROUNDS = {("tiny", 256): 5, ("turbo", 256): 5, ("turbo-small", 256): 3, ("tiny", 512): 3, ("base", 256): 2}
+ROUNDS = {
+    ("nano", 256): 20,
+    ("tiny", 256): 5,
+    ("turbo", 256): 5,
+    ("turbo-small", 256): 3,
+    ("tiny", 512): 3,
+    ("base", 256): 2,
+}
 ROWS = [
     pytest.param(name, size, way, id=f"{name}-{size}-{way.engine}-{way.precision}-{way.name}")
     for name, size, ways in (
+        ("nano", 256, OF_STUDENT),
         ("turbo", 256, OURS),
         ("turbo-small", 256, OURS),
         ("tiny", 256, ALL),
@@ -41,8 +46,8 @@ ROWS = [
 class Case:
     """One network at one size: what all its rows are given, and what they are compared with."""
 
-    model: DMFNet
-    inputs: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+    model: Network
+    inputs: dict[str, NDArray[np.float32]]
     reference: NDArray[np.float32] | None = None
 
 
@@ -55,11 +60,8 @@ class Cases:
     def get(self, name: str, size: int) -> Case:
         if (name, size) not in self.current:
             self.current.clear()
-            phantom = make_phantom(0, size)
-            a, b = (to_network(picture, (0, 255))[None, None] for picture in (phantom.mri, phantom.pet))
             model = network(name)
-            noise = fusion_noise(0, size, size, len(model.config.timesteps))
-            self.current[name, size] = Case(model, (a, b, noise))
+            self.current[name, size] = Case(model, inputs_of(model, size))
         return self.current[name, size]
 
 
@@ -81,13 +83,14 @@ def test_fusion(benchmark: Any, cases: Cases, name: str, size: int, way: Way) ->
         exported(name, file_of(way.precision))
     case = cases.get(name, size)
     if case.reference is None:
-        case.reference = PUBLISHED.build(case.model, size)(*case.inputs)
+        case.reference = PUBLISHED.build(case.model, size)(case.inputs)
     before = resident()
     run: Callable[..., NDArray[np.float32]] = way.build(case.model, size)
     if way.engine != "torch eager":
-        run(*case.inputs)  # builds what is built at the first call
+        run(case.inputs)  # builds what is built at the first call
     reset_peak()
-    parity = compare(way.engine, way.precision, [run(*case.inputs)], [case.reference], [case.inputs[:2]])
+    sources = case.inputs["a"], case.inputs["b"]
+    parity = compare(way.engine, way.precision, [run(case.inputs)], [case.reference], [sources])
     megabytes = (peak() - before) / 2**20
     assert parity.within, str(parity)
     benchmark.group = f"{name} {size}x{size}"
@@ -99,4 +102,4 @@ def test_fusion(benchmark: Any, cases: Cases, name: str, size: int, way: Way) ->
         peak_mb=round(megabytes),
         **parity.to_dict(),
     )
-    benchmark.pedantic(run, case.inputs, rounds=ROUNDS[name, size], iterations=1)
+    benchmark.pedantic(run, (case.inputs,), rounds=ROUNDS[name, size], iterations=1)

@@ -20,6 +20,7 @@ from dmfnet_fast.commands.fuse import main as fuse_folders
 from dmfnet_fast.commands.phantom import write_phantoms
 from dmfnet_fast.engines import DEFAULT
 from dmfnet_fast.engines.base import Engine
+from dmfnet_fast.fusion_file import Interface
 from dmfnet_fast.phantom import Phantom, make_phantom
 
 SIZE = 256
@@ -43,11 +44,11 @@ class Nothing(Engine):
     """An engine that takes no time."""
 
     largest_batch = 1
-    timesteps = 1
+    interface = Interface(timesteps=0, interval=True)
     info: dict[str, str] = {}  # noqa: RUF012
 
-    def run(self, a: Any, b: Any, noise: Any) -> Any:  # noqa: ARG002
-        return np.zeros_like(a)
+    def run(self, inputs: Any) -> Any:
+        return np.zeros_like(inputs["a"])
 
     def close(self) -> None:
         pass

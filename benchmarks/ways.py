@@ -8,12 +8,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,17 +21,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dmfnet_fast.colour import Canvas
 from dmfnet_fast.engines import Precision, shipped
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16, shared_core
-from dmfnet_fast.model import PRESETS, DMFNet, load_model, preset, rewrites, save_model
+from dmfnet_fast.fusion_file import interface_of
+from dmfnet_fast.model import PRESETS, DMFNet, Network, load_model, network_of, preset, rewrites, save_model
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
+from dmfnet_fast.network_inputs import network_inputs
+from dmfnet_fast.phantom import make_phantom
 from dmfnet_fast.schedule import fusion_levels
 
-Run: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
+Run: TypeAlias = Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float32]]
 
 
 class Published(nn.Module):
-    """As the published script computes: every pass by itself, each to its end, all their features kept."""
+    """As the published script computes: every pass by itself, each to its end, all their features kept.
+
+    Of a network without noise, too, there is a pass for each image.
+    """
 
     def __init__(self, model: DMFNet) -> None:
         super().__init__()
@@ -44,17 +51,25 @@ class Published(nn.Module):
         self.denoiser.final_conv(outputs[-1])
         return outputs
 
-    def forward(self, a: Tensor, b: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, a: Tensor, b: Tensor, noise: Tensor | None = None, interval: Tensor | None = None) -> Tensor:
         kept = [
             [
-                self.one_pass(level * image + sigma * noise[step, n], torch.full((len(a), 1), level, device=a.device))
+                self.one_pass(
+                    image if noise is None else level * image + sigma * noise[step, n],
+                    torch.full((len(a), 1), level, device=a.device),
+                )
                 for step, (level, sigma) in enumerate(self.levels)
             ]
             for n, image in enumerate((a, b))
         ]
         taps = [UP_BLOCKS - 1 - tap for tap in reversed(TAPS)]
         joined = [[torch.cat([outputs[tap] for outputs in steps], dim=1) for tap in taps] for steps in kept]
-        return self.fusion(*joined)
+        return rewrites.finished(self.fusion, joined, a, b, interval)
+
+
+def as_trained(model: Network) -> nn.Module:
+    """What the others are compared with: DM-FNet as published; a student, which nobody has published, as it is."""
+    return (Published(model) if isinstance(model, DMFNet) else copy.deepcopy(model)).eval()
 
 
 @dataclass
@@ -71,7 +86,7 @@ class Way:
     name: str
     engine: str
     precision: str
-    build: Callable[[DMFNet, int], Run]
+    build: Callable[[Any, int], Run]
     needs: str = "torch"
 
     @property
@@ -86,12 +101,12 @@ class Way:
         return None
 
 
-def network(name: str) -> DMFNet:
+def network(name: str) -> Network:
     """The shipped weights, or for other widths random ones whose features keep their size."""
     if name in shipped():
         return load_model(shipped()[name])
     generator = torch.Generator().manual_seed(0)
-    model = DMFNet(preset(name)).eval()
+    model = network_of(preset(name)).eval()
     with torch.no_grad():
         for label, parameter in model.named_parameters():
             if label.endswith("bias"):
@@ -105,22 +120,28 @@ def network(name: str) -> DMFNet:
 def gigaflop(name: str, size: int) -> float:
     """Multiply-adds of the optimised network, counted as two, in 10^9."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        image = torch.empty(1, 1, size, size)
-        noise = torch.empty(len(preset(name).timesteps), 2, size, size)
-        rewrites.optimize(DMFNet(preset(name)))(image, image, noise)
+        shapes = interface_of(preset(name).to_dict()).shapes(1, size, size)
+        inputs = {label: torch.empty(shape) for label, shape in shapes.items()}
+        rewrites.optimize(network_of(preset(name)))(**inputs)
     return counter.get_total_flops() / 1e9
 
 
+def inputs_of(network: Network, size: int) -> dict[str, NDArray[np.float32]]:
+    """A made-up head, MRI and PET."""
+    head = make_phantom(0, size)
+    return network_inputs(interface_of(network.config.to_dict()), [Canvas(head.mri, head.pet)])[0]
+
+
 def _on_arrays(module: Callable[..., Tensor]) -> Run:
-    def run(*arrays: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            return module(*map(torch.tensor, arrays)).float().numpy()
+            return module(**{name: torch.tensor(array) for name, array in inputs.items()}).float().numpy()
 
     return run
 
 
-def _published(model: DMFNet, _: int) -> Run:
-    return _on_arrays(Published(model).eval())
+def _as_trained(model: Network, _: int) -> Run:
+    return _on_arrays(as_trained(model))
 
 
 def _compiled(dtype: torch.dtype) -> Callable[[DMFNet, int], Run]:
@@ -130,9 +151,9 @@ def _compiled(dtype: torch.dtype) -> Callable[[DMFNet, int], Run]:
         net.one_pass = torch.compile(net.one_pass)  # type: ignore[method-assign]
         net.fusion.forward = torch.compile(net.fusion.forward)  # type: ignore[method-assign]
 
-        def module(*tensors: Tensor) -> Tensor:
+        def module(**tensors: Tensor) -> Tensor:
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                return net(*tensors)
+                return net(**tensors)
 
         return _on_arrays(module)
 
@@ -163,7 +184,7 @@ def _rung(count: int) -> Callable[[DMFNet, int], Run]:
     return build
 
 
-def _optimised(model: DMFNet, _: int) -> Run:
+def _optimised(model: Network, _: int) -> Run:
     return _on_arrays(rewrites.optimize(model, "bfloat16"))
 
 
@@ -187,8 +208,8 @@ def file_of(precision: str) -> str:
     return "int8" if precision == "int8" else "float32"
 
 
-def _openvino(precision: Precision) -> Callable[[DMFNet, int], Run]:
-    def build(model: DMFNet, _: int) -> Run:
+def _openvino(precision: Precision) -> Callable[[Network, int], Run]:
+    def build(model: Network, _: int) -> Run:
         (name,) = [name for name, config in PRESETS.items() if config == model.config]
         return OpenVINOEngine(exported(name, file_of(precision)), "cpu", precision, None).run
 
@@ -201,19 +222,19 @@ def _openvino_on_published(hint: str) -> Callable[[DMFNet, int], Run]:
     def build(model: DMFNet, size: int) -> Run:
         import openvino
 
-        image, noise = torch.zeros(1, 1, size, size), torch.zeros(len(model.config.timesteps), 2, size, size)
-        shapes = [list(image.shape), list(image.shape), list(noise.shape)]
+        shapes = interface_of(model.config.to_dict()).shapes(1, size, size)
+        example = {name: torch.zeros(shape) for name, shape in shapes.items()}
         with torch.inference_mode():
             converted = openvino.convert_model(
-                Published(model).eval(), example_input=(image, image, noise), input=shapes
+                Published(model).eval(), example_input=example, input=[(n, list(shape)) for n, shape in shapes.items()]
             )
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
         compiled = shared_core().compile_model(converted, "CPU", settings)
         assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == hint
         request = compiled.create_infer_request()
 
-        def run(*arrays: NDArray[np.float32]) -> NDArray[np.float32]:
-            request.infer(list(arrays), share_inputs=True)
+        def run(inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+            request.infer(dict(inputs), share_inputs=True)
             return request.get_output_tensor().data.copy()
 
         return run
@@ -221,7 +242,8 @@ def _openvino_on_published(hint: str) -> Callable[[DMFNet, int], Run]:
     return build
 
 
-PUBLISHED = Way("as published", "torch eager", "float32", _published)
+PUBLISHED = Way("as published", "torch eager", "float32", _as_trained)
+TRAINED = Way("as trained", "torch eager", "float32", _as_trained)  # of a student
 OPTIMISED = Way("optimised", "torch eager", "bfloat16", _optimised)
 OPENVINO = [
     Way("optimised", "OpenVINO", "float32", _openvino("float32"), "openvino"),
@@ -245,3 +267,4 @@ CONVERTED = [
 
 ALL = [PUBLISHED, *COMPILED, *RUNGS, OPTIMISED, *CONVERTED, *OPENVINO]
 OURS = [PUBLISHED, OPTIMISED, *OPENVINO]
+OF_STUDENT = [TRAINED, OPTIMISED, *OPENVINO]

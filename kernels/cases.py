@@ -1,6 +1,7 @@
 """Inputs for every operation: those that the network gives it, and odd ones. For tests, reports and benchmarks.
 
-Shapes are those of the optimised network with all six passes of a pair in one batch; a test compares them with it.
+Shapes are those of the optimised network with all passes of a pair in one batch, two for each timestep; a test compares
+them with it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from torch import Tensor
 
 from kernels import attention, convolution_epilogue, diffuse, fusion_gate, group_norm_silu, upsample_add
 from kernels.launch import Plan
-
-PASSES = 6  # of a pair: two images, three timesteps
 
 
 class Draw:
@@ -222,13 +221,19 @@ def noisy(n: int, height: int, width: int, steps: int = 3) -> Case:
     return Case(DIFFUSE, f"{n}x1x{height}x{width}", make)
 
 
-def network_cases(channels: int, groups: int, height: int, width: int, pairs: int = 1) -> Iterator[Case]:
-    """Every call that the optimised network of `channels` and `groups` makes, some more than once."""
-    images = PASSES * pairs
+def network_cases(
+    channels: int, groups: int, height: int, width: int, pairs: int = 1, steps: int = 3, noise: bool = True
+) -> Iterator[Case]:
+    """Every call that the optimised network of `channels` and `groups` makes, some more than once.
+
+    `steps`: its timesteps; `noise`: whether it takes noise.
+    """
+    images = 2 * steps * pairs
     sizes = [(height >> level, width >> level) for level in range(5)]
     widths = [channels] * 4 + [2 * channels]
 
-    yield noisy(pairs, height, width)
+    if noise:
+        yield noisy(pairs, height, width, steps)
     for level, (size, own) in enumerate(zip(sizes, widths, strict=True)):
         last = level == len(sizes) - 1
         after, before = widths[min(level + 1, 4)], widths[max(level - 1, 0)]
@@ -241,7 +246,7 @@ def network_cases(channels: int, groups: int, height: int, width: int, pairs: in
             yield norm(images, inputs, 0, *size, groups, known=True)
         for path, skip in {(after, own), (own, before)}:
             yield norm(images, path, skip, *size, groups, known=True)
-        yield norm(images, own, 0, *size, groups, rows=3)
+        yield norm(images, own, 0, *size, groups, rows=steps)
         yield epilogue(images, own, *size, bias=True, residual=True, relu=False, with_statistics=True)
         yield epilogue(images, own, *size, bias=False, residual=True, relu=False, with_statistics=True)
         # The fusion level.

@@ -77,7 +77,7 @@ def random_inputs(
     return {name: given[name] for name in interface.names}
 
 
-def run_model(model: Network, inputs: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+def run_model(model: torch.nn.Module, inputs: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
     """What the network makes of arrays."""
     with torch.no_grad():
         fused: NDArray[np.float32] = model(**{name: torch.tensor(array) for name, array in inputs.items()}).numpy()

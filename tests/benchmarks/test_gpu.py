@@ -91,7 +91,7 @@ def test_wrong_operation_is_not_timed() -> None:
 def test_wrong_fusion_is_not_timed() -> None:
     def build(networks: gpu_networks.Networks, name: str) -> gpu_fusions.Forward:
         net = networks.optimised(name, "float32", kernels=False)
-        return lambda a, b, noise: net(a, b, noise) + 0.02
+        return lambda **tensors: net(**tensors) + 0.02
 
     way = gpu_fusions.Way("wrong", "float16", build)
     row = gpu_fusions.measure(way, gpu_networks.INTERPRETED_CASE, gpu_networks.Networks(machine()))

@@ -14,14 +14,16 @@ import torch
 
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.errors import DMFNetError, EngineError, OutOfMemoryError
-from dmfnet_fast.model import load_model
+from dmfnet_fast.model import StudentConfig, load_model
+from dmfnet_fast.model.rewrites import Precision
 from export.builder import Built, Profile, _check, build, capability, known_gpus
 from export.engine_graph import to_engine_onnx
+from export.graph import to_onnx
 from export.layers import Layer, check_precision, layers_of_inspector, layers_of_log, summary
 from export.request import shipped_graph
 from export.verify import on_onnx_runtime, pairs_to_check, references, widened
 
-from ..rules import GOLDEN, golden_model
+from ..rules import GOLDEN, SMALL, golden_model, model_by_rule
 
 SHIPPED_GRAPH = shipped_graph(SHIPPED_WEIGHTS)
 
@@ -33,6 +35,7 @@ RANGE = Profile((1, 128, 128), (2, 256, 256), (4, 512, 640))
 # norm's input, the result). A layer more for each of the 51 normalisations, say, is a slower engine.
 MOST_LAYERS = 360
 MOST_REFORMATS = 4
+MOST_LAYERS_OF_STUDENT = 20
 
 
 def _build(content: bytes, profile: Profile, gpus: list[str]) -> Built:
@@ -102,6 +105,34 @@ def test_golden(base_graph: bytes, file: str) -> None:
     session = onnxruntime.InferenceSession(base_graph, providers=["CPUExecutionProvider"])
     (result,) = session.run(None, {"a": a[None, None], "b": b[None, None], "noise": noise})
     assert np.abs(result[0, 0] - fused).max() <= 2e-3  # float16
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("profile", [FIXED, RANGE], ids=["fixed", "range"])
+def test_student(precision: Precision, profile: Profile) -> None:
+    """The graph that CPUs run too: sums and ReLUs are parts of the convolutions."""
+    config = StudentConfig(channels=32, blocks=2)
+    proto = to_onnx(model_by_rule(config), precision)
+    assert [value.name for value in proto.graph.input] == ["a", "b", "interval"]
+    built = _build(proto.SerializeToString(), profile, ["sm_89"])
+    check_precision(built.layers, precision)
+    assert sum(layer.multiplies for layer in built.layers) == 2 + 2 * config.blocks
+    assert len(built.layers) <= MOST_LAYERS_OF_STUDENT
+
+
+def test_without_noise() -> None:
+    """The first convolution reads the images, and the interval has its own convolution at the end."""
+    model = model_by_rule(SMALL["no noise"])
+    proto = to_engine_onnx(model, "float16")
+    assert [value.name for value in proto.graph.input] == ["a", "b", "interval"]
+    first = next(node for node in proto.graph.node if node.op_type == "Conv")
+    made_by = {output: node for node in proto.graph.node for output in node.output}
+    cast = made_by[first.input[0]]
+    assert [cast.op_type, made_by[cast.input[0]].op_type] == ["Cast", "Concat"]
+    assert set(made_by[cast.input[0]].input) == {"a", "b"}
+    wanted, _ = references(model, pairs_to_check([(2, 64, 96)]))
+    assert on_onnx_runtime(proto.SerializeToString(), "float16", wanted).within
+    check_precision(_build(proto.SerializeToString(), RANGE, ["sm_89"]).layers, "float16")
 
 
 def test_what_cannot_be_read_or_built() -> None:

@@ -17,17 +17,19 @@ from click.testing import CliRunner
 from dmfnet_fast import Fuser
 from dmfnet_fast.engines import SHIPPED_WEIGHTS, shipped
 from dmfnet_fast.errors import EngineError
-from dmfnet_fast.fusion_file import properties, seal
-from dmfnet_fast.model import load_model, preset
+from dmfnet_fast.fusion_file import Interface, properties, seal
+from dmfnet_fast.model import StudentConfig, load_model, preset, save_model
+from dmfnet_fast.model.rewrites import Precision
 from dmfnet_fast.model.weights import read_metadata
 from dmfnet_fast.parity import LIMITS, Reference, check
+from dmfnet_fast.phantom import Phantom
 from export.command import main
-from export.graph import OPSET
+from export.graph import OPSET, to_onnx
 from export.request import shipped_graph
 from export.source import NOTHING_WRITTEN, from_content, from_weights
-from export.verify import STANDARD_SHAPES, on_onnx_runtime, on_openvino, pairs_to_check, references
+from export.verify import STANDARD_SHAPES, on_onnx_runtime, on_openvino, pairs_to_check, references, widened
 
-from ..rules import GOLDEN
+from ..rules import GOLDEN, SMALL, model_by_rule
 
 SHIPPED_GRAPH = shipped_graph(SHIPPED_WEIGHTS)
 
@@ -74,8 +76,65 @@ def test_golden(exported: Path, file: str) -> None:
     with np.load(GOLDEN / f"{file}.npz") as golden:
         a, b, noise, fused = (golden[name] for name in ("a", "b", "noise", "fused"))
     with Fuser(exported, precision="float32") as fuser:
-        result = fuser.run(a[None, None], b[None, None], noise)
+        result = fuser.run(a[None, None], b[None, None], noise=noise)
     assert np.abs(result[0, 0] - fused).max() <= 2e-5
+
+
+@pytest.fixture(scope="module", params=["no noise", "student"])
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a small network that is told the interval."""
+    path = tmp_path_factory.mktemp("small") / "small.safetensors"
+    save_model(model_by_rule(SMALL[request.param]), path)
+    return path
+
+
+def test_without_noise(
+    small: Path, cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phantom: Phantom
+) -> None:
+    """No noise input; the check's intervals are remade from its images, and are those of the network as trained."""
+    monkeypatch.setattr("export.source.STANDARD_SHAPES", ((2, 64, 96),))
+    path = tmp_path / "small.onnx"
+    result = cli.invoke(main, [str(small), "--target", "onnx", "-o", str(path)])
+    assert result.exit_code == 0, result.output
+    content = path.read_bytes()
+    assert [value.name for value in onnx.load(path).graph.input] == ["a", "b", "interval"]
+    graph = from_content(content, "small")
+    assert graph.config == json.loads(read_metadata(small)["config"])
+    assert {parity.engine for parity in graph.parity} == {"ONNX Runtime", "OpenVINO"}
+    expected, _ = references(load_model(small), pairs_to_check([(2, 64, 96)]))
+    for ours, theirs in zip(expected, graph.references, strict=True):
+        assert theirs.interface == Interface(timesteps=0, interval=True)
+        assert np.abs(ours.fused - theirs.fused).max() <= 2e-5
+        for name, array in ours.inputs.items():
+            np.testing.assert_array_equal(theirs.inputs[name], array)
+    assert on_onnx_runtime(content, "float32", expected).within
+    pictures = []
+    for file in (path, small):
+        with Fuser(file, precision="float32") as fuser:
+            pictures.append(fuser.fuse(phantom.mri, phantom.pet).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_students_graphs_for_engines(precision: Precision) -> None:
+    """The same operators as for CPUs, in another precision."""
+    model = model_by_rule(SMALL["student"])
+    proto = to_onnx(model, precision)
+    kinds = {node.op_type for node in proto.graph.node}
+    operators = {"Concat", "Cast", "SpaceToDepth", "Conv", "Relu", "Add", "DepthToSpace", "Split", "Max", "Min"}
+    assert kinds == operators
+    assert not proto.functions
+    wanted, _ = references(model, pairs_to_check([(2, 64, 96)]))
+    checked = widened(proto) if precision == "bfloat16" else proto
+    assert on_onnx_runtime(checked.SerializeToString(), precision, wanted).within
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_unshuffling(factor: int) -> None:
+    """Of every factor as PyTorch's, though ONNX orders its channels otherwise."""
+    model = model_by_rule(StudentConfig(channels=8, blocks=1, factor=factor))
+    wanted, _ = references(model, pairs_to_check([(1, 64, 96)]))
+    assert on_onnx_runtime(to_onnx(model).SerializeToString(), "float32", wanted).within
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +213,7 @@ def test_largest_activation() -> None:
     class Doubling(torch.nn.Module):
         config = preset("tiny")
 
-        def forward(self, a: torch.Tensor, _b: torch.Tensor, _noise: torch.Tensor) -> torch.Tensor:
+        def forward(self, a: torch.Tensor, **_: torch.Tensor) -> torch.Tensor:
             return (-3000 * (a.abs() + 1)) / 6000
 
     _, largest = references(Doubling(), [(np.full((1, 64, 64), 255, np.uint8),) * 2])
@@ -163,7 +222,7 @@ def test_largest_activation() -> None:
 
 def test_too_large_for_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.source.references", lambda *_: ([], 65504 / 4 + 1))
-    monkeypatch.setattr("export.engine_graph.to_engine_onnx", lambda *_: None)
+    monkeypatch.setattr("export.source._to_onnx", lambda *_: None)
     with pytest.raises(EngineError, match=r"values reach 16377, float16 holds up to 65504, .*: use --bf16"):
         from_weights(SHIPPED_WEIGHTS, "float16", True, None, lambda _: nullcontext())
 

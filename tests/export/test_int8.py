@@ -14,28 +14,34 @@ from click.testing import CliRunner
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.commands.phantom import write_phantoms
-from dmfnet_fast.config import ModelConfig
+from dmfnet_fast.config import ModelConfig, StudentConfig
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16
 from dmfnet_fast.errors import EngineError, PictureError
 from dmfnet_fast.fusion_file import is_sealed
-from dmfnet_fast.model import DMFNet, load_model, optimize, save_model
+from dmfnet_fast.model import load_model, optimize, save_model
 from dmfnet_fast.model.weights import read_metadata
 from dmfnet_fast.parity import LIMITS
 from dmfnet_fast.pictures import read_picture, write_picture
 from export.command import main
-from export.int8 import EVERY_BLOCK, INNER_BLOCKS, calibration_pairs, calibration_phantoms
+from export.int8 import (
+    EVERY_BLOCK,
+    INNER_BLOCKS,
+    STUDENTS_BLOCKS,
+    WHOLE_STUDENT,
+    calibration_pairs,
+    calibration_phantoms,
+)
 from export.source import from_content
 from export.verify import on_onnx_runtime, pairs_to_check, references
 
-from ..rules import rule_tensor
+from ..rules import SMALL, model_by_rule, random_inputs, run_model
 
 TIMESTEPS = (20,)
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = DMFNet(ModelConfig(channels=16, norm_groups=4, timesteps=TIMESTEPS))
-    model.load_state_dict({name: rule_tensor(name, list(t.shape)) for name, t in model.state_dict().items()})
+    model = model_by_rule(ModelConfig(channels=16, norm_groups=4, timesteps=TIMESTEPS))
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     save_model(model, path)
     return path
@@ -113,6 +119,30 @@ def test_what_is_quantised(exported: Path, weights: Path) -> None:
         # NNCF's own names of what it adds.
         names[re.sub(r"^q_output_|_\d+$", "", name)] += 1
     assert names == dict.fromkeys(expected, len(TIMESTEPS))
+
+
+@pytest.mark.parametrize("every_block", [False, True])
+def test_student(every_block: bool, cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The residual blocks; the first and the last convolution if asked for."""
+    monkeypatch.setattr("export.source.STANDARD_SHAPES", ((2, 64, 96),))
+    monkeypatch.setattr("export.int8.PAIRS", 1)
+    monkeypatch.setattr("export.int8.SIZE", 64)
+    weights, path = tmp_path / "student.safetensors", tmp_path / "student.onnx"
+    config = SMALL["student"]
+    assert isinstance(config, StudentConfig)
+    save_model(model_by_rule(config), weights)
+    options = ["--every-block"] if every_block else []
+    result = cli.invoke(main, [str(weights), "--target", "onnx", "--int8", *options, "-o", str(path)])
+    assert result.exit_code == 0, result.output
+    found, made_by = convolutions(path)
+    in_8_bits = [node for node in found if node.input[1] in made_by]
+    assert len(found) == 2 + 2 * config.blocks
+    assert len(in_8_bits) == len(found) - (0 if every_block else 2)
+    engine = OpenVINOEngine(path, "cpu", "auto", 1)
+    inputs = random_inputs(config)
+    fused = engine.run(inputs)
+    assert np.array_equal(engine.run(inputs), fused)
+    assert 0 < np.abs(fused - run_model(load_model(weights), inputs)).max() < LIMITS["int8"].max_abs
 
 
 def test_openvino_multiplies_in_8_bits(exported: Path) -> None:
@@ -268,6 +298,12 @@ def test_weights_only_of_blocks(pattern: re.Pattern[str]) -> None:
         assert pattern.fullmatch(f"denoiser.{name}.weight")
     for name in ("downs.0.conv1", "ups.16.conv2"):
         assert bool(pattern.fullmatch(f"denoiser.{name}.weight")) == (pattern is EVERY_BLOCK)
+
+
+def test_weights_only_of_students_blocks() -> None:
+    for name in ("first", "last", "blocks.0.0", "blocks.11.2"):
+        assert WHOLE_STUDENT.fullmatch(f"{name}.weight")
+        assert bool(STUDENTS_BLOCKS.fullmatch(f"{name}.weight")) == ("blocks" in name)
 
 
 @pytest.mark.parametrize(("option", "pattern"), [([], INNER_BLOCKS), (["--every-block"], EVERY_BLOCK)])

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dmfnet_fast.model import DMFNet, optimize, preset
+from dmfnet_fast.config import DMFNET_PRESETS
+from dmfnet_fast.fusion_file import interface_of
+from dmfnet_fast.model import DMFNet, optimize
 from kernels import attention, fusion_gate
 from kernels.cases import ODD_CASES, OPERATIONS, Case, Draw, network_cases
 from kernels.tiles import ARCHITECTURES, tiles_for
@@ -44,7 +46,7 @@ def inputs() -> tuple[Tensor, ...]:
 
 
 def test_torch_compile_does_not_break_the_graph(inputs: tuple[Tensor, ...]) -> None:
-    net = optimize(DMFNet(preset("tiny")), kernels=True)
+    net = optimize(DMFNet(DMFNET_PRESETS["tiny"]), kernels=True)
     with torch.no_grad():
         compiled = torch.compile(net, backend="eager", fullgraph=True)
         assert torch.equal(compiled(*inputs), net(*inputs))
@@ -52,7 +54,7 @@ def test_torch_compile_does_not_break_the_graph(inputs: tuple[Tensor, ...]) -> N
 
 
 def test_torch_export(inputs: tuple[Tensor, ...]) -> None:
-    net = optimize(DMFNet(preset("tiny")), kernels=True)
+    net = optimize(DMFNet(DMFNET_PRESETS["tiny"]), kernels=True)
     with torch.no_grad():
         program = torch.export.export(net, inputs)
         names = {str(node.target) for node in program.graph.nodes if "dmfnet" in str(node.target)}
@@ -80,18 +82,21 @@ def described(argument: Any) -> Any:
     return (tuple(argument.shape), argument.dtype) if isinstance(argument, Tensor) else argument
 
 
-@pytest.mark.parametrize("name", ["tiny", "base"])
+@pytest.mark.parametrize("name", ["tiny", "base", "turbo"])
 @pytest.mark.parametrize("pairs", [1, 2])
 def test_the_cases_are_what_the_network_calls(name: str, pairs: int) -> None:
-    config = preset(name)
+    config = DMFNET_PRESETS[name]
     # The meta device has no autocast.
     no_autocast = mock.patch.object(torch, "autocast", return_value=nullcontext())
     with torch.device("meta"), torch.no_grad(), no_autocast:
         net = optimize(DMFNet(config), "float16", kernels=True)
-        image = torch.empty(pairs, 1, 64, 128)
+        shapes = interface_of(config.to_dict()).shapes(pairs, 64, 128)
+        inputs = {name: torch.empty(shape) for name, shape in shapes.items()}
         with Calls() as calls:
-            net(image, image, torch.empty(3, 2, 64, 128))
-    cases = network_cases(config.channels, config.norm_groups, 64, 128, pairs)
+            net(**inputs)
+    cases = network_cases(
+        config.channels, config.norm_groups, 64, 128, pairs, steps=len(config.timesteps), noise=config.noise
+    )
     known = {(case.operation.name, *map(described, case.make(Draw(torch.float16, "meta")))) for case in cases}
     assert calls.seen - known == set(), "a call without a case"
     assert known - calls.seen == set(), "a case that the network does not have"

@@ -5,22 +5,22 @@ from __future__ import annotations
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmfnet_fast.model import PRESETS, DMFNet, ModelConfig, preset
+from dmfnet_fast.config import DMFNET_PRESETS, PRESETS, config_from_dict, preset
+from dmfnet_fast.model import DMFNet, ModelConfig, Student, StudentConfig, network_of
 
-from ..rules import rule_tensor
+from ..rules import SMALL, model_by_rule, random_inputs, run_model
 
 
 @pytest.fixture(scope="module")
 def tiny() -> DMFNet:
-    """Weights by the golden files' rule: livelier than a fresh network's, whose picture is nearly flat."""
-    model = DMFNet(preset("tiny"))
-    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    model.load_state_dict({name: rule_tensor(name.split(".", 1)[1], shape) for name, shape in shapes.items()})
-    return model.eval()
+    model = model_by_rule(preset("tiny"))
+    assert isinstance(model, DMFNet)
+    return model
 
 
 def inputs(height: int, width: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -52,10 +52,34 @@ def test_images_share_the_denoiser(tiny: DMFNet) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_run(name: str) -> None:
-    model = DMFNet(preset(name)).eval()
-    a, b, noise = inputs(64, 64)
-    with torch.no_grad():
-        assert torch.isfinite(model(a, b, noise[: len(model.config.timesteps)])).all()
+    config = preset(name)
+    given = random_inputs(config, height=64, width=64)
+    fused = run_model(network_of(config).eval(), given)
+    assert np.isfinite(fused).all()
+    if "interval" in given:
+        lowest, highest = np.split(given["interval"], 2, axis=1)
+        assert ((lowest <= fused) & (fused <= highest)).all()
+
+
+def test_what_is_told_changes_the_picture() -> None:
+    """The interval is more than a limit: the network reads it."""
+    for kind in ("no noise", "student"):
+        model = model_by_rule(SMALL[kind])
+        given = random_inputs(SMALL[kind])
+        wide = given | {"interval": np.concatenate([-np.ones_like(given["a"]), np.ones_like(given["a"])], axis=1)}
+        narrower = wide | {"interval": wide["interval"] * np.float32(0.999)}
+        inside = np.abs(run_model(model, wide)) < 0.9
+        assert (run_model(model, wide) != run_model(model, narrower))[inside].any()
+
+
+def test_a_student_reaches_as_far_as_it_says() -> None:
+    config = StudentConfig(channels=8, blocks=2)
+    model = model_by_rule(config)
+    given = random_inputs(config, height=96, width=96)
+    changed = given | {"a": given["a"].copy()}
+    changed["a"][..., 48, 48] += 1
+    rows = np.nonzero(run_model(model, given) != run_model(model, changed))[2]
+    assert config.reach - config.factor < np.abs(rows - 48).max() <= config.reach
 
 
 @pytest.mark.parametrize(
@@ -63,7 +87,7 @@ def test_presets_run(name: str) -> None:
     [("base", 20_670_081, 3_026_640), ("small", 5_178_177, 761_952), ("tiny", 1_299_873, 193_320)],
 )
 def test_parameter_counts(name: str, denoiser: int, fusion: int) -> None:
-    model = DMFNet(preset(name))
+    model = DMFNet(DMFNET_PRESETS[name])
     counts = [sum(p.numel() for p in part.parameters()) for part in (model.denoiser, model.fusion)]
     assert counts == [denoiser, fusion]
 
@@ -75,7 +99,7 @@ def test_parameter_counts(name: str, denoiser: int, fusion: int) -> None:
 def test_operations(name: str, whole: float, tail_free: float, fusion: float) -> None:
     """GFLOP at 256x256, multiply-adds as two; base's are the paper's network."""
     with torch.device("meta"):
-        model = DMFNet(preset(name))
+        model = DMFNet(DMFNET_PRESETS[name])
         image, level = torch.zeros(1, 1, 256, 256), torch.zeros(1, 1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.denoiser(image, level)
@@ -136,9 +160,21 @@ def test_impossible_timesteps(timesteps: tuple[int, ...]) -> None:
         ModelConfig(32, 8, timesteps)
 
 
+def test_impossible_without_noise() -> None:
+    with pytest.raises(ValueError, match="without noise they would all see the same images; give one"):
+        ModelConfig(32, 8, noise=False)
+
+
+@pytest.mark.parametrize(("channels", "blocks", "factor"), [(12, 2, 2), (0, 2, 2), (16, 0, 2), (16, 2, 3)])
+def test_impossible_students(channels: int, blocks: int, factor: int) -> None:
+    with pytest.raises(ValueError, match=r"channels|blocks|factor"):
+        StudentConfig(channels, blocks, factor)
+
+
 def test_configurations_as_json() -> None:
     for config in (*PRESETS.values(), ModelConfig(48, 12, (7, 3))):
-        assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+        assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+        assert isinstance(network_of(config), Student if isinstance(config, StudentConfig) else DMFNet)
     assert ModelConfig.from_dict({"channels": 32, "norm_groups": 8}) == preset("tiny"), "of files from before"
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dmfnet_fast.config import DMFNET_PRESETS
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.errors import MissingExtraError
-from dmfnet_fast.model import DMFNet, ModelConfig, load_model, preset
+from dmfnet_fast.model import DMFNet, ModelConfig, Student, load_model, preset
 from dmfnet_fast.model.rewrites import (
+    DTYPES,
     PassByPass,
     Precision,
     avoid_concatenations,
@@ -26,23 +30,17 @@ from dmfnet_fast.model.rewrites import (
     upsample_transposed,
 )
 
-from ..rules import rule_tensor
+from ..rules import SMALL, model_by_rule, random_inputs, run_model
 
 # The largest difference that rounding makes here is 3e-6.
 EXACT = 2e-5
 
 
-def by_rule(name: str) -> DMFNet:
-    """A network whose weights are made as the golden ones are."""
-    model = DMFNet(preset(name))
-    state = {key: rule_tensor(key.split(".", 1)[1], list(tensor.shape)) for key, tensor in model.state_dict().items()}
-    model.load_state_dict(state)
-    return model.eval()
-
-
 @pytest.fixture(scope="module", params=["shipped", "by rule"])
 def model(request: pytest.FixtureRequest) -> DMFNet:
-    return load_model(shipped()["tiny"]) if request.param == "shipped" else by_rule("tiny")
+    model = load_model(shipped()["tiny"]) if request.param == "shipped" else model_by_rule(preset("tiny"))
+    assert isinstance(model, DMFNet)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +100,42 @@ def test_rewrite_alone(
 
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("kernels", [False, True])
-def test_one_timestep(together: bool, kernels: bool, inputs: tuple[torch.Tensor, ...]) -> None:
+@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize("interval", [False, True])
+def test_one_timestep(together: bool, kernels: bool, noise: bool, interval: bool) -> None:
     """All rewrites, and the operators of the GPU (here by their definitions), of a network with a single pass."""
-    model = by_rule("turbo")
-    a, b, noise = inputs
-    with torch.no_grad():
-        expected = model(a, b, noise[:1])
-    assert error(optimize(model, together=together, kernels=kernels), (a, b, noise[:1]), expected) <= EXACT
+    config = ModelConfig(channels=16, norm_groups=4, timesteps=(5,), noise=noise, interval=interval)
+    model = model_by_rule(config)
+    given = random_inputs(config, pairs=2)
+    net = optimize(model, together=together, kernels=kernels)
+    assert np.abs(run_model(net, given) - run_model(model, given)).max() <= EXACT
+
+
+def test_without_noise_the_images_are_only_converted() -> None:
+    """To the precision of the first convolution, which is then the first operation that computes."""
+    config = SMALL["no noise"]
+    net = optimize(model_by_rule(config), "float16", kernels=True)
+    given = {name: torch.tensor(array) for name, array in random_inputs(config).items()}
+    targets = [str(node.target) for node in torch.export.export(net, (), given).graph.nodes if node.op != "placeholder"]
+    before = targets[: targets.index("aten.conv2d.default")]
+    computing = [name for name in before if not re.search(r"cat|_to_copy|\.to\.|_assert", name)]
+    assert not computing
+    assert not any("diffuse" in name for name in targets)
+
+
+@pytest.mark.parametrize(("precision", "largest"), [("float32", 0.0), ("float16", 0.01), ("bfloat16", 0.1)])
+def test_student(precision: Precision, largest: float) -> None:
+    """There is nothing to rewrite in it but the layout and the precision of its weights."""
+    config = SMALL["student"]
+    model, given = model_by_rule(config), random_inputs(config)
+    net = optimize(model, precision)
+    assert isinstance(net, Student)
+    assert {p.dtype for p in net.parameters()} == {DTYPES[precision]}
+    assert net.first.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not any(p.requires_grad for p in net.parameters())
+    fused = run_model(net, given)
+    assert fused.dtype == np.float32
+    assert np.abs(fused - run_model(model, given)).max() <= max(largest, EXACT)
 
 
 def test_dropping_unused_blocks_changes_nothing(
@@ -123,7 +150,7 @@ def test_dropping_unused_blocks_changes_nothing(
 
 
 def test_concatenations_that_stay() -> None:
-    net = optimize(DMFNet(preset("tiny")))
+    net = optimize(DMFNet(DMFNET_PRESETS["tiny"]))
     kinds = [type(module).__name__ for module in net.denoiser.ups]
     assert kinds.count("FixedLevelBlock") == 2, "of 2C with C channels, whose groups straddle the seam"
     assert kinds.count("JoinedBlock") == 11
@@ -131,7 +158,7 @@ def test_concatenations_that_stay() -> None:
 
 
 def test_channels_last() -> None:
-    net = optimize(DMFNet(preset("tiny")))
+    net = optimize(DMFNet(DMFNET_PRESETS["tiny"]))
     weights = [parameter for parameter in net.parameters() if parameter.dim() == 4]
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
     assert not all(weight.is_contiguous() for weight in weights)
@@ -178,7 +205,7 @@ def test_kernels_with_wider_attention(inputs: tuple[torch.Tensor, ...]) -> None:
 
 @pytest.mark.parametrize("kernels", [False, True])
 def test_on_the_device_of_the_model(kernels: bool) -> None:
-    net = optimize(DMFNet(preset("tiny")).to("meta"), kernels=kernels)
+    net = optimize(DMFNet(DMFNET_PRESETS["tiny"]).to("meta"), kernels=kernels)
     assert {tensor.device.type for tensor in net.state_dict().values()} == {"meta"}
 
 
@@ -186,7 +213,7 @@ def test_kernels_write_no_concatenation() -> None:
     """Nothing is copied side by side."""
     image, noise = torch.empty(1, 1, 64, 64, device="meta"), torch.empty(3, 2, 64, 64, device="meta")
     with torch.device("meta"):
-        net = optimize(DMFNet(preset("base")), kernels=True)
+        net = optimize(DMFNet(DMFNET_PRESETS["base"]), kernels=True)
     graph = torch.export.export(net, (image, image, noise)).graph
     targets = {str(node.target) for node in graph.nodes}
     assert not {name for name in targets if "cat" in name or "stack" in name or "group_norm.default" in name}
@@ -196,7 +223,7 @@ def test_kernels_write_no_concatenation() -> None:
 def test_kernels_need_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(MissingExtraError, match=r"triton is not installed: pip install 'dmfnet-fast\[gpu\]'"):
-        optimize(DMFNet(preset("tiny")), kernels=True)
+        optimize(DMFNet(DMFNET_PRESETS["tiny"]), kernels=True)
 
 
 def gflop(net: torch.nn.Module, size: int) -> float:
@@ -212,6 +239,6 @@ def test_arithmetic() -> None:
     Transposed upsampling saves 87 GFLOP, and projecting before the fusion's upsampling 2.5.
     """
     with torch.device("meta"):
-        model = DMFNet(preset("base")).eval()
+        model = DMFNet(DMFNET_PRESETS["base"]).eval()
         assert gflop(model, 256) == pytest.approx(1705, abs=1)
         assert gflop(optimize(model), 256) == pytest.approx(1615.8, abs=0.1)

@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from dmfnet_fast import EngineError, OutputError
 from dmfnet_fast.commands.convert import main as convert
-from dmfnet_fast.model import Denoiser, load_model, preset, save_model
+from dmfnet_fast.config import DMFNET_PRESETS
+from dmfnet_fast.model import Denoiser, DMFNet, Student, load_model, preset, save_model
 from dmfnet_fast.model.convert import convert_checkpoints
 from dmfnet_fast.model.weights import load_denoiser
+
+from ..rules import SMALL, model_by_rule
 
 
 def edited(source: Path, target: Path, tensors: Callable[[dict[str, torch.Tensor]], object], **metadata: str) -> Path:
@@ -41,10 +44,28 @@ def test_round_trip(tiny_weights: Path, tmp_path: Path) -> None:
         assert torch.equal(first, second), name
 
 
+def test_student(tmp_path: Path) -> None:
+    model = model_by_rule(SMALL["student"])
+    model.record = {"stage2": {"steps": 5}}
+    path = tmp_path / "student.safetensors"
+    save_model(model, path)
+    copy = load_model(path)
+    assert isinstance(copy, Student)
+    assert (copy.config, copy.record) == (model.config, model.record)
+    assert all(torch.equal(first, second) for first, second in zip(model.parameters(), copy.parameters(), strict=True))
+    with pytest.raises(EngineError, match="holds a student, a denoiser or dmfnet is needed"):
+        load_denoiser(path)
+    for config in ('{"channels": 8, "blocks": 0}', '{"channels": 16, "norm_groups": 4}'):
+        with pytest.raises(EngineError, match="metadata is damaged"):
+            load_model(edited(path, tmp_path / "x.safetensors", len, config=config))
+
+
 def test_float16_loads_as_float32(tiny_weights: Path, tmp_path: Path) -> None:
     model = load_model(tiny_weights)
     save_model(model, tmp_path / "half.safetensors", torch.float16)
     half = load_model(tmp_path / "half.safetensors")
+    assert isinstance(half, DMFNet)
+    assert isinstance(model, DMFNet)
     assert {p.dtype for p in half.parameters()} == {torch.float32}
     assert torch.equal(half.denoiser.init_conv.weight, model.denoiser.init_conv.weight.half().float())
     assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * tiny_weights.stat().st_size
@@ -86,7 +107,7 @@ def test_unfit_tensors_are_named(tiny_weights: Path, tmp_path: Path, change: Any
     ("metadata", "message"),
     [
         ({"format": "other 7"}, "not written by this package"),
-        ({"kind": "denoiser"}, "a dmfnet is needed"),
+        ({"kind": "denoiser"}, "a dmfnet or student is needed"),
         ({"config": "{}"}, "metadata is damaged"),
         ({"config": '{"channels": 33, "norm_groups": 3}'}, "metadata is damaged"),
     ],
@@ -97,10 +118,10 @@ def test_foreign_metadata(tiny_weights: Path, tmp_path: Path, metadata: dict[str
 
 
 def test_denoiser_files(tmp_path: Path) -> None:
-    model = Denoiser(preset("tiny"))
+    model = Denoiser(DMFNET_PRESETS["tiny"])
     save_model(model, tmp_path / "denoiser.safetensors")
     assert isinstance(load_denoiser(tmp_path / "denoiser.safetensors"), Denoiser)
-    with pytest.raises(EngineError, match="a dmfnet is needed"):
+    with pytest.raises(EngineError, match="a dmfnet or student is needed"):
         load_model(tmp_path / "denoiser.safetensors")
 
 
