@@ -27,7 +27,7 @@ from dmfnet_fast.rules import Interval, Rules, chroma_of, colour_interval, commo
 from dmfnet_fast.schedule import level_interval, linear_alpha_bar
 from train import loop
 from train.data import MODALITIES, CropSampler, Pair, load_pairs, split, summary
-from train.losses import hybrid_loss
+from train.losses import hybrid_loss, invented_specks
 from train.recipe import Run
 from train.task import Draw, Task
 from train.widen import widen
@@ -38,6 +38,8 @@ RULES = Rules()
 OTHER_RULES = 0.15
 # Of the mean distance to the interval, in the loss: outside it the fused image does not change, and would not teach.
 DISTANCE_WEIGHT = 0.5
+# A dot of height 1 can take 16 from the hybrid loss's sum over pixels, as the weights of both Sobel kernels add up to.
+SPECK_WEIGHT = 16.0
 # Of the second convolutions of a student's blocks, at the start: their sum begins near the identity.
 SMALL_START = 0.3
 
@@ -262,7 +264,7 @@ class Fusing(Task):
         }
 
     def loss(self, network: nn.Module, draw: Draw) -> Tensor:
-        """The hybrid loss of what would be saved, after both rules, and the mean distance to the interval."""
+        """The hybrid loss of what would be saved, after both rules; specks that it invents; the distance to the interval."""
         batch, crop = self.run.recipe.batch, self.run.recipe.crop
         planes = self.sampler.planes(batch, draw)
         a, b = planes[:2].div(127.5).sub(1)
@@ -284,7 +286,8 @@ class Fusing(Task):
             fused = network(a, b, **given).float()
         with loop.exact():
             saved = within(fused, Interval(*interval.split(1, dim=1)))
-            return hybrid_loss(saved, a, b) + DISTANCE_WEIGHT * (fused - saved).abs().mean()
+            outside = (fused - saved).abs().mean()
+            return hybrid_loss(saved, a, b) + SPECK_WEIGHT * invented_specks(saved, a, b) + DISTANCE_WEIGHT * outside
 
     @property
     def scores(self) -> list[str]:
