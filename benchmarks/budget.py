@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
@@ -36,6 +36,7 @@ BEGIN, END = "<!-- budget -->", "<!-- /budget -->"
 aten = torch.ops.aten
 # The meta device has none.
 NO_AUTOCAST = mock.patch.object(torch, "autocast", return_value=nullcontext())
+OTHERS = ("tiny", "turbo", "nano")
 OPERATIONS = {operation.name: operation for operation in cases.OPERATIONS}
 
 
@@ -81,6 +82,8 @@ ROWS = {
     r"\.rgb_decode\d ": "head and tanh",
     r"^fusion\S+ convolution": "fusion convolution",
     r"^fusion\S+ ": "bias, ReLU and sum after a fusion convolution",
+    r"^(first|blocks\.\d+\.\d|last) convolution": "student's convolution",
+    r"^(first|blocks\.\d+\.\d|last) ": "bias, ReLU and sum after a student's convolution",
 }
 
 
@@ -336,7 +339,22 @@ def markdown(recorder: Recorder) -> str:
         f"{norms[4] / 1e3:.0f} ms on an Orin, would go too.\n\nThe network on our kernels moves "
         f"{ours.bytes / 1e9:.1f} GB in {ours.launches} launches, {1e3 * ours.seconds:.1f} ms counted in the same way."
     )
-    return "\n".join([*lines, "", text])
+    return "\n".join([*lines, "", text, "", *_others()])
+
+
+def _others() -> Iterator[str]:
+    """A table of the smaller networks, each as a whole; a student runs without our kernels."""
+    yield "Smaller networks, counted in the same way:"
+    yield ""
+    heads = "GFLOP | floor, H100 µs | floor, Orin µs | eager launches | eager, H100 µs | our launches | ours, H100 µs"
+    yield f"| network | {heads} |"
+    yield "| --- " + "| ---: " * 7 + "|"
+    for name in OTHERS:
+        recorder, ours = record(name), record_kernels(name)
+        columns = zip(*(row.numbers for row in count(recorder).values()), strict=True)
+        _, gflop, _, h100, orin, _, eager, _ = (sum(column) for column in columns)
+        numbers = (h100, orin, len(recorder.launches), eager, ours.launches, 1e6 * ours.seconds)
+        yield f"| {name} | {gflop:.1f} | {' | '.join(str(round(value)) for value in numbers)} |"
 
 
 def main() -> None:

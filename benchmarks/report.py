@@ -85,10 +85,10 @@ def table(results: dict[str, Any]) -> str:
         f"Version {results['version']}, {results['date']}: {machine['cores']} cores of an {machine['processor']} "
         f"({', '.join(machine['features'])}), {machine['system']}, Python {machine['python']}, "
         + ", ".join(f"{name} {machine[name]}" for name in LIBRARIES)
-        + ". Times are the median and the interquartile range of a whole fusion, the ratio is to the published way (of "
-        "nano, to the network as trained) in the same run, memory is the peak above that of the process before the engine was built, errors are of the "
-        "luminance in [-1, 1] and PSNR of the 8-bit picture, against that in float32. base has random "
-        "weights, the others those that ship."
+        + ". Times are the median and the interquartile range of a whole fusion, the ratio is to the published way in "
+        "the same run (of nano, to the network as trained), memory is the peak above that of the process before the "
+        "engine was built, errors are of the luminance in [-1, 1] and PSNR of the 8-bit picture, against that in "
+        "float32. base has random weights, the others those that ship."
     ]
     for network, size in dict.fromkeys((row["network"], row["size"]) for row in results["fusions"]):
         lines += ["", f"**{network}, {size}x{size}**", ""]

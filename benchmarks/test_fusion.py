@@ -1,4 +1,6 @@
-"""Whole fusions, each way beside the published one; of a student, beside it as trained. Run: `pytest --benchmark-only`; `make bench` keeps the results.
+"""Whole fusions, each way beside the published one; of a student, beside it as trained.
+
+Run: `pytest --benchmark-only`; `make bench` keeps the results.
 
 A row is timed only if its picture is that one's, within the limits that exported networks are held to.
 """

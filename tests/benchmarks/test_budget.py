@@ -35,7 +35,7 @@ def test_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: budget
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{budget.BEGIN}\nold\n{budget.END}\nafter\n")
     monkeypatch.setattr(budget, "README", readme)
-    monkeypatch.setattr(budget, "record", lambda: recorder)
+    monkeypatch.setattr(budget, "record", lambda *_: recorder)
     monkeypatch.setattr("sys.argv", ["budget", "--write"])
     budget.main()
     text = readme.read_text()
@@ -53,6 +53,13 @@ def test_arithmetic(rows: dict[str, budget.Row]) -> None:
     total = sum(sum(row.flop.values()) for row in rows.values()) / 1e9
     assert total == pytest.approx(1615.8, abs=0.1)
     assert total == pytest.approx(gigaflop("base", 256), rel=0.01)
+
+
+def test_students_arithmetic() -> None:
+    """32 channels at 128x128: twelve convolutions, one of 16 channels to 32, and one to 4."""
+    total = sum(sum(row.flop.values()) for row in budget.count(budget.record("nano")).values())
+    assert total == 2 * 9 * 128 * 128 * (12 * 32 * 32 + 16 * 32 + 32 * 4)
+    assert total / 1e9 == pytest.approx(gigaflop("nano", 256))
 
 
 def test_convolution(rows: dict[str, budget.Row]) -> None:
