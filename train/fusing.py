@@ -264,7 +264,7 @@ class Fusing(Task):
         }
 
     def loss(self, network: nn.Module, draw: Draw) -> Tensor:
-        """The hybrid loss of what would be saved, after both rules; specks that it invents; the distance to the interval."""
+        """The hybrid loss of what would be saved, after both rules; its invented specks; how far the rules moved it."""
         batch, crop = self.run.recipe.batch, self.run.recipe.crop
         planes = self.sampler.planes(batch, draw)
         a, b = planes[:2].div(127.5).sub(1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.losses import hybrid_loss, sobel_magnitude, sources_of, structure_similarity
+from train.losses import hybrid_loss, invented_specks, sobel_magnitude, sources_of, specks, structure_similarity
 
 from ..rules import GOLDEN
 
@@ -55,3 +55,35 @@ def test_batch_is_the_mean() -> None:
     fused, a, b = torch.rand(3, 2, 1, 32, 32) * 2 - 1
     single = [hybrid_loss(fused[n : n + 1], a[n : n + 1], b[n : n + 1]) for n in range(2)]
     torch.testing.assert_close(hybrid_loss(fused, a, b), torch.stack(single).mean())
+
+
+def test_specks() -> None:
+    """A dot is its height, a line nothing, in any direction; a tooth of a serrated edge is half of its height."""
+    dot, line, edge = torch.zeros(3, 1, 1, 16, 16)
+    dot[..., 8, 8] = 0.6
+    peaks, pits = specks(dot)[0]
+    assert peaks[8, 8] == pytest.approx(0.6)
+    assert pits.max() == 0
+    assert torch.equal(specks(-dot)[0, 1], peaks)
+    for straight in (line.index_fill(2, torch.tensor(8), 0.6), torch.eye(16)[None, None]):
+        assert specks(straight)[..., 1:-1, 1:-1].max() == 0
+        assert specks(-straight)[..., 1:-1, 1:-1].max() == 0
+    edge[..., 8:, :] = 0.6
+    assert specks(edge).max() == 0
+    edge[..., 7, ::2] = 0.6
+    assert specks(edge)[0, 0, 7, 2:-2:2].tolist() == pytest.approx([0.3] * 6)
+
+
+def test_specks_of_a_source_are_not_invented() -> None:
+    torch.manual_seed(0)
+    a, flat = torch.rand(1, 1, 24, 24) * 2 - 1, torch.zeros(1, 1, 24, 24)
+    assert invented_specks(a, a, flat) == 0
+    assert invented_specks(a, flat, a) == 0
+    dotted = flat.clone()
+    dotted[..., 12, ::2] = -0.5
+    dotted.requires_grad_()
+    loss = invented_specks(dotted, flat, flat)
+    assert loss.item() == pytest.approx(0.5 * 12 / 24**2, rel=0.1)
+    loss.backward()
+    assert dotted.grad is not None
+    assert (dotted.grad[0, 0, 12, 2:-2:2] < 0).all(), "descent fills the dots up"
