@@ -18,27 +18,39 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.memory import peak, reset_peak, resident
-from benchmarks.ways import ALL, OF_STUDENT, OPENVINO, OURS, PUBLISHED, Way, exported, file_of, inputs_of, network
+from benchmarks.ways import (
+    ALL,
+    CONVERTED,
+    OF_STUDENT,
+    OPENVINO,
+    OURS,
+    PUBLISHED,
+    Way,
+    exported,
+    file_of,
+    inputs_of,
+    network,
+)
 from dmfnet_fast.model import Network
 from dmfnet_fast.parity import compare
 
 ROUNDS = {
     ("nano", 256): 20,
-    ("tiny", 256): 5,
+    ("nano", 512): 10,
     ("turbo", 256): 5,
+    ("turbo", 512): 3,
     ("turbo-small", 256): 3,
-    ("tiny", 512): 3,
     ("base", 256): 2,
 }
 ROWS = [
     pytest.param(name, size, way, id=f"{name}-{size}-{way.engine}-{way.precision}-{way.name}")
     for name, size, ways in (
         ("nano", 256, OF_STUDENT),
-        ("turbo", 256, OURS),
+        ("nano", 512, OF_STUDENT),
+        ("turbo", 256, ALL),
+        ("turbo", 512, OURS),
         ("turbo-small", 256, OURS),
-        ("tiny", 256, ALL),
-        ("tiny", 512, OURS),
-        ("base", 256, ALL),
+        ("base", 256, [*OURS, *CONVERTED]),
     )
     for way in ways
 ]
