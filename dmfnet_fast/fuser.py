@@ -109,7 +109,7 @@ class Fuser:
     library's own setting, for torch one for the whole process.
 
     Args:
-        engine: the name of a network that ships with the package ("turbo", "tiny"), opened by the fastest library that
+        engine: the name of a network that ships with the package ("nano", "turbo"), opened by the fastest library that
             is installed (see `info`), or an .engine file of dmfnet-export (TensorRT), an .onnx file of it (OpenVINO),
             or a .safetensors weights file (PyTorch).
         seed: of the fixed noise that is added to every picture, 0 to 2^64 - 1, by networks that take noise.

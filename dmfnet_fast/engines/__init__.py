@@ -13,7 +13,7 @@ __all__ = ["DEFAULT", "SHIPPED_WEIGHTS", "Engine", "Precision", "open_engine", "
 
 # Every network for PyTorch; small ones also as .onnx for OpenVINO, and to build TensorRT engines from.
 WEIGHTS = Path(__file__).parent.parent / "weights"
-DEFAULT = "turbo"
+DEFAULT = "nano"
 SHIPPED_WEIGHTS = WEIGHTS / f"dmfnet-{DEFAULT}.safetensors"
 _PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
 

@@ -118,7 +118,7 @@ def test_settings_reach_openvino() -> None:
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
 
 
-@pytest.mark.parametrize("name", ["tiny", "turbo"])
+@pytest.mark.parametrize("name", ["nano", "turbo"])
 def test_info_and_auto(name: str, phantom: Phantom) -> None:
     with Fuser(name) as fuser:
         info = fuser.info
@@ -142,11 +142,13 @@ def test_which_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dmfnet_fast.engines.find_spec", lambda name: None if name == "openvino" else object())
     assert shipped_engine(DEFAULT, "cpu") == SHIPPED_WEIGHTS
     monkeypatch.setattr("dmfnet_fast.engines.find_spec", lambda _: None)
-    with pytest.raises(MissingExtraError, match=r"turbo on cpu is installed: .*\[cpu\]' or 'dmfnet-fast\[torch\]'"):
+    with pytest.raises(
+        MissingExtraError, match=rf"{DEFAULT} on cpu is installed: .*\[cpu\]' or 'dmfnet-fast\[torch\]'"
+    ):
         shipped_engine(DEFAULT, "cpu")
     with pytest.raises(MissingExtraError, match=r"or there make .* dmfnet-export turbo-small --target onnx"):
         shipped_engine("turbo-small", "cpu")
-    with pytest.raises(MissingExtraError, match=r"turbo on cuda is installed: pip install 'dmfnet-fast\[gpu\]'$"):
+    with pytest.raises(MissingExtraError, match=rf"{DEFAULT} on cuda is installed: pip install 'dmfnet-fast\[gpu\]'$"):
         shipped_engine(DEFAULT, "cuda")
     with pytest.raises(EngineError, match="device 'cudo': use cpu, cuda or cuda:N"):
         shipped_engine(DEFAULT, "cudo")
@@ -178,7 +180,7 @@ def test_files_that_are_no_engine(tmp_path: Path) -> None:
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), other)
     with pytest.raises(EngineError, match=r"other\.onnx: was not made by dmfnet-export; make it"):
         Fuser(other)
-    graph = SHIPPED.with_name("dmfnet-tiny-fp16.onnx")
+    graph = SHIPPED.with_name("dmfnet-nano-fp16.onnx")
     with pytest.raises(EngineError, match=r"fp16\.onnx: is a float16 graph to build TensorRT engines from"):
         Fuser(graph)
 

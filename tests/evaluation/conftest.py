@@ -35,7 +35,7 @@ def theirs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(data: Path, theirs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    engines = ("--engine", "tiny@float32", "--engine", "same=tiny@float32")
+    engines = ("--engine", "nano@float32", "--engine", "same=nano@float32")
     result = run("--data", data, *engines, "--fused", f"<b>|={theirs}", "--jpeg", 95, "--pictures", 2, "-o", out)
     assert result.exit_code == 0, result.output
     assert "SPECT-MRI, 3 pairs" in result.stdout

@@ -27,14 +27,14 @@ def _grey(path: Path) -> np.ndarray:
 
 def test_scores_are_those_of_the_saved_pictures(record: Any, data: Path, theirs: Path, tmp_path: Path) -> None:
     assert len(record["pairs"]) == 9
-    with Fuser("tiny", precision="float32") as fuser:
+    with Fuser("nano", precision="float32") as fuser:
         for pair in record["pairs"]:
             folder, name = data / "test" / pair["modality"], pair["name"]
             kind, _ = pair["modality"].split("-")
             a, b = folder / "MRI" / f"{name}.png", folder / kind / f"{name}.png"
             fuser.fuse(a, b).save(tmp_path / "fused.png")
             fused = {
-                "tiny float32": tmp_path / "fused.png",
+                "nano float32": tmp_path / "fused.png",
                 "<b>|": theirs / pair["modality"] / f"{name}.jpg",
             }
             for label, path in fused.items():
@@ -46,15 +46,15 @@ def test_scores_are_those_of_the_saved_pictures(record: Any, data: Path, theirs:
 def test_rows(record: Any) -> None:
     assert record["baseline"] == "<b>|"
     assert list(record["methods"]) == [
-        "tiny float32", "tiny float32, JPEG 95", "same", "same, JPEG 95", "<b>|", "maximum", "maximum, JPEG 95",
+        "nano float32", "nano float32, JPEG 95", "same", "same, JPEG 95", "<b>|", "maximum", "maximum, JPEG 95",
         "average", "average, JPEG 95",
     ]  # fmt: skip
     assert "precision float32" in record["methods"]["same"]
     for table in record["summary"]:
         rows = {row["label"]: row for row in table["rows"]}
-        assert rows["same"]["estimates"] == rows["tiny float32"]["estimates"]
+        assert rows["same"]["estimates"] == rows["nano float32"]["estimates"]
         assert rows["<b>|"]["against"] is None
-        assert rows["tiny float32"]["milliseconds"] > 0
+        assert rows["nano float32"]["milliseconds"] > 0
         assert rows["maximum"]["milliseconds"] is None
         of_pairs = [p for p in record["pairs"] if p["modality"] == table["modality"]]
         grey = table["modality"] == "CT-MRI"
@@ -125,8 +125,8 @@ def test_several_workers_give_the_same(data: Path, record: Any, tmp_path: Path) 
     [
         (("--data", "nowhere"), "nowhere/test: holds no pairs"),
         (("--data", "DATA", "--fused", "nowhere"), "nowhere: no such folder"),
-        (("--data", "DATA", "--engine", "turbot"), "turbot: no such engine file, and no shipped network (tiny"),
-        (("--data", "DATA", "--engine", "tiny", "--engine", "tiny"), "two methods are called tiny: give each a name"),
+        (("--data", "DATA", "--engine", "turbot"), "turbot: no such engine file, and no shipped network (nano"),
+        (("--data", "DATA", "--engine", "nano", "--engine", "nano"), "two methods are called nano: give each a name"),
         (
             ("--data", "DATA", "--fused", "maximum, JPEG 9=DATA", "--jpeg", "9"),
             "two methods are called maximum, JPEG 9:",

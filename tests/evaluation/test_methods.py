@@ -28,8 +28,8 @@ def _called(scene: Scene, **names: str) -> Scene:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("tiny", ("tiny", "tiny", "auto")),
-        ("tiny@float32", ("tiny float32", "tiny", "float32")),
+        ("turbo", ("turbo", "turbo", "auto")),
+        ("turbo@float32", ("turbo float32", "turbo", "float32")),
         ("ours=runs/x.onnx@bfloat16", ("ours", "runs/x.onnx", "bfloat16")),
         ("me@home/x.onnx", ("x", "me@home/x.onnx", "auto")),
     ],

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
-from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.engines import shipped
 from dmfnet_fast.errors import DMFNetError, EngineError, OutOfMemoryError
 from dmfnet_fast.model import StudentConfig, load_model
 from dmfnet_fast.model.rewrites import Precision
@@ -25,7 +25,8 @@ from export.verify import on_onnx_runtime, pairs_to_check, references, widened
 
 from ..rules import GOLDEN, SMALL, golden_model, model_by_rule
 
-SHIPPED_GRAPH = shipped_graph(SHIPPED_WEIGHTS)
+TURBO = shipped()["turbo"]
+SHIPPED_GRAPH = shipped_graph(TURBO)
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Linux and Windows")
 
@@ -81,19 +82,19 @@ def test_base(base_graph: bytes) -> None:
 
 
 def test_bfloat16() -> None:
-    proto = to_engine_onnx(load_model(SHIPPED_WEIGHTS), "bfloat16")
+    proto = to_engine_onnx(load_model(TURBO), "bfloat16")
     kinds = {tensor.data_type for tensor in proto.graph.initializer}
     assert onnx.TensorProto.BFLOAT16 in kinds
     assert onnx.TensorProto.FLOAT16 not in kinds
     built = _build(proto.SerializeToString(), FIXED, ["sm_86"])
     check_precision(built.layers, "bfloat16")
-    wanted, _ = references(load_model(SHIPPED_WEIGHTS), pairs_to_check([(2, 64, 96)]))
+    wanted, _ = references(load_model(TURBO), pairs_to_check([(2, 64, 96)]))
     assert on_onnx_runtime(widened(proto).SerializeToString(), "bfloat16", wanted).within
 
 
 def test_float32() -> None:
     """From the file for CPUs."""
-    built = _build(SHIPPED_WEIGHTS.with_suffix(".onnx").read_bytes(), FIXED, ["sm_86"])
+    built = _build(TURBO.with_suffix(".onnx").read_bytes(), FIXED, ["sm_86"])
     check_precision(built.layers, "float32")
 
 
@@ -229,7 +230,7 @@ def test_upsampling_of_bfloat16_is_the_same() -> None:
 
 def test_shipped_graph_is_the_shipped_weights() -> None:
     metadata = {entry.key: entry.value for entry in onnx.load(SHIPPED_GRAPH).metadata_props}
-    weights = {e.key: e.value for e in onnx.load(SHIPPED_WEIGHTS.with_suffix(".onnx")).metadata_props}
+    weights = {e.key: e.value for e in onnx.load(TURBO.with_suffix(".onnx")).metadata_props}
     assert metadata["sha256"] == weights["sha256"]
     assert metadata["precision"] == "float16"
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from google.protobuf import text_format
 
 from dmfnet_fast import Fuser
-from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.cuda_runtime import current_gpu
 from dmfnet_fast.errors import DMFNetError, EngineError
 from dmfnet_fast.fusion_file import Interface, interface_of
@@ -38,7 +38,8 @@ from export.verify import on_onnx_runtime
 
 from ..rules import SMALL, model_by_rule, random_inputs, run_model
 
-SHIPPED_GRAPH = shipped_graph(SHIPPED_WEIGHTS)
+TURBO = shipped()["turbo"]
+SHIPPED_GRAPH = shipped_graph(TURBO)
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Linux and Windows")
 
@@ -88,7 +89,7 @@ def test_manifest(engine: Path) -> None:
     assert manifest.version == trt.__version__
     assert manifest.compute_capabilities == ["8.9"]
     assert manifest.precision == "float16"
-    assert manifest.weights == read_metadata(SHIPPED_WEIGHTS)["sha256"]
+    assert manifest.weights == read_metadata(TURBO)["sha256"]
     assert manifest.shapes == {"min": [1, 256, 256], "opt": [2, 256, 256], "max": [2, 256, 256]}
     assert not manifest.parity
     assert manifest.graph_parity[0]["psnr"] > 60
@@ -106,7 +107,7 @@ def test_inspect(engine: Path, cli: CliRunner) -> None:
     for words in (f"tensorrt-rtx {trt.__version__} engine", "8.9", "not verified yet", "float16", "ONNX Runtime"):
         assert words in result.stdout
     assert len([line for line in result.stdout.splitlines() if "correlation" in line]) > 80
-    for file, words in ((SHIPPED_GRAPH, "any multiple of 16"), (SHIPPED_WEIGHTS, "sha256")):
+    for file, words in ((SHIPPED_GRAPH, "any multiple of 16"), (TURBO, "sha256")):
         result = cli.invoke(main, ["--inspect", str(file)])
         assert result.exit_code == 0, result.output
         assert words in result.stdout
@@ -297,7 +298,7 @@ def test_needs_the_builder_alone(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert check_path(tmp_path / "tiny.engine").exists()
     assert "ONNX Runtime," in result.stderr  # as it was checked where it was made
-    call = [*call[:3], str(SHIPPED_WEIGHTS), *call[3:]]
+    call = [*call[:3], str(TURBO), *call[3:]]
     result = subprocess.run(call, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("error: torch is not installed: pip install 'dmfnet-fast[export]'")
@@ -332,7 +333,7 @@ def test_references_in_a_profile() -> None:
 def test_model_repository(cli: CliRunner, tmp_path: Path) -> None:
     config = pytest.importorskip("tritonclient.grpc.model_config_pb2")
     folder = tmp_path / "models"
-    given = [str(SHIPPED_WEIGHTS.with_suffix(".onnx")), "--target", "onnx", "--triton-server", str(folder)]
+    given = [str(TURBO.with_suffix(".onnx")), "--target", "onnx", "--triton-server", str(folder)]
     result = cli.invoke(main, [*given, "--size", "64x96", "--batch", "4"])
     assert result.exit_code == 0, result.output
     model = folder / "dmfnet-turbo"
@@ -341,7 +342,7 @@ def test_model_repository(cli: CliRunner, tmp_path: Path) -> None:
     read = text_format.Parse((model / "config.pbtxt").read_text(), config.ModelConfig())
     assert (read.name, read.platform, read.max_batch_size) == ("dmfnet-turbo", "onnxruntime_onnx", 4)
     assert read.HasField("dynamic_batching")
-    interface = interface_of(json.loads(read_metadata(SHIPPED_WEIGHTS)["config"]))
+    interface = interface_of(json.loads(read_metadata(TURBO)["config"]))
     given_shapes = {name: shape for name, shape in interface.shapes(3, 64, 96).items() if name != "noise"}
     assert [set(warm.inputs) for warm in read.model_warmup] == [set(given_shapes)]
     session = onnxruntime.InferenceSession(model / "1" / "model.onnx", providers=["CPUExecutionProvider"])
@@ -351,7 +352,7 @@ def test_model_repository(cli: CliRunner, tmp_path: Path) -> None:
             assert value.shape[1:] == list(entry.dims) == list(given_shapes.get(value.name, (3, 1, 64, 96))[1:])
             assert value.type == "tensor(float)"
             assert entry.data_type == config.TYPE_FP32
-    inputs = random_inputs(load_model(SHIPPED_WEIGHTS).config, pairs=3)
+    inputs = random_inputs(load_model(TURBO).config, pairs=3)
     (served,) = session.run(None, {name: inputs[name] for name in given_shapes})
     with Fuser(precision="float32") as fuser:
         np.testing.assert_allclose(served, fuser._engine.run(inputs), atol=1e-4)
@@ -365,7 +366,7 @@ def test_model_repository(cli: CliRunner, tmp_path: Path) -> None:
     assert read.name == "tiny-128"
     assert read.max_batch_size == 1
     assert not read.HasField("dynamic_batching")
-    assert read.parameters["weights"].string_value == read_metadata(SHIPPED_WEIGHTS)["sha256"]
+    assert read.parameters["weights"].string_value == read_metadata(TURBO)["sha256"]
     assert "ONNX Runtime, float32, 128x128" in read.parameters["parity"].string_value
 
 

@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from dmfnet_fast import Fuser
-from dmfnet_fast.engines import SHIPPED_WEIGHTS, shipped
+from dmfnet_fast.engines import shipped
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.fusion_file import Interface, properties, seal
 from dmfnet_fast.model import StudentConfig, load_model, preset, save_model
@@ -31,7 +31,8 @@ from export.verify import STANDARD_SHAPES, on_onnx_runtime, on_openvino, pairs_t
 
 from ..rules import GOLDEN, SMALL, model_by_rule
 
-SHIPPED_GRAPH = shipped_graph(SHIPPED_WEIGHTS)
+TURBO = shipped()["turbo"]
+SHIPPED_GRAPH = shipped_graph(TURBO)
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +140,10 @@ def test_unshuffling(factor: int) -> None:
 
 @pytest.fixture(scope="module")
 def wanted() -> list[Reference]:
-    return references(load_model(SHIPPED_WEIGHTS), pairs_to_check([(2, 64, 96)]))[0]
+    return references(load_model(TURBO), pairs_to_check([(2, 64, 96)]))[0]
 
 
-@pytest.fixture(scope="module", params=["tiny", "turbo"])
+@pytest.fixture(scope="module", params=["nano", "turbo"])
 def weights(request: pytest.FixtureRequest) -> Path:
     """Each network that ships with its graphs."""
     return shipped()[request.param]
@@ -224,7 +225,7 @@ def test_too_large_for_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.source.references", lambda *_: ([], 65504 / 4 + 1))
     monkeypatch.setattr("export.source._to_onnx", lambda *_: None)
     with pytest.raises(EngineError, match=r"values reach 16377, float16 holds up to 65504, .*: use --bf16"):
-        from_weights(SHIPPED_WEIGHTS, "float16", True, None, lambda _: nullcontext())
+        from_weights(TURBO, "float16", True, None, lambda _: nullcontext())
 
 
 def test_properties_without_onnx() -> None:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from triton.runtime import interpreter
 
-from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.arithmetic import arithmetic
-from dmfnet_fast.model import load_model, optimize
+from dmfnet_fast.model import optimize, preset
 from dmfnet_fast.model.rewrites import Precision
 from kernels import convolution_epilogue, launch
 from kernels.cases import (
@@ -43,6 +42,8 @@ from kernels.checks import TOLERANCES, Guarded, error, expected, tolerance, wors
 from kernels.launch import Launch
 from kernels.tiles import ARCHITECTURES, Tile, Tiles
 from kernels.upsample_add import reference as upsample_reference
+
+from ..rules import model_by_rule, random_inputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -237,11 +238,10 @@ def test_network(precision: Precision, largest: float, monkeypatch: pytest.Monke
         tiles = Tiles(large, large, Tile(256, 32), Tile(1024, 1), Tile(256, 32), large)
         monkeypatch.setitem(ARCHITECTURES, 80, tiles)
         monkeypatch.setattr(convolution_epilogue, "FEWEST_PIXELS", 1024)
-    model = load_model(shipped()["tiny"]).to(DEVICE)
-    generator = torch.Generator(DEVICE).manual_seed(0)
-    a, b = torch.rand(2, 1, 1, 64, 64, generator=generator, device=DEVICE) * 2 - 1
-    noise = torch.randn(3, 2, 64, 64, generator=generator, device=DEVICE)
+    model = model_by_rule(preset("tiny")).to(DEVICE)
+    inputs = random_inputs(model.config, height=64, width=64)
+    given = {name: torch.tensor(array, device=DEVICE) for name, array in inputs.items()}
     with torch.no_grad(), arithmetic():
-        wanted = model(a, b, noise)
-        got = optimize(model, precision, kernels=True)(a, b, noise)
+        wanted = model(**given)
+        got = optimize(model, precision, kernels=True)(**given)
     assert (got - wanted).abs().max() <= largest

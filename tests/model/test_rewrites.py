@@ -38,27 +38,25 @@ EXACT = 2e-5
 
 @pytest.fixture(scope="module", params=["shipped", "by rule"])
 def model(request: pytest.FixtureRequest) -> DMFNet:
-    model = load_model(shipped()["tiny"]) if request.param == "shipped" else model_by_rule(preset("tiny"))
+    model = load_model(shipped()["turbo"]) if request.param == "shipped" else model_by_rule(preset("tiny"))
     assert isinstance(model, DMFNet)
     return model
 
 
 @pytest.fixture(scope="module")
-def inputs() -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.rand(2, 2, 1, 64, 96, generator=generator) * 2 - 1
-    return a, b, torch.randn(3, 2, 64, 96, generator=generator)
+def inputs(model: DMFNet) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(array) for name, array in random_inputs(model.config, pairs=2).items()}
 
 
 @pytest.fixture(scope="module")
-def expected(model: DMFNet, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def expected(model: DMFNet, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
-        return model(*inputs)
+        return model(**inputs)
 
 
-def error(net: torch.nn.Module, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor) -> float:
+def error(net: torch.nn.Module, inputs: dict[str, torch.Tensor], expected: torch.Tensor) -> float:
     with torch.no_grad():
-        fused = net(*inputs)
+        fused = net(**inputs)
     assert fused.dtype == torch.float32
     assert fused.shape == expected.shape
     return (fused - expected).abs().max().item()
@@ -90,7 +88,7 @@ def test_rewrite_alone(
     rewrite: Callable[[PassByPass], None],
     together: bool,
     model: DMFNet,
-    inputs: tuple[torch.Tensor, ...],
+    inputs: dict[str, torch.Tensor],
     expected: torch.Tensor,
 ) -> None:
     net = PassByPass(copy.deepcopy(model), together).eval()
@@ -139,7 +137,7 @@ def test_student(precision: Precision, largest: float) -> None:
 
 
 def test_dropping_unused_blocks_changes_nothing(
-    model: DMFNet, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor
+    model: DMFNet, inputs: dict[str, torch.Tensor], expected: torch.Tensor
 ) -> None:
     smaller = copy.deepcopy(model)
     drop_unused_blocks(smaller)
@@ -165,7 +163,7 @@ def test_channels_last() -> None:
 
 
 @pytest.mark.parametrize("kernels", [False, True])
-def test_all(kernels: bool, model: DMFNet, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor) -> None:
+def test_all(kernels: bool, model: DMFNet, inputs: dict[str, torch.Tensor], expected: torch.Tensor) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     net = optimize(model, kernels=kernels)
     assert error(net, inputs, expected) <= EXACT
@@ -182,25 +180,25 @@ HALF = {"bfloat16": (0.1, 0.01), "float16": (0.015, 0.0015)}
 @pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision(
-    precision: Precision, kernels: bool, model: DMFNet, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor
+    precision: Precision, kernels: bool, model: DMFNet, inputs: dict[str, torch.Tensor], expected: torch.Tensor
 ) -> None:
     largest, mean = HALF[precision]
     net = optimize(model, precision, kernels=kernels)
     with torch.no_grad():
-        difference = (net(*inputs) - expected).abs()
+        difference = (net(**inputs) - expected).abs()
     assert difference.max() <= largest
     assert difference.mean() <= mean
     kept = {name for name, p in net.named_parameters() if p.dtype == torch.float32}
     assert kept == {"fusion.rgb_decode1.conv.weight", "fusion.rgb_decode1.conv.bias"}
 
 
-def test_kernels_with_wider_attention(inputs: tuple[torch.Tensor, ...]) -> None:
+def test_kernels_with_wider_attention() -> None:
     """Than the kernel takes: PyTorch's own."""
     torch.manual_seed(0)
     model = DMFNet(ModelConfig(channels=160, norm_groups=40)).eval()
-    small = [tensor[..., :64, :64] for tensor in (inputs[0][:1], inputs[1][:1], inputs[2])]
+    small = {name: torch.tensor(array) for name, array in random_inputs(model.config, height=64, width=64).items()}
     with torch.no_grad():
-        assert (optimize(model, kernels=True)(*small) - model(*small)).abs().max() <= EXACT
+        assert (optimize(model, kernels=True)(**small) - model(**small)).abs().max() <= EXACT
 
 
 @pytest.mark.parametrize("kernels", [False, True])
