@@ -11,7 +11,7 @@ from dmfnet_fast.errors import EngineError, MissingExtraError
 
 __all__ = ["DEFAULT", "SHIPPED_WEIGHTS", "Engine", "Precision", "open_engine", "shipped", "shipped_engine"]
 
-# Every network for PyTorch; small ones also as .onnx for OpenVINO, and to build TensorRT engines from.
+# Every network as weights for PyTorch, as .onnx for OpenVINO, and as .onnx to build TensorRT engines from.
 WEIGHTS = Path(__file__).parent.parent / "weights"
 DEFAULT = "nano"
 SHIPPED_WEIGHTS = WEIGHTS / f"dmfnet-{DEFAULT}.safetensors"
@@ -38,16 +38,11 @@ def shipped_engine(name: str, device: str | None) -> Path:
     check_device(device)
     weights = shipped()[name]
     graph = weights.with_suffix(".onnx")
-    if device == "cpu" and graph.exists() and find_spec("openvino") is not None:
+    if device == "cpu" and find_spec("openvino") is not None:
         return graph
     if find_spec("torch") is not None:
         return weights
-    if device != "cpu":
-        extras = "'dmfnet-fast[gpu]'"
-    elif graph.exists():
-        extras = "'dmfnet-fast[cpu]' or 'dmfnet-fast[torch]'"
-    else:
-        extras = f"'dmfnet-fast[torch]', or there make a file for OpenVINO: dmfnet-export {name} --target onnx"
+    extras = "'dmfnet-fast[cpu]' or 'dmfnet-fast[torch]'" if device == "cpu" else "'dmfnet-fast[gpu]'"
     raise MissingExtraError(f"no library that runs {name} on {device} is installed: pip install {extras}")
 
 

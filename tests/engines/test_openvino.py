@@ -138,7 +138,6 @@ def test_info_and_auto(name: str, phantom: Phantom) -> None:
 def test_which_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shipped_engine(DEFAULT, "cpu") == SHIPPED
     assert shipped_engine(DEFAULT, "cuda") == SHIPPED_WEIGHTS
-    assert shipped_engine("turbo-small", "cpu") == shipped()["turbo-small"], "it ships as weights alone"
     monkeypatch.setattr("dmfnet_fast.engines.find_spec", lambda name: None if name == "openvino" else object())
     assert shipped_engine(DEFAULT, "cpu") == SHIPPED_WEIGHTS
     monkeypatch.setattr("dmfnet_fast.engines.find_spec", lambda _: None)
@@ -146,8 +145,6 @@ def test_which_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         MissingExtraError, match=rf"{DEFAULT} on cpu is installed: .*\[cpu\]' or 'dmfnet-fast\[torch\]'"
     ):
         shipped_engine(DEFAULT, "cpu")
-    with pytest.raises(MissingExtraError, match=r"or there make .* dmfnet-export turbo-small --target onnx"):
-        shipped_engine("turbo-small", "cpu")
     with pytest.raises(MissingExtraError, match=rf"{DEFAULT} on cuda is installed: pip install 'dmfnet-fast\[gpu\]'$"):
         shipped_engine(DEFAULT, "cuda")
     with pytest.raises(EngineError, match="device 'cudo': use cpu, cuda or cuda:N"):
