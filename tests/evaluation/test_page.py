@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmfnet_fast.colour import luminance, recolour
+from dmfnet_fast.colour import Canvas, luminance
 from dmfnet_fast.evaluation import tiles
 from dmfnet_fast.evaluation.dataset import Pair
 from dmfnet_fast.evaluation.page import chosen, worst_by_colour
@@ -21,6 +21,7 @@ from dmfnet_fast.fidelity import colour_difference
 from dmfnet_fast.metrics import MEASURES
 from dmfnet_fast.phantom import MODALITIES, Modality, make_phantom
 from dmfnet_fast.pictures import read_picture
+from dmfnet_fast.rules import Rules
 
 from .running import run
 
@@ -150,7 +151,9 @@ def test_sixteen_methods_take_less_than_8_mb(modality: Modality) -> None:
     """Of three modalities, three pairs each, and the worst colours of four methods in two modalities."""
     head = make_phantom(0, 256)
     b = head.other(modality)
-    fused = recolour((head.mri / 127.5 - 1).astype(np.float32), b, (0, 255))
+    fused = Canvas(head.mri, b, rules=Rules(kept_chroma=0, invention=True)).finish(
+        (head.mri / 127.5 - 1).astype(np.float32)
+    )
     whole, enlarged = tiles.whole(fused, ""), tiles.enlarged(fused, (slice(96, 160), slice(96, 160)), "")
     difference = tiles.difference_shown(head.mri, luminance(b), "")
     assert 9 * (18 * (len(whole) + len(enlarged)) + 16 * len(difference)) + 2 * 4 * 18 * len(enlarged) < 7.5e6
