@@ -123,9 +123,12 @@ def floors(results: dict[str, Any]) -> str:
         parts = []
         for case in dict.fromkeys((row["network"], row["size"]) for row in results["fusions"]):
             rows = [r for r in results["fusions"] if (r["network"], r["size"], r["precision"]) == (*case, precision)]
+            if not rows:
+                continue
             fastest, floor = min(row["median_ms"] for row in rows), gigaflop(*case) / rate * 1000
             parts.append(f"{case[0]} {case[1]}x{case[1]} {floor:.0f} ms, reached {fastest / floor:.2f} times")
-        sentences.append(f"In {precision}, at {rate:.0f} GFLOP/s: {'; '.join(parts)}.")
+        if parts:
+            sentences.append(f"In {precision}, at {rate:.0f} GFLOP/s: {'; '.join(parts)}.")
     return (
         "Floor: the arithmetic of the optimised network at the rate that a matrix product of 2048x2048 reaches here. "
         + " ".join(sentences)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dmfnet_fast.commands.phantom import write_phantoms
 from dmfnet_fast.config import DMFNET_PRESETS
+from dmfnet_fast.devices import has_native_bfloat16
 from dmfnet_fast.model import Denoiser, DMFNet, save_model
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
 from train import loop
@@ -36,6 +37,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_run(data: Path, precision: Precision, init: Path | None) -> Run:
+    if precision == "bf16" and not has_native_bfloat16("cpu"):
+        pytest.skip("this CPU has no native bfloat16")
     recipe = Recipe(steps=1000, batch=BATCH, crop=CROP, learning_rate=1e-4)
     return Run(data, data / "run", recipe, init, None, 1000, precision, compiled=False, device="cpu")
 

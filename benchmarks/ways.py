@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmfnet_fast.colour import Canvas
+from dmfnet_fast.devices import has_native_bfloat16
 from dmfnet_fast.engines import Precision, shipped
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16, shared_core
 from dmfnet_fast.fusion_file import interface_of
@@ -96,8 +97,10 @@ class Way:
             return f"{self.needs} is not installed"
         if self.precision == "int8" and not find_spec("nncf"):
             return "nncf, which makes int8 networks, is not installed"
-        if self.needs == "openvino" and self.precision == "bfloat16":
-            return None if has_bfloat16() else "OpenVINO reports no bfloat16 for this CPU"
+        if self.precision == "bfloat16":
+            native = has_bfloat16() if self.needs == "openvino" else has_native_bfloat16("cpu")
+            # Emulated, it takes up to twenty times as long as float32.
+            return None if native else f"{self.engine} has no native bfloat16 on this CPU"
         return None
 
 
