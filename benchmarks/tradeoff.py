@@ -14,6 +14,7 @@ import click
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from dmfnet_fast.commands.shared import command
 from dmfnet_fast.errors import DMFNetError
@@ -58,6 +59,9 @@ def _panel(panel: Axes, table: dict[str, Any]) -> None:
         )
     panel.set_title(f"{table['modality']}, {table['pairs']} pairs", loc="left", fontsize=9)
     panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_xlabel("ms a pair")
     panel.margins(x=0.15)
     panel.spines[["top", "right"]].set_visible(False)

@@ -44,7 +44,7 @@ def has_native_bfloat16(kind: str) -> bool:
     """
     torch = require("torch", extra="torch")
     if kind == "cuda":
-        return bool(torch.cuda.get_device_capability() >= (8, 0))
+        return bool(torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0))
     if platform.machine().lower() in ("aarch64", "arm64"):
         # Builds of torch without oneDNN, as for macOS, do not have the operator.
         return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -43,7 +43,7 @@ SHIPPED_GRAPH = shipped_graph(TURBO)
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Linux and Windows")
 
-RTX = ["--target", "tensorrt-rtx", "--gpu", "sm_89"]
+RTX = ["turbo", "--target", "tensorrt-rtx", "--gpu", "sm_89"]
 
 
 def no_gpu() -> tuple[str, str]:
@@ -97,7 +97,7 @@ def test_manifest(engine: Path) -> None:
     assert manifest.layers["count"] > 300
     assert manifest.check is not None
     pair = load_check(engine, manifest.check["sha256"], interface_of(manifest.config))
-    with Fuser(precision="float32") as fuser:
+    with Fuser("turbo", precision="float32") as fuser:
         np.testing.assert_allclose(fuser._engine.run(pair.inputs), pair.fused, atol=1e-4)
 
 
@@ -215,7 +215,7 @@ def test_tensorrt(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(f"{place}.current_gpu", lambda: ("Orin", "8.7"))
     monkeypatch.setattr("export.engine_file.run_engine", run)
     path = tmp_path / "tiny.engine"
-    options = ["--fp16", "--min", "64", "--opt", "64x96", "--max", "128", "--plugins"]
+    options = ["turbo", "--fp16", "--min", "64", "--opt", "64x96", "--max", "128", "--plugins"]
     result = cli.invoke(main, [*options, "-o", str(path)])
     assert "TensorRT 10.3.0 takes no plugins of ours (10.9 and later do): built without them" in result.stderr
     assert [r.shape for r in seen] == [(1, 64, 96)] * 2 + [(1, 128, 128)] + [(1, 64, 96)] * 5
@@ -354,7 +354,7 @@ def test_model_repository(cli: CliRunner, tmp_path: Path) -> None:
             assert entry.data_type == config.TYPE_FP32
     inputs = random_inputs(load_model(TURBO).config, pairs=3)
     (served,) = session.run(None, {name: inputs[name] for name in given_shapes})
-    with Fuser(precision="float32") as fuser:
+    with Fuser("turbo", precision="float32") as fuser:
         np.testing.assert_allclose(served, fuser._engine.run(inputs), atol=1e-4)
     again = cli.invoke(main, given)
     assert again.exit_code == 2
@@ -397,12 +397,12 @@ def test_served_plan(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A TensorRT engine with its noise inside."""
     monkeypatch.setitem(sys.modules, "tensorrt", Alias("10.13.0"))
     monkeypatch.setattr("export.request.current_gpu", no_gpu)
-    result = cli.invoke(main, ["--triton-server", str(tmp_path / "new"), "--size", "64"])
+    result = cli.invoke(main, ["turbo", "--triton-server", str(tmp_path / "new"), "--size", "64"])
     assert result.exit_code == 2
     assert result.stderr == "error: device 'cuda': there are 0 CUDA GPUs\n"  # before anything is done
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr("export.request.current_gpu", lambda: ("Thor", "11.0"))
-    result = cli.invoke(main, ["--triton-server", str(tmp_path), "--size", "64", "--batch", "2"])
+    result = cli.invoke(main, ["turbo", "--triton-server", str(tmp_path), "--size", "64", "--batch", "2"])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "dmfnet-turbo" / "1" / "model.plan").stat().st_size > 1e6
     text = (tmp_path / "dmfnet-turbo" / "config.pbtxt").read_text()

@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from dmfnet_fast import Fuser
-from dmfnet_fast.engines import shipped
+from dmfnet_fast.engines import DEFAULT, shipped
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.fusion_file import Interface, properties, seal
 from dmfnet_fast.model import StudentConfig, load_model, preset, save_model
@@ -329,7 +329,7 @@ def test_dry_run(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "float16",
         "128x160 to 512x512, 1 to 4 pairs",
         "sm_89, sm_120",
-        "dmfnet-turbo.engine",
+        f"dmfnet-{DEFAULT}.engine",
     ):
         assert words in result.stdout
     # For another machine nothing need be installed here; but what is exported must be there.
