@@ -56,6 +56,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Enviro
 
 
 def test_wheel(environment: Environment, wheel: Path) -> None:
+    assert wheel.stat().st_size < 25e6
     listed = environment.run("python", "-m", "pip", "list", "--format=freeze").stdout.lower()
     installed = {line.split("==")[0].split(" ")[0] for line in listed.split()}
     assert installed - {"pip", "setuptools"} == {"dmfnet-fast", "numpy", "pillow", "click"}
