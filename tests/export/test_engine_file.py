@@ -298,7 +298,7 @@ def test_needs_the_builder_alone(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert check_path(tmp_path / "tiny.engine").exists()
     assert "ONNX Runtime," in result.stderr  # as it was checked where it was made
-    call = [*call[:3], str(TURBO), *call[3:]]
+    call = [str(TURBO) if part == "turbo" else part for part in call]
     result = subprocess.run(call, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("error: torch is not installed: pip install 'dmfnet-fast[export]'")
