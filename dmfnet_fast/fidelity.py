@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.colour import LUMINANCE, is_colour
+from dmfnet_fast.rules import neighbourhood_interval
 from dmfnet_fast.similarity import Images
 
 Field = NDArray[np.float64]
@@ -34,13 +35,6 @@ _LEVELS = np.arange(256) / 255
 _LINEAR = np.where(_LEVELS <= 0.04045, _LEVELS / 12.92, ((_LEVELS + 0.055) / 1.055) ** 2.4)
 
 
-def _around(image: Images, ufunc: np.ufunc) -> Images:
-    """The maximum or minimum (`ufunc`) of the 3x3 pixels around each; of those that exist, at the borders."""
-    padded = np.pad(image, 1, mode="edge")
-    rows = ufunc(ufunc(padded[:-2], padded[1:-1]), padded[2:])
-    return ufunc(ufunc(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
-
-
 def invented(f: Images, a: Images, b: Images) -> float:
     """Share of pixels of f that are brighter or darker than anything near them in either source, in %, 0 to 100.
 
@@ -50,8 +44,7 @@ def invented(f: Images, a: Images, b: Images) -> float:
 
     This project's own measure; sharpening and haloes raise it, and so does noise. Args: luminances 0..255, (H, W).
     """
-    brightest = np.maximum(_around(a, np.maximum), _around(b, np.maximum)).astype(np.float64)
-    darkest = np.minimum(_around(a, np.minimum), _around(b, np.minimum)).astype(np.float64)
+    darkest, brightest = (end.astype(np.float64) for end in neighbourhood_interval(a, b))
     counted = brightest > SOURCE_ABOVE
     found = (f > brightest + INVENTED_ABOVE) | (f < darkest - INVENTED_ABOVE)
     return 100 * float(found[counted].mean()) if counted.any() else 0.0

@@ -26,13 +26,11 @@ def network_inputs(
     Returns:
         The network's inputs by name, contiguous float32; and where the images lie in its output.
     """
-    padded_a, padded_b = (
-        [pad(image)[0] for image in images] for images in zip(*((c.a, c.b) for c in canvases), strict=True)
-    )
-    _, inside = pad(canvases[0].a)
+    padded_a, places = zip(*(pad(canvas.a) for canvas in canvases), strict=True)
+    padded_b = [pad(canvas.b)[0] for canvas in canvases]
     inputs = {"a": np.stack(padded_a)[:, None], "b": np.stack(padded_b)[:, None]}
     if interface.timesteps:
         inputs["noise"] = fusion_noise(seed, *padded_a[0].shape, interface.timesteps)
     if interface.interval:
         inputs["interval"] = np.stack([[pad(end)[0] for end in canvas.interval] for canvas in canvases])
-    return inputs, inside
+    return inputs, places[0]

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dmfnet_fast.colour import EIGHT_BIT, Canvas, to_network
+from dmfnet_fast.colour import DEFAULT_RULES, EIGHT_BIT, Canvas, to_network
 from dmfnet_fast.config import ModelConfig, NetworkConfig, StudentConfig
 from dmfnet_fast.errors import EngineError, warn
 from dmfnet_fast.fusion_file import interface_of
@@ -23,7 +23,7 @@ from dmfnet_fast.model.rewrites import of_kind
 from dmfnet_fast.model.weights import load_denoiser, weights_hash
 from dmfnet_fast.montage import montage
 from dmfnet_fast.network_inputs import network_inputs
-from dmfnet_fast.rules import Interval, Rules, chroma_of, colour_interval, common, neighbourhood_interval, within
+from dmfnet_fast.rules import Interval, chroma_of, colour_interval, common, neighbourhood_interval, within
 from dmfnet_fast.schedule import level_interval, linear_alpha_bar
 from train import loop
 from train.data import MODALITIES, CropSampler, Pair, load_pairs, split, summary
@@ -32,7 +32,6 @@ from train.recipe import Run
 from train.task import Draw, Task
 from train.widen import widen
 
-RULES = Rules()
 # This part of the pairs is shown to a network that takes an interval as other rules would have it: it is to serve them
 # all, but first the usual ones.
 OTHER_RULES = 0.15
@@ -129,8 +128,8 @@ def drawn_rules(pairs: int, random: np.random.Generator) -> tuple[NDArray[np.flo
     """For each pair the part of the chroma to keep and whether invention is allowed, (pairs, 1, 1, 1) each."""
     other, kept, invention = random.random((3, pairs, 1, 1, 1))
     other = other < OTHER_RULES
-    kept = np.where(other, kept, RULES.kept_chroma).astype(np.float32)
-    return kept, np.where(other, invention < 0.5, RULES.invention)
+    kept = np.where(other, kept, DEFAULT_RULES.kept_chroma).astype(np.float32)
+    return kept, np.where(other, invention < 0.5, DEFAULT_RULES.invention)
 
 
 def start_student(student: Student) -> None:
@@ -259,6 +258,7 @@ class Fusing(Task):
         self.identity = {
             "stage": 2,
             "init": loop.started_from(None if run.init is None else load_model(run.init), "stage2"),
+            "loss": {"distance": DISTANCE_WEIGHT, "specks": SPECK_WEIGHT, "other rules": OTHER_RULES},
             **begun.identity,
             **loop.common_identity(run, pairs, training),
         }
@@ -270,17 +270,18 @@ class Fusing(Task):
         a, b = planes[:2].div(127.5).sub(1)
         kept, invention = (draw.upload(values[draw.share]) for values in drawn_rules(batch, draw.random))
         config = self.model.config
+        interface = interface_of(config.to_dict())
         given: dict[str, Tensor] = {}
-        if isinstance(config, ModelConfig):
-            timesteps = config.timesteps
-            if config.noise:
-                given["levels"] = draw.upload(random_levels(timesteps, batch, draw.random)[:, draw.share])
-                given["noise"] = draw.normal(len(timesteps), 2, batch, 1, crop, crop)[:, :, draw.share]
-        takes_interval = isinstance(config, StudentConfig) or config.interval
-        if not takes_interval:
-            kept, invention = torch.full_like(kept, RULES.kept_chroma), torch.full_like(invention, RULES.invention)
+        if isinstance(config, ModelConfig) and config.noise:
+            given["levels"] = draw.upload(random_levels(config.timesteps, batch, draw.random)[:, draw.share])
+            given["noise"] = draw.normal(interface.timesteps, 2, batch, 1, crop, crop)[:, :, draw.share]
+        if not interface.interval:
+            kept, invention = (
+                torch.full_like(kept, DEFAULT_RULES.kept_chroma),
+                torch.full_like(invention, DEFAULT_RULES.invention),
+            )
         interval = intervals(planes, kept, invention)
-        if takes_interval:
+        if interface.interval:
             given |= {"interval": interval, "bounded": False}  # type: ignore[dict-item]
         with loop.autocast(self.run):
             fused = network(a, b, **given).float()
