@@ -204,7 +204,7 @@ class KernelRecorder(TorchDispatchMode):
         namespace, _, name = func.name().partition("::")
         if namespace == "dmfnet":
             for launch in OPERATIONS[name].plan(*args)[1]:
-                self._add(sum(x.nbytes for x in launch.arguments.values() if isinstance(x, Tensor)), 0)
+                self._add(sum(x.nbytes for x in launch.tensors), 0)
             return out
         inputs, outputs = ([x for x in tree_leaves(part) if isinstance(x, Tensor)] for part in ((args, kwargs), out))
         in_place = func._schema.is_mutable

@@ -1,7 +1,8 @@
 """Everything that only a GPU can tell, in one run: `python -m benchmarks.gpu -o RESULTS.json`.
 
-What the machine is and reaches at best; every operation and whole networks against their references; the time of every
-operation beside eager PyTorch, and of whole fusions beside what others could run. What failed its check is not timed.
+What the machine is and reaches at best; where the time of a fusion goes; whole fusions beside what others could run;
+every operation and whole networks against their references; the time of every operation beside eager PyTorch. What
+failed its check is not timed. The most telling steps come first, as time on a GPU may be short.
 The file is written anew after every step, so that a run that is stopped leaves what it had; "running" names the step
 that it was in. Exits with 1 if anything was wrong, and with 2 where there is no GPU.
 
@@ -25,14 +26,15 @@ from typing import Any
 
 import click
 
-from benchmarks import gpu_fusions, gpu_kernels, gpu_networks
+from benchmarks import gpu_fusions, gpu_kernels, gpu_networks, gpu_profile
+from benchmarks.gpu_compile import compile_all
 from benchmarks.gpu_machine import Machine, environment, find_machine, measure_ceilings
 from dmfnet_fast import __version__
 from dmfnet_fast.files import replacing
 from kernels.cases import OPERATIONS
 from kernels.checks import tolerance
 
-SECTIONS = ("checks", "kernels", "fusions")
+SECTIONS = ("profile", "fusions", "checks", "kernels")
 WRONG, NO_GPU = 1, 2  # exit codes
 LONGEST_MESSAGE = 1000  # characters of an error
 
@@ -85,11 +87,34 @@ def _show_fusion(row: dict[str, Any]) -> str:
     return f"{row['ms']:.3f} ms, {row['of_floor']:.2f} times the floor, max error {row['max_abs']:.1e}, {_decibel(row)}"
 
 
+def _show_profile(row: dict[str, Any]) -> str:
+    first = row["kernels"][0]
+    return (
+        f"{row['ms']:.3f} ms, of which {row['kernels_ms']:.3f} in {row['launches']:.0f} kernels; "
+        f"most in {first['calls']:.0f} of {first['kernel'][:60]}: {first['us']:.0f} µs"
+    )
+
+
 def steps(machine: Machine) -> Iterator[Step]:
     """All steps, in the order in which they are done."""
     networks = gpu_networks.Networks(machine)
+    for fused in gpu_profile.profiled_cases(machine):
+        row: dict[str, Any] = {"network": fused.network, "size": fused.size, "batch": fused.batch}
+        yield Step("profile", "profile", row, partial(gpu_profile.measure, fused, networks), _show_profile)
+    fusions = [
+        Step(
+            "fusions",
+            "fusions",
+            {"network": fusion.network, "size": fusion.size, "batch": fusion.batch}
+            | {"way": way.name, "precision": way.precision},
+            partial(gpu_fusions.measure, way, fusion, networks),
+            _show_fusion,
+        )
+        for fusion, way in gpu_fusions.rows(machine)
+    ]
+    yield from fusions[: gpu_fusions.MOST_TELLING]
     for case in gpu_kernels.checked_cases(machine):
-        row: dict[str, Any] = {"operation": case.operation.name, "case": case.name}
+        row = {"operation": case.operation.name, "case": case.name}
         yield Step("checks", "operations", row, partial(gpu_kernels.check, case, machine), _show_case)
     for weights in gpu_networks.checked_weights(machine):
         for precision in gpu_networks.PRECISIONS:
@@ -100,10 +125,7 @@ def steps(machine: Machine) -> Iterator[Step]:
     for case in gpu_kernels.timed_cases(machine):
         row = {"operation": case.operation.name, "case": case.name, "dtype": "float16"}
         yield Step("kernels", "kernels", row, partial(gpu_kernels.measure, case, machine), _show_kernel)
-    for fusion, way in gpu_fusions.rows(machine):
-        row = {"network": fusion.network, "size": fusion.size, "batch": fusion.batch}
-        row |= {"way": way.name, "precision": way.precision}
-        yield Step("fusions", "fusions", row, partial(gpu_fusions.measure, way, fusion, networks), _show_fusion)
+    yield from fusions[gpu_fusions.MOST_TELLING :]
 
 
 def attempt(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -147,6 +169,8 @@ class Results:
             "tolerances": {gpu_kernels.name_of(dtype): tolerance(dtype) for dtype in gpu_kernels.DTYPES},
             "limits": {name: {"max_abs": x.max_abs, "psnr": x.psnr} for name, x in gpu_networks.LIMITS.items()},
             "ceilings": {},
+            "compiled": {},
+            "profile": [],
             "checks": {"operations": [], "networks": []},
             "kernels": [],
             "fusions": [],
@@ -225,6 +249,10 @@ def run(machine: Machine, results: Results, chosen: tuple[str, ...], deadline: f
     rates = [f"copy {machine.copy_rate / 1e9:.0f} GB/s"]
     rates += [f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in machine.matrix_rates.items()]
     click.echo(f"ceilings: {', '.join(rates)}")
+    content["running"] = "compilation"
+    results.write()
+    content["compiled"] = attempt(partial(compile_all, machine))
+    click.echo(f"compiled: {content['compiled']}")
     todo = [step for step in steps(machine) if step.section in chosen]
     for number, step in enumerate(todo):
         if time.monotonic() > deadline:
@@ -251,8 +279,13 @@ def run(machine: Machine, results: Results, chosen: tuple[str, ...], deadline: f
 @click.command(help=(__doc__ or "").partition("\n\n")[0])
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The JSON file to write.")
 @click.option("--minutes", type=float, default=9.0, show_default=True, help="Start no step after so many.")
-@click.option("--only", type=click.Choice(SECTIONS), help="Do this section alone; rows check themselves all the same.")
-def main(output: Path, minutes: float, only: str | None) -> None:
+@click.option(
+    "--only",
+    type=click.Choice(SECTIONS),
+    multiple=True,
+    help="Do this section alone, or several; rows check themselves all the same.",
+)
+def main(output: Path, minutes: float, only: tuple[str, ...]) -> None:
     deadline = time.monotonic() + 60 * minutes
     machine = find_machine()
     if isinstance(machine, str):
@@ -263,7 +296,7 @@ def main(output: Path, minutes: float, only: str | None) -> None:
     results = Results.new(output, machine, minutes)
     click.echo(", ".join(f"{name} {value}" for name, value in results.content["environment"].items()))
     gc.freeze()  # what was imported is no garbage, and every step looks for some
-    right = run(machine, results, SECTIONS if only is None else (only,), deadline)
+    right = run(machine, results, only or SECTIONS, deadline)
     click.echo(f"\n{summary(results.content)}")
     sys.exit(0 if right else WRONG)
 

@@ -21,6 +21,7 @@ from kernels.cases import (
     FUSION_GATE,
     GROUP_NORM_SILU,
     ODD_CASES,
+    OF_MATRICES,
     OPERATIONS,
     UPSAMPLE_ADD,
     Case,
@@ -87,7 +88,7 @@ def check(case: Case, machine: Machine) -> dict[str, Any]:
     errors: dict[str, float | str] = {}
     with arithmetic():
         for dtype in DTYPES:
-            if machine.interpreted and case.operation is ATTENTION and dtype == torch.bfloat16:
+            if machine.interpreted and case.operation in OF_MATRICES and dtype == torch.bfloat16:
                 errors[name_of(dtype)] = "left out: the interpreter multiplies bfloat16 matrices wrongly"
             else:
                 errors[name_of(dtype)] = _error(case, case.make(Draw(dtype, machine.device.type)))

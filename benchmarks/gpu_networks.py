@@ -93,15 +93,16 @@ class Case:
 # The most telling first.
 CASES = (
     Case("base", 256, 1),
-    Case("tiny", 256, 1),
     Case("turbo", 256, 1),
     Case("nano", 256, 1),
-    Case("base", 512, 1),
     Case("base", 256, 8),
-    Case("tiny", 512, 1),
-    Case("tiny", 256, 8),
     Case("turbo", 256, 8),
     Case("nano", 256, 8),
+    Case("nano", 256, 32),
+    Case("tiny", 256, 1),
+    Case("base", 512, 1),
+    Case("tiny", 512, 1),
+    Case("tiny", 256, 8),
     Case("base", 512, 8),
     Case("tiny", 512, 8),
 )

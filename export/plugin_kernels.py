@@ -214,11 +214,11 @@ def _plan_moments(
     noise_bias: Tensor | None = None,
     **_: Tensor,
 ) -> Plan:
-    return group_norm_silu.plan(x, None, skip, None, noise_bias, weight, weight, groups, eps, True)
+    return group_norm_silu.plan(x, None, skip, None, noise_bias, weight, weight, groups, eps, True, fold=False)
 
 
 def _plan_normalise(x: Tensor, bias: Tensor, silu: int, skip: Tensor | None = None, **_: Tensor) -> Plan:
-    return group_norm_silu.plan(x, None, skip, None, None, bias, bias, 1, 0.0, bool(silu))
+    return group_norm_silu.plan(x, None, skip, None, None, bias, bias, 1, 0.0, bool(silu), fold=False)
 
 
 def _plan_gate(x: Tensor, y: Tensor | None = None, **given: Tensor) -> Plan:

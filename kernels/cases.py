@@ -8,12 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels import attention, convolution_epilogue, diffuse, fusion_gate, group_norm_silu, upsample_add
+from kernels import (
+    attention,
+    convolution,
+    convolution_epilogue,
+    diffuse,
+    fusion_gate,
+    group_norm_silu,
+    single_channel,
+    student_ends,
+    upsample_add,
+)
 from kernels.launch import Plan
 
 
@@ -97,6 +108,26 @@ FUSION_GATE = Operation("fusion_gate", fusion_gate.plan, fusion_gate.reference, 
 UPSAMPLE_ADD = Operation("upsample_add", upsample_add.plan, upsample_add.reference, upsample_add.upsample_add)
 ATTENTION = Operation("attention", attention.plan, attention.reference, attention.attention)
 DIFFUSE = Operation("diffuse", diffuse.plan, diffuse.reference, diffuse.diffuse)
+CONVOLUTION = Operation("convolution", convolution.plan, convolution.reference, convolution.convolution)
+CONVOLUTION_WITH_STATISTICS = Operation(
+    "convolution_with_statistics",
+    partial(convolution.plan, statistics=True),
+    convolution.reference_with_statistics,
+    convolution.convolution_with_statistics,
+)
+FIRST_CONVOLUTION = Operation(
+    "first_convolution",
+    single_channel.first_plan,
+    single_channel.first_reference,
+    single_channel.first_convolution,
+)
+HEAD = Operation("head", single_channel.head_plan, single_channel.head_reference, single_channel.head)
+STUDENT_INPUTS = Operation(
+    "student_inputs", student_ends.inputs_plan, student_ends.inputs_reference, student_ends.student_inputs
+)
+STUDENT_CHANGE = Operation(
+    "student_change", student_ends.change_plan, student_ends.change_reference, student_ends.student_change
+)
 OPERATIONS = (
     STATISTICS,
     EPILOGUE,
@@ -106,7 +137,19 @@ OPERATIONS = (
     UPSAMPLE_ADD,
     ATTENTION,
     DIFFUSE,
+    CONVOLUTION,
+    CONVOLUTION_WITH_STATISTICS,
+    FIRST_CONVOLUTION,
+    HEAD,
+    STUDENT_INPUTS,
+    STUDENT_CHANGE,
 )
+# On matrix units, of which Triton's interpreter gets bfloat16 wrong.
+OF_MATRICES = (ATTENTION, CONVOLUTION, CONVOLUTION_WITH_STATISTICS)
+# Their last argument is the type of the result, whatever that of the inputs is.
+OF_A_TYPE = (DIFFUSE, STUDENT_INPUTS)
+# What follows a result, and with what it is compared apart from it.
+WITH_STATISTICS = (EPILOGUE_WITH_STATISTICS, CONVOLUTION_WITH_STATISTICS, FIRST_CONVOLUTION)
 
 
 @dataclass(frozen=True)
@@ -221,6 +264,76 @@ def noisy(n: int, height: int, width: int, steps: int = 3) -> Case:
     return Case(DIFFUSE, f"{n}x1x{height}x{width}", make)
 
 
+def convolve(
+    n: int,
+    inputs: int,
+    outputs: int,
+    height: int,
+    width: int,
+    size: int = 3,
+    more: int = 0,
+    last: int = 0,
+    bias: bool = True,
+    residual: bool = False,
+    relu: bool = False,
+    with_statistics: bool = False,
+) -> Case:
+    """`size`: of the kernel's side; `more`, `last`: channels of the shortcuts' inputs."""
+
+    def make(draw: Draw) -> tuple[Any, ...]:
+        def with_weight(channels: int, side: int) -> tuple[Tensor | None, Tensor | None]:
+            if not channels:
+                return None, None
+            weight = draw.parameter(outputs, channels, side, side, scale=(channels * side * side) ** -0.5)
+            weight = weight.contiguous(memory_format=torch.channels_last)
+            return draw.feature(n, channels, height, width), weight
+
+        return (
+            *with_weight(inputs, size),
+            *with_weight(more, 1),
+            *with_weight(last, 1),
+            draw.parameter(outputs) if bias else None,
+            draw.feature(n, outputs, height, width) if residual else None,
+            relu,
+        )
+
+    flags = {"bias": bias, "relu": relu, "residual": residual, f"+{more}": more, f"+{last} last": last}
+    parts = [label for label, given in flags.items() if given]
+    name = f"{n}x{inputs}x{height}x{width} to {outputs} {size}x{size} {' '.join(parts)}".strip()
+    return Case(CONVOLUTION_WITH_STATISTICS if with_statistics else CONVOLUTION, name, make)
+
+
+def from_one(n: int, channels: int, height: int, width: int) -> Case:
+    def make(draw: Draw) -> tuple[Any, ...]:
+        return draw.feature(n, 1, height, width), draw.parameter(channels, 1, 3, 3), draw.parameter(channels)
+
+    return Case(FIRST_CONVOLUTION, f"{n}x1x{height}x{width} to {channels}", make)
+
+
+def to_one(n: int, channels: int, height: int, width: int, tanh: bool) -> Case:
+    def make(draw: Draw) -> tuple[Any, ...]:
+        weight = draw.table(1, channels, 3, 3) * (9 * channels) ** -0.5
+        return draw.feature(n, channels, height, width), weight, draw.table(1), tanh
+
+    return Case(HEAD, f"{n}x{channels}x{height}x{width}{' tanh' if tanh else ''}", make)
+
+
+def unshuffled(n: int, height: int, width: int, factor: int = 2) -> Case:
+    def make(draw: Draw) -> tuple[Any, ...]:
+        a, b, interval = (draw.table(n, planes, height, width) for planes in (1, 1, 2))
+        return a, b, interval, factor, draw.dtype
+
+    return Case(STUDENT_INPUTS, f"{n}x4x{height}x{width} by {factor}", make)
+
+
+def changed(n: int, height: int, width: int, factor: int = 2) -> Case:
+    def make(draw: Draw) -> tuple[Any, ...]:
+        a, b, interval = (draw.table(n, planes, height, width) for planes in (1, 1, 2))
+        return draw.feature(n, factor**2, height // factor, width // factor), a, b, interval.sort(1).values, factor
+
+    return Case(STUDENT_CHANGE, f"{n}x4x{height}x{width} by {factor}", make)
+
+
 def network_cases(
     channels: int, groups: int, height: int, width: int, pairs: int = 1, steps: int = 3, noise: bool = True
 ) -> Iterator[Case]:
@@ -293,6 +406,24 @@ ODD_CASES: tuple[Case, ...] = (
     attend(1, 128, 11, 3),
     attend(1, 192, 5, 7),
     attend(1, 256, 8, 9),
+    convolve(1, 16, 4, 1, 1),
+    convolve(2, 32, 32, 7, 9, relu=True, residual=True),
+    convolve(3, 48, 72, 5, 13, more=16, last=32, with_statistics=True),
+    convolve(1, 16, 33, 9, 33, size=1, bias=False, with_statistics=True),
+    convolve(1, 32, 48, 33, 40, size=1, relu=True),
+    convolve(7, 64, 16, 2, 3, more=64, with_statistics=True),
+    from_one(1, 16, 1, 1),
+    from_one(2, 33, 9, 33),
+    from_one(7, 72, 3, 5),
+    to_one(1, 16, 3, 2, tanh=True),
+    to_one(3, 65, 9, 17, tanh=True),
+    to_one(7, 8, 4, 33, tanh=False),
+    unshuffled(1, 2, 2),
+    unshuffled(7, 34, 66),
+    unshuffled(2, 9, 6, factor=3),
+    changed(1, 2, 2),
+    changed(7, 34, 66),
+    changed(2, 9, 6, factor=3),
     noisy(1, 3, 5),
     noisy(7, 33, 32, steps=2),
 )

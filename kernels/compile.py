@@ -15,6 +15,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.launch import Launch
 
@@ -68,6 +69,9 @@ def signature_of(launch: Launch) -> Signature:
         if name in constants or value is None or (type(value) is int and value == 1):
             types[name] = "constexpr"
             constants.setdefault(name, value)
+        elif isinstance(value, TensorDescriptor):
+            block = ", ".join(map(str, value.block_shape))
+            types[name] = f"tensordesc<{_TYPES[value.base.dtype]}[{block}]>"
         elif isinstance(value, Tensor):
             types[name] = "*" + _TYPES[value.dtype]
             aligned.append(name)

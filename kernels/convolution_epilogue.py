@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from kernels import launch
 from kernels.launch import Launch, Plan, channels_last, tiles_of
 
-MOST_PARTS = 256
+MOST_PARTS = 512
 FEWEST_PIXELS = 32
 
 
 def pixels_of_part(pixels: int) -> int:
-    """Neighbouring pixels whose statistics are one part: at least 32, and so many that there are at most 256 parts."""
+    """Neighbouring pixels whose statistics are one part: at least 32, and so many that there are at most 512 parts."""
     return max(FEWEST_PIXELS, triton.next_power_of_2(triton.cdiv(pixels, MOST_PARTS)))
 
 

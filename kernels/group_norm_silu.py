@@ -13,6 +13,8 @@ from kernels.convolution_epilogue import pixels_of_part
 from kernels.convolution_epilogue import plan as plan_epilogue
 from kernels.launch import Launch, Plan, channels_last, tiles_of
 
+MOST_PARTS_TO_FOLD = 32
+
 
 def reference(
     x: Tensor,
@@ -104,9 +106,60 @@ def moments_kernel(
 
 
 @triton.jit
+def _moments_of(
+    statistics,  # (N, parts, 2, own) float32
+    noise_bias,  # (R, C) float32, or None
+    n,
+    c,  # [CHANNELS], whole groups
+    inside,
+    pixels,
+    parts,
+    pixels_per_part,
+    own,
+    first,
+    channels,
+    images_per_row,
+    eps,
+    GROUP: tl.constexpr,
+    PARTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """What `moments_kernel` gives but for the weight: what to subtract, and what to multiply by."""
+    part = tl.arange(0, PARTS)
+    there = (part < parts)[:, None] & inside[None, :]
+    count = tl.where(part < parts, tl.minimum(pixels - part * pixels_per_part, pixels_per_part), 0).to(tl.float32)
+    place = statistics + (n * parts + part[:, None]) * 2 * own + c[None, :]
+    mean = tl.load(place, mask=there, other=0.0)
+    squares = tl.load(place + own, mask=there, other=0.0)
+    added = tl.zeros((CHANNELS,), tl.float32)
+    if noise_bias is not None:
+        added = tl.load(noise_bias + (n // images_per_row) * channels + first + c, mask=inside, other=0.0)
+    mean += added[None, :]
+
+    size = pixels * 1.0  # a single pixel is a constant, and has no `to`
+    pivot = tl.sum(tl.where(part[:, None] == 0, mean, 0.0), 0)
+    of_channel = pivot + tl.sum(count[:, None] * (mean - pivot[None, :]), 0) / size
+    away = mean - of_channel[None, :]
+    spread = tl.sum(squares + count[:, None] * away * away, 0)
+
+    grouped = tl.reshape(of_channel, (CHANNELS // GROUP, GROUP))
+    start = tl.sum(tl.where(tl.arange(0, GROUP)[None, :] == 0, grouped, 0.0), 1)
+    centre = start + tl.sum(grouped - start[:, None], 1) / GROUP
+    apart = grouped - centre[:, None]
+    spread = tl.reshape(spread, (CHANNELS // GROUP, GROUP)) + size * apart * apart
+    scale = 1.0 / tl.sqrt(tl.sum(spread, 1) / (size * GROUP) + eps)
+    shape: tl.constexpr = (CHANNELS // GROUP, GROUP)
+    centres = tl.reshape(tl.broadcast_to(centre[:, None], shape), (CHANNELS,))
+    return centres - added, tl.reshape(tl.broadcast_to(scale[:, None], shape), (CHANNELS,))
+
+
+@triton.jit
 def _normalise(
     source,  # (N, pixels, own): the channels from `first` on
-    moments,  # (N, 2, C) float32
+    statistics,  # (N, parts, 2, own) float32, or None where there are moments
+    moments,  # (N, 2, C) float32, or None
+    noise_bias,  # (R, C) float32, or None
+    weight,  # (C,)
     bias,  # (C,)
     out,  # (N, pixels, C)
     pixels,
@@ -114,6 +167,12 @@ def _normalise(
     first,
     channels,
     block,
+    parts,
+    pixels_per_part,
+    images_per_row,
+    eps,
+    GROUP: tl.constexpr,
+    PARTS: tl.constexpr,
     SILU: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -124,8 +183,29 @@ def _normalise(
     c = block * CHANNELS + tl.arange(0, CHANNELS)
     inside = c < own
     mask = (start + row < pixels)[:, None] & inside[None, :]
-    centre = tl.load(moments + n * 2 * channels + first + c, mask=inside, other=0.0)
-    scale = tl.load(moments + (n * 2 + 1) * channels + first + c, mask=inside, other=0.0)
+    if moments is not None:
+        centre = tl.load(moments + n * 2 * channels + first + c, mask=inside, other=0.0)
+        scale = tl.load(moments + (n * 2 + 1) * channels + first + c, mask=inside, other=0.0)
+    else:
+        centre, scale = _moments_of(
+            statistics,
+            noise_bias,
+            n,
+            c,
+            inside,
+            pixels,
+            parts,
+            pixels_per_part,
+            own,
+            first,
+            channels,
+            images_per_row,
+            eps,
+            GROUP,
+            PARTS,
+            CHANNELS,
+        )
+        scale *= tl.load(weight + first + c, mask=inside, other=0.0).to(tl.float32)
     added = tl.load(bias + first + c, mask=inside, other=0.0).to(tl.float32)
     value = tl.load(source + (n * pixels + start) * own + row[:, None] * own + c[None, :], mask=mask, other=0.0)
     # The centre is subtracted first: folded into the shift, a large mean would cancel badly.
@@ -140,24 +220,78 @@ def _normalise(
 def normalise_kernel(
     x,  # (N, pixels, C1)
     skip,  # (N, pixels, C2), or None
-    moments,  # (N, 2, C) float32
+    x_statistics,  # (N, parts, 2, C1) float32, or None where there are moments
+    skip_statistics,  # (N, parts, 2, C2) float32, or None
+    moments,  # (N, 2, C) float32, or None
+    noise_bias,  # (R, C) float32, or None
+    weight,  # (C,)
     bias,  # (C,)
     out,  # (N, pixels, C)
     pixels,
+    parts,
+    pixels_per_part,
     x_channels,
     skip_channels,
+    images_per_row,  # N / R
+    eps,
+    GROUP: tl.constexpr,  # channels of a group
+    PARTS: tl.constexpr,
     SILU: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
+    """Program (tile of pixels, image, block of channels)."""
     channels = x_channels + skip_channels
     block = tl.program_id(2)
     of_x = tl.cdiv(x_channels, CHANNELS)
     if skip is None or block < of_x:
-        _normalise(x, moments, bias, out, pixels, x_channels, 0, channels, block, SILU, PIXELS, CHANNELS)
+        _normalise(
+            x,
+            x_statistics,
+            moments,
+            noise_bias,
+            weight,
+            bias,
+            out,
+            pixels,
+            x_channels,
+            0,
+            channels,
+            block,
+            parts,
+            pixels_per_part,
+            images_per_row,
+            eps,
+            GROUP,
+            PARTS,
+            SILU,
+            PIXELS,
+            CHANNELS,
+        )
     else:
-        block -= of_x
-        _normalise(skip, moments, bias, out, pixels, skip_channels, x_channels, channels, block, SILU, PIXELS, CHANNELS)
+        _normalise(
+            skip,
+            skip_statistics,
+            moments,
+            noise_bias,
+            weight,
+            bias,
+            out,
+            pixels,
+            skip_channels,
+            x_channels,
+            channels,
+            block - of_x,
+            parts,
+            pixels_per_part,
+            images_per_row,
+            eps,
+            GROUP,
+            PARTS,
+            SILU,
+            PIXELS,
+            CHANNELS,
+        )
 
 
 def plan(
@@ -171,8 +305,12 @@ def plan(
     groups: int,
     eps: float,
     silu: bool,
+    fold: bool = True,
 ) -> Plan:
-    """The result, and one launch or two for statistics that are not given, and two more."""
+    """The result: a launch for each statistics that are not given, one to merge them, and one.
+
+    `fold`: few parts are merged in the last launch.
+    """
     x = channels_last(x)
     launches: list[Launch] = []
     if x_statistics is None:
@@ -186,41 +324,38 @@ def plan(
     n, x_channels, height, width = x.shape
     skip_channels = 0 if skip is None else skip.shape[1]
     channels, pixels, parts = x_channels + skip_channels, height * width, x_statistics.shape[1]
-    moments = launch.new_table((n, 2, channels), x)
     out = launch.new_feature_map((n, channels, height, width), x)
-    widths = {"x_channels": x_channels, "skip_channels": skip_channels, "pixels": pixels}
-    launches.append(
-        Launch(
-            moments_kernel,
-            (n, groups),
-            {
-                "x_statistics": x_statistics,
-                "skip_statistics": skip_statistics,
-                "noise_bias": noise_bias,
-                "weight": weight,
-                "moments": moments,
-                "parts": parts,
-                "pixels_per_part": pixels_of_part(pixels),
-                "images_per_row": 1 if noise_bias is None else n // len(noise_bias),
-                "eps": eps,
-                **widths,
-            },
-            {
-                "GROUP": channels // groups,
-                "PARTS": triton.next_power_of_2(parts),
-                "CHANNELS": triton.next_power_of_2(channels // groups),
-            },
-        )
-    )
     tile = tiles_of(x).normalise
     block = min(tile.channels, triton.next_power_of_2(x_channels))
     blocks = triton.cdiv(x_channels, block) + triton.cdiv(skip_channels, block)
+    group = channels // groups
+    common = {
+        "noise_bias": noise_bias,
+        "weight": weight,
+        "pixels": pixels,
+        "parts": parts,
+        "pixels_per_part": pixels_of_part(pixels),
+        "x_channels": x_channels,
+        "skip_channels": skip_channels,
+        "images_per_row": 1 if noise_bias is None else n // len(noise_bias),
+        "eps": eps,
+    }
+    statistics = {"x_statistics": x_statistics, "skip_statistics": skip_statistics}
+    constants = {"GROUP": group, "PARTS": triton.next_power_of_2(parts)}
+    moments = None
+    # Few parts are merged by every program anew, if it has whole groups: a launch of its own would take longer.
+    if not fold or parts > MOST_PARTS_TO_FOLD or block % group or x_channels % group or group & (group - 1):
+        moments = launch.new_table((n, 2, channels), x)
+        widths = {"CHANNELS": triton.next_power_of_2(group)}
+        arguments = {**statistics, **common, "moments": moments}
+        launches.append(Launch(moments_kernel, (n, groups), arguments, {**constants, **widths}))
+        statistics = dict.fromkeys(statistics)
     launches.append(
         Launch(
             normalise_kernel,
             (triton.cdiv(pixels, tile.pixels), n, blocks),
-            {"x": x, "skip": skip, "moments": moments, "bias": bias, "out": out, **widths},
-            {"SILU": silu, "PIXELS": tile.pixels, "CHANNELS": block},
+            {"x": x, "skip": skip, **statistics, **common, "moments": moments, "bias": bias, "out": out},
+            {**constants, "SILU": silu, "PIXELS": tile.pixels, "CHANNELS": block},
             tile.warps,
         )
     )

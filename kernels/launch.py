@@ -15,11 +15,13 @@ from typing import Any, TypeAlias
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.tiles import Tiles, tiles_for
 
 # Whose tiles are planned with for tensors that are not on a GPU: shapes alone, or interpreted.
-_assumed: ContextVar[int] = ContextVar("architecture", default=80)
+OLDEST = 80
+_assumed: ContextVar[int | None] = ContextVar("architecture", default=None)
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,23 @@ class Launch:
     Attributes:
         kernel: the jitted function.
         grid: programs along each axis.
-        arguments: by name; tensors, None for one that is left out, integers and floats.
+        arguments: by name; tensors, descriptors of them, None for one that is left out, integers and floats.
         constants: the tl.constexpr parameters, by name.
         warps, stages: warps of a program, and stages of its software pipeline.
     """
 
     kernel: Any
     grid: tuple[int, ...]
-    arguments: dict[str, Tensor | int | float | None]
+    arguments: dict[str, Tensor | TensorDescriptor | int | float | None]
     constants: dict[str, Any] = field(default_factory=dict)
     warps: int = 4
     stages: int = 1
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it reads or writes."""
+        values = (x.base if isinstance(x, TensorDescriptor) else x for x in self.arguments.values())
+        return [x for x in values if isinstance(x, Tensor)]
 
     def run(self) -> None:
         options = {"num_warps": self.warps, "num_stages": self.stages}
@@ -83,7 +91,12 @@ def assumed(architecture: int) -> Iterator[None]:
 
 def tiles_of(x: Tensor) -> Tiles:
     """The launch configurations of the GPU that `x` is on, or of the assumed one."""
-    return tiles_for(_architecture(x.device) if x.is_cuda else _assumed.get())
+    return tiles_for(_architecture(x.device) if x.is_cuda else _assumed.get() or OLDEST)
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether `x` is on a GPU, or planned for one; a graph for others to run is neither."""
+    return x.is_cuda or _assumed.get() is not None
 
 
 def run(plan: Plan) -> tuple[Tensor, ...]:

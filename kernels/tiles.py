@@ -29,6 +29,32 @@ class AttentionTile:
 
 
 @dataclass(frozen=True)
+class ConvolutionTile:
+    """Pixels and output channels of a program, and the input channels that it looks at at a time.
+
+    `described`: tiles are fetched by the copy engine that GPUs have from compute capability 9.0 on, where they are
+    whole rows of the image or parts of one.
+    """
+
+    pixels: int = 64
+    channels: int = 32
+    inner: int = 32
+    warps: int = 4
+    stages: int = 3
+    described: bool = False
+
+
+@dataclass(frozen=True)
+class ConvolutionRule:
+    """Which convolutions a tile is for: up to so many channels in and out, and pixels of all images together."""
+
+    inputs: int
+    outputs: int
+    pixels: int
+    tile: ConvolutionTile
+
+
+@dataclass(frozen=True)
 class Tiles:
     """One architecture's.
 
@@ -40,6 +66,8 @@ class Tiles:
         gate: of the fusion gate's last pass; the pixels are a square.
         upsample: bilinear.
         diffuse: pixels.
+        first, head: of the convolutions from and to a single channel; the head takes all channels at a time.
+        convolutions: the first rule that holds is taken; where none does, the convolution is cuDNN's.
         attention, attention_float32: by element size, for up to 128 and up to 256 channels.
     """
 
@@ -50,12 +78,22 @@ class Tiles:
     gate: Tile = Tile(64, 32)
     upsample: Tile = Tile(32, 64)
     diffuse: Tile = Tile(1024, 1)
+    first: Tile = Tile(32, 64)
+    head: Tile = Tile(64, 1)
+    convolutions: tuple[ConvolutionRule, ...] = ()
     attention: dict[int, AttentionTile] = field(
         default_factory=lambda: {128: AttentionTile(32, 64, 4, 2), 256: AttentionTile(32, 32, 4, 2)}
     )
     attention_float32: dict[int, AttentionTile] = field(
         default_factory=lambda: {128: AttentionTile(16, 32, 4, 1), 256: AttentionTile(16, 16, 4, 1)}
     )
+
+    def convolution(self, inputs: int, outputs: int, pixels: int) -> ConvolutionTile | None:
+        """The tile for a convolution of so many channels and pixels, of all images together; None for cuDNN's."""
+        for rule in self.convolutions:
+            if inputs <= rule.inputs and outputs <= rule.outputs and pixels <= rule.pixels:
+                return rule.tile
+        return None
 
 
 # By compute capability, times ten.
@@ -64,7 +102,7 @@ ARCHITECTURES: dict[int, Tiles] = {
     86: Tiles(),
     87: Tiles(),
     89: Tiles(),
-    90: Tiles(),
+    90: Tiles(convolutions=(ConvolutionRule(64, 64, 2**40, ConvolutionTile(64, 32, 32, 4, 3)),)),
     110: Tiles(),
     120: Tiles(),
 }

@@ -24,10 +24,17 @@ from dmfnet_fast.model.rewrites import (
     finished,
     of_kind,
 )
+from dmfnet_fast.model.student import Student, from_brighter
 from dmfnet_fast.neighbours import neighbour
 
 attention = neighbour("kernels.attention").attention
 MOST_CHANNELS = 256  # of the kernel for attention
+_convolutions = neighbour("kernels.convolution")
+convolution = _convolutions.convolution
+convolution_with_statistics = _convolutions.convolution_with_statistics
+_single = neighbour("kernels.single_channel")
+_ends = neighbour("kernels.student_ends")
+on_gpu = neighbour("kernels.launch").on_gpu
 _epilogues = neighbour("kernels.convolution_epilogue")
 convolution_epilogue = _epilogues.convolution_epilogue
 convolution_epilogue_with_statistics = _epilogues.convolution_epilogue_with_statistics
@@ -44,13 +51,22 @@ class Measured(NamedTuple):
     statistics: Tensor
 
 
+def _ours(x: Tensor, weight: Tensor, statistics: bool = False) -> bool:
+    """Whether our own convolution is the faster one here; otherwise it is cuDNN's, and an epilogue."""
+    return _convolutions.tile_for(x, weight, statistics) is not None
+
+
+def _convolved(
+    x: Tensor, conv: nn.Conv2d, bias: Tensor | None, relu: bool = False, residual: Tensor | None = None
+) -> Tensor:
+    """relu(conv(x) + bias) + residual, of a convolution without bias."""
+    if _ours(x, conv.weight):
+        return convolution(x, conv.weight, None, None, None, None, bias, residual, relu)
+    return convolution_epilogue(conv(x), bias, residual, relu)
+
+
 def _measured(h: Tensor, bias: Tensor | None, residual: Tensor | None) -> Measured:
     return Measured(*convolution_epilogue_with_statistics(h, bias, residual, False))
-
-
-def _relu_conv_relu(h: Tensor, first_bias: Tensor | None, conv: nn.Conv2d, bias: Tensor | None) -> Tensor:
-    """relu(conv(relu(h + first_bias)) + bias), of a convolution without bias."""
-    return convolution_epilogue(conv(convolution_epilogue(h, first_bias, None, True)), bias, None, True)
 
 
 class PixelLinear(nn.Module):
@@ -63,7 +79,11 @@ class PixelLinear(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, part: slice = slice(None)) -> None:
         super().__init__()
-        self.weight = nn.Parameter(conv.weight[:, part].flatten(1).t().contiguous())  # (inputs, outputs)
+        kernel = conv.weight.detach()[:, part].contiguous()  # (outputs, inputs, 1, 1)
+        self.weight = nn.Parameter(kernel.flatten(1).t().contiguous())  # (inputs, outputs)
+        self.register_buffer("kernel", kernel, persistent=False)
+
+    kernel: Tensor
 
     def forward(self, x: Tensor, bias: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
         """The product, with `bias` added, or added onto `onto`, which is overwritten."""
@@ -73,6 +93,12 @@ class PixelLinear(nn.Module):
             return onto
         product = rows @ self.weight if bias is None else torch.addmm(bias, rows, self.weight)
         return product.view(x.shape[0], x.shape[2], x.shape[3], -1).permute(0, 3, 1, 2)
+
+    def with_relu(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """relu(product + bias)."""
+        if _ours(x, self.kernel):
+            return convolution(x, self.kernel, None, None, None, None, bias, None, True)
+        return convolution_epilogue(self(x), bias, None, True)
 
 
 class FusedNorm(nn.Module):
@@ -88,9 +114,10 @@ class FusedNorm(nn.Module):
         other = (None, None) if skip is None else skip
         return group_norm_silu(*x, *other, None, self.weight, self.bias, self.groups, self.eps, self.silu)
 
-    def biased(self, h: Tensor, biases: Tensor) -> Tensor:
-        """Of h + biases, of which there is one row for each timestep."""
-        return group_norm_silu(h, None, None, None, biases, self.weight, self.bias, self.groups, self.eps, self.silu)
+    def biased(self, h: Tensor, statistics: Tensor | None, biases: Tensor) -> Tensor:
+        """Of h + biases, of which there is one row for each timestep; of the statistics of h, if they are known."""
+        parameters = self.weight, self.bias, self.groups, self.eps, self.silu
+        return group_norm_silu(h, statistics, None, None, biases, *parameters)
 
 
 class FusedConv(Resample):
@@ -102,7 +129,10 @@ class FusedConv(Resample):
         conv.bias = None
 
     def forward(self, x: Tensor | Measured) -> Measured:
-        return _measured(self.conv(x.values if isinstance(x, Measured) else x), self.bias, None)
+        values = x.values if isinstance(x, Measured) else x
+        if values.shape[1] == 1 and values.dtype != torch.float32 and on_gpu(values):
+            return Measured(*_single.first_convolution(values, self.conv.weight, self.bias))
+        return _measured(self.conv(values), self.bias, None)
 
 
 class FusedAttention(nn.Module):
@@ -148,16 +178,33 @@ class FusedBlock(nn.Module):
         self.attention = FusedAttention(block.attention) if isinstance(block.attention, SelfAttention) else None
 
     def forward(self, x: Measured, _: int, skip: Measured | None = None) -> Measured:
-        h = self.norm2.biased(self.conv1(self.norm1(x, skip)), self.biases)
+        h = self.norm1(x, skip)
+        statistics = None
+        if _ours(h, self.conv1.weight, statistics=True):
+            nothing = None, None, None, None
+            h, statistics = convolution_with_statistics(h, self.conv1.weight, *nothing, None, None, False)
+        else:
+            h = self.conv1(h)
+        result = self._second(self.norm2.biased(h, statistics, self.biases), x, skip)
+        return result if self.attention is None else self.attention(result)
+
+    def _second(self, h: Tensor, x: Measured, skip: Measured | None) -> Measured:
+        """The second convolution and the shortcut."""
+        if _ours(h, self.conv2.weight, statistics=True):
+            sources = [x.values] if skip is None else [x.values, skip.values]
+            shortcuts: list[Tensor | None] = []
+            for source, shortcut in zip(sources, self.shortcuts, strict=False):
+                shortcuts += source, of_kind(shortcut, PixelLinear).kernel
+            shortcuts += [None] * (4 - len(shortcuts))
+            residual = None if self.shortcuts else x.values
+            return Measured(*convolution_with_statistics(h, self.conv2.weight, *shortcuts, self.bias, residual, False))
         h = self.conv2(h)
         if self.shortcuts:
             shortcut = self.shortcuts[0](x.values, self.bias)
             if skip is not None:
                 shortcut = self.shortcuts[1](skip.values, onto=shortcut)
-            result = _measured(h, None, shortcut)
-        else:
-            result = _measured(h, self.bias, x.values)
-        return result if self.attention is None else self.attention(result)
+            return _measured(h, None, shortcut)
+        return _measured(h, self.bias, x.values)
 
 
 class FusedMerge(nn.Module):
@@ -174,10 +221,13 @@ class FusedMerge(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """(T x 2 x N, D, H, W) -> (2 x N, D, H, W)."""
         size = feature.shape[0] // len(self.projections)
+        first = of_kind(self.projections[0], PixelLinear)
+        if len(self.projections) == 1:
+            return _convolved(first.with_relu(feature, self.first_bias), self.conv, self.bias, True)
         total = self.projections[0](feature[:size])
         for step in range(1, len(self.projections)):
             total = self.projections[step](feature[step * size : (step + 1) * size], onto=total)
-        return _relu_conv_relu(total, self.first_bias, self.conv, self.bias)
+        return _convolved(convolution_epilogue(total, self.first_bias, None, True), self.conv, self.bias, True)
 
 
 class FusedGate(nn.Module):
@@ -216,7 +266,7 @@ class FusedPair(nn.Module):
         second.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return _relu_conv_relu(self.first(x), self.first_bias, self.second, self.bias)
+        return _convolved(self.first.with_relu(x, self.first_bias), self.second, self.bias, True)
 
 
 class FusedLevel(nn.Module):
@@ -235,11 +285,24 @@ class FusedLevel(nn.Module):
     def forward(self, x: Tensor, y: Tensor, previous: Tensor | None, before: Tensor | None) -> Tensor:
         f = self.gate(x, y)
         if previous is not None and before is not None:
-            h = self.conv(upsample_add(self.project(before, self.project_bias), None, True))
-            previous = convolution_epilogue(h, self.bias, previous, True)
+            h = upsample_add(self.project(before, self.project_bias), None, True)
+            previous = _convolved(h, self.conv, self.bias, True, previous)
         if previous is not None:
             f = upsample_add(previous, f, False)
         return self.block(f)
+
+
+class FusedHead(nn.Module):
+    """The first convolution of the head."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _ours(x, self.conv.weight):
+            return convolution(x, self.conv.weight, None, None, None, None, self.conv.bias, None, False)
+        return self.conv(x)
 
 
 class FusedPasses(nn.Module):
@@ -272,6 +335,7 @@ class FusedPasses(nn.Module):
                 if modules is denoiser.downs:
                     skips.append(outputs)
         denoiser.init_conv = FusedConv(denoiser.init_conv)  # type: ignore[assignment]
+        self.fusion.rgb_decode2 = FusedHead(self.fusion.rgb_decode2.conv)  # type: ignore[assignment]
         decoder = self.fusion.decoder
         self.fusion.merges = nn.ModuleList(FusedMerge(merge) for merge in decoder[::2])  # type: ignore[arg-type]
         for n, module in enumerate(decoder):
@@ -290,4 +354,37 @@ class FusedPasses(nn.Module):
         merged = [merge(feature.values) for merge, feature in zip(merges, features, strict=True)]
         pairs = a.shape[0]
         halves = [[feature[:pairs] for feature in merged], [feature[pairs:] for feature in merged]]
-        return finished(self.fusion, halves, a, b, interval)
+        if not on_gpu(a):
+            return finished(self.fusion, halves, a, b, interval)
+        last = of_kind(self.fusion.rgb_decode1.conv, nn.Conv2d)
+        hidden = self.fusion.hidden(halves[0], halves[1], interval)
+        result = _single.head(hidden, last.weight, last.bias, interval is None)
+        return result if interval is None else from_brighter(result, a, b, interval)
+
+
+class FusedStudent(nn.Module):
+    """A student whose convolutions are followed by all that is done to their results.
+
+    It takes `net` over.
+    """
+
+    def __init__(self, net: Student) -> None:
+        super().__init__()
+        self.config, self.net = net.config, net
+
+    def forward(self, a: Tensor, b: Tensor, interval: Tensor) -> Tensor:
+        """As `Student.forward`."""
+        net, factor = self.net, self.config.factor
+        dtype = net.first.weight.dtype
+        if not (on_gpu(a) and dtype in (torch.float16, torch.bfloat16)):
+            return net(a, b, interval)
+        h = self._convolved(_ends.student_inputs(a, b, interval, factor, dtype), net.first, relu=True)
+        for block in net.blocks:
+            layers = of_kind(block, nn.Sequential)
+            first, second = of_kind(layers[0], nn.Conv2d), of_kind(layers[2], nn.Conv2d)
+            h = self._convolved(self._convolved(h, first, relu=True), second, residual=h)
+        return _ends.student_change(self._convolved(h, net.last), a, b, interval, factor)
+
+    @staticmethod
+    def _convolved(x: Tensor, conv: nn.Conv2d, relu: bool = False, residual: Tensor | None = None) -> Tensor:
+        return convolution(x, conv.weight, None, None, None, None, conv.bias, residual, relu)

@@ -133,6 +133,10 @@ class FusionNetwork(nn.Module):
         Shapes: (N, 2TC, H/16, W/16), then (N, TC, ...) up to (N, TC, H, W). Returns (N, 1, H, W): in [-1, 1], or, where
         the network takes an `interval` (N, 2, H, W), what is to be added to the brighter source.
         """
+        return self.head(self.hidden(features_a, features_b, interval))
+
+    def hidden(self, features_a: list[Tensor], features_b: list[Tensor], interval: Tensor | None = None) -> Tensor:
+        """As `forward`, what the head gets: (N, C/2, H, W)."""
         outputs: list[Tensor] = []
         for level, (a, b) in enumerate(zip(features_a, features_b, strict=True)):
             merge, fuse = self.decoder[2 * level], self.decoder[2 * level + 1]
@@ -148,6 +152,10 @@ class FusionNetwork(nn.Module):
         if self.interval is not None:
             assert interval is not None
             hidden = hidden + self.interval(interval.to(hidden.dtype))
+        return hidden
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """What `forward` returns, of `hidden`."""
         result = self._last(F.leaky_relu(hidden, 0.2))
         return torch.tanh(result) if self.interval is None else result
 

@@ -24,7 +24,7 @@ from dmfnet_fast.model.student import Student, from_brighter
 from dmfnet_fast.schedule import fusion_levels
 
 if TYPE_CHECKING:
-    from dmfnet_fast.model.fused import FusedPasses
+    from dmfnet_fast.model.fused import FusedPasses, FusedStudent
 
 Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -366,7 +366,7 @@ def reduce_precision(net: PassByPass | FusedPasses, precision: Precision) -> Non
 
 def optimize(
     model: DMFNet | Student, precision: Precision = "float32", together: bool = False, kernels: bool = False
-) -> PassByPass | FusedPasses | Student:
+) -> PassByPass | FusedPasses | FusedStudent | Student:
     """The same network for inference, rewritten; `model` stays as it is.
 
     Args:
@@ -384,7 +384,13 @@ def optimize(
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     if isinstance(model, Student):
-        return model.to(DTYPES[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
+        student: Student = model.to(DTYPES[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if not kernels:
+            return student
+        require("triton", extra="gpu")
+        from dmfnet_fast.model.fused import FusedStudent
+
+        return FusedStudent(student)
     drop_unused_blocks(model)
     passes = PassByPass(model, together)
     for rewrite in REWRITES_BEFORE_KERNELS if kernels else REWRITES:

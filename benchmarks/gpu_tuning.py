@@ -1,0 +1,270 @@
+"""Which launch configurations are fastest on this GPU: `python -m benchmarks.gpu_tuning -o TUNING.json`.
+
+Every candidate of every kind of tile is timed on calls of the networks base, turbo and nano at 256x256, and our
+convolution beside cuDNN's with an epilogue. What comes out is written into kernels/tiles.py by hand: a table of a few
+rules, not of every measurement.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.gpu_compile import in_processes, launched
+from benchmarks.gpu_machine import Machine, environment, find_machine, measure_ceilings
+from dmfnet_fast.engines.arithmetic import arithmetic
+from dmfnet_fast.files import replacing
+from kernels import convolution_epilogue, launch
+from kernels.cases import (
+    CONVOLUTION_WITH_STATISTICS,
+    Case,
+    Draw,
+    convolve,
+    epilogue,
+    from_one,
+    gate,
+    norm,
+    statistics,
+    to_one,
+    upsample,
+)
+from kernels.tiles import ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tile
+
+SETS = 6  # of inputs that take turns
+EVERYTHING = 2**40
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A case with one field of the tiles changed."""
+
+    case: Case
+    field: str
+    tile: Any
+
+    @property
+    def name(self) -> str:
+        return f"{self.case} with {self.field} {self.tile}"
+
+
+NARROW = tuple(
+    itertools.starmap(
+        ConvolutionTile,
+        (
+            (32, 32, 32, 2, 3),
+            (32, 32, 32, 4, 3),
+            (64, 32, 32, 4, 1),
+            (64, 32, 32, 4, 3),
+            (64, 32, 32, 2, 3),
+            (64, 64, 64, 4, 3),
+            (128, 32, 32, 4, 1),
+            (128, 32, 32, 4, 3),
+            (128, 32, 32, 8, 3),
+            (128, 64, 64, 4, 3),
+            (64, 32, 32, 4, 4, True),
+            (128, 32, 32, 4, 4, True),
+        ),
+    )
+)
+WIDE = tuple(
+    itertools.starmap(
+        ConvolutionTile,
+        (
+            (128, 128, 64, 8, 3),
+            (128, 128, 64, 8, 4),
+            (128, 128, 64, 4, 4),
+            (128, 128, 32, 8, 4),
+            (64, 128, 64, 4, 4),
+            (64, 64, 64, 4, 4),
+            (256, 128, 64, 8, 3),
+            (128, 128, 64, 8, 3, True),
+            (128, 128, 64, 8, 4, True),
+            (128, 128, 64, 4, 3, True),
+            (256, 128, 64, 8, 3, True),
+            (64, 128, 64, 4, 4, True),
+            (128, 128, 32, 8, 4, True),
+        ),
+    )
+)
+
+
+def _convolutions() -> Iterator[tuple[Case, tuple[ConvolutionTile, ...]]]:
+    """(N, I, O, side) of the 3x3 convolutions that take most of the time, and what to try."""
+    for n, inputs, outputs, side, given in (
+        (6, 128, 128, 256, WIDE),
+        (6, 128, 128, 128, WIDE),
+        (6, 256, 128, 128, WIDE),
+        (6, 128, 128, 64, WIDE),
+        (6, 128, 128, 32, WIDE),
+        (6, 256, 256, 16, WIDE),
+        (2, 32, 32, 256, NARROW),
+        (2, 32, 32, 128, NARROW),
+        (2, 64, 32, 128, NARROW),
+        (2, 32, 32, 64, NARROW),
+        (2, 32, 32, 32, NARROW),
+        (2, 64, 64, 16, NARROW),
+    ):
+        yield convolve(n, inputs, outputs, side, side, with_statistics=True), given
+    for n, inputs, outputs, side in ((1, 16, 32, 128), (1, 32, 32, 128), (8, 32, 32, 128), (1, 32, 4, 128)):
+        yield convolve(n, inputs, outputs, side, side, relu=True), NARROW
+    yield convolve(2, 32, 32, 128, 128, size=1, relu=True), NARROW
+    yield convolve(6, 128, 128, 128, 128, size=1, relu=True), WIDE
+
+
+def _tiles(numbers: tuple[tuple[int, int, int], ...]) -> tuple[Tile, ...]:
+    return tuple(itertools.starmap(Tile, numbers))
+
+
+BLOCKS = _tiles(
+    (
+        (32, 64, 4),
+        (64, 64, 4),
+        (64, 64, 8),
+        (32, 128, 4),
+        (32, 32, 2),
+        (16, 64, 2),
+        (16, 64, 4),
+        (32, 32, 4),
+        (64, 32, 4),
+    )
+)
+
+
+def variants() -> list[Variant]:
+    """All that is timed; every process makes the same list."""
+    found = []
+    for case, tiles in _convolutions():
+        rules = [(ConvolutionRule(EVERYTHING, EVERYTHING, EVERYTHING, tile),) for tile in tiles]
+        found += [Variant(case, "convolutions", rule) for rule in rules]
+    shapes = ((6, 128, 256, 32), (6, 128, 64, 32), (2, 32, 256, 8), (2, 32, 64, 8))
+    for n, channels, side, groups in shapes:
+        both = epilogue(n, channels, side, side, bias=True, residual=True, relu=False, with_statistics=True)
+        for case in (both, statistics(n, channels, side, side)):
+            found += [Variant(case, "epilogue", tile) for tile in BLOCKS]
+        for case in (norm(n, channels, 0, side, side, groups, known=True),):
+            found += [Variant(case, "normalise", tile) for tile in BLOCKS]
+        pairs, sides = n // 2 if n == 2 else 1, side
+        for field, numbers in (
+            ("pool", ((16, 128, 4), (32, 128, 4), (32, 128, 8), (8, 128, 4), (16, 128, 8))),
+            ("spatial", ((128, 1, 4), (64, 1, 2), (256, 1, 4), (64, 1, 4), (32, 1, 1))),
+            ("gate", ((64, 32, 4), (64, 64, 4), (64, 16, 4), (64, 32, 8), (16, 32, 2), (16, 64, 4), (256, 16, 4))),
+        ):
+            found += [Variant(gate(pairs, channels, sides, sides), field, Tile(*number)) for number in numbers]
+    for n, channels in ((6, 128), (2, 32)):
+        for numbers in ((32, 64, 4), (64, 64, 4), (64, 32, 4), (32, 128, 8), (16, 64, 2), (128, 32, 4)):
+            found.append(Variant(from_one(n, channels, 256, 256), "first", Tile(*numbers)))
+        for pixels, warps in ((64, 4), (32, 4), (128, 4), (128, 8), (32, 2), (16, 2), (16, 1), (64, 8)):
+            found.append(Variant(to_one(1, channels // 2, 256, 256, True), "head", Tile(pixels, 1, warps)))
+        found += [Variant(upsample(1, channels, 128, 128, True, False), "upsample", tile) for tile in BLOCKS]
+    return found
+
+
+@contextmanager
+def tried(variant: Variant) -> Iterator[None]:
+    """Plan with the variant's tile meanwhile, on every architecture."""
+    before = dict(ARCHITECTURES)
+    changed: dict[str, Any] = {variant.field: variant.tile}
+    ARCHITECTURES.update({number: replace(tiles, **changed) for number, tiles in before.items()})
+    try:
+        yield
+    finally:
+        ARCHITECTURES.update(before)
+
+
+def _compile(number: int) -> str | None:
+    variant = variants()[number]
+    with tried(variant):
+        return launched(variant.case, variant.case.make(Draw(torch.float16, "cuda")))
+
+
+def _by_cudnn(x: Tensor, weight: Tensor, *others: Any) -> Any:
+    bias, residual, relu = others[-3:]
+    h = F.conv2d(x, weight, padding=weight.shape[2] // 2)
+    return convolution_epilogue.convolution_epilogue(h, bias, residual, relu)
+
+
+def _by_cudnn_with_statistics(x: Tensor, weight: Tensor, *others: Any) -> Any:
+    bias, residual, relu = others[-3:]
+    h = F.conv2d(x, weight, padding=weight.shape[2] // 2)
+    return convolution_epilogue.convolution_epilogue_with_statistics(h, bias, residual, relu)
+
+
+def _timed(machine: Machine, case: Case, call: Callable[..., Any]) -> float:
+    """Microseconds."""
+    inputs = [case.make(Draw(torch.float16, machine.device.type, seed)) for seed in range(SETS)]
+    return 1e3 * machine.time_over(call, inputs).median
+
+
+def measure(machine: Machine, variant: Variant) -> float:
+    def call(*arguments: Any) -> Any:
+        return launch.run(variant.case.operation.plan(*arguments))
+
+    with tried(variant):
+        return _timed(machine, variant.case, call)
+
+
+def _row(machine: Machine, variant: Variant) -> dict[str, Any]:
+    row: dict[str, Any] = {"case": str(variant.case), "field": variant.field}
+    tile = variant.tile[0].tile if variant.field == "convolutions" else variant.tile
+    row["tile"] = list(vars(tile).values())
+    try:
+        return row | {"us": measure(machine, variant)}
+    except Exception as error:  # a tile may need more than the GPU has
+        return row | {"failed": f"{type(error).__name__}: {error}"[:300]}
+
+
+def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """One line for each case and field: the fastest three, the present one, cuDNN's."""
+    for (case, field), group in itertools.groupby(rows, lambda row: (row["case"], row["field"])):
+        all_rows = list(group)
+        timed = sorted((row for row in all_rows if "us" in row), key=lambda row: row["us"])
+        shown = ", ".join(f"{row['tile']} {row['us']:.1f}" for row in timed[:3])
+        failed = sum("failed" in row for row in all_rows)
+        yield f"{field} | {case} | {shown}" + (f" | {failed} failed" if failed else "")
+
+
+def write(output: Path, content: dict[str, Any]) -> None:
+    with replacing(output) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+@click.command(help=(__doc__ or "").partition("\n\n")[0])
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The JSON file to write.")
+def main(output: Path) -> None:
+    machine = find_machine()
+    if isinstance(machine, str) or machine.interpreted:
+        click.echo("error: this needs a GPU", err=True)
+        sys.exit(2)
+    ceilings = measure_ceilings(machine)
+    todo = variants()
+    compiled = in_processes(_compile, range(len(todo)))
+    click.echo(f"compiled {compiled['jobs']} in {compiled['seconds']:.0f} s, {len(compiled['failed'])} failed")
+    rows: list[dict[str, Any]] = []
+    content = {"environment": environment(machine), "ceilings": ceilings, "compiled": compiled, "rows": rows}
+    with arithmetic():
+        for number, variant in enumerate(todo):
+            if number % 20 == 0:
+                write(output, content)  # what there is so far
+            if variant.field == "convolutions" and not any(row["case"] == str(variant.case) for row in rows):
+                with_statistics = variant.case.operation is CONVOLUTION_WITH_STATISTICS
+                call = _by_cudnn_with_statistics if with_statistics else _by_cudnn
+                row = {"case": str(variant.case), "field": "convolutions", "tile": "cuDNN"}
+                rows.append(row | {"us": _timed(machine, variant.case, call)})
+            rows.append(_row(machine, variant))
+    write(output, content)
+    click.echo("\n".join(summary(rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,407 @@
+"""A 3x3 or 1x1 convolution with all that follows it: shortcuts, bias, ReLU, residual, and the next norm's statistics.
+
+An implicit matrix product: for each tap of the kernel and some of the input channels, the pixels that the tap sees
+times the weights. The nine taps of a tile see nearly the same pixels, which the first of them brings into the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from kernels import launch
+from kernels.convolution_epilogue import pixels_of_part, statistics_reference, statistics_shape
+from kernels.convolution_epilogue import reference as epilogue_reference
+from kernels.launch import Launch, Plan, channels_last, tiles_of
+from kernels.tiles import ConvolutionTile
+
+SMALLEST = 16  # channels that a matrix unit takes at a time
+
+
+def reference(
+    x: Tensor,
+    weight: Tensor,
+    more: Tensor | None,
+    more_weight: Tensor | None,
+    last: Tensor | None,
+    last_weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """relu(conv(x) + conv(more) + conv(last) + bias) + residual, computed in float32.
+
+    Args:
+        x: (N, I, H, W), I a multiple of 16.
+        weight: (O, I, 3, 3) or (O, I, 1, 1).
+        more, last: (N, J, H, W), J a multiple of 16, with weights (O, J, 1, 1), or None.
+        bias: (O,), or None.
+        residual: like the result, (N, O, H, W), or None.
+        relu: whether there is one.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    total = F.conv2d(x.to(wide), weight.to(wide), padding=weight.shape[2] // 2)
+    for other, own in ((more, more_weight), (last, last_weight)):
+        if other is not None and own is not None:
+            total = total + F.conv2d(other.to(wide), own.to(wide))
+    bias, residual = (None if value is None else value.to(wide) for value in (bias, residual))
+    return channels_last(epilogue_reference(total, bias, residual, relu).to(x.dtype, copy=True))
+
+
+def reference_with_statistics(x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    """`reference`, and the `statistics_reference` of it as it is rounded."""
+    result = reference(x, *others)  # type: ignore[arg-type]
+    return result, statistics_reference(result)
+
+
+@triton.jit
+def _add_products(
+    total,  # [PIXELS, CHANNELS] float32
+    x,  # (N, pixels, INPUTS)
+    weight,  # (outputs, TAPS, INPUTS)
+    first,  # of the image
+    row,
+    column,
+    there,
+    o,
+    height,
+    width,
+    outputs,
+    TAPS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    INNER: tl.constexpr,
+):
+    """Adds the convolution of one input."""
+    BLOCKS: tl.constexpr = INPUTS // INNER
+    inner = tl.arange(0, INNER)
+    within = o < outputs
+    for step in tl.range(0, TAPS * BLOCKS):
+        tap = step // BLOCKS
+        c = (step % BLOCKS) * INNER + inner
+        y = row
+        z = column
+        if TAPS > 1:
+            y += tap // 3 - 1
+            z += tap % 3 - 1
+        inside = there & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+        place = (first + y * width + z)[:, None] * INPUTS + c[None, :]
+        values = tl.load(x + place, mask=inside[:, None], other=0.0)
+        of_weight = (o[None, :] * TAPS + tap) * INPUTS + c[:, None]
+        weights = tl.load(weight + of_weight, mask=within[None, :], other=0.0)
+        total = tl.dot(values, weights, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def _finish(
+    total,  # [PIXELS, CHANNELS] float32
+    first,
+    n,
+    p,
+    there,
+    o,
+    bias,
+    residual,
+    out,
+    statistics,
+    outputs,
+    parts,
+    RELU: tl.constexpr,
+    PART: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """What follows the products, and the writing of the result."""
+    inside = o < outputs
+    mask = there[:, None] & inside[None, :]
+    place = (first + p)[:, None] * outputs + o[None, :]
+    if bias is not None:
+        total += tl.load(bias + o, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if RELU:
+        total = tl.where(total < 0, 0.0, total)  # keeps NaN, which a maximum may lose
+    if residual is not None:
+        total += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
+    rounded = total.to(out.dtype.element_ty)
+    tl.store(out + place, rounded, mask=mask)
+    if statistics is not None:
+        PARTS: tl.constexpr = PIXELS // PART
+        # About each part's first pixel, so that what is equal everywhere keeps its value and has no deviation.
+        values = tl.reshape(rounded.to(tl.float32), (PARTS, PART, CHANNELS))
+        is_first = tl.arange(0, PART)[None, :, None] == 0
+        pivot = tl.sum(tl.where(is_first, values, 0.0), 1)
+        counted = tl.reshape(there.to(tl.float32), (PARTS, PART))
+        count = tl.maximum(tl.sum(counted, 1), 1.0)[:, None]
+        away = tl.where(counted[:, :, None] > 0, values - pivot[:, None, :], 0.0)
+        shift = tl.sum(away, 1) / count
+        spread = tl.where(counted[:, :, None] > 0, away - shift[:, None, :], 0.0)
+        part = tl.program_id(0) * PARTS + tl.arange(0, PARTS)
+        kept = (part < parts)[:, None] & inside[None, :]
+        place_of_part = (n * parts + part)[:, None] * 2 * outputs + o[None, :]
+        tl.store(statistics + place_of_part, pivot + shift, mask=kept)
+        tl.store(statistics + place_of_part + outputs, tl.sum(spread * spread, 1), mask=kept)
+
+
+@triton.jit
+def convolution_kernel(
+    x,  # (N, pixels, INPUTS)
+    weight,  # (outputs, TAPS, INPUTS)
+    more,  # (N, pixels, MORE), or None
+    more_weight,  # (outputs, MORE), or None
+    last,  # (N, pixels, LAST), or None
+    last_weight,  # (outputs, LAST), or None
+    bias,  # (outputs,), or None
+    residual,  # (N, pixels, outputs), or None
+    out,  # (N, pixels, outputs)
+    statistics,  # (N, parts, 2, outputs) float32, or None
+    height,
+    width,
+    outputs,
+    parts,
+    TAPS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    MORE: tl.constexpr,
+    LAST: tl.constexpr,
+    INNER: tl.constexpr,  # input channels at a time
+    INNER_MORE: tl.constexpr,
+    INNER_LAST: tl.constexpr,
+    RELU: tl.constexpr,
+    PART: tl.constexpr,  # pixels of a part
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,  # output channels of a program
+):
+    """Program (tile of neighbouring pixels, block of output channels, image)."""
+    n = tl.program_id(2).to(tl.int64)
+    pixels = height * width
+    p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    o = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    row, column, there = p // width, p % width, p < pixels
+    first = n * pixels
+
+    total = tl.zeros((PIXELS, CHANNELS), tl.float32)
+    total = _add_products(total, x, weight, first, row, column, there, o, height, width, outputs, TAPS, INPUTS, INNER)
+    if more is not None:
+        total = _add_products(
+            total, more, more_weight, first, row, column, there, o, height, width, outputs, 1, MORE, INNER_MORE
+        )
+    if last is not None:
+        total = _add_products(
+            total, last, last_weight, first, row, column, there, o, height, width, outputs, 1, LAST, INNER_LAST
+        )
+
+    _finish(total, first, n, p, there, o, bias, residual, out, statistics, outputs, parts, RELU, PART, PIXELS, CHANNELS)
+
+
+@triton.jit
+def _add_described(
+    total,  # [PIXELS, CHANNELS] float32
+    x,  # descriptor of (N, H, W, INPUTS), by [1, ROWS, COLUMNS, INNER]
+    weight,  # descriptor of (outputs, TAPS INPUTS), by [CHANNELS, INNER]
+    n,
+    row,
+    column,
+    o,
+    TAPS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    INNER: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    """Adds the convolution of one input. What lies outside of the image is zero."""
+    BLOCKS: tl.constexpr = INPUTS // INNER
+    for step in tl.range(0, TAPS * BLOCKS):
+        tap = step // BLOCKS
+        c = (step % BLOCKS) * INNER
+        y = row
+        z = column
+        if TAPS > 1:
+            y += tap // 3 - 1
+            z += tap % 3 - 1
+        values = tl.reshape(x.load([n, y, z, c]), (PIXELS, INNER))
+        weights = weight.load([o, tap * INPUTS + c])
+        total = tl.dot(values, tl.trans(weights), total)
+    return total
+
+
+@triton.jit
+def described_convolution_kernel(
+    x,  # descriptors, as in `_add_described`
+    weight,
+    more,  # or None
+    more_weight,
+    last,  # or None
+    last_weight,
+    bias,  # (outputs,), or None
+    residual,  # (N, pixels, outputs), or None
+    out,  # (N, pixels, outputs)
+    statistics,  # (N, parts, 2, outputs) float32, or None
+    height,
+    width,
+    outputs,
+    parts,
+    TAPS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    MORE: tl.constexpr,
+    LAST: tl.constexpr,
+    INNER: tl.constexpr,
+    INNER_MORE: tl.constexpr,
+    INNER_LAST: tl.constexpr,
+    RELU: tl.constexpr,
+    PART: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """`convolution_kernel` where tiles are whole rows, or whole parts of one, that the copy engine of a GPU fetches."""
+    image = tl.program_id(2)
+    n = image.to(tl.int64)
+    begin = tl.program_id(0) * PIXELS
+    row, column = begin // width, begin % width
+    block = tl.program_id(1) * CHANNELS
+    total = tl.zeros((PIXELS, CHANNELS), tl.float32)
+    total = _add_described(total, x, weight, image, row, column, block, TAPS, INPUTS, INNER, PIXELS)
+    if more is not None:
+        total = _add_described(total, more, more_weight, image, row, column, block, 1, MORE, INNER_MORE, PIXELS)
+    if last is not None:
+        total = _add_described(total, last, last_weight, image, row, column, block, 1, LAST, INNER_LAST, PIXELS)
+    pixels = height * width
+    p = begin + tl.arange(0, PIXELS)
+    o = block + tl.arange(0, CHANNELS)
+    there = p < pixels
+    _finish(
+        total, n * pixels, n, p, there, o, bias, residual, out, statistics, outputs, parts, RELU, PART, PIXELS, CHANNELS
+    )
+
+
+def _in_whole_rows(height: int, width: int, pixels: int) -> bool:
+    """Whether tiles of so many pixels are whole rows of the image, or whole parts of a row."""
+    return (height * width) % pixels == 0 and max(width, pixels) % min(width, pixels) == 0
+
+
+def _descriptor(x: Tensor, block: Sequence[int]) -> TensorDescriptor:
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), list(block))
+
+
+def _power_of_2_in(number: int) -> int:
+    return number & -number
+
+
+def tile_for(x: Tensor, weight: Tensor, statistics: bool) -> ConvolutionTile | None:
+    """The tile for a convolution where ours was measured to be the faster one; None where cuDNN's is to be used.
+
+    Args:
+        x: (N, I, H, W).
+        weight: (O, I, 3, 3) or (O, I, 1, 1).
+        statistics: whether they are wanted, of whose parts a tile holds whole ones only.
+    """
+    outputs, inputs = weight.shape[:2]
+    if x.dtype not in (torch.float16, torch.bfloat16) or inputs % SMALLEST or not launch.on_gpu(x):
+        return None
+    pixels = x.shape[2] * x.shape[3]
+    tile = tiles_of(x).convolution(inputs, outputs, len(x) * pixels)
+    return None if tile is None or (statistics and pixels_of_part(pixels) > tile.pixels) else tile
+
+
+def plan(
+    x: Tensor,
+    weight: Tensor,
+    more: Tensor | None,
+    more_weight: Tensor | None,
+    last: Tensor | None,
+    last_weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    statistics: bool = False,
+    tile: ConvolutionTile | None = None,
+) -> Plan:
+    """The result, and the statistics if asked for, in one launch; by `tile`, or what is chosen for the shape."""
+    n, inputs, height, width = x.shape
+    outputs, _, size, _ = weight.shape
+    tile = tile or tile_for(x, weight, statistics) or ConvolutionTile()
+    maps = [None if value is None else channels_last(value) for value in (x, more, last, residual)]
+    weights = [None if value is None else channels_last(value) for value in (weight, more_weight, last_weight)]
+    out = launch.new_feature_map((n, outputs, height, width), x)
+    kept = launch.new_table(statistics_shape(out), x) if statistics else None
+    part = pixels_of_part(height * width)
+    # A tile of statistics holds whole parts; another may be as small as it likes.
+    pixels = max(tile.pixels, part) if statistics else tile.pixels
+    channels = max(SMALLEST, min(tile.channels, triton.next_power_of_2(outputs)))
+    widths = [0 if value is None else value.shape[1] for value in (x, more, last)]
+    inner = [min(tile.inner, _power_of_2_in(value)) for value in widths]
+    names = ("x", "weight"), ("more", "more_weight"), ("last", "last_weight")
+    sources: dict[str, Tensor | TensorDescriptor | None] = {}
+    described = tile.described and _in_whole_rows(height, width, pixels)
+    for (of_map, of_weight), values, own, block in zip(names, maps, weights, inner, strict=False):
+        if described and values is not None and own is not None:
+            columns = min(width, pixels)
+            sources[of_map] = _descriptor(values.permute(0, 2, 3, 1), (1, pixels // columns, columns, block))
+            sources[of_weight] = _descriptor(own.permute(0, 2, 3, 1).flatten(1), (channels, block))
+        else:
+            sources |= {of_map: values, of_weight: own}
+    call = Launch(
+        described_convolution_kernel if described else convolution_kernel,
+        (triton.cdiv(height * width, pixels), triton.cdiv(outputs, channels), n),
+        {
+            **sources,
+            "bias": bias,
+            "residual": maps[3],
+            "out": out,
+            "statistics": kept,
+            "height": height,
+            "width": width,
+            "outputs": outputs,
+            "parts": 0 if kept is None else kept.shape[1],
+        },
+        {
+            "TAPS": size * size,
+            "INPUTS": inputs,
+            "MORE": widths[1],
+            "LAST": widths[2],
+            "INNER": inner[0],
+            "INNER_MORE": inner[1],
+            "INNER_LAST": inner[2],
+            "RELU": relu,
+            "PART": part,
+            "PIXELS": pixels,
+            "CHANNELS": channels,
+        },
+        tile.warps,
+        tile.stages,
+    )
+    return tuple(result for result in (out, kept) if result is not None), [call]
+
+
+def _convolution(*arguments: object) -> Tensor:
+    return launch.run(plan(*arguments))[0]  # type: ignore[arg-type]
+
+
+def _convolution_with_statistics(*arguments: object) -> tuple[Tensor, Tensor]:
+    out, statistics = launch.run(plan(*arguments, True))  # type: ignore[arg-type, call-arg]
+    return out, statistics
+
+
+def _fake(x: Tensor, weight: Tensor, *_: object) -> Tensor:
+    return launch.new_feature_map((x.shape[0], weight.shape[0], *x.shape[2:]), x)
+
+
+def _fake_with_statistics(x: Tensor, weight: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    out = _fake(x, weight)
+    return out, launch.new_table(statistics_shape(out), x)
+
+
+_ARGUMENTS = (
+    "(Tensor x, Tensor weight, Tensor? more, Tensor? more_weight, Tensor? last, Tensor? last_weight, Tensor? bias, "
+    "Tensor? residual, bool relu)"
+)
+convolution = launch.register("convolution", f"{_ARGUMENTS} -> Tensor", reference, _convolution, _fake)
+convolution_with_statistics = launch.register(
+    "convolution_with_statistics",
+    f"{_ARGUMENTS} -> (Tensor, Tensor)",
+    reference_with_statistics,
+    _convolution_with_statistics,
+    _fake_with_statistics,
+)

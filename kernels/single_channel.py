@@ -1,0 +1,223 @@
+"""Convolutions of which one side has a single channel: a network's first, and the last, with its activation.
+
+Neither is work for a matrix unit: the first writes many channels of one, the last sums many to one.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels import launch
+from kernels.convolution_epilogue import pixels_of_part, statistics_reference, statistics_shape
+from kernels.launch import Launch, Plan, channels_last, tiles_of
+
+SLOPE = 0.2  # of the leaky ReLU
+
+
+def first_reference(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """conv3x3(x) + bias, computed in float32, and the `statistics_reference` of it as it is rounded.
+
+    Args:
+        x: (N, 1, H, W).
+        weight: (C, 1, 3, 3).
+        bias: (C,).
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    result = channels_last(F.conv2d(x.to(wide), weight.to(wide), bias.to(wide), padding=1).to(x.dtype, copy=True))
+    return result, statistics_reference(result)
+
+
+def head_reference(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> Tensor:
+    """conv3x3(leaky_relu(x, 0.2)) + bias, and the hyperbolic tangent of it if `tanh`; in float32.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (1, C, 3, 3), float32.
+        bias: (1,), float32.
+
+    Returns:
+        (N, 1, H, W) float32, or float64 if `weight` is.
+    """
+    result = F.conv2d(F.leaky_relu(x.to(weight.dtype), SLOPE), weight, bias, padding=1)
+    return torch.tanh(result) if tanh else result
+
+
+@triton.jit
+def first_kernel(
+    x,  # (N, pixels)
+    weight,  # (C, 9)
+    bias,  # (C,)
+    out,  # (N, pixels, C)
+    statistics,  # (N, parts, 2, C) float32
+    height,
+    width,
+    channels,
+    pixels_per_part,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Program (part, block of channels, image)."""
+    part = tl.program_id(0)
+    n = tl.program_id(2).to(tl.int64)
+    pixels = height * width
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = c < channels
+    lane = tl.arange(0, PIXELS)
+    begin = part * pixels_per_part
+    end = tl.minimum(begin + pixels_per_part, pixels)
+    added = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+
+    count = tl.zeros((PIXELS,), tl.float32)
+    mean = tl.zeros((PIXELS, CHANNELS), tl.float32)
+    squares = tl.zeros((PIXELS, CHANNELS), tl.float32)
+    for start in range(begin, end, PIXELS):
+        p = start + lane
+        there = p < end
+        row, column = p // width, p % width
+        value = tl.zeros((PIXELS, CHANNELS), tl.float32) + added[None, :]
+        for tap in tl.static_range(9):
+            y, z = row + (tap // 3 - 1), column + (tap % 3 - 1)
+            seen = there & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+            grey = tl.load(x + n * pixels + y * width + z, mask=seen, other=0.0).to(tl.float32)
+            value += grey[:, None] * tl.load(weight + c * 9 + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
+        rounded = value.to(out.dtype.element_ty)
+        tl.store(out + (n * pixels + p)[:, None] * channels + c[None, :], rounded, there[:, None] & inside[None, :])
+        value = rounded.to(tl.float32)
+        # Welford's update, as in the convolutions' epilogue.
+        count += there.to(tl.float32)
+        before = value - mean
+        mean += tl.where(there, 1.0 / tl.maximum(count, 1.0), 0.0)[:, None] * before
+        squares += tl.where(there[:, None], before * (value - mean), 0.0)
+    pivot = tl.sum(tl.where(lane[:, None] == 0, mean, 0.0), 0)
+    merged = pivot + tl.sum((mean - pivot[None, :]) * count[:, None], 0) / tl.sum(count, 0)
+    away = mean - merged[None, :]
+    place = statistics + (n * tl.num_programs(0) + part) * 2 * channels + c
+    tl.store(place, merged, mask=inside)
+    tl.store(place + channels, tl.sum(squares + count[:, None] * away * away, 0), mask=inside)
+
+
+@triton.jit
+def head_kernel(
+    x,  # (N, pixels, C)
+    weight,  # (9, C) float32
+    bias,  # (1,) float32
+    out,  # (N, pixels) float32
+    height,
+    width,
+    channels,
+    slope,
+    TANH: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Program (tile of neighbouring pixels, image)."""
+    n = tl.program_id(1).to(tl.int64)
+    pixels = height * width
+    p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    row, column, there = p // width, p % width, p < pixels
+    c = tl.arange(0, CHANNELS)
+    inside = c < channels
+    total = tl.zeros((PIXELS, CHANNELS), tl.float32)
+    for tap in tl.static_range(9):
+        y, z = row + (tap // 3 - 1), column + (tap % 3 - 1)
+        seen = there & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+        place = (n * pixels + y * width + z)[:, None] * channels + c[None, :]
+        value = tl.load(x + place, mask=seen[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        value = tl.where(value < 0, slope * value, value)
+        total += value * tl.load(weight + tap * channels + c, mask=inside, other=0.0)[None, :]
+    result = tl.sum(total, 1) + tl.load(bias)
+    if TANH:
+        # Of a magnitude, so that the exponential cannot overflow.
+        shrunk = tl.exp(-2.0 * tl.abs(result))
+        size = (1.0 - shrunk) / (1.0 + shrunk)
+        result = tl.where(result < 0, -size, size)
+    tl.store(out + n * pixels + p, result, mask=there)
+
+
+def first_plan(x: Tensor, weight: Tensor, bias: Tensor) -> Plan:
+    """The result and its statistics, in one launch."""
+    x = x.contiguous()
+    n, _, height, width = x.shape
+    channels = weight.shape[0]
+    out = launch.new_feature_map((n, channels, height, width), x)
+    shape = statistics_shape(out)
+    statistics = launch.new_table(shape, x)
+    tile = tiles_of(x).first
+    block = min(tile.channels, triton.next_power_of_2(channels))
+    call = Launch(
+        first_kernel,
+        (shape[1], triton.cdiv(channels, block), n),
+        {
+            "x": x,
+            "weight": weight.contiguous(),
+            "bias": bias,
+            "out": out,
+            "statistics": statistics,
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "pixels_per_part": pixels_of_part(height * width),
+        },
+        {"PIXELS": tile.pixels, "CHANNELS": block},
+        tile.warps,
+    )
+    return (out, statistics), [call]
+
+
+def head_plan(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> Plan:
+    """The result, in one launch."""
+    x = channels_last(x)
+    n, channels, height, width = x.shape
+    out = launch.new_table((n, 1, height, width), x)
+    tile = tiles_of(x).head
+    call = Launch(
+        head_kernel,
+        (triton.cdiv(height * width, tile.pixels), n),
+        {
+            "x": x,
+            "weight": weight.permute(0, 2, 3, 1).contiguous(),
+            "bias": bias,
+            "out": out,
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "slope": SLOPE,
+        },
+        {"TANH": tanh, "PIXELS": tile.pixels, "CHANNELS": triton.next_power_of_2(channels)},
+        tile.warps,
+    )
+    return (out,), [call]
+
+
+def _first(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    out, statistics = launch.run(first_plan(x, weight, bias))
+    return out, statistics
+
+
+def _head(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> Tensor:
+    return launch.run(head_plan(x, weight, bias, tanh))[0]
+
+
+def _fake_first(x: Tensor, weight: Tensor, _bias: Tensor) -> tuple[Tensor, Tensor]:
+    out = launch.new_feature_map((x.shape[0], weight.shape[0], *x.shape[2:]), x)
+    return out, launch.new_table(statistics_shape(out), x)
+
+
+first_convolution = launch.register(
+    "first_convolution",
+    "(Tensor x, Tensor weight, Tensor bias) -> (Tensor, Tensor)",
+    first_reference,
+    _first,
+    _fake_first,
+)
+head = launch.register(
+    "head",
+    "(Tensor x, Tensor weight, Tensor bias, bool tanh) -> Tensor",
+    head_reference,
+    _head,
+    lambda x, weight, *_: torch.empty((x.shape[0], 1, *x.shape[2:]), dtype=weight.dtype, device=x.device),
+)
