@@ -24,12 +24,12 @@ MOST_PROCESSES = 14  # each holds half a gigabyte of the GPU
 Job = tuple[int, int]  # numbers of a case among those that are checked, and of a type in DTYPES
 
 
-def jobs(machine: Machine, architecture: int) -> Iterator[Job]:
+def jobs(machine: Machine) -> Iterator[Job]:
     """Every case and type that needs a binary which no earlier one needs."""
     known: set[Signature] = set()
     for number, case in enumerate(checked_cases(machine)):
         for which, dtype in enumerate(DTYPES):
-            with assumed(architecture):
+            with assumed(machine.architecture):
                 _, launches = case.operation.plan(*case.make(Draw(dtype, "meta")))
             needed = {signature_of(one) for one in launches}
             if not needed <= known:
@@ -70,5 +70,4 @@ def compile_all(machine: Machine) -> dict[str, Any]:
     """As `in_processes`, for all cases that are checked or timed. Interpreted, nothing is compiled."""
     if machine.interpreted:
         return {"seconds": 0.0, "jobs": 0, "failed": []}
-    major, minor = torch.cuda.get_device_capability(machine.device)
-    return in_processes(_compile, list(jobs(machine, 10 * major + minor)))
+    return in_processes(_compile, list(jobs(machine)))

@@ -8,28 +8,43 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu_machine import Machine
 from dmfnet_fast.engines.arithmetic import arithmetic
-from dmfnet_fast.model import PRESETS
+from dmfnet_fast.fusion_file import interface_of
+from dmfnet_fast.model import PRESETS, network_of, optimize, preset
+from dmfnet_fast.model.student import from_brighter
 from kernels import launch
 from kernels.cases import (
     ATTENTION,
+    CONVOLUTION,
+    CONVOLUTION_WITH_STATISTICS,
     DIFFUSE,
     EPILOGUE,
     EPILOGUE_WITH_STATISTICS,
+    FIRST_CONVOLUTION,
     FUSION_GATE,
     GROUP_NORM_SILU,
+    HEAD,
     ODD_CASES,
     OF_MATRICES,
     OPERATIONS,
+    STUDENT_CHANGE,
+    STUDENT_INPUTS,
     UPSAMPLE_ADD,
     Case,
     Draw,
     Operation,
+    changed,
+    convolve,
+    from_one,
     network_cases,
+    to_one,
+    unshuffled,
 )
 from kernels.checks import worst
+from kernels.launch import assumed
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SIZE = 256
@@ -45,23 +60,65 @@ def _of_network(name: str) -> list[Case]:
     return _unique(network_cases(config.channels, config.norm_groups, SIZE, SIZE))
 
 
+class _Convolutions(TorchDispatchMode):
+    """Keeps the cases of all convolutions that go through our own kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cases: list[Case] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix("dmfnet::")
+        if name in (CONVOLUTION.name, CONVOLUTION_WITH_STATISTICS.name):
+            x, weight, more, _, last, _, bias, residual, relu = args
+            others = [0 if source is None else source.shape[1] for source in (more, last)]
+            given = bias is not None, residual is not None, relu, name == CONVOLUTION_WITH_STATISTICS.name
+            n, inputs, height, width = x.shape
+            self.cases.append(convolve(n, inputs, len(weight), height, width, weight.shape[2], *others, *given))
+        elif name == FIRST_CONVOLUTION.name:
+            n, _, height, width = args[0].shape
+            self.cases.append(from_one(n, len(args[1]), height, width))
+        elif name == HEAD.name:
+            self.cases.append(to_one(*args[0].shape, args[3]))
+        elif name == STUDENT_INPUTS.name:
+            self.cases += [unshuffled(len(args[0]), *args[0].shape[2:], args[3])]
+            self.cases += [changed(len(args[0]), *args[0].shape[2:], args[3])]
+        return func(*args, **(kwargs or {}))
+
+
+def own_convolutions(name: str, architecture: int) -> list[Case]:
+    """Those of the network called `name` that are ours on compute capability `architecture` / 10, each once."""
+    with torch.device("meta"), torch.no_grad(), assumed(architecture):
+        net = optimize(network_of(preset(name)), "float16", kernels=True)
+        shapes = interface_of(preset(name).to_dict()).shapes(1, SIZE, SIZE)
+        inputs = {label: torch.empty(shape) for label, shape in shapes.items()}
+        with _Convolutions() as recorder:
+            net(**inputs)
+    return _unique(recorder.cases)
+
+
+def _of_networks(machine: Machine, *names: str) -> list[Case]:
+    return [case for name in names for case in own_convolutions(name, machine.architecture)]
+
+
 def _few() -> list[Case]:
     """The first odd case of each operation."""
     return [next(case for case in ODD_CASES if case.operation is operation) for operation in OPERATIONS]
 
 
 def checked_cases(machine: Machine) -> list[Case]:
-    """The odd cases, and all that the networks tiny and base give their operations at 256x256."""
+    """The odd cases, and all that networks give their operations at 256x256."""
     if machine.interpreted:
         return _few()
-    return _unique([*_of_network("base"), *ODD_CASES, *_of_network("tiny")])
+    own = _of_networks(machine, "base", "turbo", "nano")
+    return _unique([*_of_network("base"), *own, *ODD_CASES, *_of_network("tiny")])
 
 
 def timed_cases(machine: Machine) -> list[Case]:
-    """What the network base gives its operations at 256x256."""
+    """What the network base gives its operations at 256x256, and the convolutions that are ours of others."""
     if machine.interpreted:
         return [case for case in _few() if case.operation in EAGER]
-    return _of_network("base")
+    return _unique([*_of_networks(machine, "nano", "base", "turbo"), *_of_network("base")])
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -165,6 +222,37 @@ def _diffuse(a: Tensor, b: Tensor, noise: Tensor, levels: Tensor, sigmas: Tensor
     return torch.cat([level * x + sigma * n[i] for level, sigma, n in steps for i, x in enumerate((a, b))]).to(dtype)
 
 
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    more: Tensor | None,
+    more_weight: Tensor | None,
+    last: Tensor | None,
+    last_weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    total = F.conv2d(x, weight, bias, padding=weight.shape[2] // 2)
+    for other, own in ((more, more_weight), (last, last_weight)):
+        if other is not None and own is not None:
+            total = total + F.conv2d(other, own)
+    return _epilogue(total, None, residual, relu)
+
+
+def _head(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> Tensor:
+    result = F.conv2d(F.leaky_relu(x.to(weight.dtype), 0.2), weight, bias, padding=1)
+    return torch.tanh(result) if tanh else result
+
+
+def _inputs(a: Tensor, b: Tensor, interval: Tensor, factor: int, dtype: torch.dtype) -> Tensor:
+    return F.pixel_unshuffle(torch.cat([a, b, interval], 1).to(dtype), factor)
+
+
+def _change(change: Tensor, a: Tensor, b: Tensor, interval: Tensor, factor: int) -> Tensor:
+    return from_brighter(F.pixel_shuffle(change, factor).to(a.dtype), a, b, interval)
+
+
 # What a user of PyTorch runs for the same: its own operators in the dtype of the features, which are channels-last. An
 # epilogue's statistics are no part of it, as PyTorch's GroupNorm takes its own.
 EAGER: dict[Operation, Callable[..., Tensor]] = {
@@ -175,6 +263,12 @@ EAGER: dict[Operation, Callable[..., Tensor]] = {
     UPSAMPLE_ADD: _upsample_add,
     ATTENTION: _attention,
     DIFFUSE: _diffuse,
+    CONVOLUTION: _convolution,
+    CONVOLUTION_WITH_STATISTICS: _convolution,
+    FIRST_CONVOLUTION: lambda x, weight, bias: F.conv2d(x, weight, bias, padding=1),
+    HEAD: _head,
+    STUDENT_INPUTS: _inputs,
+    STUDENT_CHANGE: _change,
 }
 
 

@@ -73,6 +73,14 @@ class Machine:
     copy_rate: float = 0.0
     matrix_rates: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def architecture(self) -> int:
+        """The compute capability times ten; interpreted, the oldest that the kernels know."""
+        if self.interpreted:
+            return 10 * OLDEST[0] + OLDEST[1]
+        major, minor = torch.cuda.get_device_capability(self.device)
+        return 10 * major + minor
+
     def _samples(self, launch: Callable[[], object], stream: Any, rounds: int) -> list[float]:
         """Milliseconds of each of `rounds` launches."""
         if self.interpreted:

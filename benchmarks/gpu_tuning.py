@@ -11,16 +11,19 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks import gpu_fusions, gpu_networks
+from benchmarks.gpu import attempt
 from benchmarks.gpu_compile import in_processes, launched
 from benchmarks.gpu_machine import Machine, environment, find_machine, measure_ceilings
 from dmfnet_fast.engines.arithmetic import arithmetic
@@ -39,10 +42,10 @@ from kernels.cases import (
     to_one,
     upsample,
 )
-from kernels.tiles import ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tile
+from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tile
 
+Rules: TypeAlias = tuple[ConvolutionRule, ...]
 SETS = 6  # of inputs that take turns
-EVERYTHING = 2**40
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def variants() -> list[Variant]:
     """All that is timed; every process makes the same list."""
     found = []
     for case, tiles in _convolutions():
-        rules = [(ConvolutionRule(EVERYTHING, EVERYTHING, EVERYTHING, tile),) for tile in tiles]
+        rules = [(ConvolutionRule(ANY, ANY, ANY, tile),) for tile in tiles]
         found += [Variant(case, "convolutions", rule) for rule in rules]
     shapes = ((6, 128, 256, 32), (6, 128, 64, 32), (2, 32, 256, 8), (2, 32, 64, 8))
     for n, channels, side, groups in shapes:
@@ -170,16 +173,70 @@ def variants() -> list[Variant]:
     return found
 
 
+def _instead(rules: Rules, before: ConvolutionTile, after: ConvolutionTile) -> Rules:
+    return tuple(replace(rule, tile=after) if rule.tile == before else rule for rule in rules)
+
+
+def rule_sets() -> list[tuple[str, str, Rules]]:
+    """Network, name and rules: those in force, cuDNN alone, and those in force with one tile exchanged."""
+    present = ARCHITECTURES[max(ARCHITECTURES, key=lambda number: len(ARCHITECTURES[number].convolutions))].convolutions
+    wide, small = (rule.tile for rule in (present[-1], present[-2]))
+    narrow = next(rule.tile for rule in present if rule.outputs == 32 and rule.pixels == ANY)
+    found: list[tuple[str, str, Rules]] = []
+    for network in ("base", "turbo", "nano"):
+        found += [(network, "in force", present), (network, "cuDNN", ())]
+    for name, before, after in (
+        ("wide: 8 warps", wide, replace(wide, warps=8)),
+        ("wide: 256 pixels", wide, replace(wide, pixels=256, warps=8)),
+        ("small: 3 stages", small, replace(small, stages=3)),
+        ("small as wide", small, wide),
+    ):
+        found.append(("base", name, _instead(present, before, after)))
+    found.append(("base", "cuDNN from 2^17 pixels", (*present[:-1], replace(present[-1], pixels=2**17))))
+    for name, after in (
+        ("narrow: 8 warps", replace(narrow, warps=8)),
+        ("narrow: described", replace(narrow, stages=4, described=True)),
+        ("narrow: 2 stages", replace(narrow, stages=2)),
+    ):
+        found += [(network, name, _instead(present, narrow, after)) for network in ("turbo", "nano")]
+    return found
+
+
+def _fused(machine: Machine, number: int) -> dict[str, Any]:
+    """A row: a network at 256x256 under a set of rules, as a CUDA graph."""
+    network, name, rules = rule_sets()[number]
+    networks = gpu_networks.Networks(machine)
+    way = gpu_fusions.KERNELS_CAPTURED
+    with changed(convolutions=rules), way.arranged():
+        running = gpu_fusions.start(way, gpu_networks.Case(network, 256, 1), networks)
+        times = machine.time(running.launch, running.stream)
+    return {"network": network, "rules": name, **times.to_dict()}
+
+
+def _compile_fused(number: int) -> str | None:
+    machine = find_machine()
+    assert isinstance(machine, Machine)
+    try:
+        _fused(machine, number)
+    except Exception as error:  # compilers and drivers raise what they like
+        return f"{rule_sets()[number][:2]}: {type(error).__name__}: {error}"[:300]
+    return None
+
+
 @contextmanager
-def tried(variant: Variant) -> Iterator[None]:
-    """Plan with the variant's tile meanwhile, on every architecture."""
+def changed(**fields: Any) -> Iterator[None]:
+    """Plan with other tiles meanwhile, on every architecture."""
     before = dict(ARCHITECTURES)
-    changed: dict[str, Any] = {variant.field: variant.tile}
-    ARCHITECTURES.update({number: replace(tiles, **changed) for number, tiles in before.items()})
+    ARCHITECTURES.update({number: replace(tiles, **fields) for number, tiles in before.items()})
     try:
         yield
     finally:
         ARCHITECTURES.update(before)
+
+
+def tried(variant: Variant) -> AbstractContextManager[None]:
+    """Plan with the variant's tile meanwhile."""
+    return changed(**{variant.field: variant.tile})
 
 
 def _compile(number: int) -> str | None:
@@ -241,11 +298,21 @@ def write(output: Path, content: dict[str, Any]) -> None:
 
 @click.command(help=(__doc__ or "").partition("\n\n")[0])
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The JSON file to write.")
-def main(output: Path) -> None:
+@click.option("--networks", is_flag=True, help="Time networks under sets of rules, not operations by tiles.")
+def main(output: Path, networks: bool) -> None:
     machine = find_machine()
     if isinstance(machine, str) or machine.interpreted:
         click.echo("error: this needs a GPU", err=True)
         sys.exit(2)
+    if networks:
+        content = {"environment": environment(machine)}
+        numbers = range(len(rule_sets()))
+        content["compiled"] = in_processes(_compile_fused, numbers)
+        content["networks"] = [attempt(partial(_fused, machine, number)) for number in numbers]
+        write(output, content)
+        for row in content["networks"]:
+            click.echo(row)
+        return
     ceilings = measure_ceilings(machine)
     todo = variants()
     compiled = in_processes(_compile, range(len(todo)))

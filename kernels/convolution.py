@@ -99,7 +99,7 @@ def _add_products(
 
 
 @triton.jit
-def _finish(
+def finish(
     total,  # [PIXELS, CHANNELS] float32
     first,
     n,
@@ -131,20 +131,17 @@ def _finish(
     tl.store(out + place, rounded, mask=mask)
     if statistics is not None:
         PARTS: tl.constexpr = PIXELS // PART
-        # About each part's first pixel, so that what is equal everywhere keeps its value and has no deviation.
-        values = tl.reshape(rounded.to(tl.float32), (PARTS, PART, CHANNELS))
-        is_first = tl.arange(0, PART)[None, :, None] == 0
-        pivot = tl.sum(tl.where(is_first, values, 0.0), 1)
+        # Sums of up to 512 equal halves are exact, and so is the division: what is equal everywhere has no deviation.
+        values = tl.reshape(tl.where(there[:, None], rounded.to(tl.float32), 0.0), (PARTS, PART, CHANNELS))
         counted = tl.reshape(there.to(tl.float32), (PARTS, PART))
         count = tl.maximum(tl.sum(counted, 1), 1.0)[:, None]
-        away = tl.where(counted[:, :, None] > 0, values - pivot[:, None, :], 0.0)
-        shift = tl.sum(away, 1) / count
-        spread = tl.where(counted[:, :, None] > 0, away - shift[:, None, :], 0.0)
+        mean = tl.div_rn(tl.sum(values, 1), tl.broadcast_to(count, (PARTS, CHANNELS)))
+        away = tl.where(counted[:, :, None] > 0, values - mean[:, None, :], 0.0)
         part = tl.program_id(0) * PARTS + tl.arange(0, PARTS)
         kept = (part < parts)[:, None] & inside[None, :]
         place_of_part = (n * parts + part)[:, None] * 2 * outputs + o[None, :]
-        tl.store(statistics + place_of_part, pivot + shift, mask=kept)
-        tl.store(statistics + place_of_part + outputs, tl.sum(spread * spread, 1), mask=kept)
+        tl.store(statistics + place_of_part, mean, mask=kept)
+        tl.store(statistics + place_of_part + outputs, tl.sum(away * away, 1), mask=kept)
 
 
 @triton.jit
@@ -194,7 +191,7 @@ def convolution_kernel(
             total, last, last_weight, first, row, column, there, o, height, width, outputs, 1, LAST, INNER_LAST
         )
 
-    _finish(total, first, n, p, there, o, bias, residual, out, statistics, outputs, parts, RELU, PART, PIXELS, CHANNELS)
+    finish(total, first, n, p, there, o, bias, residual, out, statistics, outputs, parts, RELU, PART, PIXELS, CHANNELS)
 
 
 @triton.jit
@@ -271,7 +268,7 @@ def described_convolution_kernel(
     p = begin + tl.arange(0, PIXELS)
     o = block + tl.arange(0, CHANNELS)
     there = p < pixels
-    _finish(
+    finish(
         total, n * pixels, n, p, there, o, bias, residual, out, statistics, outputs, parts, RELU, PART, PIXELS, CHANNELS
     )
 

@@ -16,6 +16,7 @@ from kernels import launch
 from kernels.convolution_epilogue import pixels_of_part
 from kernels.launch import Launch, Plan, channels_last, tiles_of
 
+LOADED_AT_A_TIME = 2**14  # sums of parts, by the program that adds them up
 SMALLEST = 4  # height and width, which the 7x7 convolution's reflected border asks for
 
 
@@ -149,7 +150,7 @@ def spatial_kernel(
     h, w = p // width, p % width
     result = tl.zeros((PIXELS,), tl.float32) + tl.load(spatial_bias).to(tl.float32)
     seen += 2 * n * pixels
-    for tap in range(49):
+    for tap in tl.static_range(49):
         at = _reflected(h + tap // 7 - 3, height) * width + _reflected(w + tap % 7 - 3, width)
         result += tl.load(seen + at, mask, other=0.0) * tl.load(spatial_weight + tap).to(tl.float32)
         result += tl.load(seen + pixels + at, mask, other=0.0) * tl.load(spatial_weight + 49 + tap).to(tl.float32)
@@ -259,7 +260,13 @@ def plan(
             "channels": channels,
             "reduced": len(reduce_bias),
         },
-        {"PARTS": 16, "CHANNELS": all_channels, "REDUCED": triton.next_power_of_2(len(reduce_bias))},
+        # One program for each image: it has to have much in flight.
+        {
+            "PARTS": max(1, LOADED_AT_A_TIME // all_channels),
+            "CHANNELS": all_channels,
+            "REDUCED": triton.next_power_of_2(len(reduce_bias)),
+        },
+        16,
     )
     spatial = Launch(
         spatial_kernel,

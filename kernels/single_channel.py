@@ -1,6 +1,6 @@
 """Convolutions of which one side has a single channel: a network's first, and the last, with its activation.
 
-Neither is work for a matrix unit: the first writes many channels of one, the last sums many to one.
+The first is a matrix product over the taps, the last a sum over taps and channels.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels import launch
+from kernels.convolution import SMALLEST, finish
 from kernels.convolution_epilogue import pixels_of_part, statistics_reference, statistics_shape
 from kernels.launch import Launch, Plan, channels_last, tiles_of
 
 SLOPE = 0.2  # of the leaky ReLU
+TAPS = 16  # 9, and zeros
 
 
 def first_reference(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,48 +58,29 @@ def first_kernel(
     height,
     width,
     channels,
-    pixels_per_part,
+    parts,
+    TAPS: tl.constexpr,  # rounded up to what a matrix unit takes
+    PART: tl.constexpr,  # pixels of a part
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Program (part, block of channels, image)."""
-    part = tl.program_id(0)
+    """Program (tile of neighbouring pixels, block of channels, image)."""
     n = tl.program_id(2).to(tl.int64)
     pixels = height * width
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = c < channels
-    lane = tl.arange(0, PIXELS)
-    begin = part * pixels_per_part
-    end = tl.minimum(begin + pixels_per_part, pixels)
-    added = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
-
-    count = tl.zeros((PIXELS,), tl.float32)
-    mean = tl.zeros((PIXELS, CHANNELS), tl.float32)
-    squares = tl.zeros((PIXELS, CHANNELS), tl.float32)
-    for start in range(begin, end, PIXELS):
-        p = start + lane
-        there = p < end
-        row, column = p // width, p % width
-        value = tl.zeros((PIXELS, CHANNELS), tl.float32) + added[None, :]
-        for tap in tl.static_range(9):
-            y, z = row + (tap // 3 - 1), column + (tap % 3 - 1)
-            seen = there & (y >= 0) & (y < height) & (z >= 0) & (z < width)
-            grey = tl.load(x + n * pixels + y * width + z, mask=seen, other=0.0).to(tl.float32)
-            value += grey[:, None] * tl.load(weight + c * 9 + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
-        rounded = value.to(out.dtype.element_ty)
-        tl.store(out + (n * pixels + p)[:, None] * channels + c[None, :], rounded, there[:, None] & inside[None, :])
-        value = rounded.to(tl.float32)
-        # Welford's update, as in the convolutions' epilogue.
-        count += there.to(tl.float32)
-        before = value - mean
-        mean += tl.where(there, 1.0 / tl.maximum(count, 1.0), 0.0)[:, None] * before
-        squares += tl.where(there[:, None], before * (value - mean), 0.0)
-    pivot = tl.sum(tl.where(lane[:, None] == 0, mean, 0.0), 0)
-    merged = pivot + tl.sum((mean - pivot[None, :]) * count[:, None], 0) / tl.sum(count, 0)
-    away = mean - merged[None, :]
-    place = statistics + (n * tl.num_programs(0) + part) * 2 * channels + c
-    tl.store(place, merged, mask=inside)
-    tl.store(place + channels, tl.sum(squares + count[:, None] * away * away, 0), mask=inside)
+    p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    o = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    there = p < pixels
+    tap = tl.arange(0, TAPS)
+    y = (p // width)[:, None] + (tap // 3 - 1)[None, :]
+    z = (p % width)[:, None] + (tap % 3 - 1)[None, :]
+    seen = there[:, None] & (tap < 9)[None, :] & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+    values = tl.load(x + n * pixels + y * width + z, mask=seen, other=0.0)
+    known = (tap < 9)[:, None] & (o < channels)[None, :]
+    weights = tl.load(weight + o[None, :] * 9 + tap[:, None], mask=known, other=0.0)
+    total = tl.dot(values, weights, input_precision="ieee")
+    finish(
+        total, n * pixels, n, p, there, o, bias, None, out, statistics, channels, parts, False, PART, PIXELS, CHANNELS
+    )
 
 
 @triton.jit
@@ -147,10 +130,12 @@ def first_plan(x: Tensor, weight: Tensor, bias: Tensor) -> Plan:
     shape = statistics_shape(out)
     statistics = launch.new_table(shape, x)
     tile = tiles_of(x).first
-    block = min(tile.channels, triton.next_power_of_2(channels))
+    block = max(SMALLEST, min(tile.channels, triton.next_power_of_2(channels)))
+    part = pixels_of_part(height * width)
+    pixels = max(tile.pixels, part)
     call = Launch(
         first_kernel,
-        (shape[1], triton.cdiv(channels, block), n),
+        (triton.cdiv(height * width, pixels), triton.cdiv(channels, block), n),
         {
             "x": x,
             "weight": weight.contiguous(),
@@ -160,9 +145,9 @@ def first_plan(x: Tensor, weight: Tensor, bias: Tensor) -> Plan:
             "height": height,
             "width": width,
             "channels": channels,
-            "pixels_per_part": pixels_of_part(height * width),
+            "parts": shape[1],
         },
-        {"PIXELS": tile.pixels, "CHANNELS": block},
+        {"TAPS": TAPS, "PART": part, "PIXELS": pixels, "CHANNELS": block},
         tile.warps,
     )
     return (out, statistics), [call]

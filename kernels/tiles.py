@@ -44,6 +44,9 @@ class ConvolutionTile:
     described: bool = False
 
 
+ANY = 2**62
+
+
 @dataclass(frozen=True)
 class ConvolutionRule:
     """Which convolutions a tile is for: up to so many channels in and out, and pixels of all images together."""
@@ -102,7 +105,21 @@ ARCHITECTURES: dict[int, Tiles] = {
     86: Tiles(),
     87: Tiles(),
     89: Tiles(),
-    90: Tiles(convolutions=(ConvolutionRule(64, 64, 2**40, ConvolutionTile(64, 32, 32, 4, 3)),)),
+    90: Tiles(
+        epilogue=Tile(16, 64, 2),
+        first=Tile(128, 64),
+        head=Tile(16, 1, 2),
+        convolutions=(
+            ConvolutionRule(64, 64, 2**10, ConvolutionTile(32, 32, 32, 4, 3)),
+            ConvolutionRule(32, 32, 2**13, ConvolutionTile(32, 32, 32, 2, 3)),
+            ConvolutionRule(32, 32, ANY, ConvolutionTile(128, 32, 32, 4, 3)),
+            ConvolutionRule(128, 64, 2**13, ConvolutionTile(64, 64, 64, 4, 3)),
+            ConvolutionRule(128, 64, ANY, ConvolutionTile(128, 64, 64, 4, 3)),
+            ConvolutionRule(ANY, ANY, 2**12, ConvolutionTile(64, 64, 64, 4, 4)),
+            ConvolutionRule(ANY, ANY, 2**15, ConvolutionTile(64, 128, 64, 4, 4, described=True)),
+            ConvolutionRule(ANY, ANY, ANY, ConvolutionTile(128, 128, 64, 4, 3, described=True)),
+        ),
+    ),
     110: Tiles(),
     120: Tiles(),
 }

@@ -29,6 +29,7 @@ from dmfnet_fast.neighbours import neighbour
 
 attention = neighbour("kernels.attention").attention
 MOST_CHANNELS = 256  # of the kernel for attention
+MOST_SOURCES = 3  # of our convolution
 _convolutions = neighbour("kernels.convolution")
 convolution = _convolutions.convolution
 convolution_with_statistics = _convolutions.convolution_with_statistics
@@ -220,14 +221,22 @@ class FusedMerge(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """(T x 2 x N, D, H, W) -> (2 x N, D, H, W)."""
-        size = feature.shape[0] // len(self.projections)
-        first = of_kind(self.projections[0], PixelLinear)
-        if len(self.projections) == 1:
-            return _convolved(first.with_relu(feature, self.first_bias), self.conv, self.bias, True)
-        total = self.projections[0](feature[:size])
-        for step in range(1, len(self.projections)):
-            total = self.projections[step](feature[step * size : (step + 1) * size], onto=total)
-        return _convolved(convolution_epilogue(total, self.first_bias, None, True), self.conv, self.bias, True)
+        return _convolved(self._merged(feature), self.conv, self.bias, True)
+
+    def _merged(self, feature: Tensor) -> Tensor:
+        """The first convolution with its ReLU."""
+        projections = [of_kind(projection, PixelLinear) for projection in self.projections]
+        features = feature.tensor_split(len(projections))
+        if len(projections) <= MOST_SOURCES and _ours(features[0], projections[0].kernel):
+            sources: list[Tensor | None] = []
+            for source, projection in zip(features, projections, strict=True):
+                sources += source, projection.kernel
+            sources += [None] * (2 * MOST_SOURCES - len(sources))
+            return convolution(*sources, self.first_bias, None, True)
+        total = projections[0](features[0])
+        for projection, source in zip(projections[1:], features[1:], strict=True):
+            total = projection(source, onto=total)
+        return convolution_epilogue(total, self.first_bias, None, True)
 
 
 class FusedGate(nn.Module):
