@@ -26,7 +26,7 @@ from typing import Any
 
 import click
 
-from benchmarks import gpu_fusions, gpu_kernels, gpu_networks, gpu_profile
+from benchmarks import gpu_fusions, gpu_kernels, gpu_networks, gpu_pictures, gpu_profile
 from benchmarks.gpu_compile import compile_all
 from benchmarks.gpu_machine import Machine, environment, find_machine, measure_ceilings
 from dmfnet_fast import __version__
@@ -34,7 +34,7 @@ from dmfnet_fast.files import replacing
 from kernels.cases import OPERATIONS
 from kernels.checks import tolerance
 
-SECTIONS = ("profile", "fusions", "checks", "kernels")
+SECTIONS = ("profile", "fusions", "pictures", "checks", "kernels")
 WRONG, NO_GPU = 1, 2  # exit codes
 LONGEST_MESSAGE = 1000  # characters of an error
 
@@ -95,6 +95,10 @@ def _show_profile(row: dict[str, Any]) -> str:
     )
 
 
+def _show_pictures(row: dict[str, Any]) -> str:
+    return f"{row['ms']:.3f} ms a call, {'the same pixels' if row['within'] else 'OTHER PIXELS'} as the other way"
+
+
 def steps(machine: Machine) -> Iterator[Step]:
     """All steps, in the order in which they are done."""
     networks = gpu_networks.Networks(machine)
@@ -113,19 +117,23 @@ def steps(machine: Machine) -> Iterator[Step]:
         for fusion, way in gpu_fusions.rows(machine)
     ]
     yield from fusions[: gpu_fusions.MOST_TELLING]
-    for case in gpu_kernels.checked_cases(machine):
-        row = {"operation": case.operation.name, "case": case.name}
-        yield Step("checks", "operations", row, partial(gpu_kernels.check, case, machine), _show_case)
+    for name, picture_way in gpu_pictures.rows(machine):
+        row = {"network": name, "way": picture_way}
+        yield Step("pictures", "pictures", row, partial(gpu_pictures.measure, name, picture_way), _show_pictures)
     for weights in gpu_networks.checked_weights(machine):
         for precision in gpu_networks.PRECISIONS:
             for captured in (False,) if machine.interpreted else (False, True):
                 row = {"weights": weights, "precision": precision, "way": "CUDA graph" if captured else "launched"}
                 run = partial(gpu_networks.check, weights, precision, captured, networks)
                 yield Step("checks", "networks", row, run, _show_network)
+    yield from fusions[gpu_fusions.MOST_TELLING : gpu_fusions.TELLING_TOO]
+    for case, dtypes in gpu_kernels.checked_cases(machine):
+        row = {"operation": case.operation.name, "case": case.name}
+        yield Step("checks", "operations", row, partial(gpu_kernels.check, case, dtypes, machine), _show_case)
     for case in gpu_kernels.timed_cases(machine):
         row = {"operation": case.operation.name, "case": case.name, "dtype": "float16"}
         yield Step("kernels", "kernels", row, partial(gpu_kernels.measure, case, machine), _show_kernel)
-    yield from fusions[gpu_fusions.MOST_TELLING :]
+    yield from fusions[gpu_fusions.TELLING_TOO :]
 
 
 def attempt(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -174,6 +182,7 @@ class Results:
             "checks": {"operations": [], "networks": []},
             "kernels": [],
             "fusions": [],
+            "pictures": [],
             "left_out": [],
         }
         return cls(path, content)
@@ -227,6 +236,13 @@ def summary(content: dict[str, Any]) -> str:
         fusions.append((case, row["way"], ms, ratio, f"{row['of_floor']:.2f}", memory, *quality))
     if fusions:
         lines += ["", *_lines("fusion | way | ms (IQR) | ratio | x floor | peak MB | max error | PSNR", fusions)]
+    pictures = [
+        (row["network"], row["way"], f"{row['ms']:.3f} ({row['iqr_ms']:.3f})")
+        for row in content["pictures"]
+        if "ms" in row
+    ]
+    if pictures:
+        lines += ["", *_lines("pictures in and out, 256x256 | way | ms a call (IQR)", pictures)]
     if content["left_out"]:
         lines += ["", f"Left out: {len(content['left_out'])} steps."]
     if content["interpreted"]:

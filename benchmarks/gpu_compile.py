@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_kernels import DTYPES, checked_cases
+from benchmarks.gpu_kernels import checked_cases
 from benchmarks.gpu_machine import Machine, find_machine
 from kernels import launch
 from kernels.cases import Case, Draw
@@ -21,14 +21,14 @@ from kernels.launch import assumed
 LONGEST_MESSAGE = 500  # characters
 MOST_PROCESSES = 14  # each holds half a gigabyte of the GPU
 
-Job = tuple[int, int]  # numbers of a case among those that are checked, and of a type in DTYPES
+Job = tuple[int, int]  # numbers of a case among those that are checked, and of one of its types
 
 
 def jobs(machine: Machine) -> Iterator[Job]:
     """Every case and type that needs a binary which no earlier one needs."""
     known: set[Signature] = set()
-    for number, case in enumerate(checked_cases(machine)):
-        for which, dtype in enumerate(DTYPES):
+    for number, (case, dtypes) in enumerate(checked_cases(machine)):
+        for which, dtype in enumerate(dtypes):
             with assumed(machine.architecture):
                 _, launches = case.operation.plan(*case.make(Draw(dtype, "meta")))
             needed = {signature_of(one) for one in launches}
@@ -41,8 +41,8 @@ def _compile(job: Job) -> str | None:
     """Launch a case once; returns what went wrong, which the case's own step will meet again."""
     machine = find_machine()
     assert isinstance(machine, Machine)
-    case: Case = checked_cases(machine)[job[0]]
-    return launched(case, case.make(Draw(DTYPES[job[1]], machine.device.type)))
+    case, dtypes = checked_cases(machine)[job[0]]
+    return launched(case, case.make(Draw(dtypes[job[1]], machine.device.type)))
 
 
 def launched(case: Case, arguments: Sequence[Any]) -> str | None:

@@ -107,19 +107,24 @@ def _compiled(mode: str) -> Way:
 PUBLISHED = Way("published, eager", "float32", _published(False))
 KERNELS_LAUNCHED = Way("kernels, launched", "float16", _ours(True), deterministic=True)
 KERNELS_CAPTURED = Way("kernels, CUDA graph", "float16", _ours(True), captured=True, deterministic=True)
+AUTOCAST = Way(
+    "published, eager, autocast, channels last, cudnn.benchmark", "float16", _published(True), benchmark=True
+)
 IMMEDIATE = (
     KERNELS_CAPTURED,
     PUBLISHED,
     Way("published, eager, TF32", "tf32", _published(False)),
-    Way("published, eager, autocast, channels last, cudnn.benchmark", "float16", _published(True), benchmark=True),
+    AUTOCAST,
     Way("optimised, launched", "float16", _ours(False), deterministic=True),
     KERNELS_LAUNCHED,
     Way("kernels, CUDA graph, cudnn.benchmark", "float16", _ours(True), captured=True, benchmark=True),
     Way("optimised, CUDA graph", "float16", _ours(False), captured=True, deterministic=True),
 )
 COMPILED, TUNED = _compiled("reduce-overhead"), _compiled("max-autotune")
-FIRST = 3  # of CASES: one pair at 256x256
-MOST_TELLING = FIRST * len(IMMEDIATE)  # rows: what needs no compiler, of the first cases
+TELLING = (KERNELS_CAPTURED, PUBLISHED, AUTOCAST)  # of larger cases
+FIRST, THROUGHPUT = 3, 4  # of CASES: one pair at 256x256, then several
+MOST_TELLING = FIRST * len(IMMEDIATE) + 1  # rows that are done first
+TELLING_TOO = MOST_TELLING + THROUGHPUT * len(TELLING)  # and next
 
 
 def rows(machine: Machine) -> list[tuple[Case, Way]]:
@@ -127,11 +132,14 @@ def rows(machine: Machine) -> list[tuple[Case, Way]]:
     if machine.interpreted:
         ways = [way for way in IMMEDIATE if not way.captured and way.precision != "tf32"]
         return [(INTERPRETED_CASE, way) for way in ways]
+    first, others = CASES[:FIRST], CASES[FIRST:]
     return [
-        *((case, way) for case in CASES[:FIRST] for way in IMMEDIATE),
-        *((case, COMPILED) for case in CASES[:FIRST]),
-        *((case, way) for case in CASES[FIRST:] for way in IMMEDIATE),
-        *((case, COMPILED) for case in CASES[FIRST:]),
+        *((case, way) for case in first for way in IMMEDIATE),
+        (first[0], COMPILED),
+        *((case, way) for case in others[:THROUGHPUT] for way in TELLING),
+        *((case, COMPILED) for case in first[1:]),
+        *((case, way) for case in others[THROUGHPUT:] for way in TELLING),
+        *((case, COMPILED) for case in others),
         *((case, TUNED) for case in CASES),
     ]
 

@@ -106,12 +106,13 @@ def _few() -> list[Case]:
     return [next(case for case in ODD_CASES if case.operation is operation) for operation in OPERATIONS]
 
 
-def checked_cases(machine: Machine) -> list[Case]:
-    """The odd cases, and all that networks give their operations at 256x256."""
+def checked_cases(machine: Machine) -> list[tuple[Case, tuple[torch.dtype, ...]]]:
+    """The odd cases in every type, and what networks give their operations at 256x256 in float16."""
     if machine.interpreted:
-        return _few()
+        return [(case, DTYPES) for case in _few()]
     own = _of_networks(machine, "base", "turbo", "nano")
-    return _unique([*_of_network("base"), *own, *ODD_CASES, *_of_network("tiny")])
+    of_networks = _unique([*own, *_of_network("base"), *_of_network("tiny")])
+    return [*((case, DTYPES) for case in _unique(ODD_CASES)), *((case, (torch.float16,)) for case in of_networks)]
 
 
 def timed_cases(machine: Machine) -> list[Case]:
@@ -137,14 +138,14 @@ def _error(case: Case, arguments: Sequence[Any]) -> float:
         torch.backends.cudnn.enabled = before
 
 
-def check(case: Case, machine: Machine) -> dict[str, Any]:
-    """One row: the case's largest error in every dtype, as a multiple of its tolerance (see kernels.checks).
+def check(case: Case, dtypes: Sequence[torch.dtype], machine: Machine) -> dict[str, Any]:
+    """One row: the case's largest error in every one of `dtypes`, as a multiple of its tolerance (see kernels.checks).
 
     Results are poisoned with NaN first, and must have the reference's infinities and NaN, and no others.
     """
     errors: dict[str, float | str] = {}
     with arithmetic():
-        for dtype in DTYPES:
+        for dtype in dtypes:
             if machine.interpreted and case.operation in OF_MATRICES and dtype == torch.bfloat16:
                 errors[name_of(dtype)] = "left out: the interpreter multiplies bfloat16 matrices wrongly"
             else:

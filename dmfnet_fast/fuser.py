@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -235,7 +236,7 @@ class Fuser:
         """The engine, on its inputs by name, which fit it."""
         arrays = {name: np.ascontiguousarray(inputs[name], dtype=np.float32) for name in self._engine.interface.names}
         pairs, _, height, width = arrays["a"].shape
-        with self._lock, memory_guard(f"{width}x{height} in a batch of {pairs} does not fit; use smaller pictures"):
+        with self._lock, self._memory_for(pairs, height, width):
             return self._engine.run(arrays)
 
     def fuse(
@@ -286,8 +287,8 @@ class Fuser:
         self, sources_a: list[Source], sources_b: list[Source], stated: tuple[Range | None, Range | None]
     ) -> list[Any]:
         """Results in the order given; pictures of one size share the engine's batches."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        prepared = []
+        groups: dict[Hashable, list[int]] = {}
+        values: list[tuple[Range, Range]] = []
         for index, (a, b) in enumerate(zip(sources_a, sources_b, strict=True)):
             if a.pixels.shape[:2] != b.pixels.shape[:2]:
                 sizes = [f"{s.name} is {s.pixels.shape[1]}x{s.pixels.shape[0]}" for s in (a, b)]
@@ -295,21 +296,36 @@ class Fuser:
             if colour.is_colour(a.pixels) and not colour.is_colour(b.pixels):
                 warn(f"{a.name} is in colour and {b.name} is grey: are they swapped? The MRI comes first")
             values_a = a.values or colour.value_range(a.pixels, stated[0], a.name)
-            values_b = b.values or colour.value_range(b.pixels, stated[1], b.name)
-            canvas = Canvas(a.pixels, b.pixels, values_a, values_b, self._rules)
-            prepared.append((canvas, values_b))
-            groups.setdefault(a.pixels.shape[:2], []).append(index)
+            values.append((values_a, b.values or colour.value_range(b.pixels, stated[1], b.name)))
+            eight_bit = a.pixels.dtype == b.pixels.dtype == np.uint8
+            groups.setdefault((b.pixels.shape if eight_bit else a.pixels.shape[:2], eight_bit), []).append(index)
 
-        results: list[Any] = [None] * len(prepared)
+        results: list[Any] = [None] * len(values)
         for members in groups.values():
             for start in range(0, len(members), self._engine.largest_batch):
                 batch = members[start : start + self._engine.largest_batch]
-                canvases = [prepared[n][0] for n in batch]
-                inputs, inside = network_inputs(self._engine.interface, canvases, self._seed)
-                for n, canvas, luminance in zip(batch, canvases, self._run(inputs), strict=True):
-                    pixels, values = canvas.finish(luminance[0][inside]), prepared[n][1]
-                    results[n] = to_pil(pixels, values) if sources_b[n].kind == "pil" else pixels
+                images = [(sources_a[n].pixels, sources_b[n].pixels) for n in batch]
+                for n, pixels in zip(batch, self._fuse_images(images, [values[n] for n in batch]), strict=True):
+                    results[n] = to_pil(pixels, values[n][1]) if sources_b[n].kind == "pil" else pixels
         return results
+
+    def _fuse_images(
+        self, images: list[tuple[Pixels, Pixels]], values: list[tuple[Range, Range]]
+    ) -> Sequence[Pixels] | NDArray[np.uint8]:
+        """Pairs of one size, and all of 8 bits or none: by the engine alone if it can, else by Canvas around it."""
+        sides = images[0][0].shape[:2]
+        eight_bit = all(image.dtype == np.uint8 for image in images[0])
+        if self._engine.takes_pixels and eight_bit and all(s >= SMALLEST and s % STRIDE == 0 for s in sides):
+            a, b = np.stack([colour.luminance(a) for a, _ in images]), np.stack([b for _, b in images])
+            with self._lock, self._memory_for(len(images), *sides):
+                return self._engine.fuse_pixels(a, b, self._rules, self._seed)
+        canvases = [Canvas(*pair, *ranges, self._rules) for pair, ranges in zip(images, values, strict=True)]
+        inputs, inside = network_inputs(self._engine.interface, canvases, self._seed)
+        luminances = self._run(inputs)
+        return [canvas.finish(y[0][inside]) for canvas, y in zip(canvases, luminances, strict=True)]
+
+    def _memory_for(self, pairs: int, height: int, width: int) -> AbstractContextManager[None]:
+        return memory_guard(f"{width}x{height} in a batch of {pairs} does not fit; use smaller pictures")
 
     def close(self) -> None:
         """Free the engine. A closed Fuser cannot run; closing twice does no harm."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.fusion_file import Interface
+from dmfnet_fast.rules import Rules
 
 # "auto" is the fastest that stays within half a grey level of float32 on average, as each engine's class says.
 # Convolutions of an "int8" network multiply in 8 bits; that is in its file, so no other file runs so.
@@ -21,6 +22,7 @@ class Engine(ABC):
 
     largest_batch: int  # pairs that are worth giving to `run` at once
     interface: Interface  # what the network takes
+    takes_pixels = False  # whether there is `fuse_pixels`
 
     @abstractmethod
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -36,6 +38,22 @@ class Engine(ABC):
         Returns:
             (N, 1, H, W) float32 in [-1, 1], and within the interval where there is one; owned by the caller.
         """
+
+    def fuse_pixels(self, a: NDArray[np.uint8], b: NDArray[np.uint8], rules: Rules, seed: int) -> NDArray[np.uint8]:
+        """Fuse 8-bit images with nothing left for a CPU to do, equal to what `Canvas` makes of `run`.
+
+        Only where `takes_pixels` says so.
+
+        Args:
+            a: luminances (N, H, W), H and W as for `run`.
+            b: likewise, or colours (N, H, W, 3).
+            rules: what holds for every pixel.
+            seed: of the noise, for a network that takes it.
+
+        Returns:
+            Like b.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def close(self) -> None:

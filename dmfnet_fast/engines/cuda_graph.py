@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.errors import require
@@ -26,6 +25,7 @@ class CapturedFusion:
         network: forward on tensors of `device`, given by their names.
         shapes: of its inputs, by name.
         device: a CUDA device, with its index.
+        dtype: of the inputs.
         stream: to run on; None makes one. No other graph that is alive may use it: the memory in which cuBLAS works
             belongs to a stream, and is freed with the first graph that was captured there.
     """
@@ -36,10 +36,10 @@ class CapturedFusion:
         shapes: Mapping[str, Sequence[int]],
         device: Any,
         stream: Any = None,
+        dtype: Any = torch.float32,
     ) -> None:
-        self._staged = {name: torch.zeros(shape, pin_memory=True) for name, shape in shapes.items()}
-        self._fetched = torch.empty(shapes["a"], pin_memory=True)
-        self._inputs = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+        self._staged = {name: torch.zeros(shape, dtype=dtype, pin_memory=True) for name, shape in shapes.items()}
+        self._inputs = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
         self._graph = torch.cuda.CUDAGraph()
         self._stream = stream or torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
@@ -50,6 +50,7 @@ class CapturedFusion:
             # Other threads may use the GPU meanwhile, but not wait for all of it (torch.cuda.synchronize).
             with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._output = network(**self._inputs)
+        self._fetched = torch.empty(self._output.shape, dtype=self._output.dtype, pin_memory=True)
 
     @property
     def stream(self) -> Any:
@@ -61,8 +62,8 @@ class CapturedFusion:
         with torch.cuda.stream(self._stream):
             self._graph.replay()
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """As `Engine.run`, for the captured size alone."""
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """What the network gives, for inputs of the captured shapes; owned by the caller."""
         for name, staged in self._staged.items():
             staged.numpy()[...] = inputs[name]
         with torch.inference_mode(), torch.cuda.stream(self._stream):
@@ -71,5 +72,5 @@ class CapturedFusion:
             self._graph.replay()
             self._fetched.copy_(self._output, non_blocking=True)
         self._stream.synchronize()
-        fused: NDArray[np.float32] = self._fetched.numpy().copy()
+        fused: NDArray[Any] = self._fetched.numpy().copy()
         return fused

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +15,13 @@ from dmfnet_fast.devices import has_native_bfloat16, torch_device
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.engines.base import Engine, Precision, some_pairs
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
+from dmfnet_fast.engines.pixels import PixelsToPixels
 from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
 from dmfnet_fast.fusion_file import interface_of
-from dmfnet_fast.model import Student, load_model, optimize
+from dmfnet_fast.model import load_model, optimize
 from dmfnet_fast.model.weights import read_metadata
+from dmfnet_fast.noise import fusion_noise
+from dmfnet_fast.rules import Rules
 
 torch = require("torch", extra="torch")
 
@@ -66,14 +70,13 @@ class TorchEngine(Engine):
         if threads is not None:
             torch.set_num_threads(threads)
         self.largest_batch = 1 if self._on_cpu else 4
+        self.takes_pixels = not self._on_cpu
         kernels, told = _kernels(self._device)
         trained = load_model(path)
-        if isinstance(trained, Student):
-            kernels, told = False, "none"
         self.interface = interface_of(trained.config.to_dict())
         model = optimize(trained, precision, together=not self._on_cpu, kernels=kernels)
         self._model: Callable[..., Any] | None = model.to(self._device)
-        self._sizes: dict[tuple[int, int, int], CapturedFusion] = {}  # the last used last
+        self._sizes: dict[Hashable, CapturedFusion] = {}  # by what was captured, the last used last
         self._free = [] if self._on_cpu else [torch.cuda.Stream(self._device) for _ in range(KEPT_SIZES)]
         self._info = {
             "engine": f"torch {torch.__version__}",
@@ -103,33 +106,62 @@ class TorchEngine(Engine):
             return fused
         pairs, _, height, width = inputs["a"].shape
         size = pairs, height, width
-        captured = self._sizes.pop(size, None) or self._capture(size)
-        self._sizes[size] = captured
-        return captured.run(inputs)
+        return self._captured(size, lambda: self._model, self.interface.shapes(*size), torch.float32).run(inputs)
 
-    def _capture(self, size: tuple[int, int, int]) -> CapturedFusion:
-        """A graph for a new size, in the place of the one that was used longest ago."""
+    def fuse_pixels(self, a: NDArray[np.uint8], b: NDArray[np.uint8], rules: Rules, seed: int) -> NDArray[np.uint8]:
+        """As one CUDA graph for each size, rules and seed."""
+        if self._model is None:
+            raise EngineError("the engine is closed")
+        _, height, width = a.shape
+        fused = np.empty_like(b)
+        pairs = max(1, PIXELS_AT_ONCE // (height * width))
+        for start in range(0, len(fused), pairs):
+            part = slice(start, start + pairs)
+            shapes = {"a": a[part].shape, "b": b[part].shape}
+            key = "pixels", *shapes.values(), rules, seed
+            with torch.inference_mode():
+                captured = self._captured(key, partial(self._around, rules, seed, height, width), shapes, torch.uint8)
+                fused[part] = captured.run({"a": a[part], "b": b[part]})
+        return fused
+
+    def _around(self, rules: Rules, seed: int, height: int, width: int) -> PixelsToPixels:
+        """The network with the rules around it."""
+        noise = None
+        if self.interface.timesteps:
+            noise = torch.tensor(fusion_noise(seed, height, width, self.interface.timesteps), device=self._device)
+        return PixelsToPixels(self._model, self.interface, rules, noise).to(self._device)
+
+    def _captured(
+        self, key: Hashable, make: Callable[[], Any], shapes: Mapping[str, Sequence[int]], dtype: Any
+    ) -> CapturedFusion:
+        """The graph of a key; a new one, of what `make` gives, in the place of the one that was used longest ago."""
+        captured = self._sizes.pop(key, None)
+        if captured is None:
+            captured = self._capture(make, shapes, dtype)
+        self._sizes[key] = captured
+        return captured
+
+    def _capture(self, make: Callable[[], Any], shapes: Mapping[str, Sequence[int]], dtype: Any) -> CapturedFusion:
         if not self._free:
             self._drop(next(iter(self._sizes)))
         try:
-            return self._captured_now(size)
+            return self._captured_now(make, shapes, dtype)
         except (MemoryError, RuntimeError) as error:
             if not is_lack_of_memory(error) or not self._sizes:
                 raise
         for other in list(self._sizes):
             self._drop(other)
         torch.cuda.empty_cache()
-        return self._captured_now(size)
+        return self._captured_now(make, shapes, dtype)
 
-    def _captured_now(self, size: tuple[int, int, int]) -> CapturedFusion:
-        assert self._model is not None
+    def _captured_now(self, make: Callable[[], Any], shapes: Mapping[str, Sequence[int]], dtype: Any) -> CapturedFusion:
         with arithmetic():  # a graph keeps what it was captured with
-            captured = CapturedFusion(self._model, self.interface.shapes(*size), self._device, self._free[-1])
+            captured = CapturedFusion(make(), shapes, self._device, self._free[-1], dtype)
         self._free.pop()
         return captured
 
-    def _drop(self, size: tuple[int, int, int]) -> None:
-        self._free.append(self._sizes.pop(size).stream)
+    def _drop(self, key: Hashable) -> None:
+        self._free.append(self._sizes.pop(key).stream)
 
     def close(self) -> None:
         self._model = None

@@ -1,0 +1,93 @@
+"""8-bit images in, 8-bit images out: what `Canvas` does, as tensor operations around a network on its own device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dmfnet_fast.colour import EIGHT_BIT
+from dmfnet_fast.errors import require
+from dmfnet_fast.fusion_file import Interface
+from dmfnet_fast.rules import (
+    Interval,
+    Rules,
+    chroma_of,
+    colour_interval,
+    common,
+    neighbourhood_interval,
+    recoloured,
+    within,
+)
+
+torch = require("torch", extra="torch")
+
+BLACK, WHITE = EIGHT_BIT
+# Pillow's luminance of 8-bit colours: weights of 2^16, and what rounds.
+PILLOW_WEIGHTS, PILLOW_HALF, PILLOW_BITS = (19595, 38470, 7471), 0x8000, 16
+
+
+def _grey(pixels: Any) -> Any:
+    """As `colour.luminance`, of uint8: (N, H, W) as they are, (N, H, W, 3) by Pillow's weights."""
+    if pixels.dim() == 3:
+        return pixels
+    channels = pixels.to(torch.int32).unbind(-1)
+    total = sum(weight * channel for weight, channel in zip(PILLOW_WEIGHTS, channels, strict=True))
+    return (total + PILLOW_HALF) >> PILLOW_BITS
+
+
+class PixelsToPixels:
+    """A network with the rules around it; equal to `Canvas` bit for bit, for the same network.
+
+    Args:
+        network: forward on tensors by their names.
+        interface: what it takes.
+        rules: what holds for every pixel.
+        noise: for a network that takes it, (T, 2, H, W) on the network's device.
+    """
+
+    def __init__(self, network: Any, interface: Interface, rules: Rules, noise: Any = None) -> None:
+        self._network, self._interface, self._rules, self._noise = network, interface, rules, noise
+        levels = (np.arange(256.0) * (2.0 / (WHITE - BLACK)) - 1.0).astype(
+            np.float32
+        )  # as `colour.to_network` has them
+        self._levels = torch.from_numpy(levels)
+
+    def to(self, device: Any) -> PixelsToPixels:
+        """Keep the tables on `device`."""
+        self._levels = self._levels.to(device)
+        return self
+
+    def __call__(self, a: Any, b: Any) -> Any:
+        """Fuse.
+
+        Args:
+            a: uint8 (N, H, W) or (N, H, W, 3); H and W as the network takes them.
+            b: likewise; its colours are the result's.
+
+        Returns:
+            uint8, like b.
+        """
+        grey_a, grey_b = _grey(a), _grey(b)
+        limits, chroma = self._limits(grey_a, grey_b, b)
+        inputs = {name: self._levels[grey.long()][:, None] for name, grey in (("a", grey_a), ("b", grey_b))}
+        if self._interface.timesteps:
+            inputs["noise"] = self._noise
+        if self._interface.interval:
+            inputs["interval"] = torch.stack([end * (2.0 / (WHITE - BLACK)) - 1.0 for end in limits], 1)
+        fused = self._network(**inputs)[:, 0].float()
+        y = within(((fused + 1) * ((WHITE - BLACK) / 2)).round().clip(BLACK, WHITE), limits)
+        if chroma is None:
+            return y.to(torch.uint8)
+        return torch.stack(recoloured(y, chroma, BLACK, WHITE, True), -1).to(torch.uint8)
+
+    def _limits(self, grey_a: Any, grey_b: Any, b: Any) -> tuple[Interval, Any]:
+        """The interval of each pixel, float32 in 0..255, and b's chroma if it is in colour."""
+        if self._rules.invention:
+            limits = Interval(*(torch.full(grey_b.shape, end, device=b.device) for end in EIGHT_BIT))
+        else:
+            limits = neighbourhood_interval(grey_a.float(), grey_b.float())
+        if b.dim() == 3:
+            return limits, None
+        chroma = chroma_of(*b.float().unbind(-1))
+        return common(colour_interval(chroma, self._rules.kept_chroma, BLACK, WHITE, True), limits), chroma
