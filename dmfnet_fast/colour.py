@@ -31,7 +31,7 @@ from dmfnet_fast.rules import (
 
 EIGHT_BIT = (0.0, 255.0)
 DEFAULT_RULES = Rules()
-PIXELS_AT_ONCE = 2**14
+PIXELS_AT_ONCE = 2**15
 LUMINANCE = np.array([RED, GREEN, BLUE]) / 1000
 # A channel spread above this part of the range, in more than this part of the pixels, is colour; below it is
 # the tint that JPEG leaves on grey.

@@ -385,7 +385,8 @@ class FusedStudent(nn.Module):
         """As `Student.forward`."""
         net, factor = self.net, self.config.factor
         dtype = net.first.weight.dtype
-        if not (on_gpu(a) and dtype in (torch.float16, torch.bfloat16)):
+        whole = all(conv.in_channels % _convolutions.SMALLEST == 0 for conv in (net.first, net.last))
+        if not (on_gpu(a) and whole and dtype in (torch.float16, torch.bfloat16)):
             return net(a, b, interval)
         h = self._convolved(_ends.student_inputs(a, b, interval, factor, dtype), net.first, relu=True)
         for block in net.blocks:

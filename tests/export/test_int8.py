@@ -26,10 +26,10 @@ from export.command import main
 from export.int8 import (
     EVERY_BLOCK,
     INNER_BLOCKS,
-    STUDENTS_BLOCKS,
     WHOLE_STUDENT,
     calibration_pairs,
     calibration_phantoms,
+    quantized_weights,
 )
 from export.source import from_content
 from export.verify import on_onnx_runtime, pairs_to_check, references
@@ -123,13 +123,12 @@ def test_what_is_quantised(exported: Path, weights: Path) -> None:
 
 @pytest.mark.parametrize("every_block", [False, True])
 def test_student(every_block: bool, cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The residual blocks; the first and the last convolution if asked for."""
+    """The inner blocks; all of them and the first and the last convolution if asked for."""
     monkeypatch.setattr("export.source.STANDARD_SHAPES", ((2, 64, 96),))
     monkeypatch.setattr("export.int8.PAIRS", 1)
     monkeypatch.setattr("export.int8.SIZE", 64)
     weights, path = tmp_path / "student.safetensors", tmp_path / "student.onnx"
-    config = SMALL["student"]
-    assert isinstance(config, StudentConfig)
+    config = StudentConfig(channels=16, blocks=3)
     save_model(model_by_rule(config), weights)
     options = ["--every-block"] if every_block else []
     result = cli.invoke(main, [str(weights), "--target", "onnx", "--int8", *options, "-o", str(path)])
@@ -137,7 +136,7 @@ def test_student(every_block: bool, cli: CliRunner, tmp_path: Path, monkeypatch:
     found, made_by = convolutions(path)
     in_8_bits = [node for node in found if node.input[1] in made_by]
     assert len(found) == 2 + 2 * config.blocks
-    assert len(in_8_bits) == len(found) - (0 if every_block else 2)
+    assert len(in_8_bits) == (len(found) if every_block else 2)
     engine = OpenVINOEngine(path, "cpu", "auto", 1)
     inputs = random_inputs(config)
     fused = engine.run(inputs)
@@ -301,9 +300,14 @@ def test_weights_only_of_blocks(pattern: re.Pattern[str]) -> None:
 
 
 def test_weights_only_of_students_blocks() -> None:
+    inner = quantized_weights(StudentConfig(channels=16, blocks=12).to_dict(), every_block=False)
     for name in ("first", "last", "blocks.0.0", "blocks.11.2"):
         assert WHOLE_STUDENT.fullmatch(f"{name}.weight")
-        assert bool(STUDENTS_BLOCKS.fullmatch(f"{name}.weight")) == ("blocks" in name)
+        assert not inner.fullmatch(f"{name}.weight")
+    for name in ("blocks.1.0", "blocks.10.2"):
+        assert inner.fullmatch(f"{name}.weight")
+    two = quantized_weights(StudentConfig(channels=16, blocks=2).to_dict(), every_block=False)
+    assert two.fullmatch("blocks.1.2.weight")
 
 
 @pytest.mark.parametrize(("option", "pattern"), [([], INNER_BLOCKS), (["--every-block"], EVERY_BLOCK)])
