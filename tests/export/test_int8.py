@@ -34,7 +34,7 @@ from export.int8 import (
 from export.source import from_content
 from export.verify import on_onnx_runtime, pairs_to_check, references
 
-from ..rules import SMALL, model_by_rule, random_inputs, run_model
+from ..rules import model_by_rule, random_inputs, run_model
 
 TIMESTEPS = (20,)
 
