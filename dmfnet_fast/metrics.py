@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.fidelity import Picture, colour_fidelity, invented
+from dmfnet_fast.fidelity import Picture, colour_fidelity, invented, specks
 from dmfnet_fast.similarity import Images, filtered, hybrid_objective, sobel, ssim
 
 GREY_LEVELS = 256
@@ -234,6 +234,7 @@ METRICS = (
     Metric("CC", "", "more", correlation),
     Metric("objective", "", "less", objective),
     Metric("invented", "%", "less", invented),
+    Metric("specks", "grey levels", "less", specks),
 )
 # Of pictures in colour; see `fidelity.ColourFidelity`.
 COLOUR_MEASURES = (

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.color import rgb2lab
 
-from dmfnet_fast.fidelity import chroma, colour_difference, colour_fidelity, coloured, invented, lab_colour
+from dmfnet_fast.fidelity import chroma, colour_difference, colour_fidelity, coloured, invented, lab_colour, specks
 from dmfnet_fast.metrics import COLOUR_MEASURES, MEASURES, colour_measures, fusion_metrics
 
 RNG = np.random.default_rng(5)
@@ -50,6 +50,40 @@ def test_too_dark_is_invented_too() -> None:
 
 def test_of_black_sources_nothing_is_invented() -> None:
     assert invented(np.full((48, 60), 255, np.uint8), BLACK, BLACK) == 0
+
+
+def test_a_dot_is_a_speck_and_a_line_is_none() -> None:
+    a = np.full((48, 60), 100, np.uint8)
+    assert specks(_with(140, 10, 20, a), a, BLACK) == pytest.approx(40 / a.size)
+    assert specks(_with(60, 10, 20, a), BLACK, a) == pytest.approx(40 / a.size), "a pit counts as a peak does"
+    line = a.copy()
+    line[10] = 140
+    assert specks(line, a, BLACK) == 0
+    line[10, ::2] = 100  # dotted
+    assert specks(line, a, BLACK) == pytest.approx(40 * 29.5 / a.size), "of that at the border one neighbour is itself"
+    toothed = np.where(np.arange(60) < 30, 100, 180).astype(np.uint8) * np.ones((48, 1), np.uint8)
+    edge = toothed.copy()
+    edge[::2, 30] = 100
+    assert specks(edge, toothed, BLACK) == pytest.approx(40 * 47 / a.size, rel=0.05), "half of its height, row by row"
+
+
+def test_a_sources_own_specks_may_move_by_a_pixel() -> None:
+    a, b = (np.full((48, 60), 100, np.uint8) for _ in range(2))
+    source = _with(140, 10, 20, a)
+    assert specks(_with(140, 11, 21, a), source, b) == 0
+    assert specks(_with(150, 11, 21, a), b, source) == pytest.approx(10 / a.size)
+    assert specks(_with(140, 12, 20, a), source, b) == pytest.approx(40 / a.size)
+    assert specks(_with(140, 10, 20), BLACK, BLACK) == 0, "there is nothing"
+
+
+def test_specks_are_what_training_bounds() -> None:
+    torch = pytest.importorskip("torch")
+    from train.losses import invented_specks
+
+    f, a, b = RNG.integers(9, 256, (3, 48, 60), np.uint8)
+    f_, a_, b_ = (torch.from_numpy(z.astype(np.float64) / 127.5 - 1)[None, None] for z in (f, a, b))
+    assert specks(f, a, b) == pytest.approx(127.5 * float(invented_specks(f_, a_, b_)))
+    assert specks(f, a, b) > 1
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.float64])
@@ -159,7 +193,7 @@ def test_all_by_name() -> None:
     grey = RGB8[..., 0]
     assert [measure.name for measure in MEASURES] == [*fusion_metrics(grey, grey, grey), *colour_measures(RGB8, b)]
     assert {m.name for m in MEASURES if m.better == "less"} == {
-        "objective", "invented", "bleached", "hue error", "ab error",
+        "objective", "invented", "specks", "bleached", "hue error", "ab error",
     }  # fmt: skip
 
 

@@ -123,6 +123,24 @@ def _invented(f: Float, a: Float, b: Float) -> float:
     return 100 * float(np.mean((np.maximum(f - high, low - f) > 8)[high > 8]))
 
 
+def _specks(f: Float, a: Float, b: Float) -> float:
+    """By convolutions with the four lines of second differences."""
+    lines = [np.zeros((3, 3)) for _ in range(4)]
+    for line, ends in zip(lines, (((1, 0), (1, 2)), ((0, 1), (2, 1)), ((0, 0), (2, 2)), ((0, 2), (2, 0))), strict=True):
+        line[1, 1] = 1
+        for end in ends:
+            line[end] -= 0.5
+
+    def heights(z: Float, sign: int) -> Float:
+        return np.maximum(np.min([ndimage.correlate(sign * z, line, mode="nearest") for line in lines], 0), 0)
+
+    total = np.zeros_like(f)
+    for sign in (1, -1):
+        own = ndimage.maximum_filter(np.maximum(heights(a, sign), heights(b, sign)), 3, mode="nearest")
+        total += np.maximum(heights(f, sign) - own, 0)
+    return float(total[ndimage.maximum_filter(np.maximum(a, b), 3, mode="nearest") > 8].mean())
+
+
 SECOND: dict[str, Callable[[Float, Float, Float], float]] = {
     "EN": lambda f, _a, _b: float(shannon_entropy(f.astype(np.uint8))),
     "SD": lambda f, _a, _b: math.sqrt(float((f**2).mean() - f.mean() ** 2)),
@@ -139,6 +157,7 @@ SECOND: dict[str, Callable[[Float, Float, Float], float]] = {
     "CC": lambda f, a, b: (_r(f, a) + _r(f, b)) / 2,
     "objective": _loss,
     "invented": _invented,
+    "specks": _specks,
 }
 
 
@@ -160,7 +179,7 @@ def test_flat_pictures() -> None:
     of_black = fusion_metrics(black, black, black)
     assert of_black.pop("PSNR") == math.inf
     assert of_black == {
-        **dict.fromkeys(("EN", "SD", "SF", "AG", "MI", "SCD", "Qabf", "CC", "objective", "invented"), 0.0),
+        **dict.fromkeys(("EN", "SD", "SF", "AG", "MI", "SCD", "Qabf", "CC", "objective", "invented", "specks"), 0.0),
         **{"VIFF": 2.0, "SSIM": 2.0},
     }
     of_head = fusion_metrics(black, head, black)
