@@ -7,7 +7,7 @@ run their references, so that the structure is tested without a GPU.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,11 +95,13 @@ class PixelLinear(nn.Module):
         product = rows @ self.weight if bias is None else torch.addmm(bias, rows, self.weight)
         return product.view(x.shape[0], x.shape[2], x.shape[3], -1).permute(0, 3, 1, 2)
 
-    def with_relu(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """relu(product + bias)."""
-        if _ours(x, self.kernel):
-            return convolution(x, self.kernel, None, None, None, None, bias, None, True)
-        return convolution_epilogue(self(x), bias, None, True)
+
+def _linear_relu(linear: PixelLinear, x: Tensor, bias: Tensor | None) -> Tensor:
+    """relu(linear(x) + bias)."""
+    # In this order: the graph for engines has plain convolutions in place of `linear`.
+    if on_gpu(x) and _ours(x, linear.kernel):
+        return convolution(x, linear.kernel, None, None, None, None, bias, None, True)
+    return convolution_epilogue(linear(x), bias, None, True)
 
 
 class FusedNorm(nn.Module):
@@ -131,7 +133,8 @@ class FusedConv(Resample):
 
     def forward(self, x: Tensor | Measured) -> Measured:
         values = x.values if isinstance(x, Measured) else x
-        if values.shape[1] == 1 and values.dtype != torch.float32 and on_gpu(values):
+        half = values.dtype != torch.float32
+        if values.shape[1] == 1 and half and on_gpu(values) and _single.first_fits(values):
             return Measured(*_single.first_convolution(values, self.conv.weight, self.bias))
         return _measured(self.conv(values), self.bias, None)
 
@@ -195,7 +198,7 @@ class FusedBlock(nn.Module):
             sources = [x.values] if skip is None else [x.values, skip.values]
             shortcuts: list[Tensor | None] = []
             for source, shortcut in zip(sources, self.shortcuts, strict=False):
-                shortcuts += source, of_kind(shortcut, PixelLinear).kernel
+                shortcuts += source, cast("PixelLinear", shortcut).kernel
             shortcuts += [None] * (4 - len(shortcuts))
             residual = None if self.shortcuts else x.values
             return Measured(*convolution_with_statistics(h, self.conv2.weight, *shortcuts, self.bias, residual, False))
@@ -225,9 +228,10 @@ class FusedMerge(nn.Module):
 
     def _merged(self, feature: Tensor) -> Tensor:
         """The first convolution with its ReLU."""
-        projections = [of_kind(projection, PixelLinear) for projection in self.projections]
+        # Not `of_kind`: where a graph is traced, modules are wrapped in others.
+        projections = cast("list[PixelLinear]", list(self.projections))
         features = feature.tensor_split(len(projections))
-        if len(projections) <= MOST_SOURCES and _ours(features[0], projections[0].kernel):
+        if on_gpu(feature) and len(projections) <= MOST_SOURCES and _ours(features[0], projections[0].kernel):
             sources: list[Tensor | None] = []
             for source, projection in zip(features, projections, strict=True):
                 sources += source, projection.kernel
@@ -275,7 +279,7 @@ class FusedPair(nn.Module):
         second.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return _convolved(self.first.with_relu(x, self.first_bias), self.second, self.bias, True)
+        return _convolved(_linear_relu(self.first, x, self.first_bias), self.second, self.bias, True)
 
 
 class FusedLevel(nn.Module):
