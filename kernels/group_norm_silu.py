@@ -220,22 +220,22 @@ def _normalise(
 def normalise_kernel(
     x,  # (N, pixels, C1)
     skip,  # (N, pixels, C2), or None
-    x_statistics,  # (N, parts, 2, C1) float32, or None where there are moments
+    x_statistics,  # (N, parts, 2, C1) float32; None where there are moments, as all that they were made of
     skip_statistics,  # (N, parts, 2, C2) float32, or None
     moments,  # (N, 2, C) float32, or None
     noise_bias,  # (R, C) float32, or None
-    weight,  # (C,)
+    weight,  # (C,), or None
     bias,  # (C,)
     out,  # (N, pixels, C)
     pixels,
-    parts,
-    pixels_per_part,
+    parts,  # or None
+    pixels_per_part,  # or None
     x_channels,
     skip_channels,
-    images_per_row,  # N / R
-    eps,
-    GROUP: tl.constexpr,  # channels of a group
-    PARTS: tl.constexpr,
+    images_per_row,  # N / R, or None
+    eps,  # or None
+    GROUP: tl.constexpr,  # channels of a group, or None
+    PARTS: tl.constexpr,  # or None
     SILU: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -329,32 +329,32 @@ def plan(
     block = min(tile.channels, triton.next_power_of_2(x_channels))
     blocks = triton.cdiv(x_channels, block) + triton.cdiv(skip_channels, block)
     group = channels // groups
-    common = {
+    sizes = {"pixels": pixels, "x_channels": x_channels, "skip_channels": skip_channels}
+    of_moments = {
+        "x_statistics": x_statistics,
+        "skip_statistics": skip_statistics,
         "noise_bias": noise_bias,
         "weight": weight,
-        "pixels": pixels,
         "parts": parts,
         "pixels_per_part": pixels_of_part(pixels),
-        "x_channels": x_channels,
-        "skip_channels": skip_channels,
         "images_per_row": 1 if noise_bias is None else n // len(noise_bias),
         "eps": eps,
     }
-    statistics = {"x_statistics": x_statistics, "skip_statistics": skip_statistics}
-    constants = {"GROUP": group, "PARTS": triton.next_power_of_2(parts)}
+    constants: dict[str, int | None] = {"GROUP": group, "PARTS": triton.next_power_of_2(parts)}
     moments = None
     # Few parts are merged by every program anew, if it has whole groups: a launch of its own would take longer.
     if not fold or parts > MOST_PARTS_TO_FOLD or block % group or x_channels % group or group & (group - 1):
         moments = launch.new_table((n, 2, channels), x)
         widths = {"CHANNELS": triton.next_power_of_2(group)}
-        arguments = {**statistics, **common, "moments": moments}
+        arguments = {**sizes, **of_moments, "moments": moments}
         launches.append(Launch(moments_kernel, (n, groups), arguments, {**constants, **widths}))
-        statistics = dict.fromkeys(statistics)
+        # Not given what it does not read, so that one binary is for all groups and numbers of parts.
+        of_moments, constants = dict.fromkeys(of_moments), dict.fromkeys(constants)
     launches.append(
         Launch(
             normalise_kernel,
             (triton.cdiv(pixels, tile.pixels), n, blocks),
-            {"x": x, "skip": skip, **statistics, **common, "moments": moments, "bias": bias, "out": out},
+            {"x": x, "skip": skip, **sizes, **of_moments, "moments": moments, "bias": bias, "out": out},
             {**constants, "SILU": silu, "PIXELS": tile.pixels, "CHANNELS": block},
             tile.warps,
         )

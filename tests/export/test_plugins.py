@@ -35,8 +35,8 @@ from .plugin_runner import Symbol
 ROOT = Path(__file__).parents[2]
 CHANNELS, SKIP, GROUPS, REDUCED, ROWS = 64, 32, 8, 8, 3
 ARCHITECTURES = (87, 89, 90, 110)
-# Parts of 32 pixels, and of 256, the last of them not full.
-SIZES: list[dict[str, int]] = [{"n": 6, "h": 48, "w": 80}, {"n": 12, "h": 272, "w": 176}]
+# Parts of 32 pixels, and of 512, the last of them not full.
+SIZES: list[dict[str, int]] = [{"n": 6, "h": 48, "w": 80}, {"n": 12, "h": 400, "w": 336}]
 BY_NAME = {plugin.name: plugin for plugin in PLUGINS}
 
 # Shapes of the inputs, whose dimensions may be known later only, and types where they are not the feature maps'.
@@ -307,7 +307,8 @@ def test_unexpected_ptx() -> None:
 
 
 def test_pixels_of_part() -> None:
-    numbers = {base + step for base in (256 * 2**power for power in range(23)) for step in (-1, 0, 1)}
+    bases = [epilogue.MOST_PARTS * 2**power for power in range(22)]
+    numbers = {base + step for base in bases for step in (-1, 0, 1)}
     for pixels in sorted({1, 2, 31, 32, 33, 2**31 - 1} | numbers):
         assert pixels_of_part(Symbol(pixels)).value == epilogue.pixels_of_part(pixels), pixels
 
