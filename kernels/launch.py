@@ -79,6 +79,12 @@ def _architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
+@torch.compiler.assume_constant_result
+def _planned_for(device: torch.device) -> int | None:
+    """The architecture of a GPU, or what is assumed, if anything is. torch.compile could trace neither."""
+    return _architecture(device) if device.type == "cuda" else _assumed.get()
+
+
 @contextmanager
 def assumed(architecture: int) -> Iterator[None]:
     """Plan for compute capability `architecture` / 10 what is not on a GPU."""
@@ -91,12 +97,12 @@ def assumed(architecture: int) -> Iterator[None]:
 
 def tiles_of(x: Tensor) -> Tiles:
     """The launch configurations of the GPU that `x` is on, or of the assumed one."""
-    return tiles_for(_architecture(x.device) if x.is_cuda else _assumed.get() or OLDEST)
+    return tiles_for(_planned_for(x.device) or OLDEST)
 
 
 def on_gpu(x: Tensor) -> bool:
     """Whether `x` is on a GPU, or planned for one; a graph for others to run is neither."""
-    return x.is_cuda or _assumed.get() is not None
+    return _planned_for(x.device) is not None
 
 
 def run(plan: Plan) -> tuple[Tensor, ...]:

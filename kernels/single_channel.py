@@ -121,6 +121,11 @@ def head_kernel(
     tl.store(out + n * pixels + p, result, mask=there)
 
 
+def first_fits(x: Tensor) -> bool:
+    """Whether a tile holds whole parts of statistics, for images (N, 1, H, W); where it must grow, registers spill."""
+    return pixels_of_part(x.shape[2] * x.shape[3]) <= tiles_of(x).first.pixels
+
+
 def first_plan(x: Tensor, weight: Tensor, bias: Tensor) -> Plan:
     """The result and its statistics, in one launch."""
     x = x.contiguous()
