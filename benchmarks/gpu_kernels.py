@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu_machine import Machine
+from dmfnet_fast.config import DMFNET_PRESETS, PRESETS, StudentConfig
 from dmfnet_fast.engines.arithmetic import arithmetic
-from dmfnet_fast.fusion_file import interface_of
-from dmfnet_fast.model import PRESETS, network_of, optimize, preset
 from dmfnet_fast.model.student import from_brighter
 from kernels import launch
 from kernels.cases import (
@@ -36,12 +34,9 @@ from kernels.cases import (
     Case,
     Draw,
     Operation,
-    changed,
-    convolve,
-    from_one,
     network_cases,
-    to_one,
-    unshuffled,
+    own_cases,
+    student_cases,
 )
 from kernels.checks import worst
 from kernels.launch import assumed
@@ -56,49 +51,23 @@ def _unique(cases: Iterable[Case]) -> list[Case]:
 
 
 def _of_network(name: str) -> list[Case]:
-    config = PRESETS[name]
+    """What DM-FNet called `name` calls where no convolution is ours."""
+    config = DMFNET_PRESETS[name]
     return _unique(network_cases(config.channels, config.norm_groups, SIZE, SIZE))
 
 
-class _Convolutions(TorchDispatchMode):
-    """Keeps the cases of all convolutions that go through our own kernels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cases: list[Case] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.name().removeprefix("dmfnet::")
-        if name in (CONVOLUTION.name, CONVOLUTION_WITH_STATISTICS.name):
-            x, weight, more, _, last, _, bias, residual, relu = args
-            others = [0 if source is None else source.shape[1] for source in (more, last)]
-            given = bias is not None, residual is not None, relu, name == CONVOLUTION_WITH_STATISTICS.name
-            n, inputs, height, width = x.shape
-            self.cases.append(convolve(n, inputs, len(weight), height, width, weight.shape[2], *others, *given))
-        elif name == FIRST_CONVOLUTION.name:
-            n, _, height, width = args[0].shape
-            self.cases.append(from_one(n, len(args[1]), height, width))
-        elif name == HEAD.name:
-            self.cases.append(to_one(*args[0].shape, args[3]))
-        elif name == STUDENT_INPUTS.name:
-            self.cases += [unshuffled(len(args[0]), *args[0].shape[2:], args[3])]
-            self.cases += [changed(len(args[0]), *args[0].shape[2:], args[3])]
-        return func(*args, **(kwargs or {}))
-
-
-def own_convolutions(name: str, architecture: int) -> list[Case]:
-    """Those of the network called `name` that are ours on compute capability `architecture` / 10, each once."""
-    with torch.device("meta"), torch.no_grad(), assumed(architecture):
-        net = optimize(network_of(preset(name)), "float16", kernels=True)
-        shapes = interface_of(preset(name).to_dict()).shapes(1, SIZE, SIZE)
-        inputs = {label: torch.empty(shape) for label, shape in shapes.items()}
-        with _Convolutions() as recorder:
-            net(**inputs)
-    return _unique(recorder.cases)
-
-
-def _of_networks(machine: Machine, *names: str) -> list[Case]:
-    return [case for name in names for case in own_convolutions(name, machine.architecture)]
+def _own(machine: Machine, *names: str) -> list[Case]:
+    """What networks call besides or instead on `machine`."""
+    found: list[Case] = []
+    with assumed(machine.architecture):
+        for config in (PRESETS[name] for name in names):
+            if isinstance(config, StudentConfig):
+                found += student_cases(config.channels, SIZE, SIZE, factor=config.factor)
+            else:
+                sizes = config.channels, config.norm_groups, SIZE, SIZE
+                steps = len(config.timesteps)
+                found += own_cases(*sizes, torch.float16, steps=steps, tanh=not config.interval)
+    return _unique(found)
 
 
 def _few() -> list[Case]:
@@ -110,16 +79,15 @@ def checked_cases(machine: Machine) -> list[tuple[Case, tuple[torch.dtype, ...]]
     """The odd cases in every type, and what networks give their operations at 256x256 in float16."""
     if machine.interpreted:
         return [(case, DTYPES) for case in _few()]
-    own = _of_networks(machine, "base", "turbo", "nano")
-    of_networks = _unique([*own, *_of_network("base"), *_of_network("tiny")])
-    return [*((case, DTYPES) for case in _unique(ODD_CASES)), *((case, (torch.float16,)) for case in of_networks)]
+    of_networks = _unique([*_own(machine, "base", "turbo", "nano"), *_of_network("base"), *_of_network("tiny")])
+    return [*((case, DTYPES) for case in ODD_CASES), *((case, (torch.float16,)) for case in of_networks)]
 
 
 def timed_cases(machine: Machine) -> list[Case]:
-    """What the network base gives its operations at 256x256, and the convolutions that are ours of others."""
+    """What the network base gives its operations at 256x256, and what others call besides."""
     if machine.interpreted:
         return [case for case in _few() if case.operation in EAGER]
-    return _unique([*_of_networks(machine, "nano", "base", "turbo"), *_of_network("base")])
+    return _unique([*_own(machine, "nano", "base", "turbo"), *_of_network("base")])
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -56,10 +56,6 @@ class Variant:
     field: str
     tile: Any
 
-    @property
-    def name(self) -> str:
-        return f"{self.case} with {self.field} {self.tile}"
-
 
 NARROW = tuple(
     itertools.starmap(

@@ -145,7 +145,7 @@ OPERATIONS = (
     STUDENT_CHANGE,
 )
 # On matrix units, of which Triton's interpreter gets bfloat16 wrong.
-OF_MATRICES = (ATTENTION, CONVOLUTION, CONVOLUTION_WITH_STATISTICS)
+OF_MATRICES = (ATTENTION, CONVOLUTION, CONVOLUTION_WITH_STATISTICS, FIRST_CONVOLUTION)
 # Their last argument is the type of the result, whatever that of the inputs is.
 OF_A_TYPE = (DIFFUSE, STUDENT_INPUTS)
 # What follows a result, and with what it is compared apart from it.
@@ -376,6 +376,71 @@ def network_cases(
     yield attend(images, widths[4], *sizes[4])
 
 
+def is_own(case: Case, dtype: torch.dtype) -> bool:
+    """Whether a convolution of features of `dtype` is our own on the architecture that is planned for."""
+    x, weight, *_ = case.make(Draw(dtype, "meta"))
+    return convolution.tile_for(x, weight, case.operation is CONVOLUTION_WITH_STATISTICS) is not None
+
+
+def own_cases(
+    channels: int,
+    groups: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    pairs: int = 1,
+    steps: int = 3,
+    tanh: bool = True,
+) -> Iterator[Case]:
+    """What the network of `network_cases` calls besides or instead on a GPU, as `launch.assumed` has it.
+
+    `tanh`: whether that is its activation.
+    """
+    images = 2 * steps * pairs
+    sizes = [(height >> level, width >> level) for level in range(5)]
+    widths = [channels] * 4 + [2 * channels]
+    convolutions: list[Case] = []
+
+    first = from_one(images, channels, height, width)
+    if dtype != torch.float32 and single_channel.first_fits(first.make(Draw(dtype, "meta"))[0]):
+        yield first
+    for level, (size, own) in enumerate(zip(sizes, widths, strict=True)):
+        after, before = widths[min(level + 1, 4)], widths[max(level - 1, 0)]
+        # Blocks of the down path and of the up path: a feature map by itself, or beside another.
+        for path, skip in {(own, 0), (before, 0), (after, own), (own, before)}:
+            begin = convolve(images, path + skip, own, *size, bias=False, with_statistics=True)
+            convolutions.append(begin)
+            if is_own(begin, dtype):
+                yield norm(images, own, 0, *size, groups, rows=steps, known=True)
+            more = path if skip or path != own else 0
+            convolutions.append(
+                convolve(images, own, own, *size, more=more, last=skip, residual=not more, with_statistics=True)
+            )
+        # The fusion level; a convolution takes the features of up to three timesteps.
+        if steps <= 3:
+            more, last = (own if steps > place else 0 for place in (1, 2))
+            convolutions.append(convolve(2 * pairs, own, own, *size, size=1, more=more, last=last, relu=True))
+        convolutions.append(convolve(2 * pairs, own, own, *size, relu=True))
+        convolutions.append(convolve(pairs, own, channels, *size, size=1, relu=True))
+        convolutions.append(convolve(pairs, channels, channels, *size, relu=True))
+        if 0 < level < len(sizes) - 1:
+            convolutions.append(convolve(pairs, channels, channels, *size, relu=True, residual=True))
+    convolutions.append(convolve(pairs, channels, channels // 2, height, width))
+    yield from (case for case in convolutions if is_own(case, dtype))
+    yield to_one(pairs, channels // 2, height, width, tanh)
+
+
+def student_cases(channels: int, height: int, width: int, pairs: int = 1, factor: int = 2) -> Iterator[Case]:
+    """Every call that a student of `channels` makes in half precision on a GPU."""
+    size = height // factor, width // factor
+    yield unshuffled(pairs, height, width, factor)
+    yield convolve(pairs, student_ends.PLANES * factor**2, channels, *size, relu=True)
+    yield convolve(pairs, channels, channels, *size, relu=True)
+    yield convolve(pairs, channels, channels, *size, residual=True)
+    yield convolve(pairs, channels, factor**2, *size)
+    yield changed(pairs, height, width, factor)
+
+
 # One pixel and one channel beyond the tiles, single pixels, batches of 1 and 7, groups that straddle the seam.
 ODD_CASES: tuple[Case, ...] = (
     statistics(1, 32, 1, 1),
@@ -394,6 +459,9 @@ ODD_CASES: tuple[Case, ...] = (
     norm(2, 64, 32, 11, 3, 6, rows=1, silu=False),
     norm(1, 128, 65, 7, 5, 1),
     norm(1, 96, 48, 5, 3, 144),
+    norm(2, 32, 0, 24, 41, 8, rows=2, known=True),
+    norm(2, 24, 8, 5, 7, 2, known=True),
+    norm(1, 128, 0, 5, 7, 1),
     gate(1, 16, 4, 4),
     gate(7, 32, 5, 9),
     gate(1, 72, 9, 17),

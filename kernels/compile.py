@@ -100,7 +100,8 @@ class Binary:
         registers: of a thread.
         shared: bytes of shared memory.
         spills: bytes of registers that are spilled to memory, as ptxas counts stores and loads.
-        load, store: the widest access to global memory, in bytes.
+        load, store: the widest access of a thread to global memory, in bytes. Copies to shared memory are loads;
+            what the copy engine fetches is no thread's, and not counted.
     """
 
     ptx: str
@@ -111,11 +112,16 @@ class Binary:
     store: int
 
 
-def _widest(ptx: str, kinds: str) -> int:
-    """Bytes of the widest instruction among `kinds`, a regular expression, on global memory."""
+def _widest(ptx: str, kind: str) -> int:
+    """Bytes of the widest instruction of `kind`, "ld" or "st", on global memory; 0 if there is none."""
     widths = [0]
-    for vector, bits in re.findall(rf"\b(?:{kinds})\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bfus](\d+)\b", ptx):
+    for vector, bits in re.findall(rf"\b{kind}\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bfus](\d+)\b", ptx):
         widths.append(int(vector or 1) * int(bits) // 8)
+    # A loop with several stages loads ahead into shared memory, past the registers; with `described` tiles by
+    # cp.async.bulk.tensor, which has a box in place of a width.
+    if kind == "ld":
+        copies = re.findall(r"\bcp\.async\.c[ag]\.shared\.global\S* \[[^]]*\], \[[^]]*\], (0x\w+|\d+)", ptx)
+        widths += [int(size, 0) for size in copies]
     return max(widths)
 
 

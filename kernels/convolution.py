@@ -168,7 +168,7 @@ def convolution_kernel(
     INNER_MORE: tl.constexpr,
     INNER_LAST: tl.constexpr,
     RELU: tl.constexpr,
-    PART: tl.constexpr,  # pixels of a part
+    PART: tl.constexpr,  # pixels of a part, or None where there are no statistics
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,  # output channels of a program
 ):
@@ -362,7 +362,7 @@ def plan(
             "INNER_MORE": inner[1],
             "INNER_LAST": inner[2],
             "RELU": relu,
-            "PART": part,
+            "PART": part if statistics else None,
             "PIXELS": pixels,
             "CHANNELS": channels,
         },

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from hashlib import sha256
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import triton
 
-from kernels.cases import Case, Draw, network_cases
+from kernels.cases import Case, Draw, network_cases, own_cases, student_cases
 from kernels.compile import SHARED_MEMORY, Signature, compile_signature, signature_of
 from kernels.launch import assumed
 from kernels.tiles import ARCHITECTURES
@@ -33,6 +33,10 @@ NETWORKS = (
     (128, 32, torch.bfloat16),
     (128, 32, torch.float32),
 )
+# Channels, groups and timesteps of "base" and "turbo", and whether they end with tanh: what they call on a GPU besides
+# or instead, in float16. Channels of "nano", likewise.
+OWN = ((128, 32, 3, True), (32, 8, 1, False))
+STUDENT = 32
 SIZE = 256
 
 
@@ -45,14 +49,24 @@ def sources_hash() -> str:
     return digest.hexdigest()
 
 
+def _cases() -> Iterator[tuple[Case, torch.dtype]]:
+    """Everything that the networks call on the architecture that is assumed, and in what precision."""
+    for channels, groups, dtype in NETWORKS:
+        yield from ((case, dtype) for case in network_cases(channels, groups, SIZE, SIZE))
+    half = torch.float16
+    for channels, groups, steps, tanh in OWN:
+        cases = own_cases(channels, groups, SIZE, SIZE, half, steps=steps, tanh=tanh)
+        yield from ((case, half) for case in cases)
+    yield from ((case, half) for case in student_cases(STUDENT, SIZE, SIZE))
+
+
 def signatures(architecture: int) -> dict[Signature, tuple[Case, torch.dtype]]:
     """Everything that the networks launch on `architecture`, each once, with a case that does."""
     found: dict[Signature, tuple[Case, torch.dtype]] = {}
     with assumed(architecture):
-        for channels, groups, dtype in NETWORKS:
-            for case in network_cases(channels, groups, SIZE, SIZE):
-                for launch in case.operation.plan(*case.make(Draw(dtype, "meta")))[1]:
-                    found.setdefault(signature_of(launch), (case, dtype))
+        for case, dtype in _cases():
+            for launch in case.operation.plan(*case.make(Draw(dtype, "meta")))[1]:
+                found.setdefault(signature_of(launch), (case, dtype))
     return found
 
 
@@ -100,9 +114,9 @@ def summary(table: Iterable[dict[str, Any]]) -> str:
         f"| --- {'| ---: ' * len(architectures)}|",
     ]
     for kernel in dict.fromkeys(name for name, _ in worst):
-        cells = [
-            f"{worst[kernel, number]['registers']} / {worst[kernel, number]['shared']}" for number in architectures
-        ]
+        # Not every architecture has tiles for every kernel.
+        needs = [worst.get((kernel, number)) for number in architectures]
+        cells = ["" if need is None else f"{need['registers']} / {need['shared']}" for need in needs]
         lines.append(f"| {kernel} | {' | '.join(cells)} |")
     limits = [f"{SHARED_MEMORY[number] // 1024} KB" for number in architectures]
     lines.append(f"| *limit of shared memory* | {' | '.join(limits)} |")

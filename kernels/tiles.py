@@ -40,7 +40,7 @@ class ConvolutionTile:
     channels: int = 32
     inner: int = 32
     warps: int = 4
-    stages: int = 3
+    stages: int = 4
     described: bool = False
 
 
@@ -81,7 +81,7 @@ class Tiles:
     gate: Tile = Tile(64, 32)
     upsample: Tile = Tile(32, 64)
     diffuse: Tile = Tile(1024, 1)
-    first: Tile = Tile(32, 64)
+    first: Tile = Tile(128, 64)
     head: Tile = Tile(64, 1)
     convolutions: tuple[ConvolutionRule, ...] = ()
     attention: dict[int, AttentionTile] = field(
@@ -107,7 +107,6 @@ ARCHITECTURES: dict[int, Tiles] = {
     89: Tiles(),
     90: Tiles(
         epilogue=Tile(16, 64, 2),
-        first=Tile(128, 64),
         head=Tile(16, 1, 2),
         convolutions=(
             ConvolutionRule(64, 64, 2**10, ConvolutionTile(32, 32, 32, 4, 3)),
