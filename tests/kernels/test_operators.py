@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -11,14 +12,39 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dmfnet_fast.config import DMFNET_PRESETS
+from dmfnet_fast.config import DMFNET_PRESETS, PRESETS, StudentConfig
 from dmfnet_fast.fusion_file import interface_of
-from dmfnet_fast.model import DMFNet, optimize
+from dmfnet_fast.model import DMFNet, network_of, optimize, preset
 from kernels import attention, fusion_gate
-from kernels.cases import ODD_CASES, OPERATIONS, Case, Draw, network_cases
-from kernels.tiles import ARCHITECTURES, tiles_for
+from kernels.cases import (
+    CONVOLUTION,
+    CONVOLUTION_WITH_STATISTICS,
+    EPILOGUE,
+    FIRST_CONVOLUTION,
+    HEAD,
+    ODD_CASES,
+    OPERATIONS,
+    STATISTICS,
+    STUDENT_CHANGE,
+    STUDENT_INPUTS,
+    Case,
+    Draw,
+    convolve,
+    network_cases,
+    own_cases,
+    student_cases,
+)
+from kernels.convolution import tile_for
+from kernels.launch import assumed
+from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tiles, tiles_for
 
 ONE_EACH = {case.operation.name: case for case in ODD_CASES}
+# That networks call on a GPU alone.
+ON_GPUS = (CONVOLUTION, CONVOLUTION_WITH_STATISTICS, FIRST_CONVOLUTION, HEAD, STUDENT_INPUTS, STUDENT_CHANGE)
+
+
+def planned_for(architecture: int | None) -> AbstractContextManager[None]:
+    return nullcontext() if architecture is None else assumed(architecture)
 
 
 @pytest.mark.parametrize("case", ONE_EACH.values(), ids=ONE_EACH)
@@ -45,22 +71,28 @@ def inputs() -> tuple[Tensor, ...]:
     return image, image.flip(3), torch.randn(3, 2, 64, 64, generator=generator)
 
 
-def test_torch_compile_does_not_break_the_graph(inputs: tuple[Tensor, ...]) -> None:
-    net = optimize(DMFNet(DMFNET_PRESETS["tiny"]), kernels=True)
-    with torch.no_grad():
+@pytest.mark.parametrize("architecture", [None, 80, 90])
+def test_torch_compile_does_not_break_the_graph(architecture: int | None, inputs: tuple[Tensor, ...]) -> None:
+    net = optimize(DMFNet(DMFNET_PRESETS["tiny"]), "float32" if architecture is None else "float16", kernels=True)
+    with torch.no_grad(), planned_for(architecture):
+        with Calls() as calls:
+            expected = net(*inputs)
         compiled = torch.compile(net, backend="eager", fullgraph=True)
-        assert torch.equal(compiled(*inputs), net(*inputs))
+        assert torch.equal(compiled(*inputs), expected)
     torch.compiler.reset()
+    called = {name for name, *_ in calls.seen}
+    assert (HEAD.name in called) == (architecture is not None)
+    assert (CONVOLUTION_WITH_STATISTICS.name in called) == (architecture == 90)
 
 
 def test_torch_export(inputs: tuple[Tensor, ...]) -> None:
+    """A graph for others to run has none of the operators that are chosen for a GPU."""
     net = optimize(DMFNet(DMFNET_PRESETS["tiny"]), kernels=True)
     with torch.no_grad():
         program = torch.export.export(net, inputs)
         names = {str(node.target) for node in program.graph.nodes if "dmfnet" in str(node.target)}
-        assert {name.split(".")[1] for name in names} == {operation.name for operation in OPERATIONS} - {
-            "channel_statistics"
-        }
+        expected = {operation.name for operation in OPERATIONS if operation not in (*ON_GPUS, STATISTICS)}
+        assert {name.split(".")[1] for name in names} == expected
         assert torch.allclose(program.module()(*inputs), net(*inputs), atol=1e-6)
 
 
@@ -82,24 +114,131 @@ def described(argument: Any) -> Any:
     return (tuple(argument.shape), argument.dtype) if isinstance(argument, Tensor) else argument
 
 
+def calls_of(name: str, architecture: int | None, pairs: int, height: int, width: int) -> set[tuple[Any, ...]]:
+    """What the network called `name` calls in float16."""
+    # The meta device has no autocast.
+    no_autocast = mock.patch.object(torch, "autocast", return_value=nullcontext())
+    with torch.device("meta"), torch.no_grad(), no_autocast, planned_for(architecture):
+        net = optimize(network_of(preset(name)), "float16", kernels=True)
+        shapes = interface_of(preset(name).to_dict()).shapes(pairs, height, width)
+        inputs = {name: torch.empty(shape) for name, shape in shapes.items()}
+        with Calls() as calls:
+            net(**inputs)
+    return calls.seen
+
+
+def as_calls(cases: Iterator[Case]) -> set[tuple[Any, ...]]:
+    return {(case.operation.name, *map(described, case.make(Draw(torch.float16, "meta")))) for case in cases}
+
+
 @pytest.mark.parametrize("name", ["tiny", "base", "turbo"])
 @pytest.mark.parametrize("pairs", [1, 2])
 def test_the_cases_are_what_the_network_calls(name: str, pairs: int) -> None:
     config = DMFNET_PRESETS[name]
-    # The meta device has no autocast.
-    no_autocast = mock.patch.object(torch, "autocast", return_value=nullcontext())
-    with torch.device("meta"), torch.no_grad(), no_autocast:
-        net = optimize(DMFNet(config), "float16", kernels=True)
-        shapes = interface_of(config.to_dict()).shapes(pairs, 64, 128)
-        inputs = {name: torch.empty(shape) for name, shape in shapes.items()}
-        with Calls() as calls:
-            net(**inputs)
-    cases = network_cases(
-        config.channels, config.norm_groups, 64, 128, pairs, steps=len(config.timesteps), noise=config.noise
+    seen = calls_of(name, None, pairs, 64, 128)
+    known = as_calls(
+        network_cases(
+            config.channels, config.norm_groups, 64, 128, pairs, steps=len(config.timesteps), noise=config.noise
+        )
     )
-    known = {(case.operation.name, *map(described, case.make(Draw(torch.float16, "meta")))) for case in cases}
-    assert calls.seen - known == set(), "a call without a case"
-    assert known - calls.seen == set(), "a case that the network does not have"
+    assert seen - known == set(), "a call without a case"
+    assert known - seen == set(), "a case that the network does not have"
+
+
+# The largest has no convolutions of ours with statistics where it is finest, nor the first.
+@pytest.mark.parametrize(("pairs", "height", "width"), [(1, 256, 256), (2, 64, 128), (1, 512, 256)])
+@pytest.mark.parametrize("name", ["tiny", "base", "turbo"])
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_the_cases_are_what_the_network_calls_on_a_gpu(
+    architecture: int, name: str, pairs: int, height: int, width: int
+) -> None:
+    config = DMFNET_PRESETS[name]
+    sizes = config.channels, config.norm_groups, height, width
+    steps = len(config.timesteps)
+    with assumed(architecture):
+        own = as_calls(own_cases(*sizes, torch.float16, pairs, steps, tanh=not config.interval))
+    others = as_calls(network_cases(*sizes, pairs, steps, config.noise))
+    seen = calls_of(name, architecture, pairs, height, width)
+    assert seen - own - others == set(), "a call without a case"
+    assert own - seen == set(), "a case that the network does not have"
+    called = {name for name, *_ in seen}
+    # Every convolution without statistics, all of which are the fusion's.
+    assert (EPILOGUE.name in called) == (architecture == 80)
+    assert (FIRST_CONVOLUTION.name in called) == (height * width <= 256 * 256)
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("pairs", [1, 3])
+def test_the_cases_are_what_a_student_calls(architecture: int, pairs: int) -> None:
+    config = PRESETS["nano"]
+    assert isinstance(config, StudentConfig)
+    known = as_calls(student_cases(config.channels, 64, 128, pairs, config.factor))
+    assert calls_of("nano", architecture, pairs, 64, 128) == known
+    assert calls_of("nano", None, pairs, 64, 128) == set()
+
+
+def features(n: int, channels: int, height: int, width: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    return torch.empty(n, channels, height, width, dtype=dtype, device="meta")
+
+
+def test_whose_convolution_it_is() -> None:
+    """Ours in half precision, for at least 16 channels, where a rule was measured, and on a GPU."""
+    weight = features(128, 128, 3, 3)
+    x = features(6, 128, 256, 256)
+    assert tile_for(x, weight, True) is None, "a graph for others"
+    with assumed(80):
+        assert tile_for(x, weight, True) is None, "not measured"
+    with assumed(90):
+        assert tile_for(x, weight, True) == ARCHITECTURES[90].convolutions[-1].tile
+        assert tile_for(x.bfloat16(), weight, True) is not None
+        assert tile_for(x.float(), weight.float(), True) is None
+        assert tile_for(features(6, 24, 256, 256), features(128, 24, 3, 3), True) is None
+        # Statistics come in parts of up to 1/512 of an image, which a tile has to hold.
+        assert tile_for(features(6, 128, 512, 512), weight, True) is None
+        assert tile_for(features(6, 128, 512, 512), weight, False) is not None
+
+
+def test_the_first_rule_that_holds() -> None:
+    small, narrow, any_other = (ConvolutionTile(pixels) for pixels in (16, 32, 64))
+    rules = ConvolutionRule(32, 64, 100, small), ConvolutionRule(32, 32, ANY, narrow)
+    tiles = Tiles(convolutions=rules)
+    assert tiles.convolution(32, 64, 100) is small
+    assert tiles.convolution(32, 32, 100) is small
+    assert tiles.convolution(32, 32, 101) is narrow
+    assert tiles.convolution(32, 64, 101) is None
+    assert tiles.convolution(33, 32, 100) is None
+    assert Tiles(convolutions=(*rules, ConvolutionRule(ANY, ANY, ANY, any_other))).convolution(33, 32, 100) is any_other
+
+
+def test_no_rule_is_idle() -> None:
+    """Each is there for convolutions of base, turbo or nano at 256x256."""
+    used = set()
+    with assumed(90):
+        for channels, groups, steps in ((128, 32, 3), (32, 8, 1)):
+            used |= {chosen(case) for case in own_cases(channels, groups, 256, 256, torch.float16, steps=steps)}
+        used |= {chosen(case) for case in student_cases(32, 256, 256)}
+    rules = ARCHITECTURES[90].convolutions
+    assert used - {None} == {rule.tile for rule in rules}
+    assert rules[-1] == ConvolutionRule(ANY, ANY, ANY, rules[-1].tile), "none is left to cuDNN for its size"
+
+
+def chosen(case: Case) -> ConvolutionTile | None:
+    if case.operation not in (CONVOLUTION, CONVOLUTION_WITH_STATISTICS):
+        return None
+    x, weight, *_ = case.make(Draw(torch.float16, "meta"))
+    return tile_for(x, weight, case.operation is CONVOLUTION_WITH_STATISTICS)
+
+
+def test_the_tile_is_what_is_launched() -> None:
+    case = convolve(6, 128, 128, 64, 64, with_statistics=True)
+    with assumed(90):
+        (launch,) = case.operation.plan(*case.make(Draw(torch.float16, "meta")))[1]
+    tile = tiles_for(90).convolution(128, 128, 6 * 64 * 64)
+    assert tile is not None
+    constants = launch.constants
+    assert (constants["PIXELS"], constants["CHANNELS"], constants["INNER"]) == (tile.pixels, tile.channels, tile.inner)
+    assert (launch.warps, launch.stages) == (tile.warps, tile.stages)
+    assert len(launch.tensors) == 5, "input, weight, bias, result and statistics, of which two are described"
 
 
 def test_errors() -> None:
