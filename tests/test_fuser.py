@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,11 +14,15 @@ from PIL import Image
 
 from dmfnet_fast import DMFNetWarning, EngineError, Fuser, MissingExtraError, OutOfMemoryError, PictureError
 from dmfnet_fast import errors as errors_module
+from dmfnet_fast import fuser as fuser_module
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from dmfnet_fast.engines.base import Engine
+from dmfnet_fast.fusion_file import Interface
 from dmfnet_fast.model import Student, StudentConfig, load_model, save_model
 from dmfnet_fast.noise import fusion_noise
 from dmfnet_fast.phantom import Phantom, make_phantom
 from dmfnet_fast.pictures import write_picture
+from dmfnet_fast.rules import Rules
 
 
 def test_run_is_the_network(fuser: Fuser, tiny_weights: Path) -> None:
@@ -75,7 +80,7 @@ def test_run_of_a_network_with_an_interval(student_weights: Path) -> None:
         expected = model(*map(torch.from_numpy, (a, b)), interval=torch.from_numpy(interval))
         wide = torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1).expand(2, 2, 64, 80)
         free = model(*map(torch.from_numpy, (a, b)), interval=wide)
-    with Fuser(student_weights) as fuser:
+    with Fuser(student_weights, precision="float32") as fuser:
         result = fuser.run(a, b, interval=interval)
         np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
         assert (result >= interval[:, :1] - 1e-6).all()
@@ -316,6 +321,93 @@ def test_gpu_agrees_with_cpu(tiny_weights: Path, fuser: Fuser, phantom: Phantom)
     with Fuser(tiny_weights, device="cuda") as gpu:
         difference = gpu.fuse(phantom.mri, phantom.pet).astype(int) - fuser.fuse(phantom.mri, phantom.pet)
     assert np.abs(difference).max() <= 1
+
+
+class TakesPixels(Engine):
+    """Fuses 8-bit images by itself: b in negative, so that it shows."""
+
+    takes_pixels = True
+    largest_batch = 2
+    interface = Interface(timesteps=0, interval=True)
+    info: ClassVar[dict[str, str]] = {}
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.runs = 0
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        self.runs += 1
+        return inputs["a"]
+
+    def fuse_pixels(self, a: np.ndarray, b: np.ndarray, rules: Rules, seed: int) -> np.ndarray:
+        self.calls.append((a, b, rules, seed))
+        return 255 - b
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def pixel_fuser(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Fuser, TakesPixels]:
+    engine = TakesPixels()
+    monkeypatch.setattr(fuser_module, "open_engine", lambda *_: engine)
+    return Fuser(tiny_weights, 7, keep_chroma=0.5, allow_invention=True), engine
+
+
+def test_pixels_to_the_engine(pixel_fuser: tuple[Fuser, TakesPixels]) -> None:
+    """8-bit pairs as they are, but for a's colours; in batches of one size and kind."""
+    fuser, engine = pixel_fuser
+    heads = [make_phantom(seed, 64) for seed in range(3)]
+    mri, pet = [head.mri for head in heads], [head.pet for head in heads]
+    given = [*mri, Image.fromarray(mri[0]), np.stack([mri[1]] * 3, -1)]
+    others = [*pet, heads[0].ct, pet[1]]
+    results = fuser.fuse(given, others)
+    assert [len(a) for a, *_ in engine.calls] == [2, 2, 1], "pet twice, the rest of it, ct"
+    seen = [image for a, *_ in engine.calls for image in a]
+    assert all(np.array_equal(image, one) for image, one in zip(seen, [*mri, mri[1], mri[0]], strict=True))
+    assert all(image.dtype == np.uint8 for a, b, *_ in engine.calls for image in (a, b))
+    assert {call[2:] for call in engine.calls} == {(Rules(0.5, True), 7)}
+    assert all(np.array_equal(result, 255 - other) for result, other in zip(results, others, strict=True))
+    assert engine.runs == 0
+    image = fuser.fuse(mri[0], Image.fromarray(pet[0]))
+    assert isinstance(image, Image.Image)
+    assert np.array_equal(np.asarray(image), 255 - pet[0])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "dtype_a", "dtype_b"),
+    [
+        (72, 64, np.uint8, np.uint8),  # no multiple of 16
+        (64, 80, np.uint16, np.uint8),
+        (64, 80, np.uint8, np.uint16),
+        (64, 80, np.float32, np.uint8),
+        (64, 80, np.uint8, np.float64),
+    ],
+)
+def test_what_the_engine_does_not_take_as_pixels(
+    pixel_fuser: tuple[Fuser, TakesPixels], height: int, width: int, dtype_a: Any, dtype_b: Any
+) -> None:
+    fuser, engine = pixel_fuser
+    scale = {np.uint8: 1, np.uint16: 257}
+    head = make_phantom(0, 96)
+    a, b = (
+        (image[:height, :width] * np.float64(scale.get(dtype, 1 / 255))).astype(dtype)
+        for image, dtype in ((head.mri, dtype_a), (head.ct, dtype_b))
+    )
+    assert not np.array_equal(fuser.fuse(a, b), 255 - b)
+    assert engine.calls == []
+    assert engine.runs == 1
+
+
+def test_lack_of_memory_for_pixels(
+    pixel_fuser: tuple[Fuser, TakesPixels], phantom: Phantom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    fuser, engine = pixel_fuser
+    monkeypatch.setattr(engine, "fuse_pixels", exhausted)
+    with pytest.raises(OutOfMemoryError, match="64x64 in a batch of 2"):
+        fuser.fuse([phantom.mri] * 2, [phantom.pet] * 2)
 
 
 def test_closed(tiny_weights: Path, phantom: Phantom) -> None:

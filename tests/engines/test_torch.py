@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from dmfnet_fast.engines import SHIPPED_WEIGHTS, Precision, torch_engine
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.model import preset, save_model
+from dmfnet_fast.rules import Rules
 
 from ..rules import SMALL, model_by_rule, random_inputs, run_model
 
@@ -88,20 +90,25 @@ class Stub:
     all: ClassVar[list[Stub]] = []
     too_large: ClassVar[int] = 10**9
 
-    def __init__(self, network: Any, shapes: dict[str, tuple[int, ...]], device: object, stream: object) -> None:
+    def __init__(
+        self, network: Any, shapes: dict[str, tuple[int, ...]], device: object, stream: object, dtype: torch.dtype
+    ) -> None:
         del device
-        pairs, _, height, width = shapes["a"]
+        assert dtype == (torch.float32 if len(shapes["a"]) == 4 else torch.uint8)
+        pairs, *_, height, width = shapes["a"]
         assert not torch.backends.cudnn.benchmark
         assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
         if height * width >= self.too_large and any(stub.alive for stub in self.all):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         assert stream not in [stub.stream for stub in self.all if stub.alive], "two graphs on one stream"
         self.network, self.shapes, self.stream, self.alive = network, shapes, stream, True
+        self.dtype = dtype
         self.all.append(self)
         self.made.append((pairs, height, width))
 
-    def run(self, inputs: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    def run(self, inputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
         assert {name: array.shape for name, array in inputs.items()} == self.shapes
+        assert {torch.tensor(array).dtype for array in inputs.values()} == {self.dtype}
         return self.network(**{name: torch.tensor(array) for name, array in inputs.items()}).numpy()
 
 
@@ -117,9 +124,9 @@ def _as_on_a_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> torch_engine.To
     monkeypatch.setattr(Stub, "all", [])
     drop = torch_engine.TorchEngine._drop
 
-    def dropped(engine: torch_engine.TorchEngine, size: tuple[int, int, int]) -> None:
-        engine._sizes[size].alive = False
-        drop(engine, size)
+    def dropped(engine: torch_engine.TorchEngine, key: Hashable) -> None:
+        engine._sizes[key].alive = False
+        drop(engine, key)
 
     monkeypatch.setattr(torch_engine.TorchEngine, "_drop", dropped)
     engine = torch_engine.TorchEngine(path, "cpu", "float32", None)
@@ -168,6 +175,68 @@ def test_large_pictures_go_through_a_gpu_one_by_one(
     assert Stub.made[2:] == [(1, 96, 96)]
     as_on_a_gpu._on_cpu = True
     np.testing.assert_allclose(as_on_a_gpu.run(inputs), together, rtol=0, atol=1e-5)
+
+
+def eight_bit(count: int, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Grey images and colour images."""
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (count, height, width, 1)), rng.integers(0, 256, (count, height, width, 3))
+    return a[..., 0].astype(np.uint8), b.astype(np.uint8)
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("seed", [0, 9])
+def test_pixels_to_pixels(
+    colour: bool, seed: int, small: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `Fuser` makes of the same engine without them, pair by pair."""
+    path, *_ = small
+    a, b = eight_bit(3, 64, 80)
+    b = b if colour else b[..., 0]
+    rules = Rules(0.5)
+    with Fuser(path, seed, precision="float32", keep_chroma=0.5) as fuser:
+        assert not fuser._engine.takes_pixels, "a CPU has no use for it"
+        expected = fuser.fuse(a, b)
+    engine = _as_on_a_gpu(path, monkeypatch)
+    monkeypatch.setattr(torch_engine, "PIXELS_AT_ONCE", 64 * 80)
+    fused = engine.fuse_pixels(a, b, rules, seed)
+    assert fused.dtype == np.uint8
+    assert np.array_equal(fused, expected)
+    assert Stub.made == [(1, 64, 80)], "the same graph for every pair"
+
+
+def test_pixels_are_captured_by_size_kind_rules_and_seed(as_on_a_gpu: torch_engine.TorchEngine) -> None:
+    a, b = eight_bit(1, 64, 64)
+    rules = Rules()
+    calls = [(a, b, rules, 0), (a, b[..., 0], rules, 0), (a, b, Rules(0.1), 0), (a, b, rules, 1)]
+    results = [as_on_a_gpu.fuse_pixels(*call) for call in calls]
+    assert len(Stub.made) == 4
+    assert all(not np.array_equal(results[0], other) for other in results[1:])
+    for call, result in zip(calls, results, strict=True):
+        assert np.array_equal(as_on_a_gpu.fuse_pixels(*call), result)
+    assert len(Stub.made) == 4
+    as_on_a_gpu.run(images(1, 64, 64))  # takes the place of the first
+    assert len(as_on_a_gpu._sizes) == torch_engine.KEPT_SIZES
+    as_on_a_gpu.fuse_pixels(*calls[0])
+    assert len(Stub.made) == 6
+
+
+def test_many_pixels_go_through_a_gpu_in_parts(
+    as_on_a_gpu: torch_engine.TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_engine, "PIXELS_AT_ONCE", 2 * 64 * 64)
+    a, b = eight_bit(3, 64, 64)
+    together = as_on_a_gpu.fuse_pixels(a, b, Rules(), 0)
+    assert Stub.made == [(2, 64, 64), (1, 64, 64)]
+    alone = as_on_a_gpu.fuse_pixels(a[2:], b[2:], Rules(), 0)
+    assert np.array_equal(together[2:], alone)
+
+
+def test_pixels_of_a_closed_engine(as_on_a_gpu: torch_engine.TorchEngine) -> None:
+    as_on_a_gpu._on_cpu = True  # there is no GPU's memory to give back
+    as_on_a_gpu.close()
+    with pytest.raises(EngineError, match="the engine is closed"):
+        as_on_a_gpu.fuse_pixels(*eight_bit(1, 64, 64), Rules(), 0)
 
 
 def test_kernels_are_told(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +290,18 @@ def test_on_a_gpu(precision: Precision) -> None:
             assert difference.max() <= largest
             assert difference.mean() <= mean
             assert np.array_equal(fast.run(a, b), fused)
+
+
+@gpu
+@pytest.mark.parametrize("colour", [False, True])
+def test_pixels_on_a_gpu(colour: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same images as with the rules on the CPU, around the same network."""
+    a, b = eight_bit(2, 80, 64)
+    b = b if colour else b[..., 0]
+    with Fuser(SHIPPED_WEIGHTS, device="cuda") as fuser:
+        fused = fuser.fuse(a, b)
+        monkeypatch.setattr(fuser._engine, "takes_pixels", False)
+        assert np.array_equal(fuser.fuse(a, b), fused)
 
 
 @gpu
