@@ -6,6 +6,7 @@ import copy
 import re
 import sys
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dmfnet_fast.config import DMFNET_PRESETS
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.errors import MissingExtraError
-from dmfnet_fast.model import DMFNet, ModelConfig, Student, load_model, preset
+from dmfnet_fast.model import DMFNet, ModelConfig, Student, StudentConfig, load_model, preset
 from dmfnet_fast.model.rewrites import (
     DTYPES,
     PassByPass,
@@ -29,6 +30,7 @@ from dmfnet_fast.model.rewrites import (
     upsample_once,
     upsample_transposed,
 )
+from kernels.launch import assumed
 
 from ..rules import SMALL, model_by_rule, random_inputs, run_model
 
@@ -190,6 +192,57 @@ def test_half_precision(
     assert difference.mean() <= mean
     kept = {name for name, p in net.named_parameters() if p.dtype == torch.float32}
     assert kept == {"fusion.rgb_decode1.conv.weight", "fusion.rgb_decode1.conv.bias"}
+
+
+# 80 has no convolutions of ours but a student's, 90 nearly all of them.
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_kernels_as_on_a_gpu(
+    precision: Precision, architecture: int, model: DMFNet, inputs: dict[str, torch.Tensor], expected: torch.Tensor
+) -> None:
+    """The same network by what is called on a GPU, here by its definitions."""
+    largest, mean = HALF[precision]
+    net = optimize(model, precision, kernels=True)
+    with torch.no_grad(), assumed(architecture):
+        fused = net(**inputs)
+    difference = (fused - expected).abs()
+    assert difference.max() <= largest
+    assert difference.mean() <= mean
+    with torch.no_grad():
+        assert not torch.equal(fused, net(**inputs)), "other operators were called"
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("interval", [False, True])
+def test_timesteps_as_on_a_gpu(steps: int, interval: bool) -> None:
+    """Up to three are merged by one convolution of ours, more by matrix products."""
+    config = ModelConfig(channels=16, norm_groups=4, timesteps=(5, 80, 300, 600)[:steps], interval=interval)
+    model = model_by_rule(config)
+    given = random_inputs(config, pairs=2)
+    net = optimize(model, "float16", kernels=True)
+    with assumed(90):
+        assert np.abs(run_model(net, given) - run_model(model, given)).max() <= HALF["float16"][0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "config",
+    [StudentConfig(16, 2), StudentConfig(16, 1, factor=4), StudentConfig(8, 2), StudentConfig(16, 2, factor=1)],
+)
+def test_student_as_on_a_gpu(config: StudentConfig, precision: Precision) -> None:
+    """On our kernels in half precision, where every convolution takes a multiple of 16 channels."""
+    model, given = model_by_rule(config), random_inputs(config, pairs=2)
+    net = optimize(model, precision, kernels=True)
+    with mock.patch.object(Student, "forward", side_effect=Student.forward, autospec=True) as plain, assumed(90):
+        fused = run_model(net, given)
+    ours = precision != "float32" and config.channels % 16 == 0 and config.factor > 1
+    assert plain.called == (not ours)
+    assert fused.dtype == np.float32
+    assert (
+        np.abs(fused - run_model(model, given)).max() <= {"float32": EXACT, "float16": 0.01, "bfloat16": 0.1}[precision]
+    )
+    lowest, highest = np.split(given["interval"], 2, axis=1)
+    assert ((lowest <= fused) & (fused <= highest)).all()
 
 
 def test_kernels_with_wider_attention() -> None:
