@@ -37,11 +37,14 @@ from kernels.cases import (
     epilogue,
     from_one,
     gate,
+    is_own,
     norm,
     statistics,
     to_one,
     upsample,
 )
+from kernels.compile import Signature, signature_of
+from kernels.single_channel import first_fits
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tile
 
 Rules: TypeAlias = tuple[ConvolutionRule, ...]
@@ -141,7 +144,31 @@ BLOCKS = _tiles(
 
 
 def variants() -> list[Variant]:
-    """All that is timed; every process makes the same list."""
+    """All that is timed, nothing twice for a case and field; every process makes the same list."""
+    known: set[Any] = set()
+    found = []
+    for variant in _all_variants():
+        launches = planned(variant)
+        key = str(variant.case), variant.field, launches
+        if launches is not None and key not in known:
+            known.add(key)
+            found.append(variant)
+    return found
+
+
+def planned(variant: Variant) -> tuple[tuple[Signature, tuple[int, ...]], ...] | None:
+    """What is launched, and on what grid; None where the tile is not used, as it holds no whole part of statistics."""
+    arguments = variant.case.make(Draw(torch.float16, "meta"))
+    with tried(variant), launch.assumed(launch.OLDEST):
+        if variant.field == "convolutions" and not is_own(variant.case, torch.float16):
+            return None
+        if variant.field == "first" and not first_fits(arguments[0]):
+            return None
+        _, launches = variant.case.operation.plan(*arguments)
+    return tuple((signature_of(one), one.grid) for one in launches)
+
+
+def _all_variants() -> list[Variant]:
     found = []
     for case, tiles in _convolutions():
         rules = [(ConvolutionRule(ANY, ANY, ANY, tile),) for tile in tiles]
@@ -161,7 +188,7 @@ def variants() -> list[Variant]:
         ):
             found += [Variant(gate(pairs, channels, sides, sides), field, Tile(*number)) for number in numbers]
     for n, channels in ((6, 128), (2, 32)):
-        for numbers in ((32, 64, 4), (64, 64, 4), (64, 32, 4), (32, 128, 8), (16, 64, 2), (128, 32, 4)):
+        for numbers in ((128, 64, 4), (128, 32, 4), (128, 64, 8), (128, 128, 8), (256, 32, 4), (256, 64, 8)):
             found.append(Variant(from_one(n, channels, 256, 256), "first", Tile(*numbers)))
         for pixels, warps in ((64, 4), (32, 4), (128, 4), (128, 8), (32, 2), (16, 2), (16, 1), (64, 8)):
             found.append(Variant(to_one(1, channels // 2, 256, 256, True), "head", Tile(pixels, 1, warps)))
