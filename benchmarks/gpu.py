@@ -96,7 +96,7 @@ def _show_profile(row: dict[str, Any]) -> str:
 
 
 def _show_pictures(row: dict[str, Any]) -> str:
-    return f"{row['ms']:.3f} ms a call, {'the same pixels' if row['within'] else 'OTHER PIXELS'} as the other way"
+    return f"{row['ms']:.3f} ms a call, {'the same pixels as' if row['within'] else 'OTHER PIXELS than'} the other way"
 
 
 def steps(machine: Machine) -> Iterator[Step]:

@@ -40,6 +40,7 @@ from kernels.cases import (
 )
 from kernels.checks import worst
 from kernels.launch import assumed
+from kernels.single_channel import head_reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SIZE = 256
@@ -209,11 +210,6 @@ def _convolution(
     return _epilogue(total, None, residual, relu)
 
 
-def _head(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> Tensor:
-    result = F.conv2d(F.leaky_relu(x.to(weight.dtype), 0.2), weight, bias, padding=1)
-    return torch.tanh(result) if tanh else result
-
-
 def _inputs(a: Tensor, b: Tensor, interval: Tensor, factor: int, dtype: torch.dtype) -> Tensor:
     return F.pixel_unshuffle(torch.cat([a, b, interval], 1).to(dtype), factor)
 
@@ -235,7 +231,7 @@ EAGER: dict[Operation, Callable[..., Tensor]] = {
     CONVOLUTION: _convolution,
     CONVOLUTION_WITH_STATISTICS: _convolution,
     FIRST_CONVOLUTION: lambda x, weight, bias: F.conv2d(x, weight, bias, padding=1),
-    HEAD: _head,
+    HEAD: head_reference,  # PyTorch's operators, in float32 as the network has them
     STUDENT_INPUTS: _inputs,
     STUDENT_CHANGE: _change,
 }

@@ -297,8 +297,9 @@ class Fuser:
                 warn(f"{a.name} is in colour and {b.name} is grey: are they swapped? The MRI comes first")
             values_a = a.values or colour.value_range(a.pixels, stated[0], a.name)
             values.append((values_a, b.values or colour.value_range(b.pixels, stated[1], b.name)))
-            eight_bit = a.pixels.dtype == b.pixels.dtype == np.uint8
-            groups.setdefault((b.pixels.shape if eight_bit else a.pixels.shape[:2], eight_bit), []).append(index)
+            # An engine that takes pixels wants them of one shape; the others get luminances, whatever the images are.
+            kind = b.pixels.ndim if self._engine_alone(a.pixels, b.pixels) else 0
+            groups.setdefault((a.pixels.shape[:2], kind), []).append(index)
 
         results: list[Any] = [None] * len(values)
         for members in groups.values():
@@ -312,17 +313,20 @@ class Fuser:
     def _fuse_images(
         self, images: list[tuple[Pixels, Pixels]], values: list[tuple[Range, Range]]
     ) -> Sequence[Pixels] | NDArray[np.uint8]:
-        """Pairs of one size, and all of 8 bits or none: by the engine alone if it can, else by Canvas around it."""
-        sides = images[0][0].shape[:2]
-        eight_bit = all(image.dtype == np.uint8 for image in images[0])
-        if self._engine.takes_pixels and eight_bit and all(s >= SMALLEST and s % STRIDE == 0 for s in sides):
+        """Pairs of one size, all of which the engine can fuse alone or none; then Canvas is around it."""
+        if self._engine_alone(*images[0]):
             a, b = np.stack([colour.luminance(a) for a, _ in images]), np.stack([b for _, b in images])
-            with self._lock, self._memory_for(len(images), *sides):
+            with self._lock, self._memory_for(*a.shape):
                 return self._engine.fuse_pixels(a, b, self._rules, self._seed)
         canvases = [Canvas(*pair, *ranges, self._rules) for pair, ranges in zip(images, values, strict=True)]
         inputs, inside = network_inputs(self._engine.interface, canvases, self._seed)
         luminances = self._run(inputs)
         return [canvas.finish(y[0][inside]) for canvas, y in zip(canvases, luminances, strict=True)]
+
+    def _engine_alone(self, a: Pixels, b: Pixels) -> bool:
+        """Whether the engine can do all that there is to do for this pair."""
+        eight_bit = a.dtype == b.dtype == np.uint8
+        return self._engine.takes_pixels and eight_bit and all(s >= SMALLEST and s % STRIDE == 0 for s in a.shape[:2])
 
     def _memory_for(self, pairs: int, height: int, width: int) -> AbstractContextManager[None]:
         return memory_guard(f"{width}x{height} in a batch of {pairs} does not fit; use smaller pictures")

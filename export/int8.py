@@ -108,10 +108,10 @@ def quantized_weights(config: Mapping[str, Any], every_block: bool) -> re.Patter
 
     Args:
         config: of the network, as its file has it.
-        every_block: take the first and the last too.
+        every_block: take the first and the last too, as is done of a student that has no others.
     """
     if "blocks" in config:  # a student
-        # All of two blocks are outer ones, and there would be nothing left.
+        # With two blocks both are outer ones: then both are taken.
         inner = "|".join(map(str, range(1, config["blocks"] - 1))) if config["blocks"] > 2 else r"\d+"
         return WHOLE_STUDENT if every_block else re.compile(rf"blocks\.({inner})\.[02]\.weight")
     return EVERY_BLOCK if every_block else INNER_BLOCKS

@@ -150,7 +150,7 @@ def spatial_kernel(
     h, w = p // width, p % width
     result = tl.zeros((PIXELS,), tl.float32) + tl.load(spatial_bias).to(tl.float32)
     seen += 2 * n * pixels
-    for tap in tl.static_range(49):
+    for tap in range(49):  # unrolled it takes 10% longer on an H200
         at = _reflected(h + tap // 7 - 3, height) * width + _reflected(w + tap % 7 - 3, width)
         result += tl.load(seen + at, mask, other=0.0) * tl.load(spatial_weight + tap).to(tl.float32)
         result += tl.load(seen + pixels + at, mask, other=0.0) * tl.load(spatial_weight + 49 + tap).to(tl.float32)

@@ -13,7 +13,7 @@ from kernels.convolution_epilogue import pixels_of_part
 from kernels.convolution_epilogue import plan as plan_epilogue
 from kernels.launch import Launch, Plan, channels_last, tiles_of
 
-MOST_PARTS_TO_FOLD = 32
+MOST_TO_FOLD = 2**10  # parts times channels of a program's tile; with twice as many an H200 takes longer
 
 
 def reference(
@@ -343,7 +343,7 @@ def plan(
     constants: dict[str, int | None] = {"GROUP": group, "PARTS": triton.next_power_of_2(parts)}
     moments = None
     # Few parts are merged by every program anew, if it has whole groups: a launch of its own would take longer.
-    if not fold or parts > MOST_PARTS_TO_FOLD or block % group or x_channels % group or group & (group - 1):
+    if not fold or parts * block > MOST_TO_FOLD or block % group or x_channels % group or group & (group - 1):
         moments = launch.new_table((n, 2, channels), x)
         widths = {"CHANNELS": triton.next_power_of_2(group)}
         arguments = {**sizes, **of_moments, "moments": moments}

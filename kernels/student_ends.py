@@ -77,6 +77,17 @@ def inputs_kernel(
 
 
 @triton.jit
+def _larger(x, y):
+    """As torch.maximum, which keeps NaN."""
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _smaller(x, y):
+    return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def change_kernel(
     change,  # (N, pixels / FACTOR^2, FACTOR^2)
     a,  # (N, pixels) float32
@@ -99,9 +110,9 @@ def change_kernel(
     added = tl.load(change + n * pixels + coarse * FACTOR * FACTOR + sample, mask=mask).to(tl.float32)
     low = tl.load(interval + 2 * n * pixels + p, mask=mask)
     high = tl.load(interval + (2 * n + 1) * pixels + p, mask=mask)
-    value = tl.maximum(tl.load(a + n * pixels + p, mask=mask), tl.load(b + n * pixels + p, mask=mask))
-    value = tl.minimum(tl.maximum(value, low), high) + added
-    tl.store(out + n * pixels + p, tl.minimum(tl.maximum(value, low), high), mask=mask)
+    brighter = _larger(tl.load(a + n * pixels + p, mask=mask), tl.load(b + n * pixels + p, mask=mask))
+    value = _smaller(_larger(brighter, low), high) + added
+    tl.store(out + n * pixels + p, _smaller(_larger(value, low), high), mask=mask)
 
 
 def inputs_plan(a: Tensor, b: Tensor, interval: Tensor, factor: int, dtype: torch.dtype) -> Plan:

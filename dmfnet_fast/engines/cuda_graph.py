@@ -25,9 +25,9 @@ class CapturedFusion:
         network: forward on tensors of `device`, given by their names.
         shapes: of its inputs, by name.
         device: a CUDA device, with its index.
-        dtype: of the inputs.
         stream: to run on; None makes one. No other graph that is alive may use it: the memory in which cuBLAS works
             belongs to a stream, and is freed with the first graph that was captured there.
+        dtype: of the inputs.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class CapturedFusion:
     ) -> None:
         self._staged = {name: torch.zeros(shape, dtype=dtype, pin_memory=True) for name, shape in shapes.items()}
         self._inputs = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
+        self._network = network  # the graph reads its memory
         self._graph = torch.cuda.CUDAGraph()
         self._stream = stream or torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))

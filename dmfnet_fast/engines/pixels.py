@@ -43,20 +43,17 @@ class PixelsToPixels:
         network: forward on tensors by their names.
         interface: what it takes.
         rules: what holds for every pixel.
-        noise: for a network that takes it, (T, 2, H, W) on the network's device.
+        noise: for a network that takes it, (T, 2, H, W) on `device`.
+        device: the network's.
     """
 
-    def __init__(self, network: Any, interface: Interface, rules: Rules, noise: Any = None) -> None:
+    def __init__(
+        self, network: Any, interface: Interface, rules: Rules, noise: Any = None, device: Any = "cpu"
+    ) -> None:
         self._network, self._interface, self._rules, self._noise = network, interface, rules, noise
-        levels = (np.arange(256.0) * (2.0 / (WHITE - BLACK)) - 1.0).astype(
-            np.float32
-        )  # as `colour.to_network` has them
-        self._levels = torch.from_numpy(levels)
-
-    def to(self, device: Any) -> PixelsToPixels:
-        """Keep the tables on `device`."""
-        self._levels = self._levels.to(device)
-        return self
+        # As `colour.to_network` has them.
+        levels = (np.arange(256.0) * (2.0 / (WHITE - BLACK)) - 1.0).astype(np.float32)
+        self._levels = torch.from_numpy(levels).to(device)
 
     def __call__(self, a: Any, b: Any) -> Any:
         """Fuse.

@@ -25,7 +25,7 @@ from dmfnet_fast.rules import Rules
 
 torch = require("torch", extra="torch")
 
-KEPT_SIZES = 4  # whose graphs stay in GPU memory
+KEPT_GRAPHS = 8  # in GPU memory: of sizes, each for grey and for colour
 OLDEST_WITH_KERNELS = (8, 0)  # compute capability; Triton supports none before it
 # Of all pairs that go through the GPU at once. Base has 0.8 GB of tensors alive for each 256x256 (counted).
 PIXELS_AT_ONCE = 4 * 256 * 256
@@ -77,7 +77,7 @@ class TorchEngine(Engine):
         model = optimize(trained, precision, together=not self._on_cpu, kernels=kernels)
         self._model: Callable[..., Any] | None = model.to(self._device)
         self._sizes: dict[Hashable, CapturedFusion] = {}  # by what was captured, the last used last
-        self._free = [] if self._on_cpu else [torch.cuda.Stream(self._device) for _ in range(KEPT_SIZES)]
+        self._free = [] if self._on_cpu else [torch.cuda.Stream(self._device) for _ in range(KEPT_GRAPHS)]
         self._info = {
             "engine": f"torch {torch.__version__}",
             "device": str(self._device),
@@ -129,7 +129,7 @@ class TorchEngine(Engine):
         noise = None
         if self.interface.timesteps:
             noise = torch.tensor(fusion_noise(seed, height, width, self.interface.timesteps), device=self._device)
-        return PixelsToPixels(self._model, self.interface, rules, noise).to(self._device)
+        return PixelsToPixels(self._model, self.interface, rules, noise, self._device)
 
     def _captured(
         self, key: Hashable, make: Callable[[], Any], shapes: Mapping[str, Sequence[int]], dtype: Any

@@ -388,17 +388,18 @@ class FusedStudent(nn.Module):
     def forward(self, a: Tensor, b: Tensor, interval: Tensor) -> Tensor:
         """As `Student.forward`."""
         net, factor = self.net, self.config.factor
-        dtype = net.first.weight.dtype
-        whole = all(conv.in_channels % _convolutions.SMALLEST == 0 for conv in (net.first, net.last))
-        if not (on_gpu(a) and whole and dtype in (torch.float16, torch.bfloat16)):
+        if not on_gpu(a):
             return net(a, b, interval)
-        h = self._convolved(_ends.student_inputs(a, b, interval, factor, dtype), net.first, relu=True)
+        h = self._layer(_ends.student_inputs(a, b, interval, factor, net.first.weight.dtype), net.first, relu=True)
         for block in net.blocks:
             layers = of_kind(block, nn.Sequential)
             first, second = of_kind(layers[0], nn.Conv2d), of_kind(layers[2], nn.Conv2d)
-            h = self._convolved(self._convolved(h, first, relu=True), second, residual=h)
-        return _ends.student_change(self._convolved(h, net.last), a, b, interval, factor)
+            h = self._layer(self._layer(h, first, relu=True), second, residual=h)
+        return _ends.student_change(self._layer(h, net.last), a, b, interval, factor)
 
     @staticmethod
-    def _convolved(x: Tensor, conv: nn.Conv2d, relu: bool = False, residual: Tensor | None = None) -> Tensor:
-        return convolution(x, conv.weight, None, None, None, None, conv.bias, residual, relu)
+    def _layer(x: Tensor, conv: nn.Conv2d, relu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """relu(conv(x)) + residual."""
+        if _ours(x, conv.weight):
+            return convolution(x, conv.weight, None, None, None, None, conv.bias, residual, relu)
+        return convolution_epilogue(F.conv2d(x, conv.weight, padding=1), conv.bias, residual, relu)

@@ -71,7 +71,7 @@ def test_equal_to_a_canvas(network: tuple[Path, torch.nn.Module], rules: Rules) 
         noise = None
         if interface.timesteps:
             noise = torch.tensor(fusion_noise(SEED, HEIGHT, WIDTH, interface.timesteps))
-        on_tensors = PixelsToPixels(net, interface, rules, noise).to("cpu")
+        on_tensors = PixelsToPixels(net, interface, rules, noise)
         for name_a, name_b in PAIRS:
             a, b = given[name_a], given[name_b]
             wanted = fuser.fuse(a, b)

@@ -120,6 +120,7 @@ def as_on_a_gpu(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> torch_en
 def _as_on_a_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> torch_engine.TorchEngine:
     """An engine that does what it does on a GPU, but for the GPU."""
     monkeypatch.setattr(torch_engine, "CapturedFusion", Stub)
+    monkeypatch.setattr(torch_engine, "KEPT_GRAPHS", 4)
     monkeypatch.setattr(Stub, "made", [])
     monkeypatch.setattr(Stub, "all", [])
     drop = torch_engine.TorchEngine._drop
@@ -131,7 +132,7 @@ def _as_on_a_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> torch_engine.To
     monkeypatch.setattr(torch_engine.TorchEngine, "_drop", dropped)
     engine = torch_engine.TorchEngine(path, "cpu", "float32", None)
     engine._on_cpu = False
-    engine._free = [f"stream {n}" for n in range(torch_engine.KEPT_SIZES)]
+    engine._free = [f"stream {n}" for n in range(torch_engine.KEPT_GRAPHS)]
     return engine
 
 
@@ -150,7 +151,7 @@ def test_every_size_is_captured_once_and_few_are_kept(as_on_a_gpu: torch_engine.
     assert len(Stub.made) == 5
     as_on_a_gpu.run(images(1, 64, 80))
     assert Stub.made[5:] == [(1, 64, 80)]
-    assert len(as_on_a_gpu._sizes) == torch_engine.KEPT_SIZES
+    assert len(as_on_a_gpu._sizes) == torch_engine.KEPT_GRAPHS
 
 
 def test_a_size_that_needs_the_memory_of_the_others(
@@ -161,7 +162,7 @@ def test_a_size_that_needs_the_memory_of_the_others(
         as_on_a_gpu.run(images(1, 64, width))
     as_on_a_gpu.run(images(1, 128, 128))
     assert list(as_on_a_gpu._sizes) == [(1, 128, 128)]
-    assert len(as_on_a_gpu._free) == torch_engine.KEPT_SIZES - 1
+    assert len(as_on_a_gpu._free) == torch_engine.KEPT_GRAPHS - 1
 
 
 def test_large_pictures_go_through_a_gpu_one_by_one(
@@ -216,7 +217,7 @@ def test_pixels_are_captured_by_size_kind_rules_and_seed(as_on_a_gpu: torch_engi
         assert np.array_equal(as_on_a_gpu.fuse_pixels(*call), result)
     assert len(Stub.made) == 4
     as_on_a_gpu.run(images(1, 64, 64))  # takes the place of the first
-    assert len(as_on_a_gpu._sizes) == torch_engine.KEPT_SIZES
+    assert len(as_on_a_gpu._sizes) == torch_engine.KEPT_GRAPHS
     as_on_a_gpu.fuse_pixels(*calls[0])
     assert len(Stub.made) == 6
 
@@ -272,6 +273,18 @@ def test_whatever_precision_the_program_has_set(name: str, tiny_weights: Path) -
 
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@gpu
+def test_a_graph_keeps_what_it_reads() -> None:
+    """Memory that was freed under a graph would be given to others."""
+    a, b = eight_bit(1, 64, 64)
+    with Fuser(SHIPPED_WEIGHTS, device="cuda") as fuser:
+        first = fuser.fuse(a, b)
+        torch.cuda.empty_cache()
+        others = [torch.full((2**n,), float("nan"), device="cuda") for n in range(4, 22) for _ in range(8)]
+        assert np.array_equal(fuser.fuse(a, b), first)
+        del others
 
 
 @gpu
