@@ -9,15 +9,17 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_fusions, gpu_kernels, gpu_networks
+from benchmarks import gpu, gpu_compile, gpu_fusions, gpu_kernels, gpu_networks, gpu_pictures, gpu_profile
 from benchmarks.gpu_machine import Machine
 from kernels import launch
-from kernels.cases import EPILOGUE, ODD_CASES, OPERATIONS, Case
+from kernels.cases import EPILOGUE, ODD_CASES, OPERATIONS, Case, Draw
+from kernels.compile import signature_of
 
 ROOT = Path(__file__).parents[2]
 FLOAT32_ROUNDING = 1e-5  # relative
@@ -47,12 +49,14 @@ def test_interpreted(tmp_path: Path) -> None:
     operations = {row["operation"]: row for row in results["checks"]["operations"]}
     assert set(operations) == {operation.name for operation in OPERATIONS}
     assert all(row["within"] for row in operations.values())
-    assert operations["attention"]["errors"]["bfloat16"].startswith("left out")
+    for name in ("attention", "first_convolution"):
+        assert operations[name]["errors"]["bfloat16"].startswith("left out")
     assert operations["diffuse"]["errors"]["bfloat16"] <= 1
-    assert [row["precision"] for row in results["checks"]["networks"]] == 3 * ["float32", "float16", "bfloat16"]
+    assert [row["precision"] for row in results["checks"]["networks"]] == 3 * ["float16", "bfloat16", "float32"]
     assert all(row["within"] and row["same_bits"] for row in results["checks"]["networks"])
     assert {row["operation"] for row in results["kernels"]} == {operation.name for operation in gpu_kernels.EAGER}
     assert {row["network"] for row in results["fusions"]} == {"tiny"}
+    assert results["profile"] == results["pictures"] == []
     for row in results["kernels"] + results["fusions"]:
         assert row["ms"] > 0
         assert row["interpreted"] is True
@@ -85,7 +89,7 @@ def test_wrong_operation_is_not_timed() -> None:
     row = gpu_kernels.measure(case, machine())
     assert row["refused"].startswith("wrong")
     assert "ms" not in row
-    assert gpu_kernels.check(case, machine())["within"] is False
+    assert gpu_kernels.check(case, gpu_kernels.DTYPES, machine())["within"] is False
 
 
 def test_wrong_fusion_is_not_timed() -> None:
@@ -107,6 +111,91 @@ def test_eager_computes_the_same(case: Case) -> None:
     wanted = wanted[0] if isinstance(wanted, tuple) else wanted
     got = gpu_kernels.EAGER[case.operation](*arguments)
     assert (got - wanted).norm() <= FLOAT32_ROUNDING * wanted.norm()
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A machine with a GPU, of which nothing is asked but its architecture."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    return Machine(torch.device("cuda"), False, 50 * 2**20)
+
+
+def test_steps_on_a_gpu(hopper: Machine) -> None:
+    """Every section is there, and what tells most comes first."""
+    todo = list(gpu.steps(hopper))
+    assert {step.section for step in todo} == set(gpu.SECTIONS)
+    assert len({str(step) for step in todo}) == len(todo)
+    sections = [step.section for step in todo]
+    first = {section: sections.index(section) for section in gpu.SECTIONS}
+    assert sorted(first, key=lambda section: first[section]) == list(gpu.SECTIONS)
+    fusions = [step.row for step in todo if step.section == "fusions"]
+    assert [(row["network"], row["size"], row["batch"]) for row in fusions] != []
+    told = [row["network"] for row in fusions[: gpu_fusions.MOST_TELLING]]
+    assert list(dict.fromkeys(told)) == ["base", "turbo", "nano"]
+    assert [row["way"] for row in fusions[-len(gpu_networks.CASES) :]] == len(gpu_networks.CASES) * [
+        gpu_fusions.TUNED.name
+    ]
+    assert {step.row["way"] for step in todo if step.section == "pictures"} == {
+        gpu_pictures.ALL_ON_GPU,
+        gpu_pictures.RULES_ON_CPU,
+    }
+
+
+def test_everything_is_compiled_once_beforehand(hopper: Machine) -> None:
+    """In few jobs: what is checked and timed shares many binaries."""
+    checked = gpu_kernels.checked_cases(hopper)
+
+    def needed(case: Case, dtype: torch.dtype) -> set[Any]:
+        with launch.assumed(hopper.architecture):
+            return {signature_of(one) for one in case.operation.plan(*case.make(Draw(dtype, "meta")))[1]}
+
+    jobs = list(gpu_compile.jobs(hopper))
+    chosen = [needed(checked[number][0], checked[number][1][which]) for number, which in jobs]
+    everything = set().union(*(needed(case, dtype) for case, dtypes in checked for dtype in dtypes))
+    assert set().union(*chosen) == everything
+    assert set().union(*(needed(case, torch.float16) for case in gpu_kernels.timed_cases(hopper))) <= everything
+    assert len(jobs) < sum(len(dtypes) for _, dtypes in checked)
+    done: set[Any] = set()
+    for each in chosen:
+        assert each - done, "a job for nothing"
+        done |= each
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_pictures_are_compared(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stub:
+        def __init__(self, *_: object, device: str) -> None:
+            assert device == "cuda"
+            self._engine = SimpleNamespace(takes_pixels=None)
+
+        def fuse(self, _: Any, other: Any) -> Any:
+            return other if same or self._engine.takes_pixels else other + 1
+
+        def __enter__(self) -> Stub:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(gpu_pictures, "Fuser", Stub)
+    for _, way in gpu_pictures.rows(Machine(torch.device("cpu"), False, 0))[:2]:
+        row = gpu_pictures.measure("nano", way)
+        assert row["within"] is same
+        assert row["ms"] >= row["min_ms"] > 0
+
+
+def test_profiled_kernels_are_added_up() -> None:
+    """Of one fusion, by name; what a CPU does is no kernel."""
+
+    def event(name: str, us: float, device: str = "CUDA") -> Any:
+        kind = getattr(torch.autograd.DeviceType, device)
+        return SimpleNamespace(name=name, device_time_total=us, device_type=kind)
+
+    one = [event("short", 1.0), event("long", 5.0), event("short", 2.0), event("host", 99.0, "CPU")]
+    recorded = SimpleNamespace(events=lambda: gpu_profile.FUSIONS * one)
+    assert list(gpu_profile._kernels(recorded)) == [  # type: ignore[arg-type]
+        {"kernel": "long", "calls": 1, "us": 5},
+        {"kernel": "short", "calls": 2, "us": 3},
+    ]
 
 
 def steps(_: Machine) -> list[gpu.Step]:
