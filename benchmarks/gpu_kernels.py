@@ -63,7 +63,7 @@ def _own(machine: Machine, *names: str) -> list[Case]:
     with assumed(machine.architecture):
         for config in (PRESETS[name] for name in names):
             if isinstance(config, StudentConfig):
-                found += student_cases(config.channels, SIZE, SIZE, factor=config.factor)
+                found += student_cases(config.channels, SIZE, SIZE, torch.float16, factor=config.factor)
             else:
                 sizes = config.channels, config.norm_groups, SIZE, SIZE
                 steps = len(config.timesteps)

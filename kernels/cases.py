@@ -430,14 +430,21 @@ def own_cases(
     yield to_one(pairs, channels // 2, height, width, tanh)
 
 
-def student_cases(channels: int, height: int, width: int, pairs: int = 1, factor: int = 2) -> Iterator[Case]:
-    """Every call that a student of `channels` makes in half precision on a GPU."""
+def student_cases(
+    channels: int, height: int, width: int, dtype: torch.dtype, pairs: int = 1, factor: int = 2
+) -> Iterator[Case]:
+    """Every call that a student of `channels` makes on a GPU, as `launch.assumed` has it."""
     size = height // factor, width // factor
     yield unshuffled(pairs, height, width, factor)
-    yield convolve(pairs, student_ends.PLANES * factor**2, channels, *size, relu=True)
-    yield convolve(pairs, channels, channels, *size, relu=True)
-    yield convolve(pairs, channels, channels, *size, residual=True)
-    yield convolve(pairs, channels, factor**2, *size)
+    for inputs, outputs, residual, relu in (
+        (student_ends.PLANES * factor**2, channels, False, True),
+        (channels, channels, False, True),
+        (channels, channels, True, False),
+        (channels, factor**2, False, False),
+    ):
+        own = convolve(pairs, inputs, outputs, *size, residual=residual, relu=relu)
+        cudnn = epilogue(pairs, outputs, *size, bias=True, residual=residual, relu=relu, with_statistics=False)
+        yield own if is_own(own, dtype) else cudnn
     yield changed(pairs, height, width, factor)
 
 

@@ -20,7 +20,7 @@ from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.model import load_model, optimize, preset
 from dmfnet_fast.model.rewrites import Precision
-from kernels import convolution_epilogue, group_norm_silu, launch
+from kernels import convolution, convolution_epilogue, group_norm_silu, launch
 from kernels.cases import (
     ATTENTION,
     DIFFUSE,
@@ -234,11 +234,15 @@ def test_described(pixels: int, case: Case, dtype: torch.dtype, monkeypatch: pyt
 
 @pytest.mark.parametrize("case", NOT_IN_WHOLE_ROWS, ids=str)
 def test_what_cannot_be_described(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rules leave it to cuDNN; who asks for the tile all the same gets it by the other kernel."""
     arguments = case.make(Draw(torch.float16, DEVICE))
-    with convolved_by(ConvolutionTile(32, 32, 32, 4, 3, described=True), monkeypatch):
-        _, (call,) = case.operation.plan(*arguments)
-        assert call.kernel is convolution_kernel
-        assert worst(case.operation, arguments) <= 1
+    tile = ConvolutionTile(32, 32, 32, 4, 3, described=True)
+    with_statistics = case.operation in WITH_STATISTICS
+    with convolved_by(tile, monkeypatch):
+        assert convolution.tile_for(*arguments[:2], with_statistics) is None
+    plan = convolution.plan(*arguments, statistics=with_statistics, tile=tile)
+    assert [(call.kernel, call.constants["PIXELS"]) for call in plan[1]] == [(convolution_kernel, 32)]
+    assert error(launch.run(plan)[0], expected(case.operation, arguments)[0]) <= tolerance(torch.float16)
 
 
 @pytest.mark.parametrize("extreme", EXTREMES)
@@ -368,8 +372,8 @@ def test_network_with_our_convolutions(name: str, monkeypatch: pytest.MonkeyPatc
     with assumed(90):
         assert fused_error(name, "float16") <= 0.015
     if DEVICE == "cpu":
-        ours = {described_convolution_kernel} | ({convolution_kernel} if name != "nano" else set())
-        assert launched >= ours
+        kernels = {convolution_kernel} if name == "nano" else {convolution_kernel, described_convolution_kernel}
+        assert launched >= kernels
 
 
 def use_large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,7 +382,11 @@ def use_large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         large = Tile(1024, 64)
         tiles = Tiles(large, large, Tile(256, 32), Tile(1024, 1), Tile(256, 32), large, first=large, head=Tile(1024, 1))
         # Tiles of 1024 pixels cannot be whole rows of the smallest maps.
-        rules = (ConvolutionRule(ANY, ANY, ANY, ConvolutionTile(1024, 64, 64, described=True)),)
+        by_copy_engine = ConvolutionTile(1024, 64, 64, described=True)
+        rules = (
+            ConvolutionRule(ANY, ANY, 2000, replace(by_copy_engine, described=False)),
+            ConvolutionRule(ANY, ANY, ANY, by_copy_engine),
+        )
         monkeypatch.setitem(ARCHITECTURES, 80, tiles)
         monkeypatch.setitem(ARCHITECTURES, 90, replace(tiles, convolutions=rules))
         monkeypatch.setattr(convolution_epilogue, "FEWEST_PIXELS", 1024)

@@ -172,8 +172,11 @@ def test_the_cases_are_what_the_network_calls_on_a_gpu(
 def test_the_cases_are_what_a_student_calls(architecture: int, pairs: int) -> None:
     config = PRESETS["nano"]
     assert isinstance(config, StudentConfig)
-    known = as_calls(student_cases(config.channels, 64, 128, pairs, config.factor))
-    assert calls_of("nano", architecture, pairs, 64, 128) == known
+    with assumed(architecture):
+        known = as_calls(student_cases(config.channels, 64, 128, torch.float16, pairs, config.factor))
+    seen = calls_of("nano", architecture, pairs, 64, 128)
+    assert seen == known
+    assert {name for name, *_ in seen} >= {(EPILOGUE if architecture == 80 else CONVOLUTION).name}
     assert calls_of("nano", None, pairs, 64, 128) == set()
 
 
@@ -196,6 +199,9 @@ def test_whose_convolution_it_is() -> None:
         # Statistics come in parts of up to 1/512 of an image, which a tile has to hold.
         assert tile_for(features(6, 128, 512, 512), weight, True) is None
         assert tile_for(features(6, 128, 512, 512), weight, False) is not None
+        # The copy engine's tiles are whole rows, or whole parts of one.
+        assert tile_for(features(6, 128, 240, 256), weight, True) == ARCHITECTURES[90].convolutions[-1].tile
+        assert tile_for(features(6, 128, 256, 240), weight, True) is None
 
 
 def test_the_first_rule_that_holds() -> None:
@@ -216,7 +222,7 @@ def test_no_rule_is_idle() -> None:
     with assumed(90):
         for channels, groups, steps in ((128, 32, 3), (32, 8, 1)):
             used |= {chosen(case) for case in own_cases(channels, groups, 256, 256, torch.float16, steps=steps)}
-        used |= {chosen(case) for case in student_cases(32, 256, 256)}
+        used |= {chosen(case) for case in student_cases(32, 256, 256, torch.float16)}
     rules = ARCHITECTURES[90].convolutions
     assert used - {None} == {rule.tile for rule in rules}
     assert rules[-1] == ConvolutionRule(ANY, ANY, ANY, rules[-1].tile), "none is left to cuDNN for its size"
