@@ -112,10 +112,13 @@ def test_every_memory_layout(case: Case) -> None:
             assert error(got, reference) <= TOLERANCES[torch.float32]
 
 
-def one_inf(values: Tensor) -> Tensor:
-    changed = values.clone()
-    changed[0, -1, 2, 3] = float("inf")
-    return changed
+def one(value: float) -> Callable[[Tensor], Tensor]:
+    def change(values: Tensor) -> Tensor:
+        changed = values.clone()
+        changed[0, -1, 2, 3] = value
+        return changed
+
+    return change
 
 
 EXTREMES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -124,7 +127,8 @@ EXTREMES: dict[str, Callable[[Tensor], Tensor]] = {
     "about 1e4": lambda values: 1e4 + values,
     "times 1e4": lambda values: 1e4 * values,
     "all zero": torch.zeros_like,
-    "one inf": one_inf,
+    "one inf": one(float("inf")),
+    "one nan": one(float("nan")),
 }
 
 
