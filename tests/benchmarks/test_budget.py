@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import budget
 from benchmarks.ways import gigaflop
+from kernels.cases import Draw, attend, convolve, norm
 
 FEATURE = 6 * 128 * 256 * 256 * 2  # bytes of a feature map of all passes at 256x256
 CONV3X3 = 128 * 128 * 9 * 2  # bytes of a weight
@@ -60,6 +62,46 @@ def test_students_arithmetic() -> None:
     total = sum(sum(row.flop.values()) for row in budget.count(budget.record("nano")).values())
     assert total == 2 * 9 * 128 * 128 * (12 * 32 * 32 + 16 * 32 + 32 * 4)
     assert total / 1e9 == pytest.approx(gigaflop("nano", 256))
+
+
+def test_our_launches_of_a_student() -> None:
+    """Inputs, fourteen convolutions and the change, each of which reads and writes everything once."""
+    ours = budget.record_kernels(True, "nano")
+    assert ours.launches == 1 + 14 + 1
+    pixels, half, single = 128 * 128, 2, 4
+
+    def convolution(inputs: int, outputs: int, residual: bool = False) -> int:
+        maps = inputs + outputs + residual * outputs
+        return half * (maps * pixels + 9 * inputs * outputs + outputs)
+
+    ends = 4 * 4 * pixels * single + half * 16 * pixels + half * 4 * pixels + 5 * 4 * pixels * single
+    blocks = 6 * (convolution(32, 32) + convolution(32, 32, residual=True))
+    assert ours.bytes == ends + convolution(16, 32) + blocks + convolution(32, 4)
+    assert ours.flop == 2 * 9 * pixels * (12 * 32 * 32 + 16 * 32 + 32 * 4)
+    assert ours.seconds == pytest.approx(ours.bytes / 3.0e12), "memory takes longer than arithmetic in all of them"
+
+
+@pytest.mark.parametrize(("name", "computes_longer"), [("base", True), ("turbo", False)])
+def test_our_convolutions_move_less_and_compute_the_same(name: str, computes_longer: bool) -> None:
+    """The arithmetic of wide convolutions takes longer than their memory, and counts."""
+    cudnn, own = (budget.record_kernels(own, name) for own in (False, True))
+    assert own.flop == cudnn.flop
+    assert own.launches < 0.7 * cudnn.launches
+    assert own.bytes < 0.7 * cudnn.bytes
+    assert (own.seconds > 1.1 * own.bytes / 3.0e12) == computes_longer
+    assert own.bytes / 3.0e12 <= 1.001 * own.seconds
+    assert own.seconds < own.bytes / 3.0e12 + own.flop / 790e12
+
+
+def test_what_an_operator_computes() -> None:
+    """Counted by hand: multiply-adds of every source, and of attention's two products."""
+    draw = Draw(torch.float16, "meta")
+    case = convolve(3, 32, 48, 5, 7, more=16, last=64, residual=True, relu=True)
+    assert budget.products(case.operation, case.make(draw)) == 2 * 3 * 5 * 7 * 48 * (9 * 32 + 16 + 64)
+    case = attend(3, 64, 5, 7)
+    assert budget.products(case.operation, case.make(draw)) == 2 * 2 * 3 * 35 * 35 * 64
+    case = norm(3, 64, 0, 5, 7, 8)
+    assert budget.products(case.operation, case.make(draw)) == 0
 
 
 def test_convolution(rows: dict[str, budget.Row]) -> None:
