@@ -37,7 +37,7 @@ $(error say where the training pairs are: make weights DATA=DIR)
 endif
 
 weights: $(VENV)/.dev
-	$(STAGE2) --preset nano --out $(RUNS)/nano --steps 33000 --batch 16 --learning-rate 2e-3
+	$(STAGE2) --preset nano --out $(RUNS)/nano --steps 30000 --batch 32 --learning-rate 2e-3
 	$(STAGE1) --preset tiny --out $(RUNS)/1 --steps 2400 --batch 8 --ema 0.998
 	$(STAGE2) --denoiser $(RUNS)/1/denoiser.safetensors --out $(RUNS)/2 --steps 5500 --batch 16 --learning-rate 1e-3 --ema 0.998
 	$(STAGE2) --init $(RUNS)/2/dmfnet.safetensors --preset turbo --unfreeze --out $(RUNS)/turbo --steps 15000 --batch 8 \
