@@ -12,6 +12,7 @@ import triton
 from kernels import convolution, convolution_epilogue
 from kernels.cases import ODD_CASES, Draw, convolve
 from kernels.compile import REGISTERS, SHARED_MEMORY, compile_signature, signature_of
+from kernels.convolution import SMALLEST
 from kernels.report import RESOURCES, rows, sources_hash, summary, write
 from kernels.tiles import ARCHITECTURES, ConvolutionTile, Tiles
 
@@ -77,7 +78,8 @@ def test_limits(report: dict[str, Any]) -> None:
         assert row["spills"] <= SPILLS.get((row["architecture"], row["kernel"]), 0), row
         assert row["shared"] <= SHARED_MEMORY[row["architecture"]], row
         assert row["registers"] * row["warps"] * WARP <= REGISTERS, row
-        if row["kernel"] in WIDE:
+        # Not of a student's result, which has 4 channels.
+        if row["kernel"] in WIDE and row["constants"].get("CHANNELS", SMALLEST) >= SMALLEST:
             assert row["load"] == 16, row
     assert {row["kernel"] for row in report["rows"]} >= WIDE
     for place, bound in SPILLS.items():
