@@ -69,8 +69,8 @@ class Limit:
 # float16 has 11 bits: with trained weights single pixels reach 0.002 (68 dB), with random ones 0.0054 (61 dB); engines
 # that order sums otherwise get two grey levels. int8 cuts what lies beyond its ranges, which single pixels show: with
 # trained weights up to 0.13, least 39.8 dB and SSIM 0.994 calibrated on scans, 36.8 dB on phantoms (of pairs that are
-# black, white or nearly so; heads have 49 dB and more); with weights made by rule 0.14, 40.7 dB, 0.986; a student calibrated
-# on phantoms 0.25, 38.4 dB, 0.993.
+# black, white or nearly so; heads have 49 dB and more); with weights made by rule 0.14, 40.7 dB, 0.986; a student
+# calibrated on phantoms 0.25, 38.4 dB, 0.993.
 LIMITS = {
     "float32": Limit(1e-4, 65.0, 0.9999),
     "float16": Limit(0.016, 56.0, 0.999),
