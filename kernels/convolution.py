@@ -6,6 +6,7 @@ times the weights. The nine taps of a tile see nearly the same pixels, which the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -279,7 +280,9 @@ def _in_whole_rows(height: int, width: int, pixels: int) -> bool:
 
 
 def _descriptor(x: Tensor, block: Sequence[int]) -> TensorDescriptor:
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), list(block))
+    """Of `x`, which is dense; but where there is a single image, PyTorch may give that any stride."""
+    strides = [math.prod(x.shape[n + 1 :]) for n in range(x.dim())]
+    return TensorDescriptor(x, list(x.shape), strides, list(block))
 
 
 def _power_of_2_in(number: int) -> int:

@@ -93,20 +93,32 @@ SMALL = (
 )
 
 
+def planes(x: Any) -> Any:
+    """`x` with the pixels of a channel beside each other."""
+    return x.contiguous() if isinstance(x, Tensor) else x
+
+
+def window(x: Any) -> Any:
+    """`x` inside of something larger."""
+    if not isinstance(x, Tensor) or x.dim() < 4:
+        return x
+    larger = torch.full([length + 3 for length in x.shape], float("nan"), dtype=x.dtype, device=x.device)
+    view = larger[tuple(slice(1, 1 + length) for length in x.shape)]
+    return view.copy_(x)
+
+
+def odd_stride(x: Any) -> Any:
+    """A single image, whose own stride says nothing."""
+    if not isinstance(x, Tensor) or x.dim() < 4 or len(x) > 1:
+        return x
+    return x.as_strided(x.shape, (1, *x.stride()[1:]))
+
+
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_every_memory_layout(case: Case) -> None:
-    """Planes of pixels, and a window of something larger."""
     arguments = case.make(Draw(torch.float32, DEVICE))
-
-    def window(x: Any) -> Any:
-        if not isinstance(x, Tensor) or x.dim() < 4:
-            return x
-        larger = torch.full([length + 3 for length in x.shape], float("nan"), device=x.device)
-        view = larger[tuple(slice(1, 1 + length) for length in x.shape)]
-        return view.copy_(x)
-
     wanted = expected(case.operation, arguments)
-    for layout in (lambda x: x.contiguous() if isinstance(x, Tensor) else x, window):
+    for layout in (planes, window):
         results = launch.run(case.operation.plan(*map(layout, arguments)))
         for got, reference in zip(results, wanted, strict=True):
             assert error(got, reference) <= TOLERANCES[torch.float32]
@@ -247,6 +259,18 @@ def test_what_cannot_be_described(case: Case, monkeypatch: pytest.MonkeyPatch) -
     plan = convolution.plan(*arguments, statistics=with_statistics, tile=tile)
     assert [(call.kernel, call.constants["PIXELS"]) for call in plan[1]] == [(convolution_kernel, 32)]
     assert error(launch.run(plan)[0], expected(case.operation, arguments)[0]) <= tolerance(torch.float16)
+
+
+@pytest.mark.parametrize("layout", [planes, window, odd_stride])
+def test_described_in_every_memory_layout(layout: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without_copy_engine()
+    case = convolve(1, 32, 40, 4, 16, more=16, last=48, residual=True, with_statistics=True)
+    arguments = case.make(Draw(torch.float16, DEVICE))
+    with convolved_by(ConvolutionTile(32, 32, 32, 4, 3, described=True), monkeypatch):
+        plan = case.operation.plan(*map(layout, arguments))
+        assert [call.kernel for call in plan[1]] == [described_convolution_kernel]
+        result, _ = launch.run(plan)
+    assert error(result, expected(case.operation, arguments)[0]) <= tolerance(torch.float16)
 
 
 @pytest.mark.parametrize("extreme", EXTREMES)
