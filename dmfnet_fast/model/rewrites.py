@@ -328,9 +328,38 @@ def split_attention(net: PassByPass) -> None:
         level.att = SplitAttention(of_kind(level.att, AdaptiveAttention))
 
 
+class ExactNorm(nn.GroupNorm):
+    """GroupNorm whose variance is that of the differences to the mean, on a CPU too.
+
+    There PyTorch takes a channels-last map's variance from the mean of squares in float32: with a mean that is 50 times
+    the deviation its results are wrong by 0.02. Graphs that others run, and GPUs, do not need this.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.compiler.is_exporting():
+            return super().forward(x)
+        width = x.shape[1] // self.num_groups
+
+        def over_groups(by_channel: Tensor) -> Tensor:
+            """The mean over the channels of each group, for every channel: (N, C)."""
+            return by_channel.unflatten(1, (-1, width)).mean(2).repeat_interleave(width, 1)
+
+        wide = x.float()
+        away = wide - over_groups(wide.mean((2, 3)))[:, :, None, None]
+        variance = over_groups(away.square().mean((2, 3)))
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        return torch.addcmul(self.bias.float()[:, None, None], away, scale[:, :, None, None]).to(x.dtype)
+
+
 def order_channels_last(net: PassByPass) -> None:
     """Store weights so that the channels of a pixel are neighbours in memory."""
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in list(net.modules()):
+        for name, norm in module.named_children():
+            if type(norm) is nn.GroupNorm:
+                exact = ExactNorm(norm.num_groups, norm.num_channels, norm.eps)
+                exact.weight, exact.bias = norm.weight, norm.bias
+                setattr(module, name, exact)
 
 
 REWRITES: tuple[Callable[[PassByPass], None], ...] = (
