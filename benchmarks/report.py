@@ -78,6 +78,11 @@ def condense(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _ms(value: float) -> str:
+    """Milliseconds: whole ones, or where they are few, two digits."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def table(results: dict[str, Any]) -> str:
     """Markdown: where it was measured, and a table of each network and size."""
     machine = results["machine"]
@@ -99,7 +104,7 @@ def table(results: dict[str, Any]) -> str:
                 cells = (
                     row["way"],
                     f"{row['engine']} {row['precision']}",
-                    f"{row['median_ms']:.0f} ({row['iqr_ms']:.0f})",
+                    f"{_ms(row['median_ms'])} ({_ms(row['iqr_ms'])})",
                     str(row["rounds"]),
                     f"{row['ratio']:.2f}",
                     str(row["peak_mb"]),

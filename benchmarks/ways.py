@@ -191,10 +191,18 @@ def _optimised(model: Network, _: int) -> Run:
     return _on_arrays(rewrites.optimize(model, "bfloat16"))
 
 
+class RefusedError(Exception):
+    """An export was refused, as it would not be what the weights are."""
+
+
 @cache
 def exported(name: str, precision: str = "float32") -> Path:
     """The ONNX file of `network(name)`, "float32" or "int8"; exported in a process of its own, whose memory is not
-    this one's."""
+    this one's.
+
+    Raises:
+        RefusedError: with what the command said.
+    """
     if precision == "float32" and name in shipped() and shipped()[name].with_suffix(".onnx").exists():
         return shipped()[name].with_suffix(".onnx")
     folder = Path(tempfile.mkdtemp())
@@ -202,7 +210,11 @@ def exported(name: str, precision: str = "float32") -> Path:
     save_model(network(name), folder / "network.safetensors")
     command = [sys.executable, "-c", "from dmfnet_fast.commands.export import main; main()", "network.safetensors"]
     option = {"float32": "--fp32", "int8": "--int8"}[precision]
-    subprocess.run([*command, "--target", "onnx", option], cwd=folder, check=True, capture_output=True)
+    done = subprocess.run(
+        [*command, "--target", "onnx", option], cwd=folder, check=False, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise RefusedError(done.stderr.strip().splitlines()[-1])
     return folder / "network.onnx"
 
 
