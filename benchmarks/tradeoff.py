@@ -21,6 +21,7 @@ from dmfnet_fast.errors import DMFNetError
 from dmfnet_fast.files import replacing
 
 MEASURE = "objective"
+LABEL_HEIGHT = 0.035  # of the height of a panel
 COLOURS = ("#2a7f62", "#c9a227", "#3b6ea8", "#a83b5e", "#7f5fa6", "#5f8fa6", "#8f6f4f", "#4f4f4f")
 
 
@@ -41,12 +42,13 @@ def read_report(path: Path) -> dict[str, Any]:
 
 def _panel(panel: Axes, table: dict[str, Any]) -> None:
     """One modality."""
+    lines: list[tuple[float, str, str]] = []
     for row, colour in zip(table["rows"], COLOURS * len(table["rows"]), strict=False):
         estimate = row["estimates"][MEASURE]
         mean, low, high = estimate["mean"], estimate["low"], estimate["high"]
         if row["milliseconds"] is None:
             panel.axhline(mean, color=colour, linewidth=0.8, linestyle="--")
-            panel.annotate(row["label"], (1, mean), xycoords=("axes fraction", "data"), fontsize=7, color=colour)
+            lines.append((mean, row["label"], colour))
             continue
         panel.errorbar(row["milliseconds"], mean, [[mean - low], [high - mean]], fmt="o", color=colour, elinewidth=0.8)
         panel.annotate(
@@ -57,6 +59,11 @@ def _panel(panel: Axes, table: dict[str, Any]) -> None:
             fontsize=7,
             color=colour,
         )
+    low, high = panel.get_ylim()
+    place = low
+    for mean, label, colour in sorted(lines):
+        place = max(mean, place + LABEL_HEIGHT * (high - low))  # beside its line, or above the label below
+        panel.annotate(label, (1, place), xycoords=("axes fraction", "data"), fontsize=7, color=colour, va="center")
     panel.set_title(f"{table['modality']}, {table['pairs']} pairs", loc="left", fontsize=9)
     panel.set_xscale("log")
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
