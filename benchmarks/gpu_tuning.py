@@ -178,15 +178,14 @@ def _all_variants() -> list[Variant]:
         both = epilogue(n, channels, side, side, bias=True, residual=True, relu=False, with_statistics=True)
         for case in (both, statistics(n, channels, side, side)):
             found += [Variant(case, "epilogue", tile) for tile in BLOCKS]
-        for case in (norm(n, channels, 0, side, side, groups, known=True),):
-            found += [Variant(case, "normalise", tile) for tile in BLOCKS]
-        pairs, sides = n // 2 if n == 2 else 1, side
+        normalised = norm(n, channels, 0, side, side, groups, known=True)
+        found += [Variant(normalised, "normalise", tile) for tile in BLOCKS]
         for field, numbers in (
             ("pool", ((16, 128, 4), (32, 128, 4), (32, 128, 8), (8, 128, 4), (16, 128, 8))),
             ("spatial", ((128, 1, 4), (64, 1, 2), (256, 1, 4), (64, 1, 4), (32, 1, 1))),
             ("gate", ((64, 32, 4), (64, 64, 4), (64, 16, 4), (64, 32, 8), (16, 32, 2), (16, 64, 4), (256, 16, 4))),
         ):
-            found += [Variant(gate(pairs, channels, sides, sides), field, Tile(*number)) for number in numbers]
+            found += [Variant(gate(1, channels, side, side), field, Tile(*number)) for number in numbers]
     for n, channels in ((6, 128), (2, 32)):
         for numbers in ((128, 64, 4), (128, 32, 4), (128, 64, 8), (128, 128, 8), (256, 32, 4), (256, 64, 8)):
             found.append(Variant(from_one(n, channels, 256, 256), "first", Tile(*numbers)))

@@ -191,6 +191,9 @@ def _optimised(model: Network, _: int) -> Run:
     return _on_arrays(rewrites.optimize(model, "bfloat16"))
 
 
+REFUSED = "differs from the weights"  # as the command says it
+
+
 class RefusedError(Exception):
     """An export was refused, as it would not be what the weights are."""
 
@@ -213,8 +216,9 @@ def exported(name: str, precision: str = "float32") -> Path:
     done = subprocess.run(
         [*command, "--target", "onnx", option], cwd=folder, check=False, capture_output=True, text=True
     )
-    if done.returncode != 0:
+    if REFUSED in done.stderr:
         raise RefusedError(done.stderr.strip().splitlines()[-1])
+    done.check_returncode()
     return folder / "network.onnx"
 
 

@@ -60,10 +60,10 @@ def _ours(x: Tensor, weight: Tensor, statistics: bool = False) -> bool:
 def _convolved(
     x: Tensor, conv: nn.Conv2d, bias: Tensor | None, relu: bool = False, residual: Tensor | None = None
 ) -> Tensor:
-    """relu(conv(x) + bias) + residual, of a convolution without bias."""
+    """relu(conv(x) + bias) + residual, of a convolution of 3x3 whose own bias is left out."""
     if _ours(x, conv.weight):
         return convolution(x, conv.weight, None, None, None, None, bias, residual, relu)
-    return convolution_epilogue(conv(x), bias, residual, relu)
+    return convolution_epilogue(F.conv2d(x, conv.weight, padding=1), bias, residual, relu)
 
 
 def _measured(h: Tensor, bias: Tensor | None, residual: Tensor | None) -> Measured:
@@ -390,16 +390,10 @@ class FusedStudent(nn.Module):
         net, factor = self.net, self.config.factor
         if not on_gpu(a):
             return net(a, b, interval)
-        h = self._layer(_ends.student_inputs(a, b, interval, factor, net.first.weight.dtype), net.first, relu=True)
+        inputs = _ends.student_inputs(a, b, interval, factor, net.first.weight.dtype)
+        h = _convolved(inputs, net.first, net.first.bias, relu=True)
         for block in net.blocks:
             layers = of_kind(block, nn.Sequential)
             first, second = of_kind(layers[0], nn.Conv2d), of_kind(layers[2], nn.Conv2d)
-            h = self._layer(self._layer(h, first, relu=True), second, residual=h)
-        return _ends.student_change(self._layer(h, net.last), a, b, interval, factor)
-
-    @staticmethod
-    def _layer(x: Tensor, conv: nn.Conv2d, relu: bool = False, residual: Tensor | None = None) -> Tensor:
-        """relu(conv(x)) + residual."""
-        if _ours(x, conv.weight):
-            return convolution(x, conv.weight, None, None, None, None, conv.bias, residual, relu)
-        return convolution_epilogue(F.conv2d(x, conv.weight, padding=1), conv.bias, residual, relu)
+            h = _convolved(_convolved(h, first, first.bias, relu=True), second, second.bias, residual=h)
+        return _ends.student_change(_convolved(h, net.last, net.last.bias), a, b, interval, factor)
