@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +21,12 @@ from dmfnet_fast.pictures import read_picture
 from train.task import Draw
 
 MODALITIES = ("CT", "PET", "SPECT")
+
+# Crops as other scanners and readers would have them, see `varied`.
+VARIED = 0.5  # this part of the pairs
+GAMMA = (0.6, 1.6)  # of a
+GAIN = (0.6, 1.0)  # of a, and of b
+INVERTED = 0.1  # of the varied pairs: a
 
 
 @dataclass(frozen=True)
@@ -218,3 +225,23 @@ class CropSampler:
         flips = tuple(slice(None, None, -1 if random.integers(2) else 1) for _ in range(2))
         transposed = bool(random.integers(2))
         return pair, slice(top, top + self.crop), slice(left, left + self.crop), flips, transposed
+
+
+def varied(planes: Tensor, batch: int, draw: Draw) -> Tensor:
+    """`VARIED` of the pairs as other scanners would have made them: a through a gain and a gamma, b through a gain.
+
+    `INVERTED` of those have a dark for bright. Variations are drawn for the whole batch, as crops are.
+
+    Args:
+        planes: this process's share of the batch, (5, n, 1, H, W) in 0..255, see `Pair`.
+
+    Returns:
+        Planes of the same form, whole numbers.
+    """
+    numbers = draw.random.random((5, batch, 1, 1, 1), np.float32)
+    which, inverted, gamma, *gains = draw.upload(numbers[:, draw.share])
+    gain_a, gain_b = (GAIN[0] + (GAIN[1] - GAIN[0]) * gain for gain in gains)
+    a = (planes[0] / 255) ** (GAMMA[0] + (GAMMA[1] - GAMMA[0]) * gamma)
+    a = 255 * gain_a * torch.where(inverted < INVERTED, 1 - a, a)
+    changed = torch.cat([a[None], gain_b * planes[1:]]).round()
+    return torch.where(which < VARIED, changed, planes)

@@ -26,7 +26,7 @@ from dmfnet_fast.network_inputs import network_inputs
 from dmfnet_fast.rules import Interval, chroma_of, colour_interval, common, neighbourhood_interval, within
 from dmfnet_fast.schedule import level_interval, linear_alpha_bar
 from train import loop
-from train.data import MODALITIES, CropSampler, Pair, load_pairs, split, summary
+from train.data import GAIN, GAMMA, INVERTED, MODALITIES, VARIED, CropSampler, Pair, load_pairs, split, summary, varied
 from train.losses import hybrid_loss, invented_specks
 from train.recipe import Run
 from train.task import Draw, Task
@@ -258,6 +258,7 @@ class Fusing(Task):
         self.identity = {
             "stage": 2,
             "init": loop.started_from(None if run.init is None else load_model(run.init), "stage2"),
+            "varied": {"part": VARIED, "gamma": list(GAMMA), "gain": list(GAIN), "inverted": INVERTED},
             "loss": {"distance": DISTANCE_WEIGHT, "specks": SPECK_WEIGHT, "other rules": OTHER_RULES},
             **begun.identity,
             **loop.common_identity(run, pairs, training),
@@ -266,7 +267,7 @@ class Fusing(Task):
     def loss(self, network: nn.Module, draw: Draw) -> Tensor:
         """The hybrid loss of what would be saved, after both rules; its invented specks; how far the rules moved it."""
         batch, crop = self.run.recipe.batch, self.run.recipe.crop
-        planes = self.sampler.planes(batch, draw)
+        planes = varied(self.sampler.planes(batch, draw), batch, draw)
         a, b = planes[:2].div(127.5).sub(1)
         kept, invention = (draw.upload(values[draw.share]) for values in drawn_rules(batch, draw.random))
         config = self.model.config

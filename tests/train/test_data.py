@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from dmfnet_fast.commands.phantom import write_phantoms
 from dmfnet_fast.pictures import write_picture
-from train.data import CropSampler, Pair, held_out, load_pairs, split
+from train.data import GAIN, INVERTED, VARIED, CropSampler, Pair, held_out, load_pairs, split, varied
 from train.stage1 import main as stage1
 from train.task import Draw
 
@@ -93,3 +93,30 @@ def test_crops() -> None:
     assert len({crop.numpy().tobytes() for crop in whole[0]}) == 8
     shares = torch.cat([crops(slice(0, 5)), crops(slice(5, 8))], dim=1)
     assert torch.equal(shares, whole), "processes cut parts of one batch"
+
+
+def test_varied_crops() -> None:
+    """b's colours keep their proportions, black stays black but where a is inverted, and the rest is as it was."""
+    batch = 400
+    ramp = torch.linspace(0, 255, 64).round().expand(64, 64)
+    planes = torch.stack([ramp, ramp, ramp, ramp / 2, ramp / 4])[:, None, None].repeat(1, batch, 1, 1, 1)
+
+    def drawn(share: slice) -> torch.Tensor:
+        return varied(planes[:, share], batch, Draw(np.random.default_rng(0), torch.Generator(), share))
+
+    result = drawn(slice(None))
+    assert torch.equal(torch.cat([drawn(slice(0, 150)), drawn(slice(150, batch))], dim=1), result)
+    changed = (result != planes).flatten(2).any(2).any(0)
+    assert changed.float().mean().item() == pytest.approx(VARIED, abs=0.08)
+    assert torch.equal(result[:, ~changed], planes[:, ~changed])
+    result = result[:, changed]
+    assert torch.equal(result, result.round())
+    assert result.amin() == 0
+    assert result.amax() <= 255
+    inverted = result[0, :, 0, 0, 0] > result[0, :, 0, 0, -1]
+    assert inverted.float().mean().item() == pytest.approx(INVERTED, abs=0.06)
+    gains = result[1, :, 0, 0, -1] / 255
+    assert gains.amin() >= GAIN[0] - 0.01
+    assert gains.amin() < GAIN[0] + 0.05
+    assert (result[2] - 2 * result[3]).abs().amax() <= 1.5
+    assert (result[2] - 4 * result[4]).abs().amax() <= 2.5
