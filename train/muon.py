@@ -22,19 +22,23 @@ BETAS = (0.9, 0.999)
 EPS = 1e-8
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """`matrix` (R, C) with singular values of about 1, by Newton-Schulz iteration."""
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / (x.norm() + 1e-7)
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """`matrices` (..., R, C) with singular values of about 1, by Newton-Schulz iteration."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     first, second, third = COEFFICIENTS
     for _ in range(ITERATIONS):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = first * x + (second * gram + third * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for convolutions' and linear layers' weights of several outputs, AdamW for all else.
+
+    A step works on all parameters at once, matrices of one shape as a batch: a network has hundreds of them, and a
+    GPU would wait for one launch after another.
 
     Args:
         parameters: to optimise.
@@ -52,27 +56,41 @@ class Muon(torch.optim.Optimizer):
         """Update all parameters that have a gradient; `closure` is not called."""
         del closure
         for group in self.param_groups:
-            update = self._muon if group["muon"] else self._adamw
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    update(parameter, parameter.grad, group["lr"])
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                update = self._muon if group["muon"] else self._adamw
+                update(parameters, [parameter.grad for parameter in parameters], group["lr"])
 
-    def _muon(self, parameter: Tensor, gradient: Tensor, rate: float) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-        matrix = gradient.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov's
-        change = orthogonalised(matrix).view_as(parameter)
-        parameter.add_(change, alpha=-rate * SCALE * max(matrix.shape) ** 0.5)
+    def _muon(self, parameters: list[Tensor], gradients: list[Tensor], rate: float) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        by_shape: dict[torch.Size, tuple[list[Tensor], list[Tensor]]] = {}
+        for parameter, ahead in zip(parameters, torch._foreach_lerp(gradients, momenta, MOMENTUM), strict=True):
+            matrix = ahead.flatten(1)  # Nesterov's
+            alike, matrices = by_shape.setdefault(matrix.shape, ([], []))
+            alike.append(parameter)
+            matrices.append(matrix)
+        for shape, (alike, matrices) in by_shape.items():
+            changes = orthogonalised(torch.stack(matrices))
+            fitting = [change.view_as(parameter) for change, parameter in zip(changes, alike, strict=True)]
+            torch._foreach_add_(alike, fitting, alpha=-rate * SCALE * max(shape) ** 0.5)
 
-    def _adamw(self, parameter: Tensor, gradient: Tensor, rate: float) -> None:
-        state = self.state[parameter]
-        if not state:
-            state.update(step=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
-        state["step"] += 1
-        mean = state["mean"].lerp_(gradient, 1 - BETAS[0])
-        square = state["square"].mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        corrected = (square / (1 - BETAS[1] ** state["step"])).sqrt_().add_(EPS)
-        parameter.addcdiv_(mean, corrected, value=-rate / (1 - BETAS[0] ** state["step"]))
+    def _adamw(self, parameters: list[Tensor], gradients: list[Tensor], rate: float) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                zeros = torch.zeros_like(parameter)
+                self.state[parameter].update(step=0, mean=zeros, square=zeros.clone())
+            self.state[parameter]["step"] += 1
+        states = [self.state[parameter] for parameter in parameters]
+        means, squares = ([state[name] for state in states] for name in ("mean", "square"))
+        torch._foreach_lerp_(means, gradients, 1 - BETAS[0])
+        torch._foreach_mul_(squares, BETAS[1])
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - BETAS[1])
+        roots = torch._foreach_div(squares, [1 - BETAS[1] ** state["step"] for state in states])
+        torch._foreach_sqrt_(roots)
+        torch._foreach_add_(roots, EPS)
+        torch._foreach_addcdiv_(parameters, means, roots, [-rate / (1 - BETAS[0] ** state["step"]) for state in states])
