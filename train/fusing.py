@@ -24,7 +24,7 @@ from dmfnet_fast.model.weights import load_denoiser, weights_hash
 from dmfnet_fast.montage import montage
 from dmfnet_fast.network_inputs import network_inputs
 from dmfnet_fast.rules import Interval, chroma_of, colour_interval, common, neighbourhood_interval, within
-from dmfnet_fast.schedule import level_interval, linear_alpha_bar
+from dmfnet_fast.schedule import fusion_levels, level_interval, linear_alpha_bar
 from train import loop
 from train.data import GAIN, GAMMA, INVERTED, MODALITIES, VARIED, CropSampler, Pair, load_pairs, split, summary, varied
 from train.losses import hybrid_loss, invented_specks
@@ -273,9 +273,16 @@ class Fusing(Task):
         config = self.model.config
         interface = interface_of(config.to_dict())
         given: dict[str, Tensor] = {}
-        if isinstance(config, ModelConfig) and config.noise:
-            given["levels"] = draw.upload(random_levels(config.timesteps, batch, draw.random)[:, draw.share])
-            given["noise"] = draw.normal(interface.timesteps, 2, batch, 1, crop, crop)[:, :, draw.share]
+        if isinstance(config, ModelConfig):
+            # Those of inference too are uploaded here: the network would wait for the GPU in every step.
+            levels = (
+                random_levels(config.timesteps, batch, draw.random)
+                if config.noise
+                else np.array([[level] * batch for level, _ in fusion_levels(config.timesteps)])
+            )
+            given["levels"] = draw.upload(levels[:, draw.share])
+            if config.noise:
+                given["noise"] = draw.normal(interface.timesteps, 2, batch, 1, crop, crop)[:, :, draw.share]
         if not interface.interval:
             kept, invention = (
                 torch.full_like(kept, DEFAULT_RULES.kept_chroma),

@@ -36,7 +36,7 @@ from train.recipe import Recipe, Run
 from train.release import main as release
 from train.stage1 import main as stage1
 from train.stage2 import main as stage2
-from train.task import Draw
+from train.task import Draw, Task
 
 SETTINGS = ("--batch", "2", "--steps", "3", "--precision", "float32", "--device", "cpu", "--validate-every", "2")
 
@@ -484,11 +484,16 @@ def test_numbers_must_be_finite(option: str, value: str, tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_step_does_not_wait_for_the_gpu(data: Path) -> None:
+@pytest.mark.parametrize("start", ["tiny", "turbo", "nano"])
+def test_a_step_does_not_wait_for_the_gpu(start: str, data: Path, tiny_weights: Path) -> None:
     recipe = Recipe(steps=10, batch=2, crop=64, learning_rate=1e-4)
-    run = Run(data, data / "run", recipe, SHIPPED_WEIGHTS, None, 10, "bf16", False, "cuda")
+    init = tiny_weights if start == "tiny" else SHIPPED_WEIGHTS.with_name(f"dmfnet-{start}.safetensors")
+    run = Run(data, data / "run", recipe, init, None, 10, "bf16", False, "cuda")
     with loop.joined(run) as accelerator:
-        for task in (Denoising(run, "tiny", accelerator), Fusing(run, None, None, False, accelerator)):
+        tasks: list[Task] = [Fusing(run, None, None, False, accelerator)]
+        if start == "tiny":
+            tasks.append(Denoising(run, start, accelerator))
+        for task in tasks:
             draw = loop._Draws(recipe, accelerator).at
             task.loss(task.network, draw(0)).backward()  # first calls may wait, to choose algorithms
             torch.cuda.set_sync_debug_mode("error")
