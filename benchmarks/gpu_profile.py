@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,7 +50,8 @@ def _kernels(recorded: profile) -> Iterator[dict[str, Any]]:
 def _operators(recorded: profile) -> Iterator[dict[str, Any]]:
     """One row for each operator that launches kernels itself, and shapes of its inputs; as `_kernels`."""
     averages = recorded.key_averages(group_by_input_shape=True)
-    rows = [row for row in averages if row.self_device_time_total > 0 and "::" in row.key]
+    # Kernels stand among them too, some under C++ names with colons.
+    rows = [row for row in averages if row.self_device_time_total > 0 and re.fullmatch(r"\w+::\w+", row.key)]
     for row in sorted(rows, key=lambda row: -row.self_device_time_total):
         shapes = [shape for shape in row.input_shapes if shape]
         yield {
