@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
-from dmfnet_fast.fusion_file import interface_of
+from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.model import network_of, optimize, preset
 from kernels import cases
 from kernels.launch import assumed

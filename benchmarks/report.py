@@ -19,7 +19,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from benchmarks.test_runtime import MATRIX
-from benchmarks.ways import gigaflop
+from benchmarks.variants import gigaflop
 from dmfnet_fast import __version__
 
 ROOT = Path(__file__).parent.parent

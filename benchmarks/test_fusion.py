@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.memory import peak, reset_peak, resident
-from benchmarks.ways import (
+from benchmarks.variants import (
     ALL,
     CONVERTED,
     OF_STUDENT,
@@ -32,8 +32,8 @@ from benchmarks.ways import (
     inputs_of,
     network,
 )
+from dmfnet_fast.artifacts.parity import compare
 from dmfnet_fast.model import Network
-from dmfnet_fast.parity import compare
 
 ROUNDS = {
     ("nano", 256): 20,

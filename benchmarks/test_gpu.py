@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu_fusions import COMPILED, IMMEDIATE, Way, start
-from benchmarks.gpu_machine import find_machine
-from benchmarks.gpu_networks import CASES, Case, Networks, Quality
+from benchmarks.gpu.fusions import COMPILED, IMMEDIATE, Way, start
+from benchmarks.gpu.machine import find_machine
+from benchmarks.gpu.networks import CASES, Case, Networks, Quality
 
 ROUNDS = 20
 ROWS = [

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from dmfnet_fast import Fuser
+from dmfnet_fast.artifacts.interface import Interface
 from dmfnet_fast.commands.fuse import main as fuse_folders
 from dmfnet_fast.commands.phantom import write_phantoms
 from dmfnet_fast.engines import DEFAULT
 from dmfnet_fast.engines.base import Engine
-from dmfnet_fast.fusion_file import Interface
 from dmfnet_fast.phantom import Phantom, make_phantom
 
 SIZE = 256

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dmfnet_fast.commands.phantom import write_phantoms
 from dmfnet_fast.config import DMFNET_PRESETS
-from dmfnet_fast.devices import has_native_bfloat16
+from dmfnet_fast.engines.devices import has_native_bfloat16
 from dmfnet_fast.model import Denoiser, DMFNet, save_model
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
 from train import loop

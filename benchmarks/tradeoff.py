@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.commands.shared import command
 from dmfnet_fast.errors import DMFNetError
-from dmfnet_fast.files import replacing
 
 MEASURE = "objective"
 LABEL_HEIGHT = 0.035  # of the height of a panel

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
-from dmfnet_fast.schedule import FUSION_TIMESTEPS, TIMESTEPS
+from dmfnet_fast.diffusion.schedule import FUSION_TIMESTEPS, TIMESTEPS
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ModelConfig:
         noise: whether the images are diffused before they are denoised, as in the paper. Without it, the network has
             no noise input and one timestep, whose level the denoiser is told.
         interval: whether the network is told the interval that each pixel's luminance must lie in (see
-            `dmfnet_fast.rules`), and adds to the brighter source moved into that, in place of the paper's tanh.
+            `dmfnet_fast.images.rules`), and adds to the brighter source moved into that, in place of the paper's tanh.
     """
 
     channels: int

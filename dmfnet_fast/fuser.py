@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dmfnet_fast import colour
-from dmfnet_fast.colour import DEFAULT_RULES, Canvas
+from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.engines import DEFAULT, Precision, open_engine, shipped, shipped_engine
+from dmfnet_fast.engines.network_inputs import network_inputs
 from dmfnet_fast.errors import EngineError, PictureError, memory_guard, warn
-from dmfnet_fast.network_inputs import network_inputs
-from dmfnet_fast.noise import fusion_noise
-from dmfnet_fast.padding import STRIDE
-from dmfnet_fast.pictures import SMALLEST, Pixels, from_pil, read_picture, to_pil
-from dmfnet_fast.rules import Rules
+from dmfnet_fast.images import color as colour
+from dmfnet_fast.images.color import DEFAULT_RULES, Canvas
+from dmfnet_fast.images.io import SMALLEST, Pixels, from_pil, read_picture, to_pil
+from dmfnet_fast.images.padding import STRIDE
+from dmfnet_fast.images.rules import Rules
 
 Range: TypeAlias = tuple[float, float]
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Source"

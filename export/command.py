@@ -13,13 +13,14 @@ from typing import Any
 
 import click
 
+from dmfnet_fast.artifacts.interface import interface_of
+from dmfnet_fast.artifacts.onnx_metadata import seal
+from dmfnet_fast.artifacts.parity import check
 from dmfnet_fast.commands.shared import command
 from dmfnet_fast.errors import DMFNetError, OutputError
-from dmfnet_fast.fusion_file import interface_of, seal
-from dmfnet_fast.parity import check
-from export.builder import require_builder
+from export.onnx.source import NOTHING_WRITTEN, Graph, from_onnx, from_weights
 from export.request import DEFAULT_GPUS, Precision, Request, RequestError, check_machine, make_request
-from export.source import NOTHING_WRITTEN, Graph, from_onnx, from_weights
+from export.tensorrt.builder import require_builder
 from export.verify import has_onnx_runtime, on_onnx_runtime
 
 EPILOG = """\b
@@ -96,7 +97,7 @@ def _write_onnx(request: Request, graph: Graph, folder: Path) -> None:
 
 
 def _write_engine(request: Request, graph: Graph, folder: Path) -> None:
-    from export.engine_file import make_engine, publish
+    from export.tensorrt.engine_file import make_engine, publish
 
     made = make_engine(request, graph, folder, _step, _tell)
     publish(folder, request.output)
@@ -117,7 +118,7 @@ def _write_repository(request: Request, graph: Graph, folder: Path) -> None:
         check(parity, NOTHING_WRITTEN)
         about["parity"] = str(parity)
     if request.target == "tensorrt":
-        from export.engine_file import build_for_server
+        from export.tensorrt.engine_file import build_for_server
 
         about["tensorrt"] = require_builder("tensorrt").__version__
         served = build_for_server(request, served, _step, _tell)

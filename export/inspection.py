@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dmfnet_fast.artifacts.manifest import Manifest
+from dmfnet_fast.artifacts.onnx_metadata import is_sealed
+from dmfnet_fast.artifacts.parity import Parity
 from dmfnet_fast.errors import EngineError
-from dmfnet_fast.fusion_file import is_sealed
-from dmfnet_fast.manifest import Manifest
-from dmfnet_fast.parity import Parity
-from export.source import from_content
+from export.onnx.source import from_content
 
 MOST_LAYERS = 400
 

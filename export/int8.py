@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from dmfnet_fast.colour import to_luminance8
+from dmfnet_fast.artifacts.interface import Interface
+from dmfnet_fast.artifacts.parity import Reference
 from dmfnet_fast.errors import PictureError, require
 from dmfnet_fast.evaluation.dataset import find_pairs
-from dmfnet_fast.fusion_file import Interface
-from dmfnet_fast.padding import STRIDE
-from dmfnet_fast.parity import Reference
+from dmfnet_fast.images.color import to_luminance8
+from dmfnet_fast.images.io import SMALLEST
+from dmfnet_fast.images.padding import STRIDE
 from dmfnet_fast.phantom import MODALITIES, make_phantom
-from dmfnet_fast.pictures import SMALLEST
 from export.verify import Grey, Report
 
 EVERY_BLOCK = re.compile(r"denoiser\.(downs|mid|ups)\.\d+\.(conv1|conv2|conv_x|conv_skip)\.weight")
@@ -131,7 +131,7 @@ def quantize(
     which reaches over the values of every pair.
 
     Args:
-        proto: an `onnx.ModelProto` as `export.graph.plain_graph` gives it; it stays as it is.
+        proto: an `onnx.ModelProto` as `export.onnx.graph.plain_graph` gives it; it stays as it is.
         quantized: names of their weights.
         interface: of the graph.
         pairs: luminances, (H, W) each, that ranges of values are taken from.

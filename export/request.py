@@ -10,9 +10,9 @@ from typing import Literal, TypeAlias
 from dmfnet_fast.engines import DEFAULT, shipped
 from dmfnet_fast.engines.cuda_runtime import current_gpu
 from dmfnet_fast.errors import DMFNetError, EngineError, OutputError, require
-from dmfnet_fast.padding import STRIDE
-from dmfnet_fast.pictures import SMALLEST
-from export.builder import Flavour, Profile, known_gpus, require_builder
+from dmfnet_fast.images.io import SMALLEST
+from dmfnet_fast.images.padding import STRIDE
+from export.tensorrt.builder import Flavour, Profile, known_gpus, require_builder
 
 Target: TypeAlias = Literal["onnx"] | Flavour
 Precision: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dmfnet_fast.artifacts.interface import OUTPUT, Interface
+from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.errors import require
-from dmfnet_fast.fusion_file import OUTPUT, Interface
-from dmfnet_fast.noise import fusion_noise
-from export.builder import Profile
+from export.tensorrt.builder import Profile
 
 # A request waits no longer for others that would fill its batch.
 QUEUE_MICROSECONDS = 500
@@ -39,7 +39,7 @@ model_warmup [
 """
 _INTERVAL = """\
 # `interval` are the least and the greatest luminance that each pixel may have, 2 x {height} x {width} (see
-# dmfnet_fast.colour.Canvas, which also puts the colours back); -1 and 1 allow all.
+# dmfnet_fast.images.color.Canvas, which also puts the colours back); -1 and 1 allow all.
 """
 
 

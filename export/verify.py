@@ -13,12 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.colour import to_luminance8
+from dmfnet_fast.artifacts.interface import interface_of
+from dmfnet_fast.artifacts.onnx_metadata import properties, seal
+from dmfnet_fast.artifacts.parity import Parity, Reference, Shape, compare_with
 from dmfnet_fast.engines import Precision
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
 from dmfnet_fast.errors import EngineError
-from dmfnet_fast.fusion_file import interface_of, properties, seal
-from dmfnet_fast.parity import Parity, Reference, Shape, compare_with
+from dmfnet_fast.images.color import to_luminance8
 from dmfnet_fast.phantom import make_phantom
 
 Grey: TypeAlias = NDArray[np.uint8]

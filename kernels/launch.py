@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 import triton
@@ -115,9 +115,26 @@ def run(plan: Plan) -> tuple[Tensor, ...]:
     return results
 
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result", covariant=True)
+
+
+class Operator(Protocol[Arguments, Result]):
+    """A torch operator, called as its reference is."""
+
+    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result: ...
+
+    def register_kernel(self, device: str, function: Callable[..., Any], /) -> Any:
+        """Compute it by `function` on devices of this type from now on."""
+
+
 def register(
-    name: str, schema: str, reference: Callable[..., Any], launcher: Callable[..., Any], fake: Callable[..., Any]
-) -> Any:
+    name: str,
+    schema: str,
+    reference: Callable[Arguments, Result],
+    launcher: Callable[..., Result],
+    fake: Callable[..., Result],
+) -> Operator[Arguments, Result]:
     """The torch operator dmfnet::`name`: `reference` on a CPU, `launcher` on a GPU, `fake` for tracing.
 
     Where Triton interprets its kernels (TRITON_INTERPRET=1), `launcher` on a CPU too. There are no gradients: what
@@ -127,4 +144,4 @@ def register(
     operator = torch.library.custom_op(f"dmfnet::{name}", on_cpu, mutates_args=(), device_types="cpu", schema=schema)
     operator.register_kernel("cuda", launcher)
     operator.register_fake(fake)
-    return operator
+    return cast(Operator[Arguments, Result], operator)

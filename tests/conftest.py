@@ -12,11 +12,10 @@ from click.testing import CliRunner
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.commands.convert import main as convert
+from dmfnet_fast.images.io import write_picture
 from dmfnet_fast.model import DMFNet, preset, save_model
 from dmfnet_fast.phantom import Phantom, make_phantom
-from dmfnet_fast.pictures import write_picture
-
-from .rules import GOLDEN, rule_tensor
+from tests.synthetic_weights import GOLDEN, rule_tensor
 
 
 @pytest.fixture(scope="session")

@@ -15,14 +15,14 @@ from PIL import Image
 from dmfnet_fast import DMFNetWarning, EngineError, Fuser, MissingExtraError, OutOfMemoryError, PictureError
 from dmfnet_fast import errors as errors_module
 from dmfnet_fast import fuser as fuser_module
+from dmfnet_fast.artifacts.interface import Interface
+from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.engines.base import Engine
-from dmfnet_fast.fusion_file import Interface
+from dmfnet_fast.images.io import write_picture
+from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.model import Student, StudentConfig, load_model, save_model
-from dmfnet_fast.noise import fusion_noise
 from dmfnet_fast.phantom import Phantom, make_phantom
-from dmfnet_fast.pictures import write_picture
-from dmfnet_fast.rules import Rules
 
 
 def test_run_is_the_network(fuser: Fuser, tiny_weights: Path) -> None:

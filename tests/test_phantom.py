@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from dmfnet_fast.commands.phantom import main
+from dmfnet_fast.images.io import read_picture
 from dmfnet_fast.phantom import MODALITIES, make_phantom
-from dmfnet_fast.pictures import read_picture
 from train.data import load_pairs
 
 

@@ -11,8 +11,8 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.errors import DMFNetError
-from dmfnet_fast.files import replacing
 
 
 class Checkpoint(TypedDict):

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmfnet_fast.colour import luminance
 from dmfnet_fast.errors import PictureError
-from dmfnet_fast.pictures import read_picture
+from dmfnet_fast.images.color import luminance
+from dmfnet_fast.images.io import read_picture
 from train.task import Draw
 
 MODALITIES = ("CT", "PET", "SPECT")

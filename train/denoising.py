@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dmfnet_fast.config import DMFNET_PRESETS
+from dmfnet_fast.diffusion.schedule import TIMESTEPS, cosine_alpha_bar, level_interval, sigma_of
 from dmfnet_fast.errors import EngineError
+from dmfnet_fast.images.io import to_8_bit
+from dmfnet_fast.images.montage import montage
+from dmfnet_fast.images.padding import STRIDE
 from dmfnet_fast.model import Denoiser, save_model
 from dmfnet_fast.model.weights import load_denoiser
-from dmfnet_fast.montage import montage
-from dmfnet_fast.padding import STRIDE
-from dmfnet_fast.pictures import to_8_bit
-from dmfnet_fast.schedule import TIMESTEPS, cosine_alpha_bar, level_interval, sigma_of
 from train import loop
 from train.data import CropSampler, Pair, load_pairs, split, summary
 from train.recipe import Run

@@ -13,18 +13,18 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dmfnet_fast.colour import DEFAULT_RULES, EIGHT_BIT, Canvas, to_network
+from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.config import ModelConfig, NetworkConfig, StudentConfig
+from dmfnet_fast.diffusion.schedule import fusion_levels, level_interval, linear_alpha_bar
+from dmfnet_fast.engines.network_inputs import network_inputs
 from dmfnet_fast.errors import EngineError, warn
-from dmfnet_fast.fusion_file import interface_of
+from dmfnet_fast.images.color import DEFAULT_RULES, EIGHT_BIT, Canvas, to_network
+from dmfnet_fast.images.montage import montage
+from dmfnet_fast.images.rules import Interval, chroma_of, colour_interval, common, neighbourhood_interval, within
 from dmfnet_fast.model import Denoiser, DMFNet, Network, Student, load_model, preset, save_model
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS, Block
 from dmfnet_fast.model.rewrites import of_kind
 from dmfnet_fast.model.weights import load_denoiser, weights_hash
-from dmfnet_fast.montage import montage
-from dmfnet_fast.network_inputs import network_inputs
-from dmfnet_fast.rules import Interval, chroma_of, colour_interval, common, neighbourhood_interval, within
-from dmfnet_fast.schedule import fusion_levels, level_interval, linear_alpha_bar
 from train import loop
 from train.data import GAIN, GAMMA, INVERTED, MODALITIES, VARIED, CropSampler, Pair, load_pairs, split, summary, varied
 from train.losses import hybrid_loss, invented_specks

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dmfnet_fast.devices import torch_device
+from dmfnet_fast.artifacts.atomic import make_folder
+from dmfnet_fast.engines.devices import torch_device
 from dmfnet_fast.errors import DMFNetError, EngineError
-from dmfnet_fast.files import make_folder
 from dmfnet_fast.model import Denoiser, Network
 from dmfnet_fast.model.weights import weights_hash
 from train import checkpoint

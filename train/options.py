@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from dmfnet_fast.devices import has_native_bfloat16
+from dmfnet_fast.engines.devices import has_native_bfloat16
 from dmfnet_fast.errors import require
-from dmfnet_fast.padding import STRIDE
+from dmfnet_fast.images.padding import STRIDE
 from train.recipe import Recipe, Run
 
 RECIPE = ("steps", "batch", "crop", "learning_rate", "optimizer", "ema", "seed")

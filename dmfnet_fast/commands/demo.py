@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
+from dmfnet_fast.artifacts.atomic import make_folder
 from dmfnet_fast.commands.shared import command
-from dmfnet_fast.files import make_folder
 from dmfnet_fast.fuser import Fuser
-from dmfnet_fast.montage import montage
+from dmfnet_fast.images.io import write_picture
+from dmfnet_fast.images.montage import montage
 from dmfnet_fast.phantom import MODALITIES, make_phantom
-from dmfnet_fast.pictures import write_picture
 
 HEADS = 2
 

@@ -12,17 +12,17 @@ import click
 import numpy as np
 
 from dmfnet_fast import __version__
-from dmfnet_fast.colour import check_range
+from dmfnet_fast.artifacts.atomic import make_folder
 from dmfnet_fast.commands.shared import FAILED, Item, command, progress
 from dmfnet_fast.errors import DMFNetError
 from dmfnet_fast.evaluation.dataset import Pair, find_pairs
-from dmfnet_fast.evaluation.files import check_replaceable, write_reports
 from dmfnet_fast.evaluation.methods import AsJPEG, Folder, Method, opened
 from dmfnet_fast.evaluation.page import to_html
 from dmfnet_fast.evaluation.report import to_json, to_markdown, to_text
+from dmfnet_fast.evaluation.report_files import check_replaceable, write_reports
 from dmfnet_fast.evaluation.scores import evaluate
-from dmfnet_fast.files import make_folder
 from dmfnet_fast.fuser import Range
+from dmfnet_fast.images.color import check_range
 
 MOST_WORKERS = 8
 

@@ -8,14 +8,16 @@ import click
 
 from dmfnet_fast.commands.shared import FAILED
 from dmfnet_fast.errors import MissingExtraError
-from dmfnet_fast.neighbours import neighbour
+from dmfnet_fast.siblings import check_ours
 
 
 def main() -> None:
     """Run the command in `export.command`; a foreign package of that name is one clear error."""
     try:
-        command = neighbour("export.command")
+        check_ours("export")
     except MissingExtraError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(FAILED)
-    command.main()
+    from export.command import main as command
+
+    command()

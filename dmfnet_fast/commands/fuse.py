@@ -13,16 +13,16 @@ from typing import Any, get_args
 import click
 
 from dmfnet_fast import __version__
-from dmfnet_fast.colour import DEFAULT_RULES, check_range, stated_range
+from dmfnet_fast.artifacts.atomic import make_folder
 from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
 from dmfnet_fast.engines import DEFAULT, Precision
 from dmfnet_fast.errors import DMFNetError, OutputError, PictureError
-from dmfnet_fast.files import make_folder
 from dmfnet_fast.fuser import Fuser, Range, Source
-from dmfnet_fast.montage import montage
-from dmfnet_fast.pairs import pair_folders
-from dmfnet_fast.pictures import WRITABLE, check_holds, check_suffix, read_picture, to_8_bit, write_picture
+from dmfnet_fast.images.color import DEFAULT_RULES, check_range, stated_range
+from dmfnet_fast.images.io import WRITABLE, check_holds, check_suffix, read_picture, to_8_bit, write_picture
+from dmfnet_fast.images.montage import montage
+from dmfnet_fast.images.pairing import pair_folders
 
 MONTAGES = "montages"
 WORKERS = 3  # one decodes, one computes (calls to the engine take turns), one encodes

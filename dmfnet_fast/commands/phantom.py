@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
+from dmfnet_fast.artifacts.atomic import make_folder
 from dmfnet_fast.commands.shared import command, progress
 from dmfnet_fast.errors import OutputError
-from dmfnet_fast.files import make_folder
+from dmfnet_fast.images.io import write_picture
 from dmfnet_fast.phantom import MODALITIES, make_phantom
-from dmfnet_fast.pictures import write_picture
 
 
 def write_phantoms(folder: Path, train: int = 8, test: int = 2, size: int = 256, seed: int = 0) -> Iterator[Path]:

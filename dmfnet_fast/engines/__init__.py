@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from dmfnet_fast.devices import check_device
 from dmfnet_fast.engines.base import Engine, Precision
+from dmfnet_fast.engines.devices import check_device
 from dmfnet_fast.errors import EngineError, MissingExtraError
 
 __all__ = ["DEFAULT", "SHIPPED_WEIGHTS", "Engine", "Precision", "open_engine", "shipped", "shipped_engine"]

@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.fusion_file import Interface
-from dmfnet_fast.rules import Rules
+from dmfnet_fast.artifacts.interface import Interface
+from dmfnet_fast.images.rules import Rules
 
 # "auto" is the fastest that stays within half a grey level of float32 on average, as each engine's class says.
 # Convolutions of an "int8" network multiply in 8 bits; that is in its file, so no other file runs so.

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dmfnet_fast.artifacts.interface import OUTPUT
 from dmfnet_fast.engines.cuda_runtime import Cuda
 from dmfnet_fast.errors import EngineError, is_lack_of_memory
-from dmfnet_fast.fusion_file import OUTPUT
 
 
 def expect(result: Any, what: str, errors: list[str]) -> Any:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dmfnet_fast.artifacts.interface import interface_of
+from dmfnet_fast.artifacts.onnx_metadata import FORMAT, KIND, is_sealed, properties
 from dmfnet_fast.engines.base import Engine, Precision, some_pairs
 from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
-from dmfnet_fast.fusion_file import FORMAT, KIND, interface_of, is_sealed, properties
 
 KEPT_SIZES = 4  # whose compiled models stay in memory
 CACHE_BYTES = 2**30

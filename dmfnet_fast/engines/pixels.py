@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from dmfnet_fast.colour import EIGHT_BIT
+from dmfnet_fast.artifacts.interface import Interface
 from dmfnet_fast.errors import require
-from dmfnet_fast.fusion_file import Interface
-from dmfnet_fast.rules import (
+from dmfnet_fast.images.color import EIGHT_BIT
+from dmfnet_fast.images.rules import (
     Interval,
     Rules,
     chroma_of,

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.devices import check_device
+from dmfnet_fast.artifacts.atomic import replacing
+from dmfnet_fast.artifacts.interface import interface_of
+from dmfnet_fast.artifacts.manifest import Manifest, cache_path, load_check
+from dmfnet_fast.artifacts.parity import Shape, check, compare_with
 from dmfnet_fast.engines.base import Engine, Precision, some_pairs
 from dmfnet_fast.engines.bound_shape import BoundShape, expect
 from dmfnet_fast.engines.cuda_runtime import Cuda
+from dmfnet_fast.engines.devices import check_device
 from dmfnet_fast.errors import EngineError, OutputError, PictureError, is_lack_of_memory, require, warn
-from dmfnet_fast.files import replacing
-from dmfnet_fast.fusion_file import interface_of
-from dmfnet_fast.manifest import Manifest, cache_path, load_check
-from dmfnet_fast.parity import Shape, check, compare_with
 
 KEPT_SHAPES = 4  # whose contexts, buffers and graphs stay in GPU memory
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -41,7 +41,7 @@ def _logger(trt: Any) -> Any:
 
 
 class TensorRTEngine(Engine):
-    """One engine file, with its manifest beside it: see `dmfnet_fast.manifest`.
+    """One engine file, with its manifest beside it: see `dmfnet_fast.artifacts.manifest`.
 
     For each shape there is an execution context with the memory that TensorRT asks for it, and a CUDA graph; those of
     the last four shapes stay. All is done on one stream of the engine's own.

@@ -11,17 +11,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.devices import has_native_bfloat16, torch_device
+from dmfnet_fast.artifacts.interface import interface_of
+from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.engines.base import Engine, Precision, some_pairs
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
+from dmfnet_fast.engines.devices import has_native_bfloat16, torch_device
 from dmfnet_fast.engines.pixels import PixelsToPixels
 from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
-from dmfnet_fast.fusion_file import interface_of
+from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.model import load_model, optimize
 from dmfnet_fast.model.weights import read_metadata
-from dmfnet_fast.noise import fusion_noise
-from dmfnet_fast.rules import Rules
 
 torch = require("torch", extra="torch")
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.colour import luminance, stated_range
 from dmfnet_fast.errors import PictureError
 from dmfnet_fast.fuser import Range, Source
-from dmfnet_fast.metrics import SMALLEST
-from dmfnet_fast.pairs import pair_folders
-from dmfnet_fast.pictures import Pixels, read_picture, to_8_bit
+from dmfnet_fast.images.color import luminance, stated_range
+from dmfnet_fast.images.io import Pixels, read_picture, to_8_bit
+from dmfnet_fast.images.pairing import pair_folders
+from dmfnet_fast.metrics.fusion import SMALLEST
 
 Grey = NDArray[np.uint8]
 # A picture H x W or H x W x 3, 8-bit, as it would be saved.

@@ -12,14 +12,14 @@ from typing import get_args
 import numpy as np
 from PIL import Image
 
-from dmfnet_fast.colour import EIGHT_BIT, Canvas
 from dmfnet_fast.engines import Precision
 from dmfnet_fast.errors import PictureError
 from dmfnet_fast.evaluation.dataset import Saved, Scene
 from dmfnet_fast.fuser import Fuser
-from dmfnet_fast.pairs import pictures_by_name
-from dmfnet_fast.pictures import FULL_16_BIT, read_picture, to_8_bit
-from dmfnet_fast.rules import Rules
+from dmfnet_fast.images.color import EIGHT_BIT, Canvas
+from dmfnet_fast.images.io import FULL_16_BIT, read_picture, to_8_bit
+from dmfnet_fast.images.pairing import pictures_by_name
+from dmfnet_fast.images.rules import Rules
 
 NO_RULES = Rules(kept_chroma=0, invention=True)
 

@@ -10,16 +10,16 @@ from html import escape
 
 import numpy as np
 
-from dmfnet_fast.colour import luminance
 from dmfnet_fast.errors import DMFNetWarning
 from dmfnet_fast.evaluation import tiles
 from dmfnet_fast.evaluation.dataset import Pair, Saved, Scene
-from dmfnet_fast.evaluation.files import MARKS
 from dmfnet_fast.evaluation.methods import AsJPEG, Method, Trivial
 from dmfnet_fast.evaluation.report import ABSENT, COMPARED, NOTE, best, compared, heading, number, title
+from dmfnet_fast.evaluation.report_files import MARKS
 from dmfnet_fast.evaluation.scores import Evaluation, Row, Scored, Scores, Table, fuse_all, read
-from dmfnet_fast.fidelity import colour_difference
-from dmfnet_fast.metrics import Measure
+from dmfnet_fast.images.color import luminance
+from dmfnet_fast.metrics.fidelity import colour_difference
+from dmfnet_fast.metrics.fusion import Measure
 
 MOST_WORST = 4  # methods whose worst colours are shown
 

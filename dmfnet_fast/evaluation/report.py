@@ -7,10 +7,10 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from dmfnet_fast.evaluation.files import MARKS
+from dmfnet_fast.evaluation.report_files import MARKS
 from dmfnet_fast.evaluation.scores import Evaluation, Row, Table
 from dmfnet_fast.evaluation.statistics import Comparison
-from dmfnet_fast.metrics import MEASURES, Measure
+from dmfnet_fast.metrics.fusion import MEASURES, Measure
 
 NOTE = (
     "Means over pairs; below them 95 % bootstrap intervals. Scored is the 8-bit picture: its luminance, and where b is "

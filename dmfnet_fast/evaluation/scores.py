@@ -15,12 +15,12 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.colour import luminance
 from dmfnet_fast.errors import DMFNetError, OutOfMemoryError
 from dmfnet_fast.evaluation.dataset import Pair, Saved, Scene
 from dmfnet_fast.evaluation.methods import AsJPEG, Method
 from dmfnet_fast.evaluation.statistics import Comparison, Estimate, comparison, estimate
-from dmfnet_fast.metrics import MEASURES, Measure, colour_measures, fusion_metrics
+from dmfnet_fast.images.color import luminance
+from dmfnet_fast.metrics.fusion import MEASURES, Measure, colour_measures, fusion_metrics
 
 # Of one method on one pair, by name; None where there is nothing to measure.
 Scores = dict[str, float | None]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dmfnet_fast.evaluation.dataset import Grey, Saved
-from dmfnet_fast.similarity import filtered
+from dmfnet_fast.metrics.similarity import filtered
 
 ZOOM = 64  # pixels of the part that is enlarged
 SHOWN = 256  # CSS pixels of the smaller side of every picture, and the most that a whole picture keeps

@@ -25,24 +25,20 @@ from dmfnet_fast.model.rewrites import (
     of_kind,
 )
 from dmfnet_fast.model.student import Student, from_brighter
-from dmfnet_fast.neighbours import neighbour
+from kernels import convolution as _convolutions
+from kernels import single_channel as _single
+from kernels import student_ends as _ends
+from kernels.attention import attention
+from kernels.convolution import convolution, convolution_with_statistics
+from kernels.convolution_epilogue import convolution_epilogue, convolution_epilogue_with_statistics
+from kernels.diffuse import diffuse
+from kernels.fusion_gate import fusion_gate
+from kernels.group_norm_silu import group_norm_silu
+from kernels.launch import on_gpu
+from kernels.upsample_add import upsample_add
 
-attention = neighbour("kernels.attention").attention
 MOST_CHANNELS = 256  # of the kernel for attention
 MOST_SOURCES = 3  # of our convolution
-_convolutions = neighbour("kernels.convolution")
-convolution = _convolutions.convolution
-convolution_with_statistics = _convolutions.convolution_with_statistics
-_single = neighbour("kernels.single_channel")
-_ends = neighbour("kernels.student_ends")
-on_gpu = neighbour("kernels.launch").on_gpu
-_epilogues = neighbour("kernels.convolution_epilogue")
-convolution_epilogue = _epilogues.convolution_epilogue
-convolution_epilogue_with_statistics = _epilogues.convolution_epilogue_with_statistics
-diffuse = neighbour("kernels.diffuse").diffuse
-fusion_gate = neighbour("kernels.fusion_gate").fusion_gate
-group_norm_silu = neighbour("kernels.group_norm_silu").group_norm_silu
-upsample_add = neighbour("kernels.upsample_add").upsample_add
 
 
 class Measured(NamedTuple):
@@ -114,8 +110,8 @@ class FusedNorm(nn.Module):
 
     def forward(self, x: Measured, skip: Measured | None = None) -> Tensor:
         """Of `x`, or of the concatenation of `x` and `skip`."""
-        other = (None, None) if skip is None else skip
-        return group_norm_silu(*x, *other, None, self.weight, self.bias, self.groups, self.eps, self.silu)
+        values, statistics = (None, None) if skip is None else skip
+        return group_norm_silu(*x, values, statistics, None, self.weight, self.bias, self.groups, self.eps, self.silu)
 
     def biased(self, h: Tensor, statistics: Tensor | None, biases: Tensor) -> Tensor:
         """Of h + biases, of which there is one row for each timestep; of the statistics of h, if they are known."""
@@ -135,6 +131,7 @@ class FusedConv(Resample):
         values = x.values if isinstance(x, Measured) else x
         half = values.dtype != torch.float32
         if values.shape[1] == 1 and half and on_gpu(values) and _single.first_fits(values):
+            assert self.bias is not None
             return Measured(*_single.first_convolution(values, self.conv.weight, self.bias))
         return _measured(self.conv(values), self.bias, None)
 
@@ -232,11 +229,12 @@ class FusedMerge(nn.Module):
         projections = cast("list[PixelLinear]", list(self.projections))
         features = feature.tensor_split(len(projections))
         if on_gpu(feature) and len(projections) <= MOST_SOURCES and _ours(features[0], projections[0].kernel):
-            sources: list[Tensor | None] = []
-            for source, projection in zip(features, projections, strict=True):
-                sources += source, projection.kernel
-            sources += [None] * (2 * MOST_SOURCES - len(sources))
-            return convolution(*sources, self.first_bias, None, True)
+            kernels = [projection.kernel for projection in projections]
+            others: list[tuple[Tensor | None, Tensor | None]] = list(zip(features[1:], kernels[1:], strict=True))
+            (more, more_kernel), (last, last_kernel), *_ = [*others, (None, None), (None, None)]
+            return convolution(
+                features[0], kernels[0], more, more_kernel, last, last_kernel, self.first_bias, None, True
+            )
         total = projections[0](features[0])
         for projection, source in zip(projections[1:], features[1:], strict=True):
             total = projection(source, onto=total)
@@ -322,7 +320,7 @@ class FusedPasses(nn.Module):
     """DM-FNet with fixed noise levels, all passes in one batch.
 
     It takes `net` over, whose noise levels must be folded, and whose upsampling, joints and gates as
-    `rewrites.optimize` prepares them.
+    `inference.optimize` prepares them.
     """
 
     levels: Tensor
@@ -370,6 +368,7 @@ class FusedPasses(nn.Module):
         if not on_gpu(a):
             return finished(self.fusion, halves, a, b, interval)
         last = of_kind(self.fusion.rgb_decode1.conv, nn.Conv2d)
+        assert last.bias is not None
         hidden = self.fusion.hidden(halves[0], halves[1], interval)
         result = _single.head(hidden, last.weight, last.bias, interval is None)
         return result if interval is None else from_brighter(result, a, b, interval)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dmfnet_fast.config import ModelConfig
+from dmfnet_fast.diffusion.schedule import fusion_levels
 from dmfnet_fast.model.denoiser import Denoiser
 from dmfnet_fast.model.fusion import FusionNetwork
 from dmfnet_fast.model.student import from_brighter
-from dmfnet_fast.schedule import fusion_levels
 
 
 class DMFNet(nn.Module):

@@ -1,32 +1,25 @@
-"""The network rewritten for inference: the same function, with less arithmetic and memory traffic.
+"""Rewrites of DM-FNet for inference: the same function, with less arithmetic and memory traffic.
 
-Every rewrite is exact but for rounding, and is checked on its own against the network as trained; `optimize` applies
-them all, in the order of REWRITES. What was considered and left out: the noise and the image enter the first
-convolution, which is linear, so its part on the image could be shared by the timesteps; but with one input
-channel it is 0.02% of the arithmetic, and the three outputs would still be written.
+Every rewrite is exact but for rounding, and is checked on its own against the network as trained; `inference.optimize`
+applies them. What was considered and left out: the noise and the image enter the first convolution, which is linear, so
+its part on the image could be shared by the timesteps; but with one input channel it is 0.02% of the arithmetic, and
+the three outputs would still be written.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dmfnet_fast.errors import require
+from dmfnet_fast.diffusion.schedule import fusion_levels
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS, Block, Resample, Upsample
 from dmfnet_fast.model.fusion import AdaptiveAttention, FusionLevel, FusionNetwork, TimestepMerge, upsample2
 from dmfnet_fast.model.network import DMFNet
-from dmfnet_fast.model.student import Student, from_brighter
-from dmfnet_fast.schedule import fusion_levels
+from dmfnet_fast.model.student import from_brighter
 
-if TYPE_CHECKING:
-    from dmfnet_fast.model.fused import FusedPasses, FusedStudent
-
-Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Kind = TypeVar("Kind", bound=nn.Module)
 
 
@@ -360,75 +353,3 @@ def order_channels_last(net: PassByPass) -> None:
                 exact = ExactNorm(norm.num_groups, norm.num_channels, norm.eps)
                 exact.weight, exact.bias = norm.weight, norm.bias
                 setattr(module, name, exact)
-
-
-REWRITES: tuple[Callable[[PassByPass], None], ...] = (
-    fold_noise_levels,
-    upsample_transposed,
-    avoid_concatenations,
-    upsample_once,
-    split_attention,
-    order_channels_last,
-)
-# Our kernels take what two of the rewrites would take apart.
-REWRITES_BEFORE_KERNELS = tuple(r for r in REWRITES if r not in (avoid_concatenations, split_attention))
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def reduce_precision(net: PassByPass | FusedPasses, precision: Precision) -> None:
-    """Compute in half precision, once noise levels are folded; diffusion, last convolution and tanh stay float32.
-
-    PyTorch's GroupNorm and means of half-precision tensors, and our kernels, keep their statistics in float32.
-    """
-    dtype = DTYPES[precision]
-    # Our kernels take the noise biases as they are; PyTorch's convolutions want them in their own type.
-    exact = [] if isinstance(net, PassByPass) else [m for m in net.modules() if "biases" in m._buffers]
-    biases = [module.biases for module in exact]
-    net.denoiser.to(dtype)
-    net.fusion.to(dtype)
-    net.fusion.rgb_decode1.to(torch.float32)
-    for module, values in zip(exact, biases, strict=True):
-        module.biases = values
-
-
-def optimize(
-    model: DMFNet | Student, precision: Precision = "float32", together: bool = False, kernels: bool = False
-) -> PassByPass | FusedPasses | FusedStudent | Student:
-    """The same network for inference, rewritten; `model` stays as it is.
-
-    Args:
-        model: as trained, float32, on any device. A student has nothing to rewrite but its precision.
-        precision: of the arithmetic. Inputs and outputs are float32 in any case.
-        together: give both images to the denoiser as one batch, rather than one after the other.
-        kernels: compute with our Triton kernels, for NVIDIA GPUs of compute capability 8.0 and later; all passes go
-            through the denoiser as one batch then, whatever `together` says. On a CPU their references are run.
-
-    Returns:
-        A module with the model's forward, on its device, in eval mode.
-
-    Raises:
-        MissingExtraError: `kernels` without Triton.
-    """
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    if isinstance(model, Student):
-        student: Student = model.to(DTYPES[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if not kernels:
-            return student
-        require("triton", extra="gpu")
-        from dmfnet_fast.model.fused import FusedStudent
-
-        return FusedStudent(student)
-    drop_unused_blocks(model)
-    passes = PassByPass(model, together)
-    for rewrite in REWRITES_BEFORE_KERNELS if kernels else REWRITES:
-        rewrite(passes)
-    net: PassByPass | FusedPasses = passes
-    if kernels:
-        require("triton", extra="gpu")
-        from dmfnet_fast.model.fused import FusedPasses
-
-        net = FusedPasses(passes)
-    reduce_precision(net, precision)
-    return net.eval().requires_grad_(False)

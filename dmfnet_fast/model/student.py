@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dmfnet_fast.config import StudentConfig
-from dmfnet_fast.rules import Interval, within
+from dmfnet_fast.images.rules import Interval, within
 
 
 def from_brighter(change: Tensor, a: Tensor, b: Tensor, interval: Tensor, bounded: bool = True) -> Tensor:

@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dmfnet_fast.artifacts.atomic import replacing
+from dmfnet_fast.artifacts.onnx_metadata import FORMAT
 from dmfnet_fast.config import ModelConfig, StudentConfig, config_from_dict
 from dmfnet_fast.errors import EngineError
-from dmfnet_fast.files import replacing
-from dmfnet_fast.fusion_file import FORMAT
 from dmfnet_fast.model.denoiser import Denoiser
 from dmfnet_fast.model.network import DMFNet
 from dmfnet_fast.model.student import Student

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import budget
-from benchmarks.ways import gigaflop
+from benchmarks.variants import gigaflop
 from kernels.cases import Draw, attend, convolve, norm
 
 FEATURE = 6 * 128 * 256 * 256 * 2  # bytes of a feature map of all passes at 256x256

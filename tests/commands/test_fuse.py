@@ -16,8 +16,8 @@ from PIL import Image
 from dmfnet_fast import Fuser
 from dmfnet_fast.commands.fuse import main
 from dmfnet_fast.commands.journal import JOURNAL
+from dmfnet_fast.images.io import read_picture, write_picture
 from dmfnet_fast.phantom import Phantom, make_phantom
-from dmfnet_fast.pictures import read_picture, write_picture
 
 
 @pytest.fixture

@@ -14,15 +14,14 @@ import onnx
 import pytest
 
 from dmfnet_fast import Fuser
+from dmfnet_fast.artifacts.onnx_metadata import seal
 from dmfnet_fast.engines import DEFAULT, SHIPPED_WEIGHTS, openvino_engine, shipped, shipped_engine
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
 from dmfnet_fast.errors import EngineError, MissingExtraError, OutOfMemoryError
-from dmfnet_fast.fusion_file import seal
 from dmfnet_fast.model import Network, Student, load_model
 from dmfnet_fast.phantom import Phantom
-from export.graph import to_onnx
-
-from ..rules import SMALL, model_by_rule, random_inputs, run_model
+from export.onnx.graph import to_onnx
+from tests.synthetic_weights import SMALL, model_by_rule, random_inputs, run_model
 
 SHIPPED = SHIPPED_WEIGHTS.with_suffix(".onnx")
 

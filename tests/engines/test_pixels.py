@@ -11,16 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from dmfnet_fast import Fuser
-from dmfnet_fast.colour import Canvas
+from dmfnet_fast.artifacts.interface import Interface
+from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.pixels import PixelsToPixels
-from dmfnet_fast.fusion_file import Interface
+from dmfnet_fast.images.color import Canvas
+from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.model import load_model, optimize, preset, save_model
-from dmfnet_fast.noise import fusion_noise
 from dmfnet_fast.phantom import make_phantom
-from dmfnet_fast.rules import Rules
-
-from ..rules import model_by_rule
+from tests.synthetic_weights import model_by_rule
 
 HEIGHT, WIDTH = 64, 80
 SEED = 5

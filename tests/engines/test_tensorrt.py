@@ -18,15 +18,14 @@ import numpy as np
 import pytest
 
 from dmfnet_fast import Fuser
+from dmfnet_fast.artifacts.interface import interface_of
+from dmfnet_fast.artifacts.manifest import Manifest, check_path, manifest_path, save_check
+from dmfnet_fast.artifacts.parity import Reference
 from dmfnet_fast.engines.cuda_runtime import Cuda
 from dmfnet_fast.engines.tensorrt import KEPT_SHAPES, TensorRTEngine
 from dmfnet_fast.errors import DMFNetWarning, EngineError, MissingExtraError, OutOfMemoryError, PictureError
-from dmfnet_fast.fusion_file import interface_of
-from dmfnet_fast.manifest import Manifest, check_path, manifest_path, save_check
-from dmfnet_fast.parity import Reference
-
-from ..rules import SMALL, random_inputs
-from . import fake_tensorrt as fake
+from tests.engines import fake_tensorrt as fake
+from tests.synthetic_weights import SMALL, random_inputs
 
 VERIFIED = {
     **{"engine": "x", "precision": "float16", "sizes": ["64x64"]},

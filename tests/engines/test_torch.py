@@ -15,10 +15,9 @@ from dmfnet_fast import Fuser
 from dmfnet_fast.engines import SHIPPED_WEIGHTS, Precision, torch_engine
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.errors import EngineError
+from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.model import preset, save_model
-from dmfnet_fast.rules import Rules
-
-from ..rules import SMALL, model_by_rule, random_inputs, run_model
+from tests.synthetic_weights import SMALL, model_by_rule, random_inputs, run_model
 
 
 def test_precisions() -> None:

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from dmfnet_fast.commands.phantom import write_phantoms
-
-from .running import MODALITIES, run
+from tests.evaluation.running import MODALITIES, run
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from dmfnet_fast.evaluation import scores
 from dmfnet_fast.evaluation.dataset import Pair, Saved, Scene, find_pairs
 from dmfnet_fast.evaluation.methods import Trivial
 from dmfnet_fast.evaluation.scores import evaluate
-from dmfnet_fast.pictures import write_picture
+from dmfnet_fast.images.io import write_picture
 
 
 def _write(root: Path, *names: str) -> None:

@@ -15,10 +15,9 @@ from PIL import Image
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.commands.eval import main
-from dmfnet_fast.metrics import COLOUR_MEASURES, MEASURES, METRICS, colour_measures, fusion_metrics
-from dmfnet_fast.pictures import read_picture, write_picture
-
-from .running import run
+from dmfnet_fast.images.io import read_picture, write_picture
+from dmfnet_fast.metrics.fusion import COLOUR_MEASURES, MEASURES, METRICS, colour_measures, fusion_metrics
+from tests.evaluation.running import run
 
 
 def _grey(path: Path) -> np.ndarray:

@@ -13,7 +13,7 @@ import pytest
 from dmfnet_fast.errors import PictureError
 from dmfnet_fast.evaluation.dataset import Scene, find_pairs
 from dmfnet_fast.evaluation.methods import AsJPEG, Folder, Trivial, opened, parse_engine
-from dmfnet_fast.pictures import write_picture
+from dmfnet_fast.images.io import write_picture
 
 
 @pytest.fixture

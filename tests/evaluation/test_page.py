@@ -12,18 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmfnet_fast.colour import Canvas, luminance
 from dmfnet_fast.evaluation import tiles
 from dmfnet_fast.evaluation.dataset import Pair
 from dmfnet_fast.evaluation.page import chosen, worst_by_colour
 from dmfnet_fast.evaluation.scores import Evaluation, Scored
-from dmfnet_fast.fidelity import colour_difference
-from dmfnet_fast.metrics import MEASURES
+from dmfnet_fast.images.color import Canvas, luminance
+from dmfnet_fast.images.io import read_picture
+from dmfnet_fast.images.rules import Rules
+from dmfnet_fast.metrics.fidelity import colour_difference
+from dmfnet_fast.metrics.fusion import MEASURES
 from dmfnet_fast.phantom import MODALITIES, Modality, make_phantom
-from dmfnet_fast.pictures import read_picture
-from dmfnet_fast.rules import Rules
-
-from .running import run
+from tests.evaluation.running import run
 
 
 class _Page(HTMLParser):

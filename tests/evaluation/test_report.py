@@ -12,7 +12,7 @@ from dmfnet_fast.evaluation.dataset import Pair
 from dmfnet_fast.evaluation.report import best, cell, compared, number, title, to_json, to_markdown, to_text
 from dmfnet_fast.evaluation.scores import Evaluation, Scored
 from dmfnet_fast.evaluation.statistics import Comparison, Estimate
-from dmfnet_fast.metrics import MEASURES
+from dmfnet_fast.metrics.fusion import MEASURES
 
 
 def _evaluation(scores: dict[str, list[dict[str, float | None]]]) -> Evaluation:

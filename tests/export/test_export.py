@@ -15,21 +15,21 @@ import torch
 from click.testing import CliRunner
 
 from dmfnet_fast import Fuser
+from dmfnet_fast.artifacts.interface import Interface
+from dmfnet_fast.artifacts.onnx_metadata import properties, seal
+from dmfnet_fast.artifacts.parity import LIMITS, Reference, check
 from dmfnet_fast.engines import DEFAULT, shipped
 from dmfnet_fast.errors import EngineError
-from dmfnet_fast.fusion_file import Interface, properties, seal
 from dmfnet_fast.model import StudentConfig, load_model, preset, save_model
-from dmfnet_fast.model.rewrites import Precision
+from dmfnet_fast.model.inference import Precision
 from dmfnet_fast.model.weights import read_metadata
-from dmfnet_fast.parity import LIMITS, Reference, check
 from dmfnet_fast.phantom import Phantom
 from export.command import main
-from export.graph import OPSET, to_onnx
+from export.onnx.graph import OPSET, to_onnx
+from export.onnx.source import NOTHING_WRITTEN, from_content, from_weights
 from export.request import shipped_graph
-from export.source import NOTHING_WRITTEN, from_content, from_weights
 from export.verify import STANDARD_SHAPES, on_onnx_runtime, on_openvino, pairs_to_check, references, widened
-
-from ..rules import GOLDEN, SMALL, model_by_rule
+from tests.synthetic_weights import GOLDEN, SMALL, model_by_rule
 
 TURBO = shipped()["turbo"]
 SHIPPED_GRAPH = shipped_graph(TURBO)
@@ -40,7 +40,7 @@ def exported(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "base.onnx"
     with pytest.MonkeyPatch.context() as patch:
         # Base in float32 takes long at the larger ones.
-        patch.setattr("export.source.STANDARD_SHAPES", ((1, 64, 96),))
+        patch.setattr("export.onnx.source.STANDARD_SHAPES", ((1, 64, 96),))
         result = CliRunner().invoke(main, [str(converted), "--target", "onnx", "-o", str(path)])
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{path}\n"
@@ -93,7 +93,7 @@ def test_without_noise(
     small: Path, cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phantom: Phantom
 ) -> None:
     """No noise input; the check's intervals are remade from its images, and are those of the network as trained."""
-    monkeypatch.setattr("export.source.STANDARD_SHAPES", ((2, 64, 96),))
+    monkeypatch.setattr("export.onnx.source.STANDARD_SHAPES", ((2, 64, 96),))
     path = tmp_path / "small.onnx"
     result = cli.invoke(main, [str(small), "--target", "onnx", "-o", str(path)])
     assert result.exit_code == 0, result.output
@@ -222,8 +222,8 @@ def test_largest_activation() -> None:
 
 
 def test_too_large_for_float16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.source.references", lambda *_: ([], 65504 / 4 + 1))
-    monkeypatch.setattr("export.source._to_onnx", lambda *_: None)
+    monkeypatch.setattr("export.onnx.source.references", lambda *_: ([], 65504 / 4 + 1))
+    monkeypatch.setattr("export.onnx.source._to_onnx", lambda *_: None)
     with pytest.raises(EngineError, match=r"values reach 16377, float16 holds up to 65504, .*: use --bf16"):
         from_weights(TURBO, "float16", True, None, lambda _: nullcontext())
 

@@ -13,15 +13,15 @@ import pytest
 from click.testing import CliRunner
 
 from dmfnet_fast import Fuser
+from dmfnet_fast.artifacts.onnx_metadata import is_sealed
+from dmfnet_fast.artifacts.parity import LIMITS
 from dmfnet_fast.commands.phantom import write_phantoms
 from dmfnet_fast.config import ModelConfig, StudentConfig
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16
 from dmfnet_fast.errors import EngineError, PictureError
-from dmfnet_fast.fusion_file import is_sealed
+from dmfnet_fast.images.io import read_picture, write_picture
 from dmfnet_fast.model import load_model, optimize, save_model
 from dmfnet_fast.model.weights import read_metadata
-from dmfnet_fast.parity import LIMITS
-from dmfnet_fast.pictures import read_picture, write_picture
 from export.command import main
 from export.int8 import (
     EVERY_BLOCK,
@@ -31,10 +31,9 @@ from export.int8 import (
     calibration_phantoms,
     quantized_weights,
 )
-from export.source import from_content
+from export.onnx.source import from_content
 from export.verify import on_onnx_runtime, pairs_to_check, references
-
-from ..rules import model_by_rule, random_inputs, run_model
+from tests.synthetic_weights import model_by_rule, random_inputs, run_model
 
 TIMESTEPS = (20,)
 
@@ -51,7 +50,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "small-int8.onnx"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.source.STANDARD_SHAPES", ((2, 64, 96),))
+        patch.setattr("export.onnx.source.STANDARD_SHAPES", ((2, 64, 96),))
         patch.setattr("export.int8.PAIRS", 1)
         patch.setattr("export.int8.SIZE", 64)
         result = CliRunner().invoke(main, [str(weights), "--target", "onnx", "--int8", "-o", str(path)])
@@ -124,7 +123,7 @@ def test_what_is_quantised(exported: Path, weights: Path) -> None:
 @pytest.mark.parametrize("every_block", [False, True])
 def test_student(every_block: bool, cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The inner blocks; all of them and the first and the last convolution if asked for."""
-    monkeypatch.setattr("export.source.STANDARD_SHAPES", ((2, 64, 96),))
+    monkeypatch.setattr("export.onnx.source.STANDARD_SHAPES", ((2, 64, 96),))
     monkeypatch.setattr("export.int8.PAIRS", 1)
     monkeypatch.setattr("export.int8.SIZE", 64)
     weights, path = tmp_path / "student.safetensors", tmp_path / "student.onnx"
@@ -317,7 +316,7 @@ def test_every_block(
     def stop(_: object, quantized: re.Pattern[str], *_rest: object) -> None:
         raise EngineError(f"asked for {quantized.pattern}")
 
-    monkeypatch.setattr("export.source.quantize", stop)
+    monkeypatch.setattr("export.onnx.source.quantize", stop)
     monkeypatch.chdir(weights.parent)
     result = cli.invoke(main, [str(weights), "--target", "onnx", "--int8", *option, "-o", "x.onnx"])
     assert result.exit_code == 2

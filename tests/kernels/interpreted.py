@@ -19,7 +19,7 @@ from triton.runtime import interpreter
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.model import load_model, optimize, preset
-from dmfnet_fast.model.rewrites import Precision
+from dmfnet_fast.model.inference import Precision
 from kernels import convolution, convolution_epilogue, group_norm_silu, launch
 from kernels.cases import (
     ATTENTION,
@@ -52,8 +52,7 @@ from kernels.convolution import convolution_kernel, described_convolution_kernel
 from kernels.launch import Launch, assumed
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tile, Tiles
 from kernels.upsample_add import reference as upsample_reference
-
-from ..rules import model_by_rule, random_inputs
+from tests.synthetic_weights import model_by_rule, random_inputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.config import DMFNET_PRESETS, PRESETS, StudentConfig
-from dmfnet_fast.fusion_file import interface_of
 from dmfnet_fast.model import DMFNet, network_of, optimize, preset
 from kernels import attention, fusion_gate
 from kernels.cases import (

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from dmfnet_fast.diffusion.schedule import FUSION_TIMESTEPS, fusion_levels
 from dmfnet_fast.model import DMFNet, load_model, optimize
-from dmfnet_fast.schedule import FUSION_TIMESTEPS, fusion_levels
-
-from ..rules import GOLDEN, GOLDEN_SEED
+from tests.synthetic_weights import GOLDEN, GOLDEN_SEED
 
 FILES = ("golden_64", "golden_64x96")
 # Rounding reaches 7e-7, 5e-6 and 1.4e-5 in float32 and 6e-7 in float64, where the stored float32 limits it; a

@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmfnet_fast.config import DMFNET_PRESETS, PRESETS, config_from_dict, preset
 from dmfnet_fast.model import DMFNet, ModelConfig, Student, StudentConfig, network_of
-
-from ..rules import SMALL, model_by_rule, random_inputs, run_model
+from tests.synthetic_weights import SMALL, model_by_rule, random_inputs, run_model
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,7 @@ def test_batch_is_pair_by_pair(tiny: DMFNet) -> None:
 
 
 def test_default_levels_are_the_midpoints(tiny: DMFNet) -> None:
-    from dmfnet_fast.schedule import fusion_levels
+    from dmfnet_fast.diffusion.schedule import fusion_levels
 
     a, b, noise = inputs(64, 64, batch=2)
     levels = torch.tensor([[level] * 2 for level, _ in fusion_levels()], dtype=torch.float64)

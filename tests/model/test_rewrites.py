@@ -18,23 +18,20 @@ from dmfnet_fast.engines import shipped
 from dmfnet_fast.errors import MissingExtraError
 from dmfnet_fast.model import DMFNet, ModelConfig, Student, StudentConfig, load_model, preset
 from dmfnet_fast.model import fused as fused_module
+from dmfnet_fast.model.inference import DTYPES, Precision, optimize
 from dmfnet_fast.model.rewrites import (
-    DTYPES,
     ExactNorm,
     PassByPass,
-    Precision,
     avoid_concatenations,
     drop_unused_blocks,
     fold_noise_levels,
-    optimize,
     order_channels_last,
     split_attention,
     upsample_once,
     upsample_transposed,
 )
 from kernels.launch import assumed
-
-from ..rules import SMALL, model_by_rule, random_inputs, run_model
+from tests.synthetic_weights import SMALL, model_by_rule, random_inputs, run_model
 
 # The largest difference that rounding makes here is 3e-6.
 EXACT = 2e-5

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dmfnet_fast.colour import Canvas
 from dmfnet_fast.errors import EngineError
+from dmfnet_fast.images.color import Canvas
 from dmfnet_fast.model import Student, StudentConfig, load_model, optimize, preset, save_model
 from dmfnet_fast.model.weights import load_denoiser
 from dmfnet_fast.phantom import make_phantom

@@ -19,8 +19,7 @@ from dmfnet_fast.config import DMFNET_PRESETS
 from dmfnet_fast.model import Denoiser, DMFNet, Student, load_model, preset, save_model
 from dmfnet_fast.model.convert import convert_checkpoints
 from dmfnet_fast.model.weights import load_denoiser
-
-from ..rules import SMALL, model_by_rule
+from tests.synthetic_weights import SMALL, model_by_rule
 
 
 def edited(source: Path, target: Path, tensors: Callable[[dict[str, torch.Tensor]], object], **metadata: str) -> Path:

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from dmfnet_fast.commands.phantom import write_phantoms
-from dmfnet_fast.pictures import write_picture
+from dmfnet_fast.images.io import write_picture
 from train.data import GAIN, INVERTED, VARIED, CropSampler, Pair, held_out, load_pairs, split, varied
 from train.stage1 import main as stage1
 from train.task import Draw

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.synthetic_weights import GOLDEN
 from train.losses import hybrid_loss, invented_specks, sobel_magnitude, sources_of, specks, structure_similarity
-
-from ..rules import GOLDEN
 
 
 @pytest.mark.parametrize(("file", "expected"), [("golden_64", 2.45285), ("golden_64x96", 2.53471)])

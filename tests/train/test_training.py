@@ -17,15 +17,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dmfnet_fast import Fuser
-from dmfnet_fast.colour import Canvas
 from dmfnet_fast.commands.phantom import write_phantoms
+from dmfnet_fast.diffusion.schedule import FUSION_TIMESTEPS
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.errors import OutputError
+from dmfnet_fast.images.color import Canvas
+from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.model import DMFNet, ModelConfig, Student, load_model, preset
 from dmfnet_fast.model.fusion import FusionNetwork
 from dmfnet_fast.model.weights import load_denoiser, read_metadata, weights_hash
-from dmfnet_fast.rules import Rules
-from dmfnet_fast.schedule import FUSION_TIMESTEPS
 from train import checkpoint, loop
 from train.data import CropSampler, load_pairs
 from train.denoising import Denoising, diffuse, with_sigma

@@ -9,9 +9,8 @@ import torch
 
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.model import DMFNet, ModelConfig, load_model, preset
+from tests.synthetic_weights import random_inputs
 from train.widen import widen
-
-from ..rules import random_inputs
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,44 @@
+"""Whole calls of `Fuser.fuse` on a GPU: 8-bit arrays in, 8-bit arrays out, timed on the host."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu.machine import Machine
+from dmfnet_fast import Fuser
+from dmfnet_fast.engines import shipped
+from dmfnet_fast.phantom import make_phantom
+
+SIZE = 256
+CALLS, WARM_UPS = 100, 5
+ALL_ON_GPU, RULES_ON_CPU = "pixels to pixels in one CUDA graph", "rules on the CPU"
+
+
+def rows(machine: Machine) -> list[tuple[str, str]]:
+    """Network and way; none where Triton interprets."""
+    return [] if machine.interpreted else [(name, way) for name in shipped() for way in (ALL_ON_GPU, RULES_ON_CPU)]
+
+
+def measure(name: str, way: str) -> dict[str, Any]:
+    """One row: milliseconds of a call, and whether both ways give the same pixels."""
+    head = make_phantom(0, SIZE)
+    mri, other = head.mri, head.other("PET")
+    with Fuser(shipped()[name], device="cuda") as fuser:
+        pictures = []
+        for takes_pixels in (way == ALL_ON_GPU, way != ALL_ON_GPU):
+            fuser._engine.takes_pixels = takes_pixels
+            pictures.append(fuser.fuse(mri, other))
+        fuser._engine.takes_pixels = way == ALL_ON_GPU
+        times = []
+        for call in range(WARM_UPS + CALLS):
+            begun = time.perf_counter()
+            fuser.fuse(mri, other)
+            if call >= WARM_UPS:
+                times.append(1e3 * (time.perf_counter() - begun))
+    first, _, third = statistics.quantiles(times, n=4)
+    same = bool(np.array_equal(*pictures))
+    return {"ms": statistics.median(times), "min_ms": min(times), "iqr_ms": third - first, "within": same}

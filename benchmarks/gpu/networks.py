@@ -1,0 +1,211 @@
+"""Networks, their inputs and pictures on a GPU, and the check of the optimised network against the trained one."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.gpu.machine import Machine
+from benchmarks.variants import as_trained, gigaflop, network
+from dmfnet_fast.artifacts.interface import interface_of
+from dmfnet_fast.artifacts.parity import LIMITS as OF_ENGINES
+from dmfnet_fast.artifacts.parity import Reference, grey_levels
+from dmfnet_fast.engines.arithmetic import arithmetic
+from dmfnet_fast.engines.base import some_pairs
+from dmfnet_fast.engines.cuda_graph import CapturedFusion
+from dmfnet_fast.engines.network_inputs import network_inputs
+from dmfnet_fast.images.color import Canvas
+from dmfnet_fast.metrics.similarity import psnr
+from dmfnet_fast.model import Network, optimize
+from dmfnet_fast.model.inference import Precision
+from dmfnet_fast.phantom import make_phantom
+from export.verify import STANDARD_SHAPES, phantom_pairs
+from tests.synthetic_weights import GOLDEN, golden_model
+
+Array: TypeAlias = NDArray[np.float32]
+Arrays: TypeAlias = dict[str, Array]  # by the names of a network's inputs
+
+# TF32 rounds the inputs of products to the mantissa of float16, and nothing else.
+LIMITS = OF_ENGINES | {"tf32": OF_ENGINES["float16"]}
+GOLDEN_FILES = ("golden_64", "golden_64x96")
+PRECISIONS: tuple[Precision, ...] = ("float16", "bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How far pictures are from those of the network as trained, in float32.
+
+    Attributes:
+        precision: a key of LIMITS.
+        max_abs, mean_abs: errors of the luminance in [-1, 1].
+        psnr: of the 8-bit pictures, in dB; infinite where they are equal.
+    """
+
+    precision: str
+    max_abs: float
+    mean_abs: float
+    psnr: float
+
+    @classmethod
+    def of(cls, precision: str, fused: list[Array], reference: list[Array]) -> Quality:
+        together, wanted = (np.concatenate([batch.ravel() for batch in batches]) for batches in (fused, reference))
+        errors = np.abs(together - wanted)
+        quality = psnr(grey_levels(together), grey_levels(wanted))
+        return cls(precision, float(errors.max()), float(errors.mean()), quality)
+
+    @property
+    def within(self) -> bool:
+        limit = LIMITS[self.precision]
+        return self.max_abs <= limit.max_abs and self.psnr >= limit.psnr
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, which has no infinity."""
+        psnr = self.psnr if math.isfinite(self.psnr) else None
+        return {"max_abs": self.max_abs, "mean_abs": self.mean_abs, "psnr": psnr}
+
+    def __str__(self) -> str:
+        limit = LIMITS[self.precision]
+        return (
+            f"max abs error {self.max_abs:.2g} (limit {limit.max_abs:g}), "
+            f"PSNR {self.psnr:.1f} dB (limit {limit.psnr:g}) in {self.precision}"
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """Pairs that are fused at once by the network called `network`."""
+
+    network: str
+    size: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.network} {self.size}x{self.size} batch {self.batch}"
+
+
+# The most telling first.
+CASES = (
+    Case("base", 256, 1),
+    Case("turbo", 256, 1),
+    Case("nano", 256, 1),
+    Case("base", 256, 8),
+    Case("turbo", 256, 8),
+    Case("nano", 256, 8),
+    Case("nano", 256, 32),
+    Case("tiny", 256, 1),
+    Case("base", 512, 1),
+    Case("tiny", 512, 1),
+    Case("tiny", 256, 8),
+    Case("base", 512, 8),
+    Case("tiny", 512, 8),
+)
+INTERPRETED_CASE = Case("tiny", 64, 1)
+
+
+@dataclass
+class Networks:
+    """Networks, inputs and the pictures that they should give, each made once."""
+
+    machine: Machine
+    _trained: dict[str, Network] = field(default_factory=dict)
+    _optimised: dict[tuple[str, Precision, bool], nn.Module] = field(default_factory=dict)
+    _inputs: dict[Case, Arrays] = field(default_factory=dict)
+    _references: dict[Case, Array] = field(default_factory=dict)
+    _gigaflop: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    def trained(self, name: str) -> Network:
+        """As trained, on the CPU: base with the golden files' weights, or as `ways.network` makes it."""
+        if name not in self._trained:
+            self._trained[name] = (golden_model() if name == "golden" else network(name)).eval()
+        return self._trained[name]
+
+    def optimised(self, name: str, precision: Precision, kernels: bool) -> nn.Module:
+        """Optimised as the engine does it, but on the device, where that takes less time."""
+        key = name, precision, kernels
+        if key not in self._optimised:
+            trained = copy.deepcopy(self.trained(name)).to(self.machine.device)
+            self._optimised[key] = optimize(trained, precision, together=True, kernels=kernels)
+        return copy.deepcopy(self._optimised[key])
+
+    def tensors(self, arrays: Arrays) -> dict[str, Tensor]:
+        return {name: torch.tensor(array, device=self.machine.device) for name, array in arrays.items()}
+
+    def inputs(self, case: Case) -> Arrays:
+        """Phantom pairs, a different one for each place in the batch."""
+        if case not in self._inputs:
+            heads = [make_phantom(seed, case.size) for seed in range(case.batch)]
+            interface = interface_of(self.trained(case.network).config.to_dict())
+            self._inputs[case] = network_inputs(interface, [Canvas(head.mri, head.other("PET")) for head in heads])[0]
+        return self._inputs[case]
+
+    def reference(self, case: Case) -> Array:
+        """What the network gives as published, in float32 without TF32, pair by pair to spare memory."""
+        if case not in self._references:
+            net = as_trained(self.trained(case.network)).to(self.machine.device)
+            alone = [some_pairs(self.inputs(case), slice(n, n + 1)) for n in range(case.batch)]
+            with arithmetic(), torch.inference_mode():
+                pairs = [net(**self.tensors(arrays)).cpu() for arrays in alone]
+            self._references[case] = torch.cat(pairs).numpy()
+        return self._references[case]
+
+    def floor(self, case: Case) -> float:
+        """Milliseconds of the optimised network's arithmetic at the measured rate of float16 matrix products."""
+        key = case.network, case.size
+        if key not in self._gigaflop:
+            self._gigaflop[key] = gigaflop(*key)
+        return self._gigaflop[key] * case.batch * 1e12 / self.machine.matrix_rates["float16"]
+
+
+def checked_weights(machine: Machine) -> tuple[str, ...]:
+    return ("tiny", "turbo", "nano") if machine.interpreted else ("turbo", "nano", "base", "golden", "tiny")
+
+
+def _check_inputs(weights: str, networks: Networks) -> tuple[list[Arrays], list[Array]]:
+    """Inputs for a check, and the pictures that the network as trained gives in float32."""
+    batches: list[Arrays] = []
+    pictures: list[Array] = []
+    if weights == "golden":
+        for name in GOLDEN_FILES:
+            with np.load(GOLDEN / f"{name}.npz") as file:
+                batches.append({"a": file["a"][None, None], "b": file["b"][None, None], "noise": file["noise"]})
+                pictures.append(file["fused"][None, None])
+        return batches, pictures
+    model = copy.deepcopy(networks.trained(weights)).to(networks.machine.device)
+    shapes = STANDARD_SHAPES[: 1 if networks.machine.interpreted else 2]
+    interface = interface_of(model.config.to_dict())
+    batches += [Reference(a, b, np.empty(0, np.float32), interface).inputs for a, b in map(phantom_pairs, shapes)]
+    with torch.inference_mode():
+        pictures += [model(**networks.tensors(arrays)).cpu().numpy() for arrays in batches]
+    return batches, pictures
+
+
+def _twice(net: nn.Module, arrays: Arrays, captured: bool, networks: Networks) -> tuple[Array, Array]:
+    """The picture of the same input, fused two times."""
+    if captured:
+        fusion = CapturedFusion(net, {name: x.shape for name, x in arrays.items()}, networks.machine.device)
+        return fusion.run(arrays), fusion.run(arrays)
+    with torch.inference_mode():
+        first, second = (net(**networks.tensors(arrays)).cpu().numpy() for _ in range(2))
+    return first, second
+
+
+def check(weights: str, precision: Precision, captured: bool, networks: Networks) -> dict[str, Any]:
+    """One row: the optimised network on the kernels beside the network as trained, each input fused twice.
+
+    Args:
+        captured: in a CUDA graph, as the engine has it, or launch by launch.
+    """
+    with arithmetic():
+        batches, reference = _check_inputs(weights, networks)
+        net = networks.optimised(weights, precision, kernels=True)
+        fused = [_twice(net, arrays, captured, networks) for arrays in batches]
+    quality = Quality.of(precision, [first for first, _ in fused], reference)
+    same = all(np.array_equal(first, second) for first, second in fused)
+    return {**quality.to_dict(), "same_bits": same, "within": quality.within and same}

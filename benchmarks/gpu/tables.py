@@ -1,0 +1,675 @@
+"""The tables of docs/gpu.md and of the README's part on GPUs, made from the results of `benchmarks.gpu`.
+
+Nothing is measured here, and nothing but those results is read: floors are counted from the shapes of the operators
+that the profile has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+RESULTS = Path(__file__).parents[1] / "results"
+NAME = "0.1.0-H200"
+NETWORKS = ("base", "turbo", "nano")
+OURS, PUBLISHED = "kernels, CUDA graph", "published, eager"
+COMPILED = "published, torch.compile reduce-overhead, autocast, channels last"
+OPERATORS_CAPTURED = "optimised, CUDA graph"
+ON_GPU, ON_CPU = "pixels to pixels in one CUDA graph", "rules on the CPU"
+BATCHES = (1, 8, 32)
+HALF, SINGLE = 2, 4  # bytes
+ENDS = "a student's ends"
+OURS_FROM = 16  # input channels; a convolution of fewer is cuDNN's for that reason, another one as it is strided
+
+Json: TypeAlias = dict[str, Any]
+Shape: TypeAlias = list[int]
+MARKED = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- /table -->", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What was measured.
+
+    Attributes:
+        now: the last run.
+        before: the first one, of the code that no GPU had run yet.
+        tuning: candidates of tiles and rules, and what two runs between those told.
+    """
+
+    now: Json
+    before: Json
+    tuning: Json
+
+    @classmethod
+    def read(cls) -> Runs:
+        names = f"{NAME}.json", f"{NAME}-before.json", f"{NAME}-tuning.json"
+        return cls(*(json.loads((RESULTS / name).read_text()) for name in names))
+
+
+def fusion(run: Json, network: str, way: str, batch: int = 1) -> Json | None:
+    """The row of a way to fuse, if it was timed."""
+    rows = [
+        row
+        for row in run["fusions"]
+        if (row["network"], row["way"], row["size"], row["batch"]) == (network, way, 256, batch) and "ms" in row
+    ]
+    return rows[0] if rows else None
+
+
+def ours(run: Json, network: str) -> Json:
+    row = fusion(run, network, OURS)
+    assert row is not None
+    return row
+
+
+def pictures(run: Json, network: str, way: str = ON_GPU) -> Json | None:
+    """The row of whole calls, if they were timed."""
+    rows = [row for row in run["pictures"] if (row["network"], row["way"]) == (network, way)]
+    return rows[0] if rows else None
+
+
+def profile(run: Json, network: str) -> Json:
+    found: Json = next(row for row in run["profile"] if row["network"] == network)
+    return found
+
+
+def three(value: float | None) -> str:
+    """Three digits; nothing for what was not measured."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
+def _spread(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1g}"
+
+
+def _median(row: Json | None) -> str:
+    return "" if row is None else f"{three(row['ms'])} ({_spread(row['iqr_ms'])})"
+
+
+def _table(heads: str, rows: Iterable[Sequence[str]]) -> str:
+    """`heads` are parted by bars; all columns but the first are numbers where a head ends in a colon."""
+    names = [head.strip() for head in heads.split("|")]
+    lines = [f"| {' | '.join(name.rstrip(':') for name in names)} |"]
+    lines.append(f"| {' | '.join('---:' if name.endswith(':') else '---' for name in names)} |")
+    lines += [f"| {' | '.join(cells)} |" for cells in rows]
+    return "\n".join(lines)
+
+
+# What an operator computes and moves.
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one call: the row of the table that it belongs to, operations, and bytes that are read and written once."""
+
+    kind: str
+    flop: float
+    bytes: float
+
+    def floor(self, ceilings: Json) -> float:
+        """Microseconds at the rates that the same run measured."""
+        return 1e6 * max(
+            self.flop / ceilings["float16"]["flop_per_second"], self.bytes / ceilings["copy"]["bytes_per_second"]
+        )
+
+
+def _values(*shapes: Shape) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _of_convolution(shapes: list[Shape]) -> Work:
+    """Ours: a map and its weights, up to two more of such pairs, then bias and residual where there are any."""
+    (n, _, height, width), weight = shapes[:2]
+    weights = [shape for shape in shapes[1::2] if len(shape) == 4 and shape[2:] in ([1, 1], [3, 3])]
+    inner = sum(math.prod(shape[1:]) for shape in weights)
+    out = n * height * width * weight[0]
+    kind = f"3x3 convolution, {height}x{width}" if weight[2] == 3 else "1x1 convolution"
+    return Work(kind, 2.0 * out * inner, HALF * (_values(*shapes) + out))
+
+
+def _of_cudnn(shapes: list[Shape]) -> Work:
+    (n, inputs, height, width), weight = shapes
+    strided = inputs >= OURS_FROM
+    out = n * height * width * weight[0] // (4 if strided else 1)
+    kind = "downsampling (strided convolution)" if strided else "convolution of the interval"
+    return Work(kind, 2.0 * out * math.prod(weight[1:]), HALF * (_values(*shapes) + out))
+
+
+def _of_transposed(shapes: list[Shape]) -> Work:
+    (n, _, height, width), weight = shapes
+    flop, out = 2.0 * n * height * width * math.prod(weight), 4 * n * height * width * weight[1]
+    return Work("upsampling (transposed convolution)", flop, HALF * (_values(*shapes) + out))
+
+
+def _of_norm(shapes: list[Shape]) -> Work:
+    n, _, height, width = shapes[0]
+    return Work(f"GroupNorm and SiLU, {height}x{width}", 0, HALF * 2 * n * height * width * shapes[-1][0])
+
+
+def _of_epilogue(shapes: list[Shape]) -> Work:
+    kind = "epilogue of a convolution of cuDNN's"
+    return Work(kind, 0, HALF * _values(shapes[0], *(shape for shape in shapes if len(shape) == 4)))
+
+
+def _of_gate(shapes: list[Shape]) -> Work:
+    return Work("fusion gate", 0, HALF * 3 * _values(shapes[0]))
+
+
+def _of_upsampling(shapes: list[Shape]) -> Work:
+    return Work("bilinear upsampling", 0, HALF * (_values(*shapes) + 4 * _values(shapes[0])))
+
+
+def _of_attention(shapes: list[Shape]) -> Work:
+    n, triple, height, width = shapes[0]
+    values = _values(shapes[0])
+    flop = 4.0 * n * (height * width) ** 2 * (triple // 3)
+    return Work("attention", flop, HALF * (values + values // 3))
+
+
+def _of_diffusion(shapes: list[Shape]) -> Work:
+    a, b, noise = shapes[:3]
+    return Work("diffusion", 0, SINGLE * _values(a, b, noise) + HALF * noise[0] * _values(a, b))
+
+
+def _of_first(shapes: list[Shape]) -> Work:
+    (n, _, height, width), weight = shapes[:2]
+    out = n * height * width * weight[0]
+    return Work("first convolution", 2.0 * out * 9, HALF * (_values(*shapes) + out))
+
+
+def _of_head(shapes: list[Shape]) -> Work:
+    x = shapes[0]
+    return Work("head", 2.0 * 9 * _values(x), HALF * _values(x) + SINGLE * _values(x) / x[1])
+
+
+def _of_inputs(shapes: list[Shape]) -> Work:
+    return Work(ENDS, 0, (SINGLE + HALF) * _values(*shapes))
+
+
+def _of_change(shapes: list[Shape]) -> Work:
+    change, *planes = shapes
+    return Work(ENDS, 0, HALF * _values(change) + SINGLE * (_values(*planes) + _values(planes[0])))
+
+
+def _of_product(shapes: list[Shape]) -> Work:
+    (rows, inner), (_, columns) = shapes[-2:]
+    return Work("matrix product", 2.0 * rows * inner * columns, HALF * (_values(*shapes) + rows * columns))
+
+
+COUNTED: dict[str, Callable[[list[Shape]], Work]] = {
+    "convolution": _of_convolution,
+    "convolution_with_statistics": _of_convolution,
+    "cudnn_convolution": _of_cudnn,
+    "cudnn_convolution_transpose": _of_transposed,
+    "convolution_epilogue_with_statistics": _of_epilogue,
+    "first_convolution": _of_first,
+    "head": _of_head,
+    "group_norm_silu": _of_norm,
+    "fusion_gate": _of_gate,
+    "upsample_add": _of_upsampling,
+    "attention": _of_attention,
+    "diffuse": _of_diffusion,
+    "student_inputs": _of_inputs,
+    "student_change": _of_change,
+    "mm": _of_product,
+    "addmm": _of_product,
+}
+OTHER = "PyTorch's own"  # what another network would do without
+
+
+def work(row: Json) -> Work | None:
+    """Of one call of an operator in a profile of the last run; None where it need not be."""
+    name = row["operator"].partition("::")[2]
+    return COUNTED[name](row["shapes"]) if name in COUNTED else None
+
+
+@dataclass
+class Gap:
+    """All operators of a kind in one fusion: microseconds measured, and at least."""
+
+    us: float = 0.0
+    floor: float = 0.0
+
+
+def gaps(run: Json, network: str) -> dict[str, Gap]:
+    """By kind."""
+    found: dict[str, Gap] = defaultdict(Gap)
+    for row in profile(run, network)["operators"]:
+        done = work(row)
+        gap = found[done.kind if done else OTHER]
+        gap.us += row["us"]
+        gap.floor += row["calls"] * done.floor(run["ceilings"]) if done else 0.0
+    return found
+
+
+# The tables.
+
+
+def _rates(runs: Runs) -> str:
+    names = {"first": runs.before, "second": runs.tuning["second"], "third": runs.tuning["third"], "last": runs.now}
+    rows = []
+    for name, run in names.items():
+        ceilings = run["ceilings"]
+        rates = [ceilings["copy"]["bytes_per_second"]]
+        rates += [ceilings[kind]["flop_per_second"] for kind in ("float16", "bfloat16", "tf32", "float32")]
+        rows.append((name, run["code"], *(three(rate / 1e12) for rate in rates)))
+    heads = "run | code | copy, TB/s: | float16, TFLOP/s: | bfloat16, TFLOP/s: | TF32, TFLOP/s: | float32, TFLOP/s:"
+    return _table(heads, rows)
+
+
+def _checks(runs: Runs) -> str:
+    names = {"first": runs.before, "second": runs.tuning["second"], "third": runs.tuning["third"], "last": runs.now}
+    rows = []
+    for name, run in names.items():
+        counts = []
+        for kind in ("operations", "networks"):
+            within = [row["within"] for row in run["checks"][kind]]
+            counts.append(f"{sum(within)} of {len(within)}" if within else "none")
+        networks = dict.fromkeys(row["weights"] for row in run["checks"]["networks"])
+        timed = sum("ms" in row for row in run.get("fusions", ()))
+        rows.append((name, *counts, ", ".join(networks), str(timed) if timed else "none"))
+    return _table("run | operations right | networks right | of | fusions checked, then timed", rows)
+
+
+def _latency(runs: Runs) -> str:
+    rows = []
+    for network in NETWORKS:
+        mine = ours(runs.now, network)["ms"]
+        for row in runs.now["fusions"]:
+            if row["network"] != network or row["batch"] != 1 or "ms" not in row:
+                continue
+            first = fusion(runs.before, network, row["way"])
+            psnr = "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
+            quality = f"{row['max_abs']:.1e}", psnr
+            cells = three(first["ms"] if first else None), _median(row), _times(row["ms"] / mine)
+            name = f"**{row['way']}**" if row["way"] == OURS else row["way"]
+            # Below nothing: a compiled way's graphs keep their memory from before it is counted.
+            memory = f"{row['peak_mb']:.0f}" if row["peak_mb"] > 0 else ""
+            rows.append((network, name, row["precision"], *cells, memory, *quality))
+    heads = "network | way | precision | first run, ms: | ms (IQR): | times ours: | peak MB: | max error: | PSNR:"
+    return _table(heads, rows)
+
+
+def _pictures(runs: Runs) -> str:
+    rows = []
+    for network in NETWORKS:
+        whole, on_cpu, mine = pictures(runs.now, network), pictures(runs.now, network, ON_CPU), ours(runs.now, network)
+        if whole is not None:
+            more = three(whole["ms"] - mine["ms"])
+            rows.append((network, _median(mine), _median(whole), more, _median(on_cpu)))
+    heads = (
+        "network | the network alone, ms (IQR): | whole call, ms (IQR): | more, ms: "
+        "| with the rules on the CPU, ms (IQR):"
+    )
+    return _table(heads, rows)
+
+
+def _throughput(runs: Runs) -> str:
+    rows = []
+    for network in NETWORKS:
+        cells = []
+        for batch in BATCHES:
+            row = fusion(runs.now, network, OURS, batch)
+            cells.append("not measured" if row is None else f"{1e3 * batch / row['ms']:.0f}")
+        whole = pictures(runs.now, network)
+        rows.append((network, *cells, "not measured" if whole is None else f"{1e3 / whole['ms']:.0f}"))
+    heads = [f"batch {batch}, pairs/s:" for batch in BATCHES]
+    return _table(f"network | {' | '.join(heads)} | whole calls one after another, pairs/s:", rows)
+
+
+def _floor(runs: Runs) -> str:
+    rows = []
+    for network in NETWORKS:
+        row, ceilings = ours(runs.now, network), runs.now["ceilings"]
+        arithmetic = row["ms"] / row["of_floor"]  # the script counted it
+        done = [(one["calls"], work(one)) for one in profile(runs.now, network)["operators"]]
+        moved = sum(calls * each.bytes for calls, each in done if each)
+        by_bytes = 1e3 * moved / ceilings["copy"]["bytes_per_second"]
+        apart = sum(gap.floor for gap in gaps(runs.now, network).values()) / 1e3
+        counts = f"{arithmetic * ceilings['float16']['flop_per_second'] / 1e12:.1f}", f"{moved / 1e6:.0f}"
+        floors = three(arithmetic), three(by_bytes), three(apart)
+        ratios = _times(row["of_floor"]), _times(row["ms"] / apart)
+        rows.append((network, *counts, *floors, three(row["ms"]), *ratios))
+    heads = (
+        "network | GFLOP: | MB: | arithmetic, ms: | bytes, ms: | operator by operator, ms: | measured, ms: "
+        "| times the arithmetic: | times operator by operator:"
+    )
+    return _table(heads, rows)
+
+
+# Kernels by name; the first pattern that is found.
+KERNELS = {
+    "our convolution": r"^(described_)?convolution_kernel",
+    "GroupNorm and SiLU": r"^normalise_kernel",
+    "moments of norms with many parts": r"^moments_kernel",
+    "epilogues and statistics": r"^epilogue_kernel",
+    "transposed convolutions, cuDNN's": r"dgrad",
+    "other convolutions, cuDNN's": r"fprop|^void convolve_|^void cudnn::",
+    "matrix products, cuBLAS's": r"^nvjet|cublas|^sm\d+_xmma_gemm|splitK",
+    "first convolution": r"^first_kernel",
+    "head": r"^head_kernel",
+    "fusion gate": r"^(pool|channel|spatial|gate)_kernel",
+    "bilinear upsampling": r"^upsample_kernel",
+    "attention": r"^attention_kernel",
+    "diffusion": r"^diffuse_kernel",
+    ENDS: r"^(inputs|change)_kernel",
+    "PyTorch's own, and memory set": r"",
+}
+
+
+def kernel_group(name: str) -> str:
+    return next(group for group, pattern in KERNELS.items() if re.search(pattern, name))
+
+
+def _time(runs: Runs) -> str:
+    columns = [profile(run, network) for network in NETWORKS for run in (runs.before, runs.tuning["second"], runs.now)]
+    sums: list[dict[str, float]] = []
+    for column in columns:
+        of_group: dict[str, float] = defaultdict(float)
+        for kernel in column["kernels"]:
+            of_group[kernel_group(kernel["kernel"])] += kernel["us"]
+        sums.append(of_group)
+    rows = [(group, *(three(column.get(group)) for column in sums)) for group in KERNELS]
+    rows.append(("**all kernels**", *(three(1e3 * column["kernels_ms"]) for column in columns)))
+    rows.append(("launches", *(f"{column['launches']:.0f}" for column in columns)))
+    rows.append(("**the graph, from its start to its end**", *(three(1e3 * column["ms"]) for column in columns)))
+    heads = [f"{network}, {run}:" for network in NETWORKS for run in ("first", "second", "last")]
+    return _table(f"µs in | {' | '.join(heads)}", rows)
+
+
+def _kind_order(kind: str) -> tuple[int, int]:
+    """Convolutions and norms first, each from the largest maps on; the others stay as they are."""
+    found = re.search(r"(\d+)x\d+$", kind)
+    place = 0 if kind.startswith("3x3") else 1 if kind.startswith("GroupNorm") else 3 if kind == OTHER else 2
+    return place, -int(found[1]) if found and place < 2 else 0
+
+
+def _gap(runs: Runs) -> str:
+    columns = [gaps(runs.now, network) for network in NETWORKS]
+    kinds = sorted(dict.fromkeys(itertools.chain(*columns)), key=_kind_order)
+
+    def cells(gap: Gap | None) -> tuple[str, str, str]:
+        if gap is None:
+            return "", "", ""
+        if not gap.floor:
+            return three(gap.us), "", ""
+        return three(gap.us), three(gap.floor), _times(gap.us / gap.floor)
+
+    rows = [(kind, *itertools.chain(*(cells(column.get(kind)) for column in columns))) for kind in kinds]
+    totals = [Gap(*map(sum, zip(*((gap.us, gap.floor) for gap in each.values()), strict=True))) for each in columns]
+    rows.append(("**all**", *itertools.chain(*(cells(total) for total in totals))))
+    heads = [f"{network}, µs: | {network}, floor: | times:" for network in NETWORKS]
+    return _table(f"operators | {' | '.join(heads)}", rows)
+
+
+def _tuned(runs: Runs, field: str) -> Iterator[tuple[str, list[Json]]]:
+    rows = [row for row in runs.tuning["tuning"]["rows"] if row["field"] == field and "us" in row]
+    for case, group in itertools.groupby(rows, lambda row: row["case"]):
+        yield case, list(group)
+
+
+def _tile(tile: Sequence[Any]) -> str:
+    pixels, channels, inner, warps, stages = tile[:5]
+    return f"{pixels}x{channels}x{inner}, {warps} warps, {stages} stages"
+
+
+def _convolutions(runs: Runs) -> str:
+    rows = []
+    for case, group in _tuned(runs, "convolutions"):
+        (cudnn,) = (row["us"] for row in group if row["tile"] == "cuDNN")
+        best = []
+        for described in (False, True):
+            candidates = [row for row in group if row["tile"] != "cuDNN" and row["tile"][5] is described]
+            fastest = min(candidates, key=lambda row: row["us"])
+            best += [three(fastest["us"]), _tile(fastest["tile"])]
+        least = min(row["us"] for row in group if row["tile"] != "cuDNN")
+        shape = re.sub(r"^convolution(_with_statistics)? ", "", case)
+        rows.append((shape, three(cudnn), *best, f"{least / cudnn:.2f}"))
+    heads = "convolution | cuDNN's, µs: | by pointers, µs: | tile | by descriptors, µs: | tile | best / cuDNN's:"
+    return _table(heads, rows)
+
+
+WIDE = (
+    [128, 128, 64, 8, 3, True],
+    [128, 128, 64, 8, 4, True],
+    [128, 128, 64, 4, 3, True],
+    [256, 128, 64, 8, 3, True],
+    [64, 128, 64, 4, 4, True],
+)
+
+
+def _stages(runs: Runs) -> str:
+    rows = []
+    for case, group in _tuned(runs, "convolutions"):
+        times = {str(row["tile"]): row["us"] for row in group}
+        if all(str(tile) in times for tile in WIDE):
+            shape = re.sub(r"^convolution(_with_statistics)? ", "", case)
+            rows.append((shape, *(three(times[str(tile)]) for tile in WIDE)))
+    return _table(f"µs | {' | '.join(f'{_tile(tile)}:' for tile in WIDE)}", rows)
+
+
+def _epilogues(runs: Runs) -> str:
+    tiles = ([32, 64, 4], [16, 64, 2], [32, 32, 2], [16, 64, 4], [64, 64, 4])
+    rows = []
+    for case, group in _tuned(runs, "epilogue"):
+        times = {str(row["tile"]): row["us"] for row in group}
+        rows.append((case, *(three(times[str(tile)]) for tile in tiles)))
+    heads = [f"{pixels}x{channels}, {warps} warps:" for pixels, channels, warps in tiles]
+    return _table(f"µs | {' | '.join(heads)}", rows)
+
+
+RULES = {
+    "in force": "those in force",
+    "cuDNN": "none: cuDNN's convolutions, with our epilogues",
+    "wide: 8 warps": "128x128x64 by 8 warps, not 4",
+    "wide: 256 pixels": "256x128x64 by 8 warps for 128x128x64 by 4",
+    "small: 3 stages": "64x128x64 with 3 stages, not 4",
+    "small as wide": "128x128x64 for 64x128x64",
+    "cuDNN from 2^17 pixels": "cuDNN's for the denoiser's at 256x256",
+    "narrow: 8 warps": "128x32x32 by 8 warps, not 4",
+    "narrow: described": "128x32x32 by descriptors, 4 stages",
+    "narrow: 2 stages": "128x32x32 with 2 stages, not 3",
+}
+STUDENT_WITHOUT_RULES = "none: our convolution all the same, 64x32x32"
+
+
+def _rules(runs: Runs) -> str:
+    measured = runs.tuning["networks"]["rows"]
+    present = {row["network"]: row["ms"] for row in measured if row["rules"] == "in force"}
+    rows = []
+    for row in sorted(measured, key=lambda row: NETWORKS.index(row["network"])):
+        name, network = row["rules"], row["network"]
+        rules = STUDENT_WITHOUT_RULES if (name, network) == ("cuDNN", "nano") else RULES[name]
+        milliseconds, ratio = row["ms"], row["ms"] / present[network]
+        rows.append((network, rules, f"{milliseconds:.4f} ({_spread(row['iqr_ms'])})", f"{ratio:.3f}"))
+    return _table("network | rules | ms (IQR): | ratio:", rows)
+
+
+class _Costs:
+    """Microseconds of a call of an operator, in a network's profile."""
+
+    def __init__(self, run: Json, network: str) -> None:
+        self._rows = {
+            (row["operator"].partition("::")[2], str(row["shapes"])): row for row in profile(run, network)["operators"]
+        }
+
+    def row(self, name: str, *shapes: Shape) -> Json | None:
+        return self._rows.get((name, str(list(shapes))))
+
+    def __call__(self, name: str, *shapes: Shape) -> float:
+        row = self._rows[name, str(list(shapes))]
+        return float(row["us"]) / float(row["calls"])
+
+
+def _alone(first: _Costs, last: _Costs, x: Shape, weight: Shape) -> float:
+    """cuDNN's convolution in the first run, without the strided one of equal shapes, which it still is in the last."""
+    both, strided = first.row("cudnn_convolution", x, weight), last.row("cudnn_convolution", x, weight)
+    assert both is not None
+    us, calls = (both[key] - (strided[key] if strided else 0) for key in ("us", "calls"))
+    return float(us) / float(calls)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One of a denoiser's block, in multiples of the network's channels.
+
+    Attributes:
+        inputs, outputs: channels.
+        side: of the feature map.
+        after: what follows: nothing but statistics, a residual, or two shortcuts.
+    """
+
+    inputs: int
+    outputs: int
+    side: int
+    after: str
+
+    def costs(self, first: _Costs, last: _Costs, n: int, channels: int) -> tuple[float, float, float]:
+        """cuDNN's alone, with what surrounded it, and ours."""
+        inputs, outputs, side = self.inputs * channels, self.outputs * channels, self.side
+        x, weight, out = [n, inputs, side, side], [outputs, inputs, 3, 3], [n, outputs, side, side]
+        alone = _alone(first, last, x, weight)
+        if self.after == "statistics":
+            parts = min(256, max(side * side // 32, 1))
+            parameters = [outputs], [outputs]
+            reading = first("group_norm_silu", out, [n // 2, outputs], *parameters)
+            reading -= first("group_norm_silu", out, [n, parts, 2, outputs], *parameters)
+            return alone, alone + reading, last("convolution_with_statistics", x, weight)
+        if self.after == "residual":
+            epilogue = first("convolution_epilogue_with_statistics", out, [outputs], out)
+            return alone, alone + epilogue, last("convolution_with_statistics", x, weight, [outputs], out)
+        rows, square = n * side * side, [outputs, outputs]
+        shortcuts = first("addmm", [outputs], [rows, outputs], square)
+        shortcuts += first("addmm_", [rows, outputs], [rows, outputs], square)
+        shortcuts += first("convolution_epilogue_with_statistics", out, out)
+        pair = [out, [*square, 1, 1]]
+        return alone, alone + shortcuts, last("convolution_with_statistics", x, weight, *pair, *pair, [outputs])
+
+
+INSIDE = (
+    *(Convolution(1, 1, side, "statistics") for side in (256, 128, 64, 32)),
+    Convolution(2, 2, 16, "statistics"),
+    *(Convolution(2, 1, side, "statistics") for side in (256, 128, 64, 32)),
+    Convolution(3, 1, 32, "statistics"),
+    Convolution(3, 2, 16, "statistics"),
+    Convolution(4, 2, 16, "statistics"),
+    *(Convolution(1, 1, side, "residual") for side in (256, 128, 64, 32)),
+    Convolution(2, 2, 16, "residual"),
+    *(Convolution(1, 1, side, "two shortcuts") for side in (256, 128, 64, 32)),
+    Convolution(2, 2, 16, "two shortcuts"),
+)
+WIDTHS = {"base": (6, 128), "turbo": (2, 32)}  # images of a batch, channels
+
+
+def _inside(runs: Runs) -> str:
+    rows = []
+    for convolution in INSIDE:
+        cells: list[str] = []
+        for network, (n, channels) in WIDTHS.items():
+            first, last = _Costs(runs.before, network), _Costs(runs.now, network)
+            cells += map(three, convolution.costs(first, last, n, channels))
+        name = f"{convolution.inputs}C to {convolution.outputs}C, {convolution.side}x{convolution.side}"
+        rows.append((name, convolution.after, *cells))
+    heads = [f"{name}: cuDNN's alone, µs: | {name}: with what surrounds it: | {name}: ours:" for name in WIDTHS]
+    return _table(f"3x3 convolution | and | {' | '.join(heads)}", rows)
+
+
+def _folding(runs: Runs) -> str:
+    rows = []
+    for side, wide, parts in ((32, 1, 32), (16, 2, 8)):
+        for joint in (False, True):
+            cells: list[str] = []
+            for network, (n, channels) in WIDTHS.items():
+                own = wide * channels
+                known = [[n, own, side, side], [n, parts, 2, own]] * (2 if joint else 1)
+                width = [own * (2 if joint else 1)]
+                costs = [_Costs(run, network) for run in (runs.before, runs.tuning["second"])]
+                cells += [three(cost("group_norm_silu", *known, width, width)) for cost in costs]
+            rows.append((f"{wide}C{f' beside {wide}C' if joint else ''}, {side}x{side}", str(parts), *cells))
+    heads = [f"{network}: a launch of its own, µs: | {network}: folded:" for network in WIDTHS]
+    return _table(f"norm of | parts: | {' | '.join(heads)}", rows)
+
+
+def _goals(runs: Runs) -> str:
+    def reached(value: float, limit: float, least: bool = False) -> str:
+        if (value >= limit) if least else (value <= limit):
+            return "yes"
+        return f"no: {max(value / limit, limit / value):.2f} times"
+
+    rows = []
+    for network, limit in (("base", 3.3), ("turbo", 0.7), ("nano", 0.15)):
+        mine = ours(runs.now, network)["ms"]
+        rows.append((f"{network}: a pair of 256x256", f"at most {limit} ms", f"{three(mine)} ms", reached(mine, limit)))
+    for network in ("turbo", "nano"):
+        whole = pictures(runs.now, network)
+        if whole is not None:
+            more = whole["ms"] - ours(runs.now, network)["ms"]
+            what = f"{network}: 8-bit pictures in and out, besides"
+            rows.append((what, "at most 0.5 ms", f"{three(more)} ms", reached(more, 0.5)))
+    mine, eager, compiled = (fusion(runs.now, "base", way) for way in (OURS, PUBLISHED, COMPILED))
+    if mine and eager:
+        times = eager["ms"] / mine["ms"]
+        rows.append(("base: times as fast as eager mode", "at least 8", f"{times:.1f}", reached(times, 8, True)))
+    if mine and compiled:
+        measured = f"not measured; reduce-overhead: {compiled['ms'] / mine['ms']:.1f}"
+        rows.append(("base: times as fast as torch.compile, max-autotune", "at least 2", measured, "not known"))
+    return _table("what | goal | measured | reached", rows)
+
+
+def _short(runs: Runs) -> str:
+    """The README's."""
+    rows = []
+    for network in NETWORKS:
+        others = [fusion(runs.now, network, way) for way in (PUBLISHED, COMPILED, OPERATORS_CAPTURED)]
+        cells = [three(row["ms"] if row else None) or "not measured" for row in others]
+        whole = pictures(runs.now, network)
+        mine = three(ours(runs.now, network)["ms"])
+        rows.append((network, *cells, f"**{mine}**", three(whole["ms"] if whole else None) or "not measured"))
+    heads = (
+        "ms for a pair of 256x256 | as published, eager, float32: | the same, torch.compile reduce-overhead, float16: "
+        "| optimised, PyTorch's operators, CUDA graph, float16: | our kernels, CUDA graph, float16: "
+        "| whole call, 8-bit in and out:"
+    )
+    return _table(heads, rows)
+
+
+TABLES: dict[str, Callable[[Runs], str]] = {
+    "rates": _rates,
+    "checks": _checks,
+    "latency": _latency,
+    "pictures": _pictures,
+    "throughput": _throughput,
+    "floor": _floor,
+    "time": _time,
+    "gap": _gap,
+    "convolutions": _convolutions,
+    "stages": _stages,
+    "epilogues": _epilogues,
+    "rules": _rules,
+    "inside": _inside,
+    "folding": _folding,
+    "goals": _goals,
+    "short": _short,
+}
+
+
+def filled(text: str, runs: Runs) -> str:
+    """`text` with every table between markers made anew."""
+
+    def table(found: re.Match[str]) -> str:
+        return f"<!-- table: {found[1]} -->\n\n{TABLES[found[1]](runs)}\n\n<!-- /table -->"
+
+    return MARKED.sub(table, text)

@@ -1,0 +1,360 @@
+"""Which launch configurations are fastest on this GPU: `python -m benchmarks.gpu.tuning -o TUNING.json`.
+
+Every candidate of every kind of tile is timed on calls of the networks base, turbo and nano at 256x256, and our
+convolution beside cuDNN's with an epilogue. What comes out is written into kernels/tiles.py by hand: a table of a few
+rules, not of every measurement.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import click
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.gpu import fusions as gpu_fusions
+from benchmarks.gpu import networks as gpu_networks
+from benchmarks.gpu.compile import in_processes, launched
+from benchmarks.gpu.machine import Machine, environment, find_machine, measure_ceilings
+from benchmarks.gpu.run import attempt
+from dmfnet_fast.artifacts.atomic import replacing
+from dmfnet_fast.engines.arithmetic import arithmetic
+from kernels import convolution_epilogue, launch
+from kernels.cases import (
+    CONVOLUTION_WITH_STATISTICS,
+    Case,
+    Draw,
+    convolve,
+    epilogue,
+    from_one,
+    gate,
+    is_own,
+    norm,
+    statistics,
+    to_one,
+    upsample,
+)
+from kernels.compile import Signature, signature_of
+from kernels.single_channel import first_fits
+from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tile
+
+Rules: TypeAlias = tuple[ConvolutionRule, ...]
+SETS = 6  # of inputs that take turns
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A case with one field of the tiles changed."""
+
+    case: Case
+    field: str
+    tile: Any
+
+
+NARROW = tuple(
+    itertools.starmap(
+        ConvolutionTile,
+        (
+            (32, 32, 32, 2, 3),
+            (32, 32, 32, 4, 3),
+            (64, 32, 32, 4, 1),
+            (64, 32, 32, 4, 3),
+            (64, 32, 32, 2, 3),
+            (64, 64, 64, 4, 3),
+            (128, 32, 32, 4, 1),
+            (128, 32, 32, 4, 3),
+            (128, 32, 32, 8, 3),
+            (128, 64, 64, 4, 3),
+            (64, 32, 32, 4, 4, True),
+            (128, 32, 32, 4, 4, True),
+        ),
+    )
+)
+WIDE = tuple(
+    itertools.starmap(
+        ConvolutionTile,
+        (
+            (128, 128, 64, 8, 3),
+            (128, 128, 64, 8, 4),
+            (128, 128, 64, 4, 4),
+            (128, 128, 32, 8, 4),
+            (64, 128, 64, 4, 4),
+            (64, 64, 64, 4, 4),
+            (256, 128, 64, 8, 3),
+            (128, 128, 64, 8, 3, True),
+            (128, 128, 64, 8, 4, True),
+            (128, 128, 64, 4, 3, True),
+            (256, 128, 64, 8, 3, True),
+            (64, 128, 64, 4, 4, True),
+            (128, 128, 32, 8, 4, True),
+        ),
+    )
+)
+
+
+def _convolutions() -> Iterator[tuple[Case, tuple[ConvolutionTile, ...]]]:
+    """(N, I, O, side) of the 3x3 convolutions that take most of the time, and what to try."""
+    for n, inputs, outputs, side, given in (
+        (6, 128, 128, 256, WIDE),
+        (6, 128, 128, 128, WIDE),
+        (6, 256, 128, 128, WIDE),
+        (6, 128, 128, 64, WIDE),
+        (6, 128, 128, 32, WIDE),
+        (6, 256, 256, 16, WIDE),
+        (2, 32, 32, 256, NARROW),
+        (2, 32, 32, 128, NARROW),
+        (2, 64, 32, 128, NARROW),
+        (2, 32, 32, 64, NARROW),
+        (2, 32, 32, 32, NARROW),
+        (2, 64, 64, 16, NARROW),
+    ):
+        yield convolve(n, inputs, outputs, side, side, with_statistics=True), given
+    for n, inputs, outputs, side in ((1, 16, 32, 128), (1, 32, 32, 128), (8, 32, 32, 128), (1, 32, 4, 128)):
+        yield convolve(n, inputs, outputs, side, side, relu=True), NARROW
+    yield convolve(2, 32, 32, 128, 128, size=1, relu=True), NARROW
+    yield convolve(6, 128, 128, 128, 128, size=1, relu=True), WIDE
+
+
+def _tiles(numbers: tuple[tuple[int, int, int], ...]) -> tuple[Tile, ...]:
+    return tuple(itertools.starmap(Tile, numbers))
+
+
+BLOCKS = _tiles(
+    (
+        (32, 64, 4),
+        (64, 64, 4),
+        (64, 64, 8),
+        (32, 128, 4),
+        (32, 32, 2),
+        (16, 64, 2),
+        (16, 64, 4),
+        (32, 32, 4),
+        (64, 32, 4),
+    )
+)
+
+
+def variants() -> list[Variant]:
+    """All that is timed, nothing twice for a case and field; every process makes the same list."""
+    known: set[Any] = set()
+    found = []
+    for variant in _all_variants():
+        launches = planned(variant)
+        key = str(variant.case), variant.field, launches
+        if launches is not None and key not in known:
+            known.add(key)
+            found.append(variant)
+    return found
+
+
+def planned(variant: Variant) -> tuple[tuple[Signature, tuple[int, ...]], ...] | None:
+    """What is launched, and on what grid; None where the tile is not used, as it holds no whole part of statistics."""
+    arguments = variant.case.make(Draw(torch.float16, "meta"))
+    with tried(variant), launch.assumed(launch.OLDEST):
+        if variant.field == "convolutions" and not is_own(variant.case, torch.float16):
+            return None
+        if variant.field == "first" and not first_fits(arguments[0]):
+            return None
+        _, launches = variant.case.operation.plan(*arguments)
+    return tuple((signature_of(one), one.grid) for one in launches)
+
+
+def _all_variants() -> list[Variant]:
+    found = []
+    for case, tiles in _convolutions():
+        rules = [(ConvolutionRule(ANY, ANY, ANY, tile),) for tile in tiles]
+        found += [Variant(case, "convolutions", rule) for rule in rules]
+    shapes = ((6, 128, 256, 32), (6, 128, 64, 32), (2, 32, 256, 8), (2, 32, 64, 8))
+    for n, channels, side, groups in shapes:
+        both = epilogue(n, channels, side, side, bias=True, residual=True, relu=False, with_statistics=True)
+        for case in (both, statistics(n, channels, side, side)):
+            found += [Variant(case, "epilogue", tile) for tile in BLOCKS]
+        normalised = norm(n, channels, 0, side, side, groups, known=True)
+        found += [Variant(normalised, "normalise", tile) for tile in BLOCKS]
+        for field, numbers in (
+            ("pool", ((16, 128, 4), (32, 128, 4), (32, 128, 8), (8, 128, 4), (16, 128, 8))),
+            ("spatial", ((128, 1, 4), (64, 1, 2), (256, 1, 4), (64, 1, 4), (32, 1, 1))),
+            ("gate", ((64, 32, 4), (64, 64, 4), (64, 16, 4), (64, 32, 8), (16, 32, 2), (16, 64, 4), (256, 16, 4))),
+        ):
+            found += [Variant(gate(1, channels, side, side), field, Tile(*number)) for number in numbers]
+    for n, channels in ((6, 128), (2, 32)):
+        for numbers in ((128, 64, 4), (128, 32, 4), (128, 64, 8), (128, 128, 8), (256, 32, 4), (256, 64, 8)):
+            found.append(Variant(from_one(n, channels, 256, 256), "first", Tile(*numbers)))
+        for pixels, warps in ((64, 4), (32, 4), (128, 4), (128, 8), (32, 2), (16, 2), (16, 1), (64, 8)):
+            found.append(Variant(to_one(1, channels // 2, 256, 256, True), "head", Tile(pixels, 1, warps)))
+        found += [Variant(upsample(1, channels, 128, 128, True, False), "upsample", tile) for tile in BLOCKS]
+    return found
+
+
+def _instead(rules: Rules, before: ConvolutionTile, after: ConvolutionTile) -> Rules:
+    return tuple(replace(rule, tile=after) if rule.tile == before else rule for rule in rules)
+
+
+def rule_sets() -> list[tuple[str, str, Rules]]:
+    """Network, name and rules: those in force, cuDNN alone, and those in force with one tile exchanged."""
+    present = ARCHITECTURES[max(ARCHITECTURES, key=lambda number: len(ARCHITECTURES[number].convolutions))].convolutions
+    wide, small = (rule.tile for rule in (present[-1], present[-2]))
+    narrow = next(rule.tile for rule in present if rule.outputs == 32 and rule.pixels == ANY)
+    found: list[tuple[str, str, Rules]] = []
+    for network in ("base", "turbo", "nano"):
+        found += [(network, "in force", present), (network, "cuDNN", ())]
+    for name, before, after in (
+        ("wide: 8 warps", wide, replace(wide, warps=8)),
+        ("wide: 256 pixels", wide, replace(wide, pixels=256, warps=8)),
+        ("small: 3 stages", small, replace(small, stages=3)),
+        ("small as wide", small, wide),
+    ):
+        found.append(("base", name, _instead(present, before, after)))
+    found.append(("base", "cuDNN from 2^17 pixels", (*present[:-1], replace(present[-1], pixels=2**17))))
+    for name, after in (
+        ("narrow: 8 warps", replace(narrow, warps=8)),
+        ("narrow: described", replace(narrow, stages=4, described=True)),
+        ("narrow: 2 stages", replace(narrow, stages=2)),
+    ):
+        found += [(network, name, _instead(present, narrow, after)) for network in ("turbo", "nano")]
+    return found
+
+
+def _fused(machine: Machine, number: int) -> dict[str, Any]:
+    """A row: a network at 256x256 under a set of rules, as a CUDA graph."""
+    network, name, rules = rule_sets()[number]
+    networks = gpu_networks.Networks(machine)
+    way = gpu_fusions.KERNELS_CAPTURED
+    with changed(convolutions=rules), way.arranged():
+        running = gpu_fusions.start(way, gpu_networks.Case(network, 256, 1), networks)
+        times = machine.time(running.launch, running.stream)
+    return {"network": network, "rules": name, **times.to_dict()}
+
+
+def _compile_fused(number: int) -> str | None:
+    machine = find_machine()
+    assert isinstance(machine, Machine)
+    try:
+        _fused(machine, number)
+    except Exception as error:  # compilers and drivers raise what they like
+        return f"{rule_sets()[number][:2]}: {type(error).__name__}: {error}"[:300]
+    return None
+
+
+@contextmanager
+def changed(**fields: Any) -> Iterator[None]:
+    """Plan with other tiles meanwhile, on every architecture."""
+    before = dict(ARCHITECTURES)
+    ARCHITECTURES.update({number: replace(tiles, **fields) for number, tiles in before.items()})
+    try:
+        yield
+    finally:
+        ARCHITECTURES.update(before)
+
+
+def tried(variant: Variant) -> AbstractContextManager[None]:
+    """Plan with the variant's tile meanwhile."""
+    return changed(**{variant.field: variant.tile})
+
+
+def _compile(number: int) -> str | None:
+    variant = variants()[number]
+    with tried(variant):
+        return launched(variant.case, variant.case.make(Draw(torch.float16, "cuda")))
+
+
+def _by_cudnn(x: Tensor, weight: Tensor, *others: Any) -> Any:
+    bias, residual, relu = others[-3:]
+    h = F.conv2d(x, weight, padding=weight.shape[2] // 2)
+    return convolution_epilogue.convolution_epilogue(h, bias, residual, relu)
+
+
+def _by_cudnn_with_statistics(x: Tensor, weight: Tensor, *others: Any) -> Any:
+    bias, residual, relu = others[-3:]
+    h = F.conv2d(x, weight, padding=weight.shape[2] // 2)
+    return convolution_epilogue.convolution_epilogue_with_statistics(h, bias, residual, relu)
+
+
+def _timed(machine: Machine, case: Case, call: Callable[..., Any]) -> float:
+    """Microseconds."""
+    inputs = [case.make(Draw(torch.float16, machine.device.type, seed)) for seed in range(SETS)]
+    return 1e3 * machine.time_over(call, inputs).median
+
+
+def measure(machine: Machine, variant: Variant) -> float:
+    def call(*arguments: Any) -> Any:
+        return launch.run(variant.case.operation.plan(*arguments))
+
+    with tried(variant):
+        return _timed(machine, variant.case, call)
+
+
+def _row(machine: Machine, variant: Variant) -> dict[str, Any]:
+    row: dict[str, Any] = {"case": str(variant.case), "field": variant.field}
+    tile = variant.tile[0].tile if variant.field == "convolutions" else variant.tile
+    row["tile"] = list(vars(tile).values())
+    try:
+        return row | {"us": measure(machine, variant)}
+    except Exception as error:  # a tile may need more than the GPU has
+        return row | {"failed": f"{type(error).__name__}: {error}"[:300]}
+
+
+def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """One line for each case and field: the fastest three, the present one, cuDNN's."""
+    for (case, field), group in itertools.groupby(rows, lambda row: (row["case"], row["field"])):
+        all_rows = list(group)
+        timed = sorted((row for row in all_rows if "us" in row), key=lambda row: row["us"])
+        shown = ", ".join(f"{row['tile']} {row['us']:.1f}" for row in timed[:3])
+        failed = sum("failed" in row for row in all_rows)
+        yield f"{field} | {case} | {shown}" + (f" | {failed} failed" if failed else "")
+
+
+def write(output: Path, content: dict[str, Any]) -> None:
+    with replacing(output) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+@click.command(help=(__doc__ or "").partition("\n\n")[0])
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The JSON file to write.")
+@click.option("--networks", is_flag=True, help="Time networks under sets of rules, not operations by tiles.")
+def main(output: Path, networks: bool) -> None:
+    machine = find_machine()
+    if isinstance(machine, str) or machine.interpreted:
+        click.echo("error: this needs a GPU", err=True)
+        sys.exit(2)
+    if networks:
+        content = {"environment": environment(machine)}
+        numbers = range(len(rule_sets()))
+        content["compiled"] = in_processes(_compile_fused, numbers)
+        content["networks"] = [attempt(partial(_fused, machine, number)) for number in numbers]
+        write(output, content)
+        for row in content["networks"]:
+            click.echo(row)
+        return
+    ceilings = measure_ceilings(machine)
+    todo = variants()
+    compiled = in_processes(_compile, range(len(todo)))
+    click.echo(f"compiled {compiled['jobs']} in {compiled['seconds']:.0f} s, {len(compiled['failed'])} failed")
+    rows: list[dict[str, Any]] = []
+    content = {"environment": environment(machine), "ceilings": ceilings, "compiled": compiled, "rows": rows}
+    with arithmetic():
+        for number, variant in enumerate(todo):
+            if number % 20 == 0:
+                write(output, content)  # what there is so far
+            if variant.field == "convolutions" and not any(row["case"] == str(variant.case) for row in rows):
+                with_statistics = variant.case.operation is CONVOLUTION_WITH_STATISTICS
+                call = _by_cudnn_with_statistics if with_statistics else _by_cudnn
+                row = {"case": str(variant.case), "field": "convolutions", "tile": "cuDNN"}
+                rows.append(row | {"us": _timed(machine, variant.case, call)})
+            rows.append(_row(machine, variant))
+    write(output, content)
+    click.echo("\n".join(summary(rows)))
+
+
+if __name__ == "__main__":
+    main()

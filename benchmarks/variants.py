@@ -1,0 +1,289 @@
+"""The ways to fuse that are compared: the published one, what others could do with it, and ours step by step."""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dmfnet_fast.artifacts.interface import interface_of
+from dmfnet_fast.diffusion.schedule import fusion_levels
+from dmfnet_fast.engines import Precision, shipped
+from dmfnet_fast.engines.devices import has_native_bfloat16
+from dmfnet_fast.engines.network_inputs import network_inputs
+from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16, shared_core
+from dmfnet_fast.images.color import Canvas
+from dmfnet_fast.model import PRESETS, DMFNet, Network, inference, load_model, network_of, preset, rewrites, save_model
+from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
+from dmfnet_fast.phantom import make_phantom
+
+Run: TypeAlias = Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float32]]
+
+
+class Published(nn.Module):
+    """As the published script computes: every pass by itself, each to its end, all their features kept.
+
+    Of a network without noise, too, there is a pass for each image.
+    """
+
+    def __init__(self, model: DMFNet) -> None:
+        super().__init__()
+        self.denoiser, self.fusion = copy.deepcopy(model.denoiser), copy.deepcopy(model.fusion)
+        self.levels = fusion_levels(model.config.timesteps)
+
+    def one_pass(self, x: Tensor, level: Tensor) -> list[Tensor]:
+        """All features of one noisy image, with the reconstruction that nobody reads."""
+        outputs = list(self.denoiser.up_path(x, level))
+        self.denoiser.final_conv(outputs[-1])
+        return outputs
+
+    def forward(self, a: Tensor, b: Tensor, noise: Tensor | None = None, interval: Tensor | None = None) -> Tensor:
+        kept = [
+            [
+                self.one_pass(
+                    image if noise is None else level * image + sigma * noise[step, n],
+                    torch.full((len(a), 1), level, device=a.device),
+                )
+                for step, (level, sigma) in enumerate(self.levels)
+            ]
+            for n, image in enumerate((a, b))
+        ]
+        taps = [UP_BLOCKS - 1 - tap for tap in reversed(TAPS)]
+        joined = [[torch.cat([outputs[tap] for outputs in steps], dim=1) for tap in taps] for steps in kept]
+        return rewrites.finished(self.fusion, joined, a, b, interval)
+
+
+def as_trained(model: Network) -> nn.Module:
+    """What the others are compared with: DM-FNet as published; a student, which nobody has published, as it is."""
+    return (Published(model) if isinstance(model, DMFNet) else copy.deepcopy(model)).eval()
+
+
+@dataclass
+class Way:
+    """One row of the table.
+
+    Attributes:
+        name: what is done.
+        engine, precision: what runs it.
+        build: makes the runnable from a network and the size of the image.
+        needs: a library without which the row is skipped.
+    """
+
+    name: str
+    engine: str
+    precision: str
+    build: Callable[[Any, int], Run]
+    needs: str = "torch"
+
+    @property
+    def missing(self) -> str | None:
+        """Why this machine cannot run it."""
+        if not find_spec(self.needs):
+            return f"{self.needs} is not installed"
+        if self.precision == "int8" and not find_spec("nncf"):
+            return "nncf, which makes int8 networks, is not installed"
+        if self.precision == "bfloat16":
+            native = has_bfloat16() if self.needs == "openvino" else has_native_bfloat16("cpu")
+            # Emulated, it takes up to twenty times as long as float32.
+            return None if native else f"{self.engine} has no native bfloat16 on this CPU"
+        return None
+
+
+def network(name: str) -> Network:
+    """The shipped weights, or for other widths random ones whose features keep their size."""
+    if name in shipped():
+        return load_model(shipped()[name])
+    generator = torch.Generator().manual_seed(0)
+    model = network_of(preset(name)).eval()
+    with torch.no_grad():
+        for label, parameter in model.named_parameters():
+            if label.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() > 1:
+                scale = 0.7 * (2 / parameter[0].numel()) ** 0.5
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def gigaflop(name: str, size: int) -> float:
+    """Multiply-adds of the optimised network, counted as two, in 10^9."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        shapes = interface_of(preset(name).to_dict()).shapes(1, size, size)
+        inputs = {label: torch.empty(shape) for label, shape in shapes.items()}
+        inference.optimize(network_of(preset(name)))(**inputs)
+    return counter.get_total_flops() / 1e9
+
+
+def inputs_of(network: Network, size: int) -> dict[str, NDArray[np.float32]]:
+    """A made-up head, MRI and PET."""
+    head = make_phantom(0, size)
+    return network_inputs(interface_of(network.config.to_dict()), [Canvas(head.mri, head.pet)])[0]
+
+
+def _on_arrays(module: Callable[..., Tensor]) -> Run:
+    def run(inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return module(**{name: torch.tensor(array) for name, array in inputs.items()}).float().numpy()
+
+    return run
+
+
+def _as_trained(model: Network, _: int) -> Run:
+    return _on_arrays(as_trained(model))
+
+
+def _compiled(dtype: torch.dtype) -> Callable[[DMFNet, int], Run]:
+    def build(model: DMFNet, _: int) -> Run:
+        torch.compiler.reset()
+        net = Published(model).eval()
+        net.one_pass = torch.compile(net.one_pass)  # type: ignore[method-assign]
+        net.fusion.forward = torch.compile(net.fusion.forward)  # type: ignore[method-assign]
+
+        def module(**tensors: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                return net(**tensors)
+
+        return _on_arrays(module)
+
+    return build
+
+
+RUNG_NAMES = {
+    rewrites.fold_noise_levels: "+ noise levels folded into biases",
+    rewrites.upsample_transposed: "+ upsampling as transposed convolution",
+    rewrites.avoid_concatenations: "+ no concatenations",
+    rewrites.upsample_once: "+ one bilinear upsampling a level",
+    rewrites.split_attention: "+ attention fusion without interleaving",
+    rewrites.order_channels_last: "+ channels last",
+}
+
+
+def _rung(count: int) -> Callable[[DMFNet, int], Run]:
+    """The unused tail dropped, features merged as they come, and the first `count` rewrites."""
+
+    def build(model: DMFNet, _: int) -> Run:
+        smaller = copy.deepcopy(model)
+        rewrites.drop_unused_blocks(smaller)
+        net = rewrites.PassByPass(smaller).eval()
+        for rewrite in inference.REWRITES[:count]:
+            rewrite(net)
+        return _on_arrays(net)
+
+    return build
+
+
+def _optimised(model: Network, _: int) -> Run:
+    return _on_arrays(inference.optimize(model, "bfloat16"))
+
+
+REFUSED = "differs from the weights"  # as the command says it
+
+
+class RefusedError(Exception):
+    """An export was refused, as it would not be what the weights are."""
+
+
+@cache
+def exported(name: str, precision: str = "float32") -> Path:
+    """The ONNX file of `network(name)`, "float32" or "int8"; exported in a process of its own, whose memory is not
+    this one's.
+
+    Raises:
+        RefusedError: with what the command said.
+    """
+    if precision == "float32" and name in shipped() and shipped()[name].with_suffix(".onnx").exists():
+        return shipped()[name].with_suffix(".onnx")
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    save_model(network(name), folder / "network.safetensors")
+    command = [sys.executable, "-c", "from dmfnet_fast.commands.export import main; main()", "network.safetensors"]
+    option = {"float32": "--fp32", "int8": "--int8"}[precision]
+    done = subprocess.run(
+        [*command, "--target", "onnx", option], cwd=folder, check=False, capture_output=True, text=True
+    )
+    if REFUSED in done.stderr:
+        raise RefusedError(done.stderr.strip().splitlines()[-1])
+    done.check_returncode()
+    return folder / "network.onnx"
+
+
+def file_of(precision: str) -> str:
+    """The precision of the file that OpenVINO runs in `precision`."""
+    return "int8" if precision == "int8" else "float32"
+
+
+def _openvino(precision: Precision) -> Callable[[Network, int], Run]:
+    def build(model: Network, _: int) -> Run:
+        (name,) = [name for name, config in PRESETS.items() if config == model.config]
+        return OpenVINOEngine(exported(name, file_of(precision)), "cpu", precision, None).run
+
+    return build
+
+
+def _openvino_on_published(hint: str) -> Callable[[DMFNet, int], Run]:
+    """OpenVINO's own conversion of the published fusion, for one size."""
+
+    def build(model: DMFNet, size: int) -> Run:
+        import openvino
+
+        shapes = interface_of(model.config.to_dict()).shapes(1, size, size)
+        example = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        with torch.inference_mode():
+            converted = openvino.convert_model(
+                Published(model).eval(), example_input=example, input=[(n, list(shape)) for n, shape in shapes.items()]
+            )
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+        compiled = shared_core().compile_model(converted, "CPU", settings)
+        assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == hint
+        request = compiled.create_infer_request()
+
+        def run(inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+            request.infer(dict(inputs), share_inputs=True)
+            return request.get_output_tensor().data.copy()
+
+        return run
+
+    return build
+
+
+PUBLISHED = Way("as published", "torch eager", "float32", _as_trained)
+TRAINED = Way("as trained", "torch eager", "float32", _as_trained)  # of a student
+OPTIMISED = Way("optimised", "torch eager", "bfloat16", _optimised)
+OPENVINO = [
+    Way("optimised", "OpenVINO", "float32", _openvino("float32"), "openvino"),
+    Way("optimised", "OpenVINO", "bfloat16", _openvino("bfloat16"), "openvino"),
+    Way("optimised, 8-bit convolutions", "OpenVINO", "int8", _openvino("int8"), "openvino"),
+]
+COMPILED = [
+    Way("as published", "torch.compile", precision, _compiled(dtype))
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+]
+RUNGS = [
+    Way(name, "torch eager", "float32", _rung(count))
+    for count, name in enumerate(
+        ["unused tail dropped, features merged as they come", *(RUNG_NAMES[rewrite] for rewrite in inference.REWRITES)]
+    )
+]
+CONVERTED = [
+    Way("as published, in one graph", "OpenVINO", precision, _openvino_on_published(hint), "openvino")
+    for precision, hint in (("float32", "f32"), ("bfloat16", "bf16"))
+]
+
+ALL = [PUBLISHED, *COMPILED, *RUNGS, OPTIMISED, *CONVERTED, *OPENVINO]
+OURS = [PUBLISHED, OPTIMISED, *OPENVINO]
+OF_STUDENT = [TRAINED, OPTIMISED, *OPENVINO]

@@ -1,0 +1,194 @@
+"""What lies beside a TensorRT engine: its manifest, and a pair to check it with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmfnet_fast.artifacts.atomic import replacing
+from dmfnet_fast.artifacts.interface import Interface
+from dmfnet_fast.artifacts.onnx_metadata import FORMAT
+from dmfnet_fast.artifacts.parity import LIMITS, Parity, Reference
+from dmfnet_fast.errors import EngineError
+
+KIND = "tensorrt engine"
+AGAIN = "copy or export it again"
+_BLOCK = 2**20
+
+
+def manifest_path(engine: Path) -> Path:
+    """Where the manifest of an engine lies."""
+    return engine.with_name(f"{engine.name}.json")
+
+
+def check_path(engine: Path) -> Path:
+    """Where the check pair of an engine lies."""
+    return engine.with_name(f"{engine.name}.check.npz")
+
+
+def cache_path(engine: Path) -> Path:
+    """Where kernels that TensorRT-RTX has compiled for an engine are kept."""
+    return engine.with_name(f"{engine.name}.cache")
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of a TensorRT engine.
+
+    Attributes:
+        precision: of its arithmetic: "float16", "bfloat16" or "float32".
+        flavour: "tensorrt" or "tensorrt-rtx".
+        version: of the library that built it, and must run it.
+        compute_capabilities: of the GPUs that it is for, such as "8.9".
+        device: name of the GPU that it was built on; "" for none.
+        shapes: "min", "opt" and "max", each pairs, height and width.
+        engine: "sha256" and "bytes" of its file.
+        weights: hash of the weights in it.
+        config, training: of the network, as in a weights file.
+        plugins: names of our kernels in it.
+        layers: "count", "reformats" (those that only rearrange or convert values), "kinds" (counts), "list".
+        largest_activation: magnitude of the largest value inside the network, on the inputs of the verification.
+        graph_parity: of the graph that it was built from, see `parity.Parity`.
+        parity: of the engine, by the name of the GPU on which it was verified.
+        check: "sha256" of its check pair, or None.
+        built, build_seconds: when, in ISO format, and how long it took.
+        versions: of what made it.
+    """
+
+    precision: str
+    flavour: str
+    version: str
+    compute_capabilities: list[str]
+    device: str
+    shapes: dict[str, list[int]]
+    engine: dict[str, Any]
+    weights: str
+    config: dict[str, Any]
+    training: dict[str, Any]
+    plugins: list[str]
+    layers: dict[str, Any]
+    largest_activation: float
+    graph_parity: list[dict[str, Any]]
+    parity: dict[str, dict[str, Any]]
+    check: dict[str, Any] | None
+    built: str
+    build_seconds: float
+    versions: dict[str, str]
+
+    @classmethod
+    def read(cls, engine: Path) -> Manifest:
+        """The manifest of the engine file `engine`.
+
+        Raises:
+            EngineError: there is none, it cannot be read, or another version wrote it.
+        """
+        path = manifest_path(engine)
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise EngineError(
+                f"{engine}: has no manifest ({path.name}) beside it: copy both, or export again"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise EngineError(f"{path}: is not a readable manifest ({error}): {AGAIN}") from error
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT or values.pop("kind", None) != KIND:
+            raise EngineError(f"{path}: is no manifest of this version of dmfnet-fast; export the engine again")
+        try:
+            manifest = cls(**values)
+            manifest._check_shape_of_values()
+        except (TypeError, KeyError, ValueError) as error:
+            raise EngineError(f"{path}: is damaged, or of another version ({error}); {AGAIN}") from error
+        return manifest
+
+    def _check_shape_of_values(self) -> None:
+        """Raise a TypeError, KeyError or ValueError if a value is not what the runtime takes it for."""
+        kinds: dict[str, type | tuple[type, ...]] = {
+            **dict.fromkeys(("precision", "flavour", "version", "device", "weights", "built"), str),
+            **dict.fromkeys(("compute_capabilities", "plugins", "graph_parity"), list),
+            **dict.fromkeys(("shapes", "engine", "config", "training", "layers", "parity", "versions"), dict),
+            "check": (dict, type(None)),
+            **dict.fromkeys(("largest_activation", "build_seconds"), (int, float)),
+        }
+        assert set(kinds) == {field.name for field in fields(self)}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(name)
+        if self.precision not in LIMITS or self.precision == "int8":  # which only OpenVINO runs
+            raise ValueError(f"precision {self.precision!r}")
+        if not all(isinstance(capability, str) for capability in self.compute_capabilities):
+            raise TypeError("compute_capabilities")
+        if not all(Parity.from_dict(parity).within for parity in (*self.parity.values(), *self.graph_parity)):
+            raise ValueError("parity")
+        for layer in self.layers["list"]:
+            if not all(isinstance(layer[key], str) for key in ("name", "kind", "precision")):
+                raise TypeError("layers")
+        if not all(isinstance(self.layers[key], int) for key in ("count", "reformats")):
+            raise TypeError("layers")
+        if self.check is not None and not isinstance(self.check["sha256"], str):
+            raise TypeError("check")
+        for corner in ("min", "opt", "max"):
+            pairs, height, width = self.shapes[corner]
+            if not all(isinstance(n, int) and n > 0 for n in (pairs, height, width)):
+                raise ValueError(f"shapes, {corner}")
+        if not isinstance(self.engine["bytes"], int) or not isinstance(self.engine["sha256"], str):
+            raise TypeError("engine")
+
+    def write(self, engine: Path) -> None:
+        """Write it beside the engine file `engine`. Raises an OutputError if that cannot be."""
+        with replacing(manifest_path(engine)) as temporary:
+            temporary.write_text(json.dumps({"format": FORMAT, "kind": KIND, **asdict(self)}, indent=1) + "\n")
+
+    def check_file(self, engine: Path) -> None:
+        """Raise an EngineError unless the engine file is the one that this was written for."""
+        try:
+            size = engine.stat().st_size
+            same = size == self.engine["bytes"] and file_sha256(engine) == self.engine["sha256"]
+        except OSError as error:
+            raise EngineError(f"{engine}: cannot be read: {error.strerror or error}") from error
+        if size != self.engine["bytes"]:
+            raise EngineError(f"{engine}: has {size} bytes, its manifest says {self.engine['bytes']}: {AGAIN}")
+        if not same:
+            raise EngineError(f"{engine}: is not the file that its manifest was written for, or is damaged: {AGAIN}")
+
+
+def save_check(engine: Path, reference: Reference) -> str:
+    """Write the check pair of the engine file `engine`, with the float32 result; returns the file's hash."""
+    with replacing(check_path(engine)) as temporary:
+        np.savez_compressed(temporary, a=reference.a, b=reference.b, fused=reference.fused)
+    return file_sha256(check_path(engine))
+
+
+def load_check(engine: Path, sha256: str, interface: Interface) -> Reference:
+    """The check pair of the engine file `engine`, whose hash and network's interface its manifest gives.
+
+    Raises:
+        EngineError: there is none, or another.
+    """
+    path = check_path(engine)
+    try:
+        if file_sha256(path) != sha256:
+            raise EngineError(f"{path}: is not the file that the engine's manifest names, or is damaged: {AGAIN}")
+        with np.load(path, allow_pickle=False) as file:
+            return Reference(file["a"], file["b"], file["fused"], interface)
+    except FileNotFoundError as error:
+        raise EngineError(
+            f"{engine}: has not been verified on its GPU yet, and {path.name}, which that takes, is not beside it: "
+            f"{AGAIN}"
+        ) from error
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise EngineError(f"{path}: cannot be read ({error}): {AGAIN}") from error

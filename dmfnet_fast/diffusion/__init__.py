@@ -1,0 +1,1 @@
+"""The diffusion process: its noise schedule, and noise that is the same everywhere."""

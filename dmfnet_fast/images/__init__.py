@@ -1,0 +1,1 @@
+"""Images: files, pairs, sizes, colors, and the rules that every fused pixel obeys."""

@@ -1,0 +1,261 @@
+"""Luminance in and colour out: between pictures and the network's numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dmfnet_fast.errors import PictureError, warn
+from dmfnet_fast.images.io import Pixels
+from dmfnet_fast.images.rules import (
+    BLUE,
+    GREEN,
+    RED,
+    Interval,
+    Rules,
+    chroma_of,
+    colour_interval,
+    common,
+    neighbourhood_interval,
+    paler,
+    recoloured,
+    room_of,
+    shift_of,
+    within,
+)
+
+EIGHT_BIT = (0.0, 255.0)
+DEFAULT_RULES = Rules()
+PIXELS_AT_ONCE = 2**15
+LUMINANCE = np.array([RED, GREEN, BLUE]) / 1000
+# A channel spread above this part of the range, in more than this part of the pixels, is colour; below it is
+# the tint that JPEG leaves on grey.
+COLOUR_SPREAD = 0.1
+COLOUR_PART = 0.005
+
+
+def luminance(pixels: Pixels) -> NDArray[Any]:
+    """BT.601 luminance (H, W) in the picture's own units: of 8-bit pictures Pillow's "L", else float64."""
+    if pixels.dtype == np.uint8:
+        return pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
+    if pixels.ndim == 2:
+        return pixels.astype(np.float64)
+    return pixels.astype(np.float64) @ LUMINANCE
+
+
+def is_colour(pixels: Pixels) -> bool:
+    """Whether the picture shows colours, rather than grey stored as RGB."""
+    if pixels.ndim == 2:
+        return False
+    spread = pixels.max(axis=2).astype(np.float64) - pixels.min(axis=2)
+    return bool((spread > COLOUR_SPREAD * max(float(pixels.max()), 1e-12)).mean() > COLOUR_PART)
+
+
+def _median_peak(pixels: Pixels) -> int:
+    """The largest value of the 3x3 median of the picture's brightest channel."""
+    grey = pixels if pixels.ndim == 2 else pixels.max(axis=2)
+    windows = np.lib.stride_tricks.sliding_window_view(grey, (3, 3))
+    return int(np.median(windows, axis=(2, 3)).max())
+
+
+def check_range(stated: tuple[float, float], name: str) -> tuple[float, float]:
+    """The stated black and white as floats.
+
+    Raises:
+        PictureError: they are not two finite numbers, the smaller first.
+    """
+    low, high = (float(value) for value in stated)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise PictureError(f"{name}: range ({low:g}, {high:g}) must be two finite numbers, the smaller first")
+    return low, high
+
+
+def _range_of_16_bit(pixels: Pixels, name: str) -> tuple[float, float]:
+    """What black and white probably are in 16-bit data of which only a part is used; says what it took."""
+    lowest, highest = (float(value) for value in np.percentile(pixels, (0.1, 99.9)))
+    peak = int(pixels.max())
+    # A few hot pixels do not make 12-bit data 16-bit; but only what a 3x3 median removes is a hot pixel, or a
+    # small lesion would be one.
+    bulk = max(int(highest), _median_peak(pixels)) if highest < peak / 8 else peak
+    outliers = bulk < peak / 8
+    bits = (bulk if outliers else peak).bit_length()
+    top = 2 ** max(8, bits) - 1 if 0 < bits < 16 else 65535
+    stating = f"0..{top} is taken as its range; state it: range=(lo, hi), --range-a or --range-b"
+    if outliers:
+        warn(f"{name}: all but single pixels end at {bulk}, a few reach {peak}: {stating}")
+    elif top < 65535:
+        warn(f"{name}: its values end at {peak}: {stating}")
+    elif peak > 0 and highest - lowest < 65535 / 8:
+        warn(f"{name}: nearly all values lie in {lowest:g}..{highest:g}, {stating}")
+    return 0.0, float(top)
+
+
+def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -> tuple[float, float]:
+    """The values that mean black and white.
+
+    uint8 always means 0..255. For the others stated values are taken as they are; without them float means
+    0..1, and uint16 means 0..65535 unless the picture uses 15 bits or fewer (a few hot pixels aside): then 0 to
+    the smallest 2^n - 1 that holds it, with a warning.
+
+    Raises:
+        PictureError: the stated range is empty or not finite, or float values lie outside 0..1.
+    """
+    if pixels.dtype == np.uint8:
+        return 0.0, 255.0
+    if stated is not None:
+        return check_range(stated, name)
+    if pixels.dtype == np.uint16:
+        return _range_of_16_bit(pixels, name)
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < 0.0 or high > 1.0:
+        raise PictureError(
+            f"{name}: float values from {low:.9g} to {high:.9g} are outside 0..1; "
+            "state its range: range=(lo, hi), --range-a or --range-b"
+        )
+    return 0.0, 1.0
+
+
+def stated_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -> tuple[float, float]:
+    """`value_range` of a file, which says if a range that a user stated is of no use, since the picture is 8-bit.
+
+    Raises:
+        PictureError: as `value_range`.
+    """
+    if stated is not None and pixels.dtype == np.uint8:
+        warn(f"{name}: is 8-bit, which always means 0..255: its range is not used")
+    return value_range(pixels, stated, name)
+
+
+def to_network(pixels: Pixels, values: tuple[float, float]) -> NDArray[np.float32]:
+    """Luminance (H, W) in [-1, 1]; what lies outside the range `values` is clipped."""
+    low, high = values
+    y = luminance(pixels)
+    # Looking up the 256 values of 8 bits takes a tenth of the time of computing each pixel's.
+    levels = np.arange(256.0) if y.dtype == np.uint8 else y
+    scaled = ((levels.clip(low, high) - low) * (2.0 / (high - low)) - 1.0).astype(np.float32)
+    # With a mode, numpy does not look for indices out of range, which takes longer than the rest.
+    return scaled.take(y, mode="clip") if y.dtype == np.uint8 else scaled
+
+
+def to_luminance8(pixels: Pixels, name: str) -> NDArray[np.uint8]:
+    """Luminance (H, W) as uint8 over the picture's own range."""
+    return np.rint((to_network(pixels, value_range(pixels, None, name)) + 1.0) * 127.5).astype(np.uint8)
+
+
+class Canvas:
+    """A pair on its way through a network: what that takes in, and the image that its result becomes.
+
+    Args:
+        a: the anatomical image, H x W or H x W x 3.
+        b: the other, likewise; its colours are the result's.
+        values_a, values_b: their ranges.
+        rules: what holds for every pixel.
+
+    Attributes:
+        a, b: luminances (H, W) in [-1, 1], float32.
+    """
+
+    def __init__(
+        self,
+        a: Pixels,
+        b: Pixels,
+        values_a: tuple[float, float] = EIGHT_BIT,
+        values_b: tuple[float, float] = EIGHT_BIT,
+        rules: Rules = DEFAULT_RULES,
+    ) -> None:
+        grey_a, grey_b = luminance(a), luminance(b)
+        self.a, self.b = to_network(grey_a, values_a), to_network(grey_b, values_b)
+        self._kind, self._values = b.dtype, values_b
+        low, high = values_b
+        self._whole = b.dtype.kind == "u"
+        self._black, self._white = (float(math.ceil(low)), float(math.floor(high))) if self._whole else (low, high)
+        # float32 holds the thousandths of 8-bit channels exactly, float64 those of 16.
+        self._type = np.dtype(np.float32 if b.dtype == np.uint8 else np.float64)
+        self._b = b
+        if rules.invention:
+            near = Interval(*(np.full(b.shape[:2], end, self._type) for end in (self._black, self._white)))
+        elif grey_a.dtype == grey_b.dtype == np.uint8:
+            near = neighbourhood_interval(grey_a, grey_b)
+        else:
+            near = neighbourhood_interval(*(self._in_units_of_b(image) for image in (self.a, self.b)))
+        # Whole numbers of b's range, which its own type holds: fresh memory costs more than what is computed here.
+        kept_as = self._kind if self._whole else self._type
+        lowest, highest, self._brightest, self._darkest = np.empty((4, *b.shape[:2]), kept_as)
+        self._limits = Interval(lowest, highest)
+        self._luminance = np.empty(b.shape[:2], self._type)
+        for rows in self._strips():
+            limits = Interval(*(end[rows].astype(self._type) for end in near))
+            if b.ndim == 3:
+                chroma = chroma_of(*self._channels(b[rows]))
+                self._luminance[rows] = chroma.luminance
+                self._brightest[rows], self._darkest[rows] = chroma.brightest, chroma.darkest
+                colour = colour_interval(chroma, rules.kept_chroma, self._black, self._white, self._whole)
+                limits = common(colour, limits)
+            self._limits.lowest[rows], self._limits.highest[rows] = limits
+
+    @property
+    def interval(self) -> NDArray[np.float32]:
+        """The least and the greatest luminance that each pixel may have, (2, H, W) in [-1, 1]."""
+        low, high = self._values
+        result = np.empty((2, *self.a.shape), np.float32)
+        for end, target in zip(self._limits, result, strict=True):
+            for rows in self._strips():
+                target[rows] = (end[rows].astype(self._type) - low) * (2.0 / (high - low)) - 1.0
+        return result
+
+    def _strips(self) -> Iterator[slice]:
+        """Rows that are computed at once: of few pixels, so that what comes between stays in the cache."""
+        height, width = self._b.shape[:2]
+        step = max(1, PIXELS_AT_ONCE // width)
+        yield from (slice(start, start + step) for start in range(0, height, step))
+
+    def _in_units_of_b(self, image: NDArray[np.float32]) -> NDArray[Any]:
+        low, high = self._values
+        y = (image.astype(self._type) + 1) * ((high - low) / 2) + low
+        return np.rint(y).clip(self._black, self._white) if self._whole else y
+
+    def _channels(self, colours: NDArray[Any]) -> list[NDArray[Any]]:
+        """Of colours (..., 3)."""
+        channels = [colours[..., n].astype(self._type) for n in range(3)]
+        if self._kind == np.uint8:
+            return channels
+        clipped = [channel.clip(*self._values) for channel in channels]
+        return [np.rint(channel).clip(self._black, self._white) for channel in clipped] if self._whole else clipped
+
+    def finish(self, fused: NDArray[np.float32]) -> Pixels:
+        """The image of a fused luminance (H, W), float32 in [-1, 1] and moved into the interval, in b's colours.
+
+        Returns:
+            An array like b, within its range.
+        """
+        result = np.empty(self._b.shape, self._kind)
+        for rows in self._strips():
+            limits = Interval(*(end[rows].astype(self._type) for end in self._limits))
+            y = within(self._in_units_of_b(fused[rows]), limits)
+            if self._b.ndim == 2:
+                result[rows] = y
+            elif self._whole:
+                self._recolour(y, rows, result[rows])
+            else:
+                channels = self._channels(self._b[rows])
+                for n, channel in enumerate(recoloured(y, chroma_of(*channels), self._black, self._white, False)):
+                    result[rows, :, n] = channel
+        return result
+
+    def _recolour(self, y: NDArray[Any], rows: slice, result: NDArray[Any]) -> None:
+        """`rules.recoloured`, of whole numbers, which spends its longer half only on pixels that must become paler."""
+        shift = shift_of(y, self._luminance[rows])
+        extremes = (self._brightest[rows].astype(self._type), self._darkest[rows].astype(self._type))
+        room = room_of(shift, *extremes, self._black, self._white)
+        for n, channel in enumerate(self._channels(self._b[rows])):
+            np.add(channel, shift, out=channel)
+            result[..., n] = channel
+        outside = np.nonzero(room < 0)
+        if len(outside[0]):
+            chroma = chroma_of(*self._channels(self._b[rows][outside]))
+            result[outside] = np.stack(paler(y[outside], chroma, self._black, self._white, True), axis=-1)

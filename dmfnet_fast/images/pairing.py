@@ -1,0 +1,74 @@
+"""Two folders of pictures, paired by name."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmfnet_fast.errors import PictureError
+from dmfnet_fast.images.io import WRITABLE
+
+
+@dataclass(frozen=True)
+class PairedFiles:
+    """What two folders hold.
+
+    Attributes:
+        pairs: (name without suffix, file of a, file of b), in order of name.
+        problems: (name without suffix, what is wrong) for files that have no partner, or several.
+        ignored: how many other files and folders were passed over.
+    """
+
+    pairs: list[tuple[str, Path, Path]]
+    problems: list[tuple[str, str]]
+    ignored: int
+
+
+def pictures_by_name(folder: Path) -> tuple[dict[str, list[Path]], int]:
+    """The pictures of a folder by their names without suffix, and how many other files and folders there are.
+
+    Raises:
+        PictureError: the folder cannot be read.
+    """
+    names: dict[str, list[Path]] = {}
+    ignored = 0
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise PictureError(f"{folder}: cannot be read: {error.strerror or error}") from error
+    for path in entries:
+        if path.name.startswith("."):
+            continue
+        if path.is_file() and path.suffix.lower() in WRITABLE:
+            # macOS decomposes accents in names, other systems do not.
+            names.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
+        else:
+            ignored += 1
+    return names, ignored
+
+
+def pair_folders(folder_a: Path, folder_b: Path) -> PairedFiles:
+    """Pair the pictures of two folders by name; the suffixes may differ (`7.png` with `7.tif`).
+
+    Raises:
+        PictureError: there is no picture in either folder, or a folder cannot be read.
+    """
+    (names_a, others_a), (names_b, others_b) = pictures_by_name(folder_a), pictures_by_name(folder_b)
+    if not names_a and not names_b:
+        raise PictureError(
+            f"{folder_a}, {folder_b}: hold no pictures (PNG, JPEG, TIFF or BMP; subfolders are not searched)"
+        )
+
+    pairs, problems = [], []
+    for name in sorted(names_a.keys() | names_b.keys()):
+        files_a, files_b = names_a.get(name, []), names_b.get(name, [])
+        several = [files for files in (files_a, files_b) if len(files) > 1]
+        if several:
+            problems.append((name, f"{several[0][0]}: {several[0][1].name} has the same name; keep one of them"))
+        elif not files_a or not files_b:
+            present, missing = (files_a[0], folder_b) if files_a else (files_b[0], folder_a)
+            problems.append((name, f"{present}: has no partner in {missing}"))
+        else:
+            pairs.append((name, files_a[0], files_b[0]))
+    return PairedFiles(pairs, problems, others_a + others_b)

@@ -1,0 +1,1 @@
+"""How good a fused image is, and how alike two images are."""

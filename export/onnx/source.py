@@ -1,0 +1,270 @@
+"""The graph that is built from: exported from weights, or read from an ONNX file that was."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from dmfnet_fast.artifacts.interface import Interface, interface_of
+from dmfnet_fast.artifacts.onnx_metadata import FORMAT, KIND, is_sealed, properties
+from dmfnet_fast.artifacts.parity import Parity, Reference, Shape, check
+from dmfnet_fast.errors import EngineError, require
+from export.int8 import (
+    OUTLIERS,
+    OUTLIERS_OF_PHANTOMS,
+    calibration_pairs,
+    calibration_phantoms,
+    check_nncf,
+    quantize,
+    quantized_weights,
+)
+from export.request import Precision, RequestError
+from export.tensorrt.builder import Profile
+from export.verify import (
+    LARGEST_HALF,
+    STANDARD_SHAPES,
+    Report,
+    has_onnx_runtime,
+    on_onnx_runtime,
+    on_openvino,
+    pairs_to_check,
+    references,
+    widened,
+)
+
+# Names what is being done; yields what is told the part that is done, 0 to 1.
+Step: TypeAlias = Callable[[str], AbstractContextManager[Report]]
+
+MOST_PIXELS = 4 * 256 * 256  # of a batch that is checked; float32 on a CPU takes minutes for more
+NOTHING_WRITTEN = "nothing was written"
+# References are kept to this step, a twentieth of float32's limit at most: it makes them smaller.
+_STEP = 2.0**-17
+# What of float16's range values may take: other pictures may reach further than those of the check.
+RESERVE = 4
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX model and what is known of it.
+
+    Attributes:
+        content: serialised.
+        precision, config, training, weights: as in its metadata.
+        references: what the network as trained makes of some inputs.
+        largest_activation: see `verify.references`.
+        parity: of this graph, on other engines.
+    """
+
+    content: bytes
+    precision: Precision
+    config: dict[str, Any]
+    training: dict[str, Any]
+    weights: str
+    references: tuple[Reference, ...]
+    largest_activation: float
+    parity: tuple[Parity, ...]
+
+
+def shapes_of(profile: Profile) -> list[Shape]:
+    """Shapes of a profile that are worth a check: its corners, and one between them.
+
+    Without those of more than MOST_PIXELS, unless the least is one.
+    """
+    between = tuple(
+        max(16, (low + high) // 32 * 16) for low, high in zip(profile.min[1:], profile.max[1:], strict=True)
+    )
+    shapes = (profile.min, (1, between[0], between[1]), profile.opt, profile.max)
+    chosen = [shape for shape in dict.fromkeys(shapes) if np.prod(shape) <= MOST_PIXELS]
+    return chosen or [profile.min]
+
+
+def pack(kept: Sequence[Reference]) -> str:
+    """References as a string, for the metadata of an ONNX file."""
+    arrays: dict[str, Any] = {}
+    for n, reference in enumerate(kept):
+        rounded = (np.rint(reference.fused / _STEP) * _STEP).astype(np.float32)
+        arrays |= {f"a{n}": reference.a, f"b{n}": reference.b, f"fused{n}": rounded}
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def unpack(text: str, interface: Interface) -> tuple[Reference, ...]:
+    """What `pack` made of references, of a network with this interface.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    try:
+        with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as file:
+            count = len(file.files) // 3
+            return tuple(Reference(file[f"a{n}"], file[f"b{n}"], file[f"fused{n}"], interface) for n in range(count))
+    except (KeyError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(str(error)) from error
+
+
+def from_weights(
+    path: Path,
+    precision: Precision,
+    for_engine: bool,
+    profile: Profile | None,
+    step: Step,
+    calibrate: Path | None = None,
+    every_block: bool = False,
+) -> Graph:
+    """Export weights, and check the graph.
+
+    Args:
+        path: a .safetensors file.
+        precision: of the arithmetic.
+        for_engine: the graph that TensorRT builds from, which half precision always is; else that for CPUs.
+        profile: further sizes to check.
+        step: see `Step`.
+        calibrate: for int8, a folder of pairs; None takes phantoms.
+        every_block: for int8, whether the first and the last block are quantised too.
+
+    Raises:
+        PictureError: `calibrate` holds no pairs, or some that cannot be used.
+        EngineError: the weights cannot be read, or the graph is not the network.
+        MissingExtraError: something to export with is not installed.
+    """
+    for module in ("torch", "safetensors", "onnx", "onnxscript", "onnxruntime", *([] if for_engine else ["openvino"])):
+        require(module, extra="export")
+    if precision == "int8":
+        check_nncf()
+    from dmfnet_fast.model import load_model
+    from dmfnet_fast.model.weights import read_metadata
+    from export.onnx.graph import add_metadata
+
+    with step(f"reading {path}"):
+        model = load_model(path)
+        sha256 = read_metadata(path).get("sha256")
+    if precision == "int8":
+        proto = _to_int8(model, sha256, calibrate, every_block, step)
+    else:
+        proto = _to_onnx(model, precision, for_engine, sha256, step)
+    with step("fusing in float32, to compare with") as report:
+        shapes = list(dict.fromkeys([*STANDARD_SHAPES, *(shapes_of(profile) if profile else [])]))
+        kept, largest = references(model, pairs_to_check(shapes), report)
+    if precision == "float16" and largest > LARGEST_HALF / RESERVE:
+        raise EngineError(
+            f"{path}: its values reach {largest:.0f}, float16 holds up to {LARGEST_HALF:.0f}, which leaves too little "
+            "for other pictures: use --bf16"
+        )
+    parity = []
+    with step("checking with ONNX Runtime") as report:
+        checked = widened(proto) if precision == "bfloat16" else proto
+        parity.append(on_onnx_runtime(checked.SerializeToString(), precision, kept, report))
+    if not for_engine:
+        with step("checking with OpenVINO"):
+            parity += on_openvino(proto.SerializeToString(), kept)
+    for entry in parity:
+        check(entry, NOTHING_WRITTEN)
+    metadata = {
+        "parity": json.dumps([entry.to_dict() for entry in parity]),
+        "references": pack(kept),
+        "largest_activation": str(largest),
+    }
+    add_metadata(proto, metadata)
+    graph = from_content(proto.SerializeToString(), str(path))
+    return replace(graph, references=tuple(kept))
+
+
+def _to_onnx(
+    model: Any, precision: Literal["float32", "float16", "bfloat16"], for_engine: bool, sha256: str | None, step: Step
+) -> Any:
+    """The model in ONNX, for CPUs or for engines."""
+    from dmfnet_fast.model import Student
+    from export.onnx.graph import to_onnx
+
+    if for_engine and not isinstance(model, Student):
+        require("triton", extra="export", hint=" on Linux; elsewhere build from an .onnx file that was made there")
+        from export.tensorrt.engine_graph import to_engine_onnx
+
+        with step("optimising, exporting to ONNX"):
+            return to_engine_onnx(model, precision, sha256)
+    with step("optimising, exporting to ONNX"):
+        return to_onnx(model, precision, sha256)
+
+
+def _to_int8(model: Any, sha256: str | None, calibrate: Path | None, every_block: bool, step: Step) -> Any:
+    """The model in ONNX with convolutions in 8 bits: see `export.int8`."""
+    from export.onnx.graph import finish, plain_graph
+
+    with step("reading pairs to calibrate with" if calibrate is not None else "drawing pairs to calibrate with"):
+        pairs = calibration_phantoms() if calibrate is None else calibration_pairs(calibrate)
+    with step("optimising, exporting to ONNX"):
+        proto = plain_graph(model)
+    with step("quantising") as report:
+        outliers = OUTLIERS_OF_PHANTOMS if calibrate is None else OUTLIERS
+        config = model.config.to_dict()
+        quantized = quantized_weights(config, every_block)
+        proto = quantize(proto, quantized, interface_of(config), pairs, outliers, report)
+    return finish(proto, model, "int8", sha256)
+
+
+def from_content(content: bytes, name: str) -> Graph:
+    """The graph of a serialised model with its metadata.
+
+    Raises:
+        EngineError: it was not made by dmfnet-export, or by another version.
+    """
+    try:
+        known = properties(content)
+        if known.get("format") != FORMAT or known.get("kind") != KIND:
+            raise EngineError(f"{name}: was not made by dmfnet-export; make it anew from weights")
+        config = json.loads(known["config"])
+        return Graph(
+            content,
+            known["precision"],  # type: ignore[arg-type]
+            config,
+            json.loads(known["training"]),
+            known["sha256"],
+            unpack(known["references"], interface_of(config)),
+            float(known["largest_activation"]),
+            tuple(Parity.from_dict(entry) for entry in json.loads(known["parity"])),
+        )
+    except KeyError as error:
+        raise EngineError(f"{name}: has no {error} in it, so another version made it; make it anew") from error
+    except (ValueError, TypeError) as error:
+        raise EngineError(f"{name}: is not a readable ONNX file, or is damaged ({error})") from error
+
+
+def from_onnx(path: Path, precision: Precision, step: Step) -> Graph:
+    """Read an ONNX file that was exported elsewhere, and check it if ONNX Runtime is installed.
+
+    Raises:
+        EngineError: it cannot be read, has changed, or is not the network.
+        RequestError: it is of another precision, or of int8, of which no engine is built.
+    """
+    with step(f"reading {path}"):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise EngineError(f"{path}: cannot be read: {error.strerror or error}") from error
+        graph = from_content(content, str(path))
+        if not is_sealed(content):
+            raise EngineError(f"{path}: has changed since it was exported, or is damaged; fetch or export it again")
+    if graph.precision == "int8":
+        raise RequestError(f"{path}: is an int8 network for OpenVINO; export the weights anew")
+    if graph.precision != precision:
+        raise RequestError(
+            f"{path}: its precision is {graph.precision}, not {precision}: it is in the graph; ask for that, or export "
+            "the weights anew"
+        )
+    # bfloat16 was checked in another form, which takes onnx to make.
+    if has_onnx_runtime() and precision != "bfloat16":
+        with step("checking with ONNX Runtime") as report:
+            parity = on_onnx_runtime(content, precision, graph.references, report)
+        check(parity, NOTHING_WRITTEN)
+        graph = replace(graph, parity=(parity,))
+    return graph

@@ -1,0 +1,193 @@
+"""An engine with its manifest: built, verified where that is possible, and written."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmfnet_fast import __version__
+from dmfnet_fast.artifacts.manifest import Manifest, cache_path, check_path, file_sha256, manifest_path, save_check
+from dmfnet_fast.artifacts.parity import Parity, Reference, check, compare_with
+from dmfnet_fast.engines.cuda_runtime import current_gpu
+from dmfnet_fast.engines.tensorrt import MODULES, TensorRTEngine
+from dmfnet_fast.errors import EngineError, MissingExtraError, warn
+from export.onnx.source import NOTHING_WRITTEN, Graph, Step
+from export.request import Request
+from export.tensorrt.builder import Profile, build, capability, require_builder
+from export.tensorrt.layers import check_precision, summary
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is given to the builder.
+
+    Attributes:
+        content: an ONNX model.
+        plugins: the plugins in it.
+    """
+
+    content: bytes
+    plugins: tuple[str, ...]
+
+
+def prepare(request: Request, content: bytes, tell: Callable[[str], None]) -> Prepared:
+    """Put our kernels in the place of the functions, if that is asked for and this TensorRT can.
+
+    Raises:
+        MissingExtraError: onnx or triton is not installed.
+        EngineError: there is no GPU.
+    """
+    if not request.plugins:
+        return Prepared(content, ())
+    from export.tensorrt.plugins import register_plugins, supports_plugins, with_plugins
+
+    version = require_builder("tensorrt").__version__
+    if not supports_plugins(version):
+        tell(f"TensorRT {version} takes no plugins of ours (10.9 and later do): built without them")
+        return Prepared(content, ())
+    import onnx
+
+    _, architecture = current_gpu()
+    plugins = register_plugins(int(architecture.replace(".", "")))
+    model = with_plugins(onnx.ModelProto.FromString(content))
+    return Prepared(bytes(model.SerializeToString()), tuple(plugins))
+
+
+def in_profile(references: tuple[Reference, ...], profile: Profile) -> list[Reference]:
+    """The references whose size an engine takes, in batches that it takes."""
+    result = []
+    for reference in references:
+        pairs, height, width = reference.shape
+        if (profile.opt[0], height, width) in profile:
+            for start in range(0, pairs, profile.max[0]):
+                part = slice(start, start + profile.max[0])
+                result.append(replace(reference, a=reference.a[part], b=reference.b[part], fused=reference.fused[part]))
+    return result
+
+
+def run_engine(path: Path, references: list[Reference]) -> Parity:
+    """The parity of the engine `path`, which this machine's GPU runs."""
+    engine = TensorRTEngine(path, "cuda", "auto", None)
+    try:
+        fused = [engine.run(reference.inputs) for reference in references]
+        return compare_with(engine.info["engine"], engine.info["precision"], fused, references)
+    finally:
+        engine.close()
+
+
+def _gpus(request: Request) -> tuple[str, list[str]]:
+    """The name of this machine's GPU, if the engine is for it, else ""; and the compute capabilities that it is for."""
+    if request.target == "tensorrt":
+        name, own = current_gpu()
+        return name, [own]
+    wanted = [capability(gpu) for gpu in request.gpus]
+    with suppress(EngineError, MissingExtraError):
+        name, own = current_gpu()
+        if own in wanted:
+            return name, wanted
+    return "", wanted
+
+
+def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: Callable[[str], None]) -> Manifest:
+    """Build an engine into `folder`, under the name of the request's output, with its manifest.
+
+    Where the GPU that it is for is this machine's, it is run and compared with the network as trained; else it gets a
+    pair to check itself with on its target.
+
+    Args:
+        request: names the profile.
+        graph: of the request's precision.
+        folder: nobody else's.
+        step: see `source.Step`.
+        tell: takes remarks.
+
+    Raises:
+        EngineError: it cannot be built, is not of the precision asked for, or is not the network.
+        MissingExtraError, OutOfMemoryError: as they say.
+    """
+    assert request.profile is not None
+    assert request.target != "onnx"
+    prepared = prepare(request, graph.content, tell)
+    trt: Any = require_builder(request.target)
+    device, capabilities = _gpus(request)
+    with step(f"building with {MODULES[request.target]} {trt.__version__}") as report:
+        built = build(
+            prepared.content, request.target, request.profile, list(request.gpus), request.timing_cache, report
+        )
+    check_precision(built.layers, request.precision)
+    path = folder / request.output.name
+    path.write_bytes(built.engine)
+    known = in_profile(graph.references, request.profile)
+    largest = max(known, key=lambda reference: int(np.prod(reference.shape)), default=None)
+    manifest = Manifest(
+        precision=request.precision,
+        flavour=request.target,
+        version=trt.__version__,
+        compute_capabilities=capabilities,
+        device=device,
+        shapes={name: list(getattr(request.profile, name)) for name in ("min", "opt", "max")},
+        engine={"sha256": file_sha256(path), "bytes": len(built.engine)},
+        weights=graph.weights,
+        config=graph.config,
+        training=graph.training,
+        plugins=list(prepared.plugins),
+        layers=summary(built.layers),
+        largest_activation=graph.largest_activation,
+        graph_parity=[parity.to_dict() for parity in graph.parity],
+        parity={},
+        check=None,
+        built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        build_seconds=round(built.seconds, 1),
+        versions={"dmfnet-fast": __version__, "python": platform.python_version()},
+    )
+    if largest is None:
+        warn(
+            "the engine stays unverified: the graph came without a float32 result of a size that it takes; export it "
+            "from weights, or the graph with --size, or --min and --max"
+        )
+    else:
+        manifest = replace(manifest, check={"sha256": save_check(path, largest)})
+    if largest is not None and not device:
+        tell("not verified: no GPU here runs it; the first Fuser that opens it on its target does that")
+    elif largest is not None:
+        manifest.write(path)
+        with step("verifying on the GPU"):
+            parity = run_engine(path, known)
+        check(parity, NOTHING_WRITTEN)
+        tell(str(parity))
+        manifest = replace(manifest, parity={device: parity.to_dict()})
+    manifest.write(path)
+    return manifest
+
+
+def build_for_server(request: Request, content: bytes, step: Step, tell: Callable[[str], None]) -> bytes:
+    """The engine of a model that Triton Inference Server runs, which has no manifest. Raises as `make_engine`."""
+    assert request.profile is not None
+    assert request.target == "tensorrt"
+    prepared = prepare(request, content, tell)
+    with step("building with TensorRT") as report:
+        built = build(prepared.content, request.target, request.profile, [], request.timing_cache, report)
+    check_precision(built.layers, request.precision)
+    return built.engine
+
+
+def publish(folder: Path, output: Path) -> None:
+    """Move a finished engine to its place, the manifest last: without one, no engine is opened."""
+    made = folder / output.name
+    for old in (manifest_path(output), check_path(output), cache_path(output)):
+        old.unlink(missing_ok=True)
+    for source, target in (
+        (made, output),
+        (check_path(made), check_path(output)),
+        (cache_path(made), cache_path(output)),
+        (manifest_path(made), manifest_path(output)),
+    ):
+        if source.exists():
+            source.replace(target)

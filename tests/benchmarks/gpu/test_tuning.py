@@ -1,0 +1,120 @@
+"""The tuning script's variants and rules, planned without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import tuning as gpu_tuning
+from dmfnet_fast.model import PRESETS
+from kernels.cases import Draw, convolve
+from kernels.tiles import ANY, ARCHITECTURES, ConvolutionTile, Tiles
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def variants() -> list[gpu_tuning.Variant]:
+    return gpu_tuning.variants()
+
+
+def test_every_variant_is_what_is_launched(variants: list[gpu_tuning.Variant]) -> None:
+    """By its own tile, which nothing else of its case and field launches."""
+    launched = set()
+    for variant in variants:
+        launches = gpu_tuning.planned(variant)
+        assert launches is not None
+        launched.add((str(variant.case), variant.field, launches))
+        if variant.field == "convolutions":
+            (rule,) = variant.tile
+            ((signature, _),) = launches
+            assert isinstance(rule.tile, ConvolutionTile)
+            constants = dict(signature.constants)
+            assert constants["PIXELS"] == rule.tile.pixels
+            assert (signature.warps, signature.stages) == (rule.tile.warps, rule.tile.stages)
+            assert ("described" in signature.kernel.__name__) <= rule.tile.described
+    assert len(launched) == len(variants)
+    assert {variant.field for variant in variants} <= set(vars(Tiles()))
+
+
+def test_the_tiles_in_force_are_among_them(variants: list[gpu_tuning.Variant]) -> None:
+    tiles = ARCHITECTURES[90]
+    tried = {variant.tile[0].tile for variant in variants if variant.field == "convolutions"}
+    assert {rule.tile for rule in tiles.convolutions} <= tried
+    for field in ("epilogue", "normalise", "pool", "spatial", "gate", "upsample", "first", "head"):
+        assert getattr(tiles, field) in {variant.tile for variant in variants if variant.field == field}, field
+
+
+def test_tiles_that_hold_no_whole_part_are_left_out() -> None:
+    """Another tile would be launched in their place."""
+    fine = convolve(2, 32, 32, 256, 256, with_statistics=True)  # parts of 128 pixels
+    for pixels, used in ((64, False), (128, True)):
+        rules = (gpu_tuning.ConvolutionRule(ANY, ANY, ANY, ConvolutionTile(pixels)),)
+        planned = gpu_tuning.planned(gpu_tuning.Variant(fine, "convolutions", rules))
+        assert (planned is not None) == used
+
+
+def test_a_tile_is_tried_for_a_while(variants: list[gpu_tuning.Variant]) -> None:
+    before = dict(ARCHITECTURES)
+    variant = variants[-1]
+
+    def fail() -> None:
+        with gpu_tuning.tried(variant):
+            assert {getattr(tiles, variant.field) for tiles in ARCHITECTURES.values()} == {variant.tile}
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert before == ARCHITECTURES
+
+
+def test_rule_sets() -> None:
+    """Each network's begin with those in force and cuDNN alone; every other exchanges something of the former."""
+    present = ARCHITECTURES[90].convolutions
+    sets = gpu_tuning.rule_sets()
+    assert len({(network, name) for network, name, _ in sets}) == len(sets)
+    for network in ("base", "turbo", "nano"):
+        assert network in PRESETS
+        own = {name: rules for one, name, rules in sets if one == network}
+        assert list(own)[:2] == ["in force", "cuDNN"]
+        assert own.pop("in force") == present
+        assert own.pop("cuDNN") == ()
+        for name, rules in own.items():
+            assert len(rules) == len(present), name
+            assert rules != present, name
+            bounds = [(rule.inputs, rule.outputs) for rule in rules]
+            assert bounds == [(rule.inputs, rule.outputs) for rule in present], name
+        assert len(set(own.values())) == len(own)
+
+
+@pytest.mark.parametrize("with_statistics", [False, True])
+@pytest.mark.parametrize("size", [1, 3])
+def test_cudnn_beside_it_computes_the_same(size: int, with_statistics: bool) -> None:
+    case = convolve(2, 16, 24, 5, 7, size=size, residual=True, relu=True, with_statistics=with_statistics)
+    arguments = case.make(Draw(torch.float32, "cpu"))
+    call = gpu_tuning._by_cudnn_with_statistics if with_statistics else gpu_tuning._by_cudnn
+    torch.testing.assert_close(call(*arguments), case.operation.reference(*arguments))
+
+
+def test_summary() -> None:
+    rows = [{"case": "a", "field": "gate", "tile": [n], "us": us} for n, us in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 4.0))]
+    rows.append({"case": "a", "field": "gate", "tile": [5], "failed": "OutOfResources"})
+    rows.append({"case": "b", "field": "convolutions", "tile": "cuDNN", "us": 7.0})
+    assert list(gpu_tuning.summary(rows)) == [
+        "gate | a | [2] 1.0, [3] 2.0, [1] 3.0 | 1 failed",
+        "convolutions | b | cuDNN 7.0",
+    ]
+
+
+def test_without_a_gpu(tmp_path: Path) -> None:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.gpu.tuning", "-o", str(tmp_path / "tuning.json")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: this needs a GPU\n"
+    assert not list(tmp_path.iterdir())
