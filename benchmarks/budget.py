@@ -1,4 +1,4 @@
-"""What an optimised fusion must move and compute, and what eager PyTorch moves: `python -m benchmarks.budget`.
+"""What an optimized fusion must move and compute, and what eager PyTorch moves: `python -m benchmarks.budget`.
 
 Counted, not measured: the network runs on the meta device, where tensors have shapes and layouts but no values, and
 every launch that PyTorch would make on a CUDA GPU is recorded. Prints Markdown; with --write it replaces the text
@@ -243,7 +243,7 @@ class KernelRecorder(TorchDispatchMode):
 
 
 def record(name: str = "base", size: int = 256) -> Recorder:
-    """The launches of one fusion of a pair of size x size by the optimised network called `name`, in float16."""
+    """The launches of one fusion of a pair of size x size by the optimized network called `name`, in float16."""
 
     def attention(*tensors: Tensor) -> Tensor:
         return aten._scaled_dot_product_flash_attention(*tensors)[0]
@@ -383,10 +383,10 @@ def _others() -> Iterator[str]:
     yield "| --- " + "| ---: " * 9 + "|"
     for name in OTHERS:
         recorder = record(name)
-        ways = [record_kernels(own, name) for own in (False, True)]
+        variants = [record_kernels(own, name) for own in (False, True)]
         columns = zip(*(row.numbers for row in count(recorder).values()), strict=True)
         _, gflop, _, h100, orin, _, eager, _ = (sum(column) for column in columns)
-        ours = [number for way in ways for number in (way.launches, 1e6 * way.seconds)]
+        ours = [number for way in variants for number in (way.launches, 1e6 * way.seconds)]
         numbers = (h100, orin, len(recorder.launches), eager, *ours)
         yield f"| {name} | {gflop:.1f} | {' | '.join(str(round(value)) for value in numbers)} |"
 

@@ -92,7 +92,7 @@ def table(results: dict[str, Any]) -> str:
         + ", ".join(f"{name} {machine[name]}" for name in LIBRARIES)
         + ". Times are the median and the interquartile range of a whole fusion, the ratio is to the published way in "
         "the same run (of nano, to the network as trained), memory is the peak above that of the process before the "
-        "engine was built, errors are of the luminance in [-1, 1] and PSNR of the 8-bit picture, against that in "
+        "engine was built, errors are of the luminance in [-1, 1] and PSNR of the 8-bit image, against that in "
         "float32. base has random weights, the others those that ship."
     ]
     for network, size in dict.fromkeys((row["network"], row["size"]) for row in results["fusions"]):
@@ -135,7 +135,7 @@ def floors(results: dict[str, Any]) -> str:
         if parts:
             sentences.append(f"In {precision}, at {rate:.0f} GFLOP/s: {'; '.join(parts)}.")
     return (
-        "Floor: the arithmetic of the optimised network at the rate that a matrix product of 2048x2048 reaches here. "
+        "Floor: the arithmetic of the optimized network at the rate that a matrix product of 2048x2048 reaches here. "
         + " ".join(sentences)
     )
 
@@ -144,14 +144,14 @@ def plot(results: dict[str, Any], path: Path) -> None:
     """Bars of how many times as fast as the published way each row is, one panel for each network and size."""
     cases = list(dict.fromkeys((row["network"], row["size"]) for row in results["fusions"]))
     rows = {case: [row for row in results["fusions"] if (row["network"], row["size"]) == case] for case in cases}
-    colours = {"torch eager": "#7f8fa6", "torch.compile": "#c9a227", "OpenVINO": "#2a7f62"}
+    colors = {"torch eager": "#7f8fa6", "torch.compile": "#c9a227", "OpenVINO": "#2a7f62"}
     mpl.rcParams["svg.hashsalt"] = "dmfnet-fast"
     figure = Figure(figsize=(9, 0.32 * sum(len(part) + 3 for part in rows.values())), layout="constrained")
     panels = figure.subplots(len(cases), 1, sharex=True, squeeze=False, height_ratios=[len(rows[c]) + 1 for c in cases])
     for panel, case in zip(panels[:, 0], cases, strict=True):
         names = [f"{row['way']} ({row['engine']}, {row['precision']})" for row in rows[case]]
         speeds = [1 / row["ratio"] for row in rows[case]]
-        bars = panel.barh(names, speeds, color=[colours[row["engine"]] for row in rows[case]])
+        bars = panel.barh(names, speeds, color=[colors[row["engine"]] for row in rows[case]])
         panel.bar_label(bars, [f"{row['median_ms']:.0f} ms" for row in rows[case]], padding=3, fontsize=7)
         panel.invert_yaxis()
         panel.margins(x=0.12)
@@ -173,8 +173,8 @@ def main() -> None:
     stem = f"{__version__}-{machine}"
     (RESULTS / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
     plot(results, RESULTS / f"{stem}.svg")
-    picture = f"![Times as fast as the published way](benchmarks/results/{stem}.svg)"
-    README.write_text(f"{before}{BEGIN}\n\n{picture}\n\n{table(results)}\n\n{floors(results)}\n\n{END}{after}")
+    image = f"![Times as fast as the published way](benchmarks/results/{stem}.svg)"
+    README.write_text(f"{before}{BEGIN}\n\n{image}\n\n{table(results)}\n\n{floors(results)}\n\n{END}{after}")
     print(f"benchmarks/results/{stem}.json, .svg and README.md")
 
 

@@ -2,7 +2,7 @@
 
 Run: `pytest --benchmark-only`; `make bench` keeps the results.
 
-A row is timed only if its picture is that one's, within the limits that exported networks are held to.
+A row is timed only if its image is that one's, within the limits that exported networks are held to.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.variants import (
     OURS,
     PUBLISHED,
     RefusedError,
-    Way,
+    Variant,
     exported,
     file_of,
     inputs_of,
@@ -45,7 +45,7 @@ ROUNDS = {
 }
 ROWS = [
     pytest.param(name, size, way, id=f"{name}-{size}-{way.engine}-{way.precision}-{way.name}")
-    for name, size, ways in (
+    for name, size, variants in (
         ("nano", 256, OF_STUDENT),
         ("nano", 512, OF_STUDENT),
         ("turbo", 256, ALL),
@@ -53,7 +53,7 @@ ROWS = [
         ("turbo-small", 256, OURS),
         ("base", 256, [*OURS, *CONVERTED]),
     )
-    for way in ways
+    for way in variants
 ]
 
 
@@ -89,7 +89,7 @@ def cases() -> Iterator[Cases]:
 # OpenVINO's converter uses what torch has deprecated, and warns of what is meant: one size.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize(("name", "size", "way"), ROWS)
-def test_fusion(benchmark: Any, cases: Cases, name: str, size: int, way: Way) -> None:
+def test_fusion(benchmark: Any, cases: Cases, name: str, size: int, way: Variant) -> None:
     if way.missing:
         pytest.skip(way.missing)
     # Before memory is counted: what all rows of a library share.

@@ -1,7 +1,7 @@
 """Whole fusions on a GPU, one pair at a time: `pytest --benchmark-only benchmarks/test_gpu.py`.
 
-The ways and cases of `python -m benchmarks.gpu`, which also measures batches, memory and single operations, and knows
-the floor. A row is timed only if its picture is the published way's, within the limits of its precision.
+The variants and cases of `python -m benchmarks.gpu`, which also measures batches, memory and single operations, and
+knows the floor. Variants whose output differs from the reference by more than their precision allows are not timed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu.fusions import COMPILED, IMMEDIATE, Way, start
+from benchmarks.gpu.fusions import COMPILED, IMMEDIATE, Variant, start
 from benchmarks.gpu.machine import find_machine
 from benchmarks.gpu.networks import CASES, Case, Networks, Quality
 
@@ -35,12 +35,12 @@ def networks() -> Networks:
 
 
 @pytest.mark.parametrize(("case", "way"), ROWS)
-def test_gpu_fusion(benchmark: Any, networks: Networks, case: Case, way: Way) -> None:
+def test_gpu_fusion(benchmark: Any, networks: Networks, case: Case, way: Variant) -> None:
     reference = networks.reference(case)
     networks.machine.free()
     with way.arranged():
         running = start(way, case, networks)
-        quality = Quality.of(way.precision, [running.picture()], [reference])
+        quality = Quality.of(way.precision, [running.image()], [reference])
         assert quality.within, str(quality)
 
         def fuse() -> None:

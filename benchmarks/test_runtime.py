@@ -1,7 +1,7 @@
 """What a call costs beside the network, and what the machine can do at best. Run: `pytest --benchmark-only`.
 
 Compare within one run only. The floor of a fusion is its arithmetic over the rate that `test_matmul` measures:
-1616 GFLOP for base at 256x256 (optimised), 1/43 of that for turbo and 1/424 for nano.
+1616 GFLOP for base at 256x256 (optimized), 1/43 of that for turbo and 1/424 for nano.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Nothing(Engine):
 @pytest.mark.parametrize("network", ["nano", "turbo"])
 @pytest.mark.benchmark(group=f"call, {SIZE}x{SIZE}, float32", min_rounds=8, warmup=True, warmup_iterations=1)
 def test_call(benchmark: Callable[..., Any], phantom: Phantom, network: str, what: str) -> None:
-    """The whole call with arrays in and a colour picture out, what of it is not the network, and the network."""
+    """The whole call with arrays in and a color image out, what of it is not the network, and the network."""
     with Fuser(network, precision="float32") as fuser:
         if what == "run":
             a, b = np.random.default_rng(0).uniform(-1, 1, (2, 1, 1, SIZE, SIZE)).astype(np.float32)

@@ -46,15 +46,15 @@ def make_run(data: Path, precision: Precision, init: Path | None) -> Run:
 def make_step(task: Task) -> Callable[[], float]:
     """A whole step: data, loss, gradient, clipping, update."""
     parameters = [p for p in task.network.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, 1e-4, fused=True)
+    optimizer = torch.optim.AdamW(parameters, 1e-4, fused=True)
 
     def step() -> float:
         draw = Draw(np.random.default_rng(0), torch.Generator().manual_seed(0), slice(0, BATCH))
         loss = task.loss(task.network, draw)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         return loss.item()
 
     return step

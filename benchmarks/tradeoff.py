@@ -22,7 +22,7 @@ from dmfnet_fast.errors import DMFNetError
 
 MEASURE = "objective"
 LABEL_HEIGHT = 0.035  # of the height of a panel
-COLOURS = ("#2a7f62", "#c9a227", "#3b6ea8", "#a83b5e", "#7f5fa6", "#5f8fa6", "#8f6f4f", "#4f4f4f")
+COLORS = ("#2a7f62", "#c9a227", "#3b6ea8", "#a83b5e", "#7f5fa6", "#5f8fa6", "#8f6f4f", "#4f4f4f")
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -43,27 +43,27 @@ def read_report(path: Path) -> dict[str, Any]:
 def _panel(panel: Axes, table: dict[str, Any]) -> None:
     """One modality."""
     lines: list[tuple[float, str, str]] = []
-    for row, colour in zip(table["rows"], COLOURS * len(table["rows"]), strict=False):
+    for row, color in zip(table["rows"], COLORS * len(table["rows"]), strict=False):
         estimate = row["estimates"][MEASURE]
         mean, low, high = estimate["mean"], estimate["low"], estimate["high"]
         if row["milliseconds"] is None:
-            panel.axhline(mean, color=colour, linewidth=0.8, linestyle="--")
-            lines.append((mean, row["label"], colour))
+            panel.axhline(mean, color=color, linewidth=0.8, linestyle="--")
+            lines.append((mean, row["label"], color))
             continue
-        panel.errorbar(row["milliseconds"], mean, [[mean - low], [high - mean]], fmt="o", color=colour, elinewidth=0.8)
+        panel.errorbar(row["milliseconds"], mean, [[mean - low], [high - mean]], fmt="o", color=color, elinewidth=0.8)
         panel.annotate(
             row["label"],
             (row["milliseconds"], mean),
             textcoords="offset points",
             xytext=(5, 4),
             fontsize=7,
-            color=colour,
+            color=color,
         )
     low, high = panel.get_ylim()
     place = low
-    for mean, label, colour in sorted(lines):
+    for mean, label, color in sorted(lines):
         place = max(mean, place + LABEL_HEIGHT * (high - low))  # beside its line, or above the label below
-        panel.annotate(label, (1, place), xycoords=("axes fraction", "data"), fontsize=7, color=colour, va="center")
+        panel.annotate(label, (1, place), xycoords=("axes fraction", "data"), fontsize=7, color=color, va="center")
     panel.set_title(f"{table['modality']}, {table['pairs']} pairs", loc="left", fontsize=9)
     panel.set_xscale("log")
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))

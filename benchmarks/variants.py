@@ -1,4 +1,4 @@
-"""The ways to fuse that are compared: the published one, what others could do with it, and ours step by step."""
+"""The variants to fuse that are compared: the published one, what others could do with it, and ours step by step."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def as_trained(model: Network) -> nn.Module:
 
 
 @dataclass
-class Way:
+class Variant:
     """One row of the table.
 
     Attributes:
@@ -121,7 +121,7 @@ def network(name: str) -> Network:
 
 
 def gigaflop(name: str, size: int) -> float:
-    """Multiply-adds of the optimised network, counted as two, in 10^9."""
+    """Multiply-adds of the optimized network, counted as two, in 10^9."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         shapes = interface_of(preset(name).to_dict()).shapes(1, size, size)
         inputs = {label: torch.empty(shape) for label, shape in shapes.items()}
@@ -187,7 +187,7 @@ def _rung(count: int) -> Callable[[DMFNet, int], Run]:
     return build
 
 
-def _optimised(model: Network, _: int) -> Run:
+def _optimized(model: Network, _: int) -> Run:
     return _on_arrays(inference.optimize(model, "bfloat16"))
 
 
@@ -261,26 +261,26 @@ def _openvino_on_published(hint: str) -> Callable[[DMFNet, int], Run]:
     return build
 
 
-PUBLISHED = Way("as published", "torch eager", "float32", _as_trained)
-TRAINED = Way("as trained", "torch eager", "float32", _as_trained)  # of a student
-OPTIMISED = Way("optimised", "torch eager", "bfloat16", _optimised)
+PUBLISHED = Variant("as published", "torch eager", "float32", _as_trained)
+TRAINED = Variant("as trained", "torch eager", "float32", _as_trained)  # of a student
+OPTIMISED = Variant("optimized", "torch eager", "bfloat16", _optimized)
 OPENVINO = [
-    Way("optimised", "OpenVINO", "float32", _openvino("float32"), "openvino"),
-    Way("optimised", "OpenVINO", "bfloat16", _openvino("bfloat16"), "openvino"),
-    Way("optimised, 8-bit convolutions", "OpenVINO", "int8", _openvino("int8"), "openvino"),
+    Variant("optimized", "OpenVINO", "float32", _openvino("float32"), "openvino"),
+    Variant("optimized", "OpenVINO", "bfloat16", _openvino("bfloat16"), "openvino"),
+    Variant("optimized, 8-bit convolutions", "OpenVINO", "int8", _openvino("int8"), "openvino"),
 ]
 COMPILED = [
-    Way("as published", "torch.compile", precision, _compiled(dtype))
+    Variant("as published", "torch.compile", precision, _compiled(dtype))
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
 ]
 RUNGS = [
-    Way(name, "torch eager", "float32", _rung(count))
+    Variant(name, "torch eager", "float32", _rung(count))
     for count, name in enumerate(
         ["unused tail dropped, features merged as they come", *(RUNG_NAMES[rewrite] for rewrite in inference.REWRITES)]
     )
 ]
 CONVERTED = [
-    Way("as published, in one graph", "OpenVINO", precision, _openvino_on_published(hint), "openvino")
+    Variant("as published, in one graph", "OpenVINO", precision, _openvino_on_published(hint), "openvino")
     for precision, hint in (("float32", "f32"), ("bfloat16", "bf16"))
 ]
 

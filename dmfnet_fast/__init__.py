@@ -4,10 +4,10 @@ from dmfnet_fast.errors import (
     DMFNetError,
     DMFNetWarning,
     EngineError,
+    ImageError,
     MissingExtraError,
     OutOfMemoryError,
     OutputError,
-    PictureError,
 )
 from dmfnet_fast.fuser import Fuser
 
@@ -18,9 +18,9 @@ __all__ = [
     "DMFNetWarning",
     "EngineError",
     "Fuser",
+    "ImageError",
     "MissingExtraError",
     "OutOfMemoryError",
     "OutputError",
-    "PictureError",
     "__version__",
 ]

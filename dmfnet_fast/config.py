@@ -56,7 +56,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """A plain convolutional network for the same task: no denoiser, no normalisation, no noise.
+    """A plain convolutional network for the same task: no denoiser, no normalization, no noise.
 
     It is told each pixel's interval, and what it computes is added to the brighter source moved into that.
 
@@ -99,7 +99,7 @@ def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:
     return StudentConfig(**values) if "blocks" in values else ModelConfig.from_dict(values)
 
 
-# The paper normalises 4 channels together at the base width (128 / 32); the narrower presets keep that 4
+# The paper normalizes 4 channels together at the base width (128 / 32); the narrower presets keep that 4
 # rather than the 32 groups: at C = 32 those would be single channels, whose mean the noise bias then vanishes in.
 PRESETS: dict[str, NetworkConfig] = {
     "base": ModelConfig(channels=128, norm_groups=32),

@@ -13,8 +13,8 @@ class DMFNetError(Exception):
     """Base of all errors below: the message names what is wrong and what to do."""
 
 
-class PictureError(DMFNetError, ValueError):
-    """A picture or array that cannot be fused as given."""
+class ImageError(DMFNetError, ValueError):
+    """An image or array that cannot be fused as given."""
 
 
 class EngineError(DMFNetError):

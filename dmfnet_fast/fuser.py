@@ -1,4 +1,4 @@
-"""`Fuser`: pictures in, fused pictures out, on any engine."""
+"""`Fuser`: images in, fused images out, on any engine."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from PIL import Image
 from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.engines import DEFAULT, Precision, open_engine, shipped, shipped_engine
 from dmfnet_fast.engines.network_inputs import network_inputs
-from dmfnet_fast.errors import EngineError, PictureError, memory_guard, warn
-from dmfnet_fast.images import color as colour
+from dmfnet_fast.errors import EngineError, ImageError, memory_guard, warn
+from dmfnet_fast.images import color as color
 from dmfnet_fast.images.color import DEFAULT_RULES, Canvas
-from dmfnet_fast.images.io import SMALLEST, Pixels, from_pil, read_picture, to_pil
+from dmfnet_fast.images.io import SMALLEST, Pixels, from_pil, read_image, to_pil
 from dmfnet_fast.images.padding import STRIDE
 from dmfnet_fast.images.rules import Rules
 
 Range: TypeAlias = tuple[float, float]
-Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Source"
-Batch: TypeAlias = "Sequence[Picture] | NDArray[Any]"
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Source"
+Batch: TypeAlias = "Sequence[ImageLike] | NDArray[Any]"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One picture: its pixels, its name in messages, and the kind in which a result goes back."""
+    """One image: its pixels, its name in messages, and the kind in which a result goes back."""
 
     pixels: Pixels
     name: str
@@ -42,46 +42,46 @@ class Source:
 
 def _check_array(pixels: Pixels, name: str) -> None:
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise PictureError(f"{name}: has shape {pixels.shape}; grey is H x W, colour H x W x 3")
+        raise ImageError(f"{name}: has shape {pixels.shape}; gray is H x W, color H x W x 3")
     if pixels.dtype not in (np.uint8, np.uint16) and pixels.dtype.kind != "f":
-        raise PictureError(f"{name}: has type {pixels.dtype}; use uint8, uint16 or float")
+        raise ImageError(f"{name}: has type {pixels.dtype}; use uint8, uint16 or float")
     if min(pixels.shape[:2]) < SMALLEST:
         height, width = pixels.shape[:2]
-        raise PictureError(f"{name}: is {width}x{height}; the smallest size is {SMALLEST}x{SMALLEST}")
+        raise ImageError(f"{name}: is {width}x{height}; the smallest size is {SMALLEST}x{SMALLEST}")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise PictureError(f"{name}: holds NaN or infinity; replace them before fusing")
+        raise ImageError(f"{name}: holds NaN or infinity; replace them before fusing")
 
 
-def _source(picture: Picture, name: str) -> Source:
-    if isinstance(picture, Source):
-        source = picture
-    elif isinstance(picture, str | os.PathLike):
-        name = os.fspath(picture)
-        source = Source(read_picture(picture), name, "pil")
-    elif isinstance(picture, Image.Image):
-        source = Source(from_pil(picture, name), name, "pil")
-    elif isinstance(picture, np.ndarray):
-        if isinstance(picture, np.ma.MaskedArray):
-            raise PictureError(f"{name}: is a masked array; fill the masked values first")
-        source = Source(picture.astype(picture.dtype.newbyteorder("="), copy=False), name, "array")
+def _source(image: ImageLike, name: str) -> Source:
+    if isinstance(image, Source):
+        source = image
+    elif isinstance(image, str | os.PathLike):
+        name = os.fspath(image)
+        source = Source(read_image(image), name, "pil")
+    elif isinstance(image, Image.Image):
+        source = Source(from_pil(image, name), name, "pil")
+    elif isinstance(image, np.ndarray):
+        if isinstance(image, np.ma.MaskedArray):
+            raise ImageError(f"{name}: is a masked array; fill the masked values first")
+        source = Source(image.astype(image.dtype.newbyteorder("="), copy=False), name, "array")
     else:
-        raise PictureError(f"{name}: is a {type(picture).__name__}; give a path, a PIL image or a numpy array")
+        raise ImageError(f"{name}: is a {type(image).__name__}; give a path, a PIL image or a numpy array")
     _check_array(source.pixels, source.name)
     return source
 
 
-def _is_stack(picture: NDArray[Any]) -> bool:
-    return picture.ndim == 4 or (picture.ndim == 3 and picture.shape[2] not in (1, 2, 3, 4))
+def _is_stack(image: NDArray[Any]) -> bool:
+    return image.ndim == 4 or (image.ndim == 3 and image.shape[2] not in (1, 2, 3, 4))
 
 
-def _items(pictures: Picture | Batch, name: str) -> list[Source] | None:
-    """The pictures of a batch, or None for a single one."""
-    if isinstance(pictures, np.ndarray):
-        if not _is_stack(pictures):
+def _items(images: ImageLike | Batch, name: str) -> list[Source] | None:
+    """The images of a batch, or None for a single one."""
+    if isinstance(images, np.ndarray):
+        if not _is_stack(images):
             return None
-    elif not isinstance(pictures, list | tuple):
+    elif not isinstance(images, list | tuple):
         return None
-    return [_source(picture, f"{name}[{n}]") for n, picture in enumerate(pictures)]
+    return [_source(image, f"{name}[{n}]") for n, image in enumerate(images)]
 
 
 def _ranges(stated: Range | tuple[Range | None, Range | None] | None) -> tuple[Range | None, Range | None]:
@@ -97,13 +97,13 @@ def _ranges(stated: Range | tuple[Range | None, Range | None] | None) -> tuple[R
             return first, second  # type: ignore[return-value]
         return (float(first), float(second)), (float(first), float(second))  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
-        raise PictureError(
+        raise ImageError(
             f"range {stated!r}: give (lo, hi), or ((lo, hi) or None for a, (lo, hi) or None for b)"
         ) from error
 
 
 class Fuser:
-    """Fuses registered pictures of two modalities: MRI with CT, PET or SPECT.
+    """Fuses registered images of two modalities: MRI with CT, PET or SPECT.
 
     The same input gives the same output, bit for bit, on one engine with the same thread count and batch
     shape. A Fuser may be shared by threads: calls to its engine take turns. Engine threads are the
@@ -113,18 +113,18 @@ class Fuser:
         engine: the name of a network that ships with the package ("nano", "turbo"), opened by the fastest library that
             is installed (see `info`), or an .engine file of dmfnet-export (TensorRT), an .onnx file of it (OpenVINO),
             or a .safetensors weights file (PyTorch).
-        seed: of the fixed noise that is added to every picture, 0 to 2^64 - 1, by networks that take noise.
+        seed: of the fixed noise that is added to every image, 0 to 2^64 - 1, by networks that take noise.
         device: "cpu", "cuda" or "cuda:N"; None is the first GPU for an .engine file, else the CPU.
         precision: of the arithmetic: "float32", "bfloat16", on a GPU "float16"; "auto" is bfloat16 on CPUs that
-            multiply it natively (half a grey level off on average), else float32; on a GPU it is float16 (a fifth of
-            a grey level at most, on average). An .engine file has one precision, which "auto" is, and so has an .onnx
+            multiply it natively (half a gray level off on average), else float32; on a GPU it is float16 (a fifth of
+            a gray level at most, on average). An .engine file has one precision, which "auto" is, and so has an .onnx
             file of int8.
         threads: CPU threads; None leaves the process's setting (at first one for each core).
         keep_chroma: the least part of b's chroma that every pixel keeps, 0 to 1. The fused luminance stays where that
-            much of the colour exists, so that a hot spot stays yellow on bright fat; 0 leaves the luminance to the
-            network, and colours go pale where it is bright. Hue never changes. Grey images have no such rule.
+            much of the color exists, so that a hot spot stays yellow on bright fat; 0 leaves the luminance to the
+            network, and colors go pale where it is bright. Hue never changes. Gray images have no such rule.
         allow_invention: whether a pixel may be darker or brighter than everything that both sources have in its 3x3
-            neighbourhood.
+            neighborhood.
 
     Raises:
         EngineError: the engine cannot be opened on this machine.
@@ -191,22 +191,22 @@ class Fuser:
             Fused luminance, float32 (N, 1, H, W) in [-1, 1].
 
         Raises:
-            PictureError: shapes, types or values are not as above, or the network does not take one of these.
+            ImageError: shapes, types or values are not as above, or the network does not take one of these.
             OutOfMemoryError: the images are too large for the machine.
         """
         images = {"a": a, "b": b}
         for name, image in images.items():
             if not isinstance(image, np.ndarray) or image.dtype.kind != "f":
-                raise PictureError(f"{name}: must be a float numpy array")
+                raise ImageError(f"{name}: must be a float numpy array")
             if image.ndim != 4 or image.shape[1] != 1 or not len(image):
-                raise PictureError(f"{name}: has shape {image.shape}, not (N, 1, H, W)")
+                raise ImageError(f"{name}: has shape {image.shape}, not (N, 1, H, W)")
             if any(size < SMALLEST or size % STRIDE for size in image.shape[2:]):
-                raise PictureError(
+                raise ImageError(
                     f"{name}: is {image.shape[3]}x{image.shape[2]}; width and height must be multiples of "
                     f"{STRIDE}, at least {SMALLEST} (fuse() takes any size)"
                 )
         if a.shape != b.shape:
-            raise PictureError(f"a has shape {a.shape}, b {b.shape}: they must be equal")
+            raise ImageError(f"a has shape {a.shape}, b {b.shape}: they must be equal")
         interface = self._engine.interface
         pairs, _, height, width = a.shape
         shapes = interface.shapes(pairs, height, width)
@@ -215,17 +215,17 @@ class Fuser:
             if array is None:
                 continue
             if name not in shapes:
-                raise PictureError(f"{name}: {self._path.name} takes none")
+                raise ImageError(f"{name}: {self._path.name} takes none")
             if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.shape != shapes[name]:
-                raise PictureError(f"{name}: must be a float array of shape {shapes[name]}")
+                raise ImageError(f"{name}: must be a float array of shape {shapes[name]}")
             images[name] = array
         for name, array in images.items():
             finite = np.isfinite(array).all()
             if name == "noise" and not finite:
-                raise PictureError("noise: holds NaN or infinity")
-            # The tolerance admits rounding, not pictures in 0..255.
+                raise ImageError("noise: holds NaN or infinity")
+            # The tolerance admits rounding, not images in 0..255.
             if name != "noise" and not (finite and np.abs(array).max() <= 1.0 + 1e-3):
-                raise PictureError(f"{name}: values must be finite and lie in [-1, 1]")
+                raise ImageError(f"{name}: values must be finite and lie in [-1, 1]")
         if interface.timesteps and noise is None:
             images["noise"] = fusion_noise(self._seed, height, width, interface.timesteps)
         if interface.interval and interval is None:
@@ -241,18 +241,18 @@ class Fuser:
 
     def fuse(
         self,
-        a: Picture | Batch,
-        b: Picture | Batch,
+        a: ImageLike | Batch,
+        b: ImageLike | Batch,
         *,
         range: Range | tuple[Range | None, Range | None] | None = None,  # noqa: A002
     ) -> Any:
-        """Fuse pictures: the luminance of both, the colours of `b`.
+        """Fuse images: the luminance of both, the colors of `b`.
 
         Args:
-            a: the anatomical picture (MRI): a path, a PIL image, or an array H x W or H x W x 3 of uint8,
+            a: the anatomical image (MRI): a path, a PIL image, or an array H x W or H x W x 3 of uint8,
                 uint16 or float. A list of those, or a stack N x H x W (x 3), is a batch.
             b: the other modality, of the same size. As many as `a`.
-            range: values that mean black and white in 16-bit and float pictures, (lo, hi) for both or one
+            range: values that mean black and white in 16-bit and float images, (lo, hi) for both or one
                 pair (or None) for each of a and b. uint8 is always 0..255; without a range float means 0..1,
                 and 16-bit data that ends below 32768 is taken as n-bit data, with a warning.
 
@@ -261,23 +261,23 @@ class Fuser:
             a list for a list, a stack for a stack.
 
         Raises:
-            PictureError: a picture cannot be read or fused; names it and says what to do.
-            OutOfMemoryError: the pictures are too large for the machine.
+            ImageError: an image cannot be read or fused; names it and says what to do.
+            OutOfMemoryError: the images are too large for the machine.
         """
         sources_a, sources_b = _items(a, "a"), _items(b, "b")
         if (sources_a is None) != (sources_b is None):
-            raise PictureError("a is one picture and b is a batch, or the other way round: give two of a kind")
+            raise ImageError("a is one image and b is a batch, or the other way round: give two of a kind")
         single = sources_a is None or sources_b is None
         if sources_a is None or sources_b is None:
             sources_a, sources_b = [_source(a, "a")], [_source(b, "b")]  # type: ignore[arg-type]
         if len(sources_a) != len(sources_b):
-            raise PictureError(f"a has {len(sources_a)} pictures, b {len(sources_b)}: they are fused in pairs")
+            raise ImageError(f"a has {len(sources_a)} images, b {len(sources_b)}: they are fused in pairs")
         if not sources_a:
-            raise PictureError("a and b are empty: nothing to fuse")
+            raise ImageError("a and b are empty: nothing to fuse")
 
         stated = _ranges(range)
         if range is not None and all(s.pixels.dtype == np.uint8 for s in sources_a + sources_b):
-            warn("range is not used: 8-bit pictures always mean 0..255")
+            warn("range is not used: 8-bit images always mean 0..255")
         fused = self._fuse_sources(sources_a, sources_b, stated)
         if single:
             return fused[0]
@@ -286,17 +286,17 @@ class Fuser:
     def _fuse_sources(
         self, sources_a: list[Source], sources_b: list[Source], stated: tuple[Range | None, Range | None]
     ) -> list[Any]:
-        """Results in the order given; pictures of one size share the engine's batches."""
+        """Results in the order given; images of one size share the engine's batches."""
         groups: dict[Hashable, list[int]] = {}
         values: list[tuple[Range, Range]] = []
         for index, (a, b) in enumerate(zip(sources_a, sources_b, strict=True)):
             if a.pixels.shape[:2] != b.pixels.shape[:2]:
                 sizes = [f"{s.name} is {s.pixels.shape[1]}x{s.pixels.shape[0]}" for s in (a, b)]
-                raise PictureError(f"{sizes[0]}, {sizes[1]}: register them to one size first")
-            if colour.is_colour(a.pixels) and not colour.is_colour(b.pixels):
-                warn(f"{a.name} is in colour and {b.name} is grey: are they swapped? The MRI comes first")
-            values_a = a.values or colour.value_range(a.pixels, stated[0], a.name)
-            values.append((values_a, b.values or colour.value_range(b.pixels, stated[1], b.name)))
+                raise ImageError(f"{sizes[0]}, {sizes[1]}: register them to one size first")
+            if color.is_color(a.pixels) and not color.is_color(b.pixels):
+                warn(f"{a.name} is in color and {b.name} is gray: are they swapped? The MRI comes first")
+            values_a = a.values or color.value_range(a.pixels, stated[0], a.name)
+            values.append((values_a, b.values or color.value_range(b.pixels, stated[1], b.name)))
             # An engine that takes pixels wants them of one shape; the others get luminances, whatever the images are.
             kind = b.pixels.ndim if self._engine_alone(a.pixels, b.pixels) else 0
             groups.setdefault((a.pixels.shape[:2], kind), []).append(index)
@@ -315,7 +315,7 @@ class Fuser:
     ) -> Sequence[Pixels] | NDArray[np.uint8]:
         """Pairs of one size, all of which the engine can fuse alone or none; then Canvas is around it."""
         if self._engine_alone(*images[0]):
-            a, b = np.stack([colour.luminance(a) for a, _ in images]), np.stack([b for _, b in images])
+            a, b = np.stack([color.luminance(a) for a, _ in images]), np.stack([b for _, b in images])
             with self._lock, self._memory_for(*a.shape):
                 return self._engine.fuse_pixels(a, b, self._rules, self._seed)
         canvases = [Canvas(*pair, *ranges, self._rules) for pair, ranges in zip(images, values, strict=True)]
@@ -329,7 +329,7 @@ class Fuser:
         return self._engine.takes_pixels and eight_bit and all(s >= SMALLEST and s % STRIDE == 0 for s in a.shape[:2])
 
     def _memory_for(self, pairs: int, height: int, width: int) -> AbstractContextManager[None]:
-        return memory_guard(f"{width}x{height} in a batch of {pairs} does not fit; use smaller pictures")
+        return memory_guard(f"{width}x{height} in a batch of {pairs} does not fit; use smaller images")
 
     def close(self) -> None:
         """Free the engine. A closed Fuser cannot run; closing twice does no harm."""

@@ -15,15 +15,15 @@ Modality = Literal["CT", "PET", "SPECT"]
 MODALITIES: tuple[Modality, ...] = ("CT", "PET", "SPECT")
 Field = NDArray[np.float64]
 
-# Grey level of each tissue by modality, 0..1, in the style of a T2-weighted MRI, a bone-windowed CT and
+# Gray level of each tissue by modality, 0..1, in the style of a T2-weighted MRI, a bone-windowed CT and
 # tracer uptake, in the order of TISSUES.
-TISSUES = ("scalp", "bone", "fluid", "grey matter", "white matter", "deep nuclei", "lesion")
+TISSUES = ("scalp", "bone", "fluid", "gray matter", "white matter", "deep nuclei", "lesion")
 _MRI = np.array([0.62, 0.06, 0.92, 0.55, 0.36, 0.45, 0.80])
 _CT = np.array([0.22, 1.00, 0.16, 0.34, 0.30, 0.35, 0.46])
 _PET = np.array([0.12, 0.03, 0.04, 0.85, 0.34, 0.80, 1.00])
 _SPECT = np.array([0.08, 0.02, 0.03, 0.80, 0.30, 0.72, 0.15])
 
-# Colour scales as (position, red, green, blue): a glowing-metal one and a rainbow.
+# Color scales as (position, red, green, blue): a glowing-metal one and a rainbow.
 _HOT = np.array([[0, 0, 0, 0], [0.35, 0.75, 0, 0], [0.7, 1, 0.65, 0], [1, 1, 1, 0.85]])
 _RAINBOW = np.array(
     [[0, 0, 0, 0], [0.15, 0.1, 0, 0.5], [0.35, 0, 0.35, 1], [0.55, 0, 0.85, 0.45], [0.75, 1, 0.9, 0], [1, 1, 0.1, 0]]
@@ -40,7 +40,7 @@ class Phantom:
     spect: NDArray[np.uint8]
 
     def other(self, modality: Modality) -> NDArray[np.uint8]:
-        """The picture that is fused with the MRI."""
+        """The image that is fused with the MRI."""
         return {"CT": self.ct, "PET": self.pet, "SPECT": self.spect}[modality]
 
 
@@ -124,14 +124,14 @@ def _tissues(random: np.random.Generator, size: int) -> Field:
     return tissues
 
 
-def _grey(field: Field) -> NDArray[np.uint8]:
+def _gray(field: Field) -> NDArray[np.uint8]:
     return np.rint(255 * field.clip(0, 1)).astype(np.uint8)
 
 
-def _colours(field: Field, scale: Field) -> NDArray[np.uint8]:
+def _colors(field: Field, scale: Field) -> NDArray[np.uint8]:
     field = field.clip(0, 1)
     channels = [np.interp(field, scale[:, 0], scale[:, 1 + n]) for n in range(3)]
-    return _grey(np.stack(channels, axis=-1))
+    return _gray(np.stack(channels, axis=-1))
 
 
 def make_phantom(seed: int = 0, size: int = 256) -> Phantom:
@@ -162,5 +162,5 @@ def make_phantom(seed: int = 0, size: int = 256) -> Phantom:
     spect = _blur(appearance(_SPECT) * regions, size / 50)
     # Blurring by Fourier transform leaves 1e-16 of ringing in the air; a scanner's background is zero.
     return Phantom(
-        mri=_grey(mri), ct=_grey(ct), pet=_colours(pet - 0.02, _HOT), spect=_colours(1.15 * (spect - 0.02), _RAINBOW)
+        mri=_gray(mri), ct=_gray(ct), pet=_colors(pet - 0.02, _HOT), spect=_colors(1.15 * (spect - 0.02), _RAINBOW)
     )

@@ -1,4 +1,4 @@
-"""From the optimised graph to engine files."""
+"""From the optimized graph to engine files."""
 
 # Other distributions also use this name; this tells ours.
 OWNER = "dmfnet-fast"

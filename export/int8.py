@@ -1,7 +1,7 @@
-"""Convolutions in 8 bits: quantised after training, by NNCF, with ranges from made-up or given pairs.
+"""Convolutions in 8 bits: quantized after training, by NNCF, with ranges from made-up or given pairs.
 
-Quantised are the 3x3 convolutions of the denoiser's blocks, which follow a GroupNorm and SiLU, or those of a student's.
-Unless asked for, the first and the last block are not: at full size their steps show in the picture (turbo: 2.8% more
+Quantized are the 3x3 convolutions of the denoiser's blocks, which follow a GroupNorm and SiLU, or those of a student's.
+Unless asked for, the first and the last block are not: at full size their steps show in the image (turbo: 2.8% more
 objective with both in 8 bits, 1.6% without; nano, with ranges from phantoms, 32 dB against 38 dB at worst). All else
 stays in floating point, for what it costs or because it gains nothing.
 """
@@ -20,27 +20,27 @@ import numpy as np
 
 from dmfnet_fast.artifacts.interface import Interface
 from dmfnet_fast.artifacts.parity import Reference
-from dmfnet_fast.errors import PictureError, require
+from dmfnet_fast.errors import ImageError, require
 from dmfnet_fast.evaluation.dataset import find_pairs
 from dmfnet_fast.images.color import to_luminance8
 from dmfnet_fast.images.io import SMALLEST
 from dmfnet_fast.images.padding import STRIDE
 from dmfnet_fast.phantom import MODALITIES, make_phantom
-from export.verify import Grey, Report
+from export.verify import Gray, Report
 
 EVERY_BLOCK = re.compile(r"denoiser\.(downs|mid|ups)\.\d+\.(conv1|conv2|conv_x|conv_skip)\.weight")
 INNER_BLOCKS = re.compile(rf"(?!denoiser\.(downs\.0|ups\.16)\.){EVERY_BLOCK.pattern}")
 WHOLE_STUDENT = re.compile(r"(first|last|blocks\.\d+\.[02])\.weight")
 PAIRS = 8  # of each modality
 SIZE = 128  # of phantoms
-LARGEST = 256  # height and width that are taken from the middle of a given picture; more takes much memory
+LARGEST = 256  # height and width that are taken from the middle of a given image; more takes much memory
 # Scans have outliers that spread ranges: with none left out the objective changes by up to 4.6%, with these by 1%.
 # Phantoms have none, and leaving out would cut the largest values of scans.
 OUTLIERS, OUTLIERS_OF_PHANTOMS = 1e-4, 0.0
 FIRST_SEED = 1000  # of phantoms; those that exports are verified with begin at 0
 
 
-def calibration_phantoms() -> list[tuple[Grey, Grey]]:
+def calibration_phantoms() -> list[tuple[Gray, Gray]]:
     """Luminances (H, W) of made-up heads, MRI and each of the other modalities."""
     pairs = []
     for n in range(PAIRS):
@@ -50,30 +50,30 @@ def calibration_phantoms() -> list[tuple[Grey, Grey]]:
     return pairs
 
 
-def _middle(image: Grey) -> Grey:
+def _middle(image: Gray) -> Gray:
     """The middle of an image, of the largest size that the network takes, at most LARGEST."""
     height, width = (min(size // STRIDE * STRIDE, LARGEST) for size in image.shape)
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
 
 
-def calibration_pairs(folder: Path) -> list[tuple[Grey, Grey]]:
+def calibration_pairs(folder: Path) -> list[tuple[Gray, Gray]]:
     """Luminances (H, W) of some pairs of each modality in `folder/train`, the layout that training reads.
 
     Raises:
-        PictureError: there are no pairs, or pictures are unpaired, unreadable, of different sizes or too small.
+        ImageError: there are no pairs, or images are unpaired, unreadable, of different sizes or too small.
     """
     pairs, problems = find_pairs(folder, "train")
     if problems:
-        raise PictureError(problems[0])
+        raise ImageError(problems[0])
     found = []
     for modality in dict.fromkeys(pair.modality for pair in pairs):
         files = [pair for pair in pairs if pair.modality == modality]
-        # Neighbouring slices look alike: every so many-th.
+        # Neighboring slices look alike: every so many-th.
         for n in sorted({n * len(files) // PAIRS for n in range(PAIRS)}):
-            a, b = files[n].read().greys
+            a, b = files[n].read().grays
             if min(a.shape) < SMALLEST:
-                raise PictureError(
+                raise ImageError(
                     f"{files[n].a}: is {a.shape[1]}x{a.shape[0]}; the smallest size is {SMALLEST}x{SMALLEST}"
                 )
             found.append((_middle(a), _middle(b)))
@@ -121,7 +121,7 @@ def quantize(
     proto: Any,
     quantized: re.Pattern[str],
     interface: Interface,
-    pairs: list[tuple[Grey, Grey]],
+    pairs: list[tuple[Gray, Gray]],
     outliers: float,
     report: Report,
 ) -> Any:

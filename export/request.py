@@ -166,7 +166,7 @@ def make_request(
     if kind == "int8" and (target != "onnx" or server is not None):
         raise RequestError("--int8 is for --target onnx without --triton-server: OpenVINO alone runs such files")
     if calibrate is not None and kind != "int8":
-        raise RequestError("--calibrate is for --int8: no other precision needs pictures")
+        raise RequestError("--calibrate is for --int8: no other precision needs images")
     if every_block and kind != "int8":
         raise RequestError("--every-block is for --int8: in other precisions all blocks are alike")
     if calibrate is not None and not calibrate.is_dir():

@@ -31,7 +31,7 @@ instance_group [ {{ count: 1 kind: {kind} }} ]
 {batching}{parameters}
 model_warmup [
   {{
-    name: "black pictures"
+    name: "black images"
     batch_size: 1
 {warm_up}
   }}
@@ -39,7 +39,7 @@ model_warmup [
 """
 _INTERVAL = """\
 # `interval` are the least and the greatest luminance that each pixel may have, 2 x {height} x {width} (see
-# dmfnet_fast.images.color.Canvas, which also puts the colours back); -1 and 1 allow all.
+# dmfnet_fast.images.color.Canvas, which also puts the colors back); -1 and 1 allow all.
 """
 
 

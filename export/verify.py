@@ -22,14 +22,14 @@ from dmfnet_fast.errors import EngineError
 from dmfnet_fast.images.color import to_luminance8
 from dmfnet_fast.phantom import make_phantom
 
-Grey: TypeAlias = NDArray[np.uint8]
+Gray: TypeAlias = NDArray[np.uint8]
 Report: TypeAlias = Callable[[float], None]
 
 STANDARD_SHAPES: tuple[Shape, ...] = ((2, 64, 96), (1, 128, 128), (1, 256, 256))
 LARGEST_HALF = 65504.0
 
 
-def phantom_pairs(shape: Shape) -> tuple[Grey, Grey]:
+def phantom_pairs(shape: Shape) -> tuple[Gray, Gray]:
     """Luminances of made-up heads, MRI and PET, cut from the middle of larger squares."""
     n, height, width = shape
     size = max(height, width)
@@ -40,8 +40,8 @@ def phantom_pairs(shape: Shape) -> tuple[Grey, Grey]:
     return np.stack([head.mri[part] for head in heads]), np.stack(b)
 
 
-def _extremes(height: int, width: int) -> tuple[Grey, Grey]:
-    """Black, grey, full contrast in lines and in halves, and saturated heads: five pairs."""
+def _extremes(height: int, width: int) -> tuple[Gray, Gray]:
+    """Black, gray, full contrast in lines and in halves, and saturated heads: five pairs."""
     black, white = np.zeros((height, width), np.uint8), np.full((height, width), 255, np.uint8)
     lines, halves = black.copy(), black.copy()
     lines[::2] = 255
@@ -53,7 +53,7 @@ def _extremes(height: int, width: int) -> tuple[Grey, Grey]:
     return np.stack(a), np.stack(b)
 
 
-def pairs_to_check(shapes: Sequence[Shape], most_pairs: int | None = None) -> list[tuple[Grey, Grey]]:
+def pairs_to_check(shapes: Sequence[Shape], most_pairs: int | None = None) -> list[tuple[Gray, Gray]]:
     """Phantom pairs of each shape, and, of the first shape's size, extreme ones.
 
     `most_pairs`, if given, is what the engine takes at once: the extreme pairs come in batches of that many.
@@ -69,7 +69,7 @@ def _nothing(_: float) -> None:
 
 
 def references(
-    model: Any, pairs: Sequence[tuple[Grey, Grey]], report: Report = _nothing
+    model: Any, pairs: Sequence[tuple[Gray, Gray]], report: Report = _nothing
 ) -> tuple[list[Reference], float]:
     """What `model`, as trained and on a CPU, makes of the pairs; and its largest activation, a magnitude.
 
@@ -115,7 +115,7 @@ def on_onnx_runtime(proto: bytes, precision: str, wanted: Sequence[Reference], r
         for reference in wanted:
             given = reference.inputs
             fused.append(session.run(None, {name: given[name] for name in names})[0])
-            report(sum(picture.size for picture in fused) / sum(r.fused.size for r in wanted))
+            report(sum(image.size for image in fused) / sum(r.fused.size for r in wanted))
     except Exception as error:  # its exceptions have no common class
         raise EngineError(f"ONNX Runtime cannot run the exported network: {error}; upgrade onnxruntime") from error
     return compare_with("ONNX Runtime", precision, fused, wanted)

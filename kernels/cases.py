@@ -1,6 +1,6 @@
 """Inputs for every operation: those that the network gives it, and odd ones. For tests, reports and benchmarks.
 
-Shapes are those of the optimised network with all passes of a pair in one batch, two for each timestep; a test compares
+Shapes are those of the optimized network with all passes of a pair in one batch, two for each timestep; a test compares
 them with it.
 """
 
@@ -337,7 +337,7 @@ def changed(n: int, height: int, width: int, factor: int = 2) -> Case:
 def network_cases(
     channels: int, groups: int, height: int, width: int, pairs: int = 1, steps: int = 3, noise: bool = True
 ) -> Iterator[Case]:
-    """Every call that the optimised network of `channels` and `groups` makes, some more than once.
+    """Every call that the optimized network of `channels` and `groups` makes, some more than once.
 
     `steps`: its timesteps; `noise`: whether it takes noise.
     """

@@ -57,7 +57,7 @@ class Signature:
 
 
 def signature_of(launch: Launch) -> Signature:
-    """The signature by the rules that Triton follows when it launches: see its documentation of specialisation.
+    """The signature by the rules that Triton follows when it launches: see its documentation of specialization.
 
     Memory is taken to be aligned, as PyTorch allocates it; an integer 1, None and tl.constexpr are constants.
     """

@@ -173,7 +173,7 @@ def convolution_kernel(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,  # output channels of a program
 ):
-    """Program (tile of neighbouring pixels, block of output channels, image)."""
+    """Program (tile of neighboring pixels, block of output channels, image)."""
     n = tl.program_id(2).to(tl.int64)
     pixels = height * width
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)

@@ -21,7 +21,7 @@ FEWEST_PIXELS = 32
 
 
 def pixels_of_part(pixels: int) -> int:
-    """Neighbouring pixels whose statistics are one part: at least 32, and so many that there are at most 512 parts."""
+    """Neighboring pixels whose statistics are one part: at least 32, and so many that there are at most 512 parts."""
     return max(FEWEST_PIXELS, triton.next_power_of_2(triton.cdiv(pixels, MOST_PARTS)))
 
 

@@ -36,7 +36,7 @@ def reference(
             spares the kernel a pass. The reference takes no notice of them.
         skip: (N, C2, H, W), or None.
         noise_bias: (R, C) float32, C = C1 + C2, R a divisor of N: row r for the r-th part of the batch. Or None.
-        weight, bias: of the normalisation, (C,).
+        weight, bias: of the normalization, (C,).
         groups: into which the C channels are divided.
         eps: added to the variance.
         silu: False leaves the SiLU out.
@@ -154,7 +154,7 @@ def _moments_of(
 
 
 @triton.jit
-def _normalise(
+def _normalize(
     source,  # (N, pixels, own): the channels from `first` on
     statistics,  # (N, parts, 2, own) float32, or None where there are moments
     moments,  # (N, 2, C) float32, or None
@@ -217,7 +217,7 @@ def _normalise(
 
 
 @triton.jit
-def normalise_kernel(
+def normalize_kernel(
     x,  # (N, pixels, C1)
     skip,  # (N, pixels, C2), or None
     x_statistics,  # (N, parts, 2, C1) float32; None where there are moments, as all that they were made of
@@ -245,7 +245,7 @@ def normalise_kernel(
     block = tl.program_id(2)
     of_x = tl.cdiv(x_channels, CHANNELS)
     if skip is None or block < of_x:
-        _normalise(
+        _normalize(
             x,
             x_statistics,
             moments,
@@ -269,7 +269,7 @@ def normalise_kernel(
             CHANNELS,
         )
     else:
-        _normalise(
+        _normalize(
             skip,
             skip_statistics,
             moments,
@@ -325,7 +325,7 @@ def plan(
     skip_channels = 0 if skip is None else skip.shape[1]
     channels, pixels, parts = x_channels + skip_channels, height * width, x_statistics.shape[1]
     out = launch.new_feature_map((n, channels, height, width), x)
-    tile = tiles_of(x).normalise
+    tile = tiles_of(x).normalize
     block = min(tile.channels, triton.next_power_of_2(x_channels))
     blocks = triton.cdiv(x_channels, block) + triton.cdiv(skip_channels, block)
     group = channels // groups
@@ -352,7 +352,7 @@ def plan(
         of_moments, constants = dict.fromkeys(of_moments), dict.fromkeys(constants)
     launches.append(
         Launch(
-            normalise_kernel,
+            normalize_kernel,
             (triton.cdiv(pixels, tile.pixels), n, blocks),
             {"x": x, "skip": skip, **sizes, **of_moments, "moments": moments, "bias": bias, "out": out},
             {**constants, "SILU": silu, "PIXELS": tile.pixels, "CHANNELS": block},

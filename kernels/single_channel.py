@@ -64,7 +64,7 @@ def first_kernel(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Program (tile of neighbouring pixels, block of channels, image)."""
+    """Program (tile of neighboring pixels, block of channels, image)."""
     n = tl.program_id(2).to(tl.int64)
     pixels = height * width
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
@@ -97,7 +97,7 @@ def head_kernel(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Program (tile of neighbouring pixels, image)."""
+    """Program (tile of neighboring pixels, image)."""
     n = tl.program_id(1).to(tl.int64)
     pixels = height * width
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)

@@ -63,7 +63,7 @@ class Tiles:
 
     Attributes:
         epilogue: of a convolution; also of the statistics alone.
-        normalise: GroupNorm and SiLU applied.
+        normalize: GroupNorm and SiLU applied.
         pool: of the fusion gate's pass over x + y, for this many channels; with others more or fewer pixels.
         spatial: pixels of the fusion gate's 7x7 convolution.
         gate: of the fusion gate's last pass; the pixels are a square.
@@ -75,7 +75,7 @@ class Tiles:
     """
 
     epilogue: Tile = Tile(32, 64)
-    normalise: Tile = Tile(32, 64)
+    normalize: Tile = Tile(32, 64)
     pool: Tile = Tile(16, 128)
     spatial: Tile = Tile(128, 1)
     gate: Tile = Tile(64, 32)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.commands.convert import main as convert
-from dmfnet_fast.images.io import write_picture
+from dmfnet_fast.images.io import write_image
 from dmfnet_fast.model import DMFNet, preset, save_model
 from dmfnet_fast.phantom import Phantom, make_phantom
 from tests.synthetic_weights import GOLDEN, rule_tensor
@@ -48,7 +48,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained tiny network: what a test needs that does not look at the picture."""
+    """An untrained tiny network: what a test needs that does not look at the image."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_model(DMFNet(preset("tiny")), path)
@@ -69,8 +69,8 @@ def phantom() -> Phantom:
 def pair(tmp_path: Path, phantom: Phantom) -> tuple[Path, Path]:
     """An MRI and a PET file of 64x64."""
     a, b = tmp_path / "mri.png", tmp_path / "pet.png"
-    write_picture(a, phantom.mri)
-    write_picture(b, phantom.pet)
+    write_image(a, phantom.mri)
+    write_image(b, phantom.pet)
     return a, b
 
 

@@ -52,7 +52,7 @@ def golden_model() -> DMFNet:
 
 
 def model_by_rule(config: ModelConfig | StudentConfig) -> Network:
-    """A network whose weights are made as the golden ones are: livelier than a fresh one's, whose picture is flat."""
+    """A network whose weights are made as the golden ones are: livelier than a fresh one's, whose image is flat."""
     model = network_of(config)
     names = {name: name.split(".", 1)[1] if isinstance(model, DMFNet) else name for name in model.state_dict()}
     model.load_state_dict({name: rule_tensor(names[name], t.shape) for name, t in model.state_dict().items()})

@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dmfnet_fast import DMFNetWarning, EngineError, Fuser, MissingExtraError, OutOfMemoryError, PictureError
+from dmfnet_fast import DMFNetWarning, EngineError, Fuser, ImageError, MissingExtraError, OutOfMemoryError
 from dmfnet_fast import errors as errors_module
 from dmfnet_fast import fuser as fuser_module
 from dmfnet_fast.artifacts.interface import Interface
 from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.engines.base import Engine
-from dmfnet_fast.images.io import write_picture
+from dmfnet_fast.images.io import write_image
 from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.model import Student, StudentConfig, load_model, save_model
 from dmfnet_fast.phantom import Phantom, make_phantom
@@ -85,15 +85,15 @@ def test_run_of_a_network_with_an_interval(student_weights: Path) -> None:
         np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
         assert (result >= interval[:, :1] - 1e-6).all()
         np.testing.assert_allclose(fuser.run(a, b), free, rtol=0, atol=1e-5)
-        with pytest.raises(PictureError, match=r"noise: student\.safetensors takes none"):
+        with pytest.raises(ImageError, match=r"noise: student\.safetensors takes none"):
             fuser.run(a, b, noise=np.zeros((1, 2, 64, 80), np.float32))
-        with pytest.raises(PictureError, match=r"interval: must be a float array of shape \(2, 2, 64, 80\)"):
+        with pytest.raises(ImageError, match=r"interval: must be a float array of shape \(2, 2, 64, 80\)"):
             fuser.run(a, b, interval=interval[:, :1])
 
 
 @pytest.mark.parametrize("weights", ["tiny_weights", "student_weights"])
 def test_rules_hold(weights: str, phantom: Phantom, request: pytest.FixtureRequest) -> None:
-    """For networks that know them and for those that do not: a hot spot keeps its colour on white."""
+    """For networks that know them and for those that do not: a hot spot keeps its color on white."""
     hot = np.zeros((64, 64, 3), np.uint8)
     hot[20:40, 20:40] = 255, 255, 0
     white = np.full((64, 64), 255, np.uint8)
@@ -105,15 +105,15 @@ def test_rules_hold(weights: str, phantom: Phantom, request: pytest.FixtureReque
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
-@pytest.mark.parametrize("colour", [False, True])
-def test_arrays_come_back_in_kind(fuser: Fuser, phantom: Phantom, dtype: Any, colour: bool) -> None:
+@pytest.mark.parametrize("color", [False, True])
+def test_arrays_come_back_in_kind(fuser: Fuser, phantom: Phantom, dtype: Any, color: bool) -> None:
     scale = {np.uint8: 1, np.uint16: 257}.get(dtype, 1 / 255)
-    b = (phantom.pet if colour else phantom.ct) * np.float64(scale)
+    b = (phantom.pet if color else phantom.ct) * np.float64(scale)
     result = fuser.fuse(phantom.mri, b.astype(dtype))
     assert result.dtype == dtype
     assert result.shape == b.shape
-    reference = fuser.fuse(phantom.mri, phantom.pet if colour else phantom.ct)
-    # Of the 8-bit picture b's luminance, the fused one, and the channels are rounded.
+    reference = fuser.fuse(phantom.mri, phantom.pet if color else phantom.ct)
+    # Of the 8-bit image b's luminance, the fused one, and the channels are rounded.
     assert np.abs(result / scale - reference).max() <= 2
 
 
@@ -129,7 +129,7 @@ def test_pil_and_paths(fuser: Fuser, phantom: Phantom, pair: tuple[Path, Path]) 
 
 
 def test_16_bit_path_gives_16_bit_pil(fuser: Fuser, phantom: Phantom, tmp_path: Path) -> None:
-    write_picture(tmp_path / "ct.png", phantom.ct.astype(np.uint16) * 257)
+    write_image(tmp_path / "ct.png", phantom.ct.astype(np.uint16) * 257)
     result = fuser.fuse(phantom.mri, tmp_path / "ct.png")
     assert result.mode == "I;16"
     assert np.abs(np.asarray(result) / 257 - fuser.fuse(phantom.mri, phantom.ct)).max() <= 1.5
@@ -154,7 +154,7 @@ def test_unused_range_is_said(fuser: Fuser, phantom: Phantom) -> None:
 
 @pytest.mark.parametrize("stated", [5, (1,), (0, 1, 2), ("a", "b"), (None, 5), ((0, 1), 5)])
 def test_malformed_range(fuser: Fuser, phantom: Phantom, stated: Any) -> None:
-    with pytest.raises(PictureError, match="range"):
+    with pytest.raises(ImageError, match="range"):
         fuser.fuse(phantom.mri, phantom.ct, range=stated)
 
 
@@ -207,36 +207,36 @@ def test_swapped_modalities_are_said(fuser: Fuser, phantom: Phantom) -> None:
         fuser.fuse(phantom.pet, phantom.mri)
 
 
-GREY = np.zeros((64, 64), np.uint8)
+GRAY = np.zeros((64, 64), np.uint8)
 
 
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (GREY, np.zeros((64, 80), np.uint8), "a is 64x64, b is 80x64"),
+        (GRAY, np.zeros((64, 80), np.uint8), "a is 64x64, b is 80x64"),
         (np.zeros((63, 64), np.uint8), np.zeros((63, 64), np.uint8), "a: is 64x63; the smallest size is 64x64"),
-        (GREY, np.full((64, 64), np.nan), "b: holds NaN"),
-        (np.full((64, 64), np.inf, np.float32), GREY, "a: holds NaN or infinity"),
-        (np.full((64, 64), 255.0), GREY, "a: float values from 255 to 255"),
-        (np.zeros(64, np.uint8), GREY, r"a: has shape \(64,\)"),
-        (GREY, np.zeros((64, 64, 4), np.uint8), r"b: has shape \(64, 64, 4\)"),
-        (GREY, np.zeros((64, 64, 1), np.uint8), r"b: has shape \(64, 64, 1\)"),
-        (np.zeros((1, 1, 64, 64, 3), np.uint8), GREY, "shape"),
-        (GREY.astype(np.int16), GREY, "a: has type int16"),
-        (GREY.astype(complex), GREY, "a: has type complex128"),
-        (GREY, np.ma.masked_array(GREY), "b: is a masked array"),
-        (GREY, "a\0b.png", "no possible file name"),
-        (GREY, 5, "b: is a int"),
-        (GREY, None, "b: is a NoneType"),
-        (GREY, "missing.png", "missing.png: no such file"),
-        ([GREY], GREY, "one picture"),
-        ([GREY], [GREY, GREY], "a has 1 pictures, b 2"),
+        (GRAY, np.full((64, 64), np.nan), "b: holds NaN"),
+        (np.full((64, 64), np.inf, np.float32), GRAY, "a: holds NaN or infinity"),
+        (np.full((64, 64), 255.0), GRAY, "a: float values from 255 to 255"),
+        (np.zeros(64, np.uint8), GRAY, r"a: has shape \(64,\)"),
+        (GRAY, np.zeros((64, 64, 4), np.uint8), r"b: has shape \(64, 64, 4\)"),
+        (GRAY, np.zeros((64, 64, 1), np.uint8), r"b: has shape \(64, 64, 1\)"),
+        (np.zeros((1, 1, 64, 64, 3), np.uint8), GRAY, "shape"),
+        (GRAY.astype(np.int16), GRAY, "a: has type int16"),
+        (GRAY.astype(complex), GRAY, "a: has type complex128"),
+        (GRAY, np.ma.masked_array(GRAY), "b: is a masked array"),
+        (GRAY, "a\0b.png", "no possible file name"),
+        (GRAY, 5, "b: is a int"),
+        (GRAY, None, "b: is a NoneType"),
+        (GRAY, "missing.png", "missing.png: no such file"),
+        ([GRAY], GRAY, "one image"),
+        ([GRAY], [GRAY, GRAY], "a has 1 images, b 2"),
         ([], [], "empty"),
-        ([GREY, GREY[:60]], [GREY, GREY[:60]], r"a\[1\]: is 64x60"),
+        ([GRAY, GRAY[:60]], [GRAY, GRAY[:60]], r"a\[1\]: is 64x60"),
     ],
 )
-def test_unfit_pictures(fuser: Fuser, a: Any, b: Any, message: str) -> None:
-    with pytest.raises(PictureError, match=message):
+def test_unfit_images(fuser: Fuser, a: Any, b: Any, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
         fuser.fuse(a, b)
 
 
@@ -259,7 +259,7 @@ LUMINANCE = np.zeros((1, 1, 64, 64), np.float32)
     ],
 )
 def test_unfit_luminances(fuser: Fuser, a: Any, b: Any, noise: Any, message: str) -> None:
-    with pytest.raises(PictureError, match=message):
+    with pytest.raises(ImageError, match=message):
         fuser.run(a, b, noise=noise)
 
 
@@ -270,7 +270,7 @@ def test_unfit_engines(tmp_path: Path, tiny_weights: Path) -> None:
         ("missing.safetensors", "no such engine file"),
         (corrupt.name, "damaged"),
         ("x.pth", "dmfnet-convert"),
-        ("x.png", "is a picture, not an engine"),
+        ("x.png", "is an image, not an engine"),
         ("x.dat", "unknown kind"),
         (".", "is a folder"),
     ):
@@ -354,7 +354,7 @@ def pixel_fuser(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Fu
 
 
 def test_pixels_to_the_engine(pixel_fuser: tuple[Fuser, TakesPixels]) -> None:
-    """8-bit pairs as they are, but for a's colours; in batches of one size and kind."""
+    """8-bit pairs as they are, but for a's colors; in batches of one size and kind."""
     fuser, engine = pixel_fuser
     heads = [make_phantom(seed, 64) for seed in range(3)]
     mri, pet = [head.mri for head in heads], [head.pet for head in heads]

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from dmfnet_fast.commands.phantom import main
-from dmfnet_fast.images.io import read_picture
+from dmfnet_fast.images.io import read_image
 from dmfnet_fast.phantom import MODALITIES, make_phantom
 from train.data import load_pairs
 
@@ -16,16 +16,16 @@ def test_appearances() -> None:
     phantom = make_phantom(0, 128)
     assert phantom.mri.shape == phantom.ct.shape == (128, 128)
     assert phantom.pet.shape == phantom.spect.shape == (128, 128, 3)
-    for picture in (phantom.mri, phantom.ct, phantom.pet, phantom.spect):
-        assert picture.dtype == np.uint8
-        assert picture.max() > 200
-        assert not picture[:4].any(), "the air is black"
+    for image in (phantom.mri, phantom.ct, phantom.pet, phantom.spect):
+        assert image.dtype == np.uint8
+        assert image.max() > 200
+        assert not image[:4].any(), "the air is black"
     bone = phantom.ct > 230
     assert 0.01 < bone.mean() < 0.3
     assert phantom.mri[bone].mean() < 60, "bone is bright in CT and dark in MRI"
     inside = phantom.mri > 40
-    for picture in (phantom.pet, phantom.spect):
-        assert picture[inside].mean() > 5 * picture[~inside].mean(), "the tracer is where the brain is"
+    for image in (phantom.pet, phantom.spect):
+        assert image[inside].mean() > 5 * image[~inside].mean(), "the tracer is where the brain is"
 
 
 def test_seeded() -> None:
@@ -46,7 +46,7 @@ def test_command_writes_training_layout(cli: CliRunner, tmp_path: Path) -> None:
     for modality in MODALITIES:
         folder = tmp_path / "data" / "test" / f"{modality}-MRI"
         assert [path.name for kind in ("MRI", modality) for path in (folder / kind).iterdir()] == ["001.png"] * 2
-    heads = {read_picture(path).tobytes() for path in (tmp_path / "data").glob("*/*/MRI/*.png")}
+    heads = {read_image(path).tobytes() for path in (tmp_path / "data").glob("*/*/MRI/*.png")}
     assert len(heads) == 9
 
 

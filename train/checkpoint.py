@@ -20,7 +20,7 @@ class Checkpoint(TypedDict):
 
     identity: dict[str, Any]
     step: int
-    optimiser: dict[str, Any]
+    optimizer: dict[str, Any]
     parameters: list[Tensor]
     average: list[Tensor]
     validation: dict[str, float] | None

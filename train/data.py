@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmfnet_fast.errors import PictureError
+from dmfnet_fast.errors import ImageError
 from dmfnet_fast.images.color import luminance
-from dmfnet_fast.images.io import read_picture
+from dmfnet_fast.images.io import read_image
 from train.task import Draw
 
 MODALITIES = ("CT", "PET", "SPECT")
@@ -52,8 +52,8 @@ class Pair:
         return self.planes[1]
 
     @property
-    def colours(self) -> NDArray[np.uint8]:
-        """The other image's colours, (H, W, 3)."""
+    def colors(self) -> NDArray[np.uint8]:
+        """The other image's colors, (H, W, 3)."""
         return np.ascontiguousarray(np.moveaxis(self.planes[2:], 0, -1))
 
     @property
@@ -62,23 +62,23 @@ class Pair:
 
 
 def _numbers_by_value(name: str) -> list[tuple[int, str]]:
-    """Sorts 2.png before 10.png: neighbours in name are to be neighbouring slices."""
+    """Sorts 2.png before 10.png: neighbors in name are to be neighboring slices."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _eight_bit(path: Path) -> NDArray[np.uint8]:
     """(H, W) or (H, W, 3)."""
-    pixels = read_picture(path)
+    pixels = read_image(path)
     if pixels.dtype != np.uint8:
         # Which values mean black and white would be guessed for each slice alone, and differ within a series.
-        raise PictureError(
-            f"{path}: has more than 8 bits; training takes 8-bit pictures: convert the series, one range for all"
+        raise ImageError(
+            f"{path}: has more than 8 bits; training takes 8-bit images: convert the series, one range for all"
         )
     return pixels
 
 
 def _planes(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """See `Pair`. Of b as grey, all channels are its luminance."""
+    """See `Pair`. Of b as gray, all channels are its luminance."""
     luminances = [luminance(a), luminance(b)]
     channels = [b[..., n] for n in range(3)] if b.ndim == 3 else [b] * 3
     return np.stack([*luminances, *channels])
@@ -101,7 +101,7 @@ def _modality_pairs(folder: Path, modality: str, smallest: int, problems: list[s
     for name in sorted(names["MRI"] & names[modality], key=_numbers_by_value):
         try:
             a, b = (_eight_bit(folder / kind / name) for kind in ("MRI", modality))
-        except PictureError as error:
+        except ImageError as error:
             problems.append(str(error))
             continue
         if a.shape[:2] != b.shape[:2]:
@@ -125,7 +125,7 @@ def load_pairs(data: str | Path, smallest: int) -> list[Pair]:
         smallest: least height and width in pixels.
 
     Raises:
-        PictureError: there are no pairs, a folder is of no known modality, or images are unpaired, unreadable, of
+        ImageError: there are no pairs, a folder is of no known modality, or images are unpaired, unreadable, of
             more than 8 bits, of different sizes or too small; every one is listed.
     """
     root = Path(data) / "train"
@@ -138,18 +138,18 @@ def load_pairs(data: str | Path, smallest: int) -> list[Pair]:
         else:
             problems.append(f"{folder}: is none of {', '.join(known)}")
     if problems:
-        raise PictureError(f"{root}: {len(problems)} files or folders cannot be used:\n  " + "\n  ".join(problems))
+        raise ImageError(f"{root}: {len(problems)} files or folders cannot be used:\n  " + "\n  ".join(problems))
     if not pairs:
-        raise PictureError(
+        raise ImageError(
             f"{root}: no pairs found; expected {root}/CT-MRI/MRI/NAME.png with {root}/CT-MRI/CT/NAME.png, and so on"
         )
     return pairs
 
 
 def held_out(count: int) -> list[int]:
-    """Which of `count` pairs in order of name are for validation: about a tenth, in two runs of neighbours.
+    """Which of `count` pairs in order of name are for validation: about a tenth, in two runs of neighbors.
 
-    Neighbouring slices look alike, so single pairs would tell how well training remembers, not how well it fuses.
+    Neighboring slices look alike, so single pairs would tell how well training remembers, not how well it fuses.
     At least one is held out, but never the only one.
     """
     if count < 10:

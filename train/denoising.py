@@ -26,7 +26,7 @@ from train.task import Draw, Task
 
 # Timesteps of validation: from nearly clean to mostly noise.
 JUDGED = (50, 200, 600, 1200)
-PICTURED = (200, 600)
+IMAGED = (200, 600)
 
 
 def diffuse(images: Tensor, s: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Denoising(Task):
         self.run, self.device = run, accelerator.device
         self.sampler = CropSampler(training, run.recipe.crop)
         self.network: Denoiser = Denoiser(DMFNET_PRESETS[preset_name])
-        loop.initialise(self.network, run, accelerator)
+        loop.initialize(self.network, run, accelerator)
         if start is not None:
             self.network.load_state_dict(start.state_dict())
         self.identity = {
@@ -112,17 +112,17 @@ class Denoising(Task):
             sums += torch.stack([errors.double(), torch.full_like(errors, 2.0, dtype=torch.float64)], dim=1)
         return sums
 
-    def pictures(self) -> NDArray[np.uint8]:
+    def images(self) -> NDArray[np.uint8]:
         """Rows: an MRI and the other image of each modality; columns: clean, then noisy and reconstructed ones."""
         rows = []
         for pair in {pair.modality: pair for pair in self.validation}.values():
             clean, noisy, reconstruction = (
-                to_8_bit(images[:, 0].numpy(), (-1.0, 1.0)) for images in self._reconstruct(pair, PICTURED)
+                to_8_bit(images[:, 0].numpy(), (-1.0, 1.0)) for images in self._reconstruct(pair, IMAGED)
             )
-            for first in (0, len(PICTURED)):
-                columns = [(noisy[first + n], reconstruction[first + n]) for n in range(len(PICTURED))]
+            for first in (0, len(IMAGED)):
+                columns = [(noisy[first + n], reconstruction[first + n]) for n in range(len(IMAGED))]
                 rows.append([clean[first], *(image for column in columns for image in column)])
-        return montage(rows, ["clean", *(f"{what}, t = {t}" for t in PICTURED for what in ("noisy", "reconstructed"))])
+        return montage(rows, ["clean", *(f"{what}, t = {t}" for t in IMAGED for what in ("noisy", "reconstructed"))])
 
 
 def train_denoiser(run: Run, preset_name: str) -> int:

@@ -20,7 +20,7 @@ from dmfnet_fast.engines.network_inputs import network_inputs
 from dmfnet_fast.errors import EngineError, warn
 from dmfnet_fast.images.color import DEFAULT_RULES, EIGHT_BIT, Canvas, to_network
 from dmfnet_fast.images.montage import montage
-from dmfnet_fast.images.rules import Interval, chroma_of, colour_interval, common, neighbourhood_interval, within
+from dmfnet_fast.images.rules import Interval, chroma_of, color_interval, common, neighborhood_interval, within
 from dmfnet_fast.model import Denoiser, DMFNet, Network, Student, load_model, preset, save_model
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS, Block
 from dmfnet_fast.model.rewrites import of_kind
@@ -103,7 +103,7 @@ def fuse_pair(model: Network, held: ValidationPair, device: torch.device) -> tup
     image = held.canvas.finish(fused.numpy()[inside])
     luminances = (to_network(image, EIGHT_BIT), held.canvas.a, held.canvas.b)
     objective = hybrid_loss(*(torch.from_numpy(luminance)[None, None] for luminance in luminances))
-    return objective.item(), [held.pair.a, held.pair.colours, image]
+    return objective.item(), [held.pair.a, held.pair.colors, image]
 
 
 def intervals(planes: Tensor, kept_chroma: Tensor, invention: Tensor) -> Tensor:
@@ -118,10 +118,10 @@ def intervals(planes: Tensor, kept_chroma: Tensor, invention: Tensor) -> Tensor:
         (N, 2, H, W) in [-1, 1].
     """
     black, white = EIGHT_BIT
-    colour = colour_interval(chroma_of(*planes[2:]), kept_chroma, black, white, whole=True)  # type: ignore[arg-type]
-    near = neighbourhood_interval(planes[0], planes[1])
+    color = color_interval(chroma_of(*planes[2:]), kept_chroma, black, white, whole=True)  # type: ignore[arg-type]
+    near = neighborhood_interval(planes[0], planes[1])
     near = Interval(near.lowest.masked_fill(invention, black), near.highest.masked_fill(invention, white))
-    return torch.cat(common(colour, near), dim=1).div(127.5).sub(1)
+    return torch.cat(common(color, near), dim=1).div(127.5).sub(1)
 
 
 def drawn_rules(pairs: int, random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -133,7 +133,7 @@ def drawn_rules(pairs: int, random: np.random.Generator) -> tuple[NDArray[np.flo
 
 
 def start_student(student: Student) -> None:
-    """Let a network that is initialised begin with the brighter source, and its blocks near the identity."""
+    """Let a network that is initialized begin with the brighter source, and its blocks near the identity."""
     for block in student.blocks:
         of_kind(of_kind(block, nn.Sequential)[2], nn.Conv2d).weight.data.mul_(SMALL_START)
     nn.init.zeros_(student.last.weight)
@@ -180,7 +180,7 @@ def _student(
     if denoiser_path is not None or unfreeze:
         raise EngineError("a student has no denoiser: leave --denoiser and --unfreeze out")
     model = Student(config)
-    loop.initialise(model, run, accelerator)
+    loop.initialize(model, run, accelerator)
     if start is None:
         start_student(model)
     else:
@@ -209,7 +209,7 @@ def _dmfnet(
     if stage1.get("steps_done", 0) < stage1.get("steps", 0) and accelerator.is_main_process:
         warn(f"{source}: its training stopped at step {stage1.get('steps_done', 0)} of {stage1['steps']}")
     model = DMFNet(config)
-    loop.initialise(model, run, accelerator)
+    loop.initialize(model, run, accelerator)
     model.denoiser.load_state_dict(denoiser.state_dict())
     if start is not None:
         start_fusion(model.fusion, start.fusion)
@@ -248,7 +248,7 @@ class Fusing(Task):
             begun = _dmfnet(run, config, preset_name, start, denoiser_path, unfreeze, accelerator)
         pairs = load_pairs(run.data, run.recipe.crop)
         training, validation = split(pairs)
-        self.validation = [ValidationPair(pair, Canvas(pair.a, pair.colours)) for pair in validation]
+        self.validation = [ValidationPair(pair, Canvas(pair.a, pair.colors)) for pair in validation]
         accelerator.print(summary(pairs, training), file=sys.stderr)
         self.run, self.device = run, accelerator.device
         self.sampler = CropSampler(training, run.recipe.crop)
@@ -304,14 +304,14 @@ class Fusing(Task):
         return [f"objective/{modality}" for modality in MODALITIES if modality in present]
 
     def validate(self, part: int, parts: int) -> Tensor:
-        """Objectives of the saved pictures."""
+        """Objectives of the saved images."""
         sums = torch.zeros(len(self.scores), 2, dtype=torch.float64)
         for held in self.validation[part::parts]:
             row = self.scores.index(f"objective/{held.pair.modality}")
             sums[row] += torch.tensor([fuse_pair(self.model, held, self.device)[0], 1.0], dtype=torch.float64)
         return sums
 
-    def pictures(self) -> NDArray[np.uint8]:
+    def images(self) -> NDArray[np.uint8]:
         """One pair of each modality: MRI, the other, fused."""
         pairs = {held.pair.modality: held for held in self.validation}.values()
         rows = [fuse_pair(self.model, held, self.device)[1] for held in pairs]

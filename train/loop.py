@@ -92,7 +92,7 @@ def joined(run: Run) -> Iterator[Accelerator]:
         accelerator.end_training()
 
 
-def initialise(model: nn.Module, run: Run, accelerator: Accelerator) -> None:
+def initialize(model: nn.Module, run: Run, accelerator: Accelerator) -> None:
     """Start weights as published (orthogonal, zero biases), on the device, in channels-last, in training mode."""
     torch.manual_seed(run.recipe.seed)
     for module in model.modules():
@@ -264,7 +264,7 @@ class _Journal:
             sums = self.task.validate(self.accelerator.process_index, self.accelerator.num_processes)
             sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum").cpu()
             if self.writer:
-                self.writer.add_image("validation", self.task.pictures(), self.step, dataformats="HWC")
+                self.writer.add_image("validation", self.task.images(), self.step, dataformats="HWC")
         self.task.network.train(training)
         values = {name: (row[0] / row[1]).item() for name, row in zip(self.task.scores, sums, strict=True)}
         self.scalars(self.step, values)
@@ -315,20 +315,20 @@ def train(task: Task, run: Run, accelerator: Accelerator) -> dict[str, Any]:
     make_folder(run.out)
     recipe, path = run.recipe, run.out / f"{task.name}-checkpoint.pt"
     parameters = [p for p in task.network.parameters() if p.requires_grad]
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     if recipe.optimizer == "muon":
-        optimiser = Muon(parameters, recipe.learning_rate, recipe.weight_decay)
+        optimizer = Muon(parameters, recipe.learning_rate, recipe.weight_decay)
     else:
-        optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
     network = torch.compile(task.network) if run.compiled else task.network
-    network, optimiser = accelerator.prepare(network, optimiser)
+    network, optimizer = accelerator.prepare(network, optimizer)
     average = _Average(parameters)  # only now have all processes the same weights
     step = 0
     validation: dict[str, float] | None = None
     if path.exists():
         state = checkpoint.read(path, task.identity)
         step, validation = state["step"], state["validation"]
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimizer"])
         average.deliver(state["parameters"])
         torch._foreach_copy_(average.values, state["average"])
         del state
@@ -341,7 +341,7 @@ def train(task: Task, run: Run, accelerator: Accelerator) -> dict[str, Any]:
                 checkpoint.Checkpoint(
                     identity=task.identity,
                     step=step,
-                    optimiser=optimiser.state_dict(),
+                    optimizer=optimizer.state_dict(),
                     parameters=[p.detach() for p in parameters],
                     average=average.values,
                     validation=validation,
@@ -363,13 +363,13 @@ def train(task: Task, run: Run, accelerator: Accelerator) -> dict[str, Any]:
             if step == recipe.steps or late:
                 break
             rate = recipe.rate_at(step)
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = rate
             loss = task.loss(network, draws.at(step))
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(parameters, recipe.clip)
-            optimiser.step()
+            optimizer.step()
             step += 1
             # A short memory at first, or the average would remember the random start.
             average.update(min(recipe.ema, (1 + step) / (10 + step)))

@@ -15,7 +15,7 @@ C2 = 0.03**2
 
 
 def sobel_magnitude(z: Tensor) -> Tensor:
-    """|S_x * z| + |S_y * z| of (N, 1, H, W), the kernels not normalised, zero padding."""
+    """|S_x * z| + |S_y * z| of (N, 1, H, W), the kernels not normalized, zero padding."""
     # Sums of slices: a CPU takes five times as long for convolutions of one channel.
     padded = F.pad(z, (1, 1, 1, 1))
     columns = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
@@ -111,7 +111,7 @@ def hybrid_loss(fused: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def specks(z: Tensor) -> Tensor:
     """How far each pixel stands out from all around it: (N, 2, H, W), peaks and pits, of (N, 1, H, W).
 
-    That is the least difference, over four directions, to the mean of both neighbours in that direction: a line is
+    That is the least difference, over four directions, to the mean of both neighbors in that direction: a line is
     nothing, a dot its height, and a tooth of a serrated edge half of it.
     """
     height, width = z.shape[2:]

@@ -22,7 +22,7 @@ BETAS = (0.9, 0.999)
 EPS = 1e-8
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
+def orthogonalized(matrices: Tensor) -> Tensor:
     """`matrices` (..., R, C) with singular values of about 1, by Newton-Schulz iteration."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
     GPU would wait for one launch after another.
 
     Args:
-        parameters: to optimise.
+        parameters: to optimize.
         lr, weight_decay: as of AdamW.
     """
 
@@ -75,7 +75,7 @@ class Muon(torch.optim.Optimizer):
             alike.append(parameter)
             matrices.append(matrix)
         for shape, (alike, matrices) in by_shape.items():
-            changes = orthogonalised(torch.stack(matrices))
+            changes = orthogonalized(torch.stack(matrices))
             fitting = [change.view_as(parameter) for change, parameter in zip(changes, alike, strict=True)]
             torch._foreach_add_(alike, fitting, alpha=-rate * SCALE * max(shape) ** 0.5)
 

@@ -16,12 +16,12 @@ class Recipe:
     """How to train.
 
     Attributes:
-        steps: optimiser steps of the whole run; the learning-rate schedule spans them.
+        steps: optimizer steps of the whole run; the learning-rate schedule spans them.
         batch: pairs of crops a step, over all processes.
         crop: side of the square crops, pixels; a multiple of 16, at least 64.
         learning_rate: the peak, after `warmup` steps but at most a tenth of all; then a half cosine to 1% of it.
         optimizer: "adamw", as published but for its decay, or "muon" (see `train.muon`).
-        weight_decay: of the optimiser.
+        weight_decay: of the optimizer.
         ema: decay of the weights' moving average, which is what the run delivers.
         clip: largest gradient norm.
         seed: of the weights' start and of every random draw.

@@ -62,5 +62,5 @@ class Task(ABC):
         """Names of the rows of `validate`; empty if there is nothing to validate on."""
 
     @abstractmethod
-    def pictures(self) -> NDArray[np.uint8]:
+    def images(self) -> NDArray[np.uint8]:
         """What the network makes of some validation pairs, (H, W, 3), to look at."""

@@ -40,7 +40,7 @@ def _repeated(tensor: Tensor, dim: int, times: int, parts: list[int] | None = No
 
 
 def widen(model: DMFNet, config: ModelConfig, seed: int = 0) -> DMFNet:
-    """A network of more channels that gives nearly the same pictures.
+    """A network of more channels that gives nearly the same images.
 
     Every channel is there several times, and what takes it in adds up shares of it that differ from copy to copy, or
     the copies would learn the same. It is not exactly the same function where a GroupNorm's groups reach over the seam

@@ -29,8 +29,8 @@ from benchmarks.gpu.tables import (
     Runs,
     filled,
     fusion,
+    images,
     ours,
-    pictures,
     three,
 )
 from dmfnet_fast.artifacts.atomic import replacing
@@ -44,9 +44,9 @@ WAYS = {
     "published, eager, TF32": "as published, TF32",
     "published, eager, autocast, channels last, cudnn.benchmark": "as published, float16",
     COMPILED: "the same, torch.compile",
-    "optimised, launched": "optimised, PyTorch's operators",
+    "optimized, launched": "optimized, PyTorch's operators",
     OPERATORS_CAPTURED: "the same, CUDA graph",
-    "kernels, launched": "optimised, our kernels",
+    "kernels, launched": "optimized, our kernels",
     OURS: "the same, CUDA graph",
 }
 EARLIER = "as in the first run"
@@ -55,9 +55,9 @@ CALLS = {ON_GPU: "whole call, all on the GPU", ON_CPU: "whole call, rules on the
 
 @dataclass(frozen=True)
 class Look:
-    """Colours are Okabe and Ito's, which all kinds of colour vision tell apart; the marker tells the same."""
+    """Colors are Okabe and Ito's, which all kinds of color vision tell apart; the marker tells the same."""
 
-    colour: str
+    color: str
     marker: str
 
 
@@ -81,7 +81,7 @@ def points(runs: Runs, network: str) -> list[Point]:
         found.append(Point(name, row["ms"] if row else None, MINE if way == OURS else OTHERS))
     found.append(Point(EARLIER, ours(runs.before, network)["ms"], BEFORE))
     for way, name in CALLS.items():
-        row = pictures(runs.now, network, way)
+        row = images(runs.now, network, way)
         found.append(Point(name, row["ms"] if row else None, CALL))
     return found
 
@@ -103,7 +103,7 @@ def _panel(panel: Axes, runs: Runs, network: str) -> None:
         if point.milliseconds is None:
             label.set(style="italic", color="#666666", fontsize=8)
             continue
-        panel.plot(point.milliseconds, place, point.look.marker, color=point.look.colour, markersize=7)
+        panel.plot(point.milliseconds, place, point.look.marker, color=point.look.color, markersize=7)
         if point.look is MINE:
             label.set_fontweight("bold")
     longest = max(point.milliseconds for point in rows if point.milliseconds is not None)

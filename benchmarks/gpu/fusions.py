@@ -28,17 +28,17 @@ class Running:
 
     Attributes:
         launch: fuses them; need not wait for the GPU.
-        picture: fuses them and returns the pictures.
+        image: fuses them and returns the images.
         stream: that `launch` uses; None is the current one.
     """
 
     launch: Callable[[], object]
-    picture: Callable[[], Array]
+    image: Callable[[], Array]
     stream: Any = None
 
 
 @dataclass(frozen=True)
-class Way:
+class Variant:
     """A way to fuse.
 
     Attributes:
@@ -96,29 +96,29 @@ def _published(half: bool, compiled: str | None = None) -> Callable[[Networks, s
 
 
 def _ours(kernels: bool) -> Callable[[Networks, str], Forward]:
-    return lambda networks, name: networks.optimised(name, "float16", kernels)
+    return lambda networks, name: networks.optimized(name, "float16", kernels)
 
 
-def _compiled(mode: str) -> Way:
+def _compiled(mode: str) -> Variant:
     name = "published, torch.compile" + ("" if mode == "default" else f" {mode}")
-    return Way(f"{name}, autocast, channels last", "float16", _published(True, mode), compiled=mode)
+    return Variant(f"{name}, autocast, channels last", "float16", _published(True, mode), compiled=mode)
 
 
-PUBLISHED = Way("published, eager", "float32", _published(False))
-KERNELS_LAUNCHED = Way("kernels, launched", "float16", _ours(True), deterministic=True)
-KERNELS_CAPTURED = Way("kernels, CUDA graph", "float16", _ours(True), captured=True, deterministic=True)
-AUTOCAST = Way(
+PUBLISHED = Variant("published, eager", "float32", _published(False))
+KERNELS_LAUNCHED = Variant("kernels, launched", "float16", _ours(True), deterministic=True)
+KERNELS_CAPTURED = Variant("kernels, CUDA graph", "float16", _ours(True), captured=True, deterministic=True)
+AUTOCAST = Variant(
     "published, eager, autocast, channels last, cudnn.benchmark", "float16", _published(True), benchmark=True
 )
 IMMEDIATE = (
     KERNELS_CAPTURED,
     PUBLISHED,
-    Way("published, eager, TF32", "tf32", _published(False)),
+    Variant("published, eager, TF32", "tf32", _published(False)),
     AUTOCAST,
-    Way("optimised, launched", "float16", _ours(False), deterministic=True),
+    Variant("optimized, launched", "float16", _ours(False), deterministic=True),
     KERNELS_LAUNCHED,
-    Way("kernels, CUDA graph, cudnn.benchmark", "float16", _ours(True), captured=True, benchmark=True),
-    Way("optimised, CUDA graph", "float16", _ours(False), captured=True, deterministic=True),
+    Variant("kernels, CUDA graph, cudnn.benchmark", "float16", _ours(True), captured=True, benchmark=True),
+    Variant("optimized, CUDA graph", "float16", _ours(False), captured=True, deterministic=True),
 )
 COMPILED, TUNED = _compiled("reduce-overhead"), _compiled("max-autotune")
 TELLING = (KERNELS_CAPTURED, PUBLISHED, AUTOCAST)  # of larger cases
@@ -127,11 +127,11 @@ MOST_TELLING = FIRST * len(IMMEDIATE) + 1  # rows that are done first
 TELLING_TOO = MOST_TELLING + THROUGHPUT * len(TELLING)  # and next
 
 
-def rows(machine: Machine) -> list[tuple[Case, Way]]:
+def rows(machine: Machine) -> list[tuple[Case, Variant]]:
     """All rows, the most telling first: compiling takes a minute, tuning several."""
     if machine.interpreted:
-        ways = [way for way in IMMEDIATE if not way.captured and way.precision != "tf32"]
-        return [(INTERPRETED_CASE, way) for way in ways]
+        variants = [way for way in IMMEDIATE if not way.captured and way.precision != "tf32"]
+        return [(INTERPRETED_CASE, way) for way in variants]
     first, others = CASES[:FIRST], CASES[FIRST:]
     return [
         *((case, way) for case in first for way in IMMEDIATE),
@@ -144,7 +144,7 @@ def rows(machine: Machine) -> list[tuple[Case, Way]]:
     ]
 
 
-def start(way: Way, case: Case, networks: Networks) -> Running:
+def start(way: Variant, case: Case, networks: Networks) -> Running:
     """Build, capture or compile; call it, and use the result, under `way.arranged()`."""
     arrays = networks.inputs(case)
     forward = way.build(networks, case.network)
@@ -159,12 +159,12 @@ def start(way: Way, case: Case, networks: Networks) -> Running:
 
     running = Running(launch, lambda: launch().cpu().numpy())
     for _ in range(1 if networks.machine.interpreted else SETTLING):
-        running.picture()
+        running.image()
     return running
 
 
-def measure(way: Way, case: Case, networks: Networks) -> dict[str, Any]:
-    """One row: quality, memory and, unless the picture is wrong, time.
+def measure(way: Variant, case: Case, networks: Networks) -> dict[str, Any]:
+    """One row: quality, memory and, unless the image is wrong, time.
 
     Memory is what is allocated and what is reserved at most, beyond what was before the network was built. A captured
     network's includes the capture, as a replay allocates nothing, and what cuDNN tried in its benchmark.
@@ -176,7 +176,7 @@ def measure(way: Way, case: Case, networks: Networks) -> dict[str, Any]:
         running = start(way, case, networks)
         if not way.captured:
             machine.free()
-        quality = Quality.of(way.precision, [running.picture()], [reference])
+        quality = Quality.of(way.precision, [running.image()], [reference])
         megabytes = [(most - least) / 2**20 for most, least in zip(machine.peak(), before, strict=True)]
         row: dict[str, Any] = quality.to_dict()
         if not machine.interpreted:

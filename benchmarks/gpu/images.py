@@ -24,14 +24,14 @@ def rows(machine: Machine) -> list[tuple[str, str]]:
 
 
 def measure(name: str, way: str) -> dict[str, Any]:
-    """One row: milliseconds of a call, and whether both ways give the same pixels."""
+    """One row: milliseconds of a call, and whether both variants give the same pixels."""
     head = make_phantom(0, SIZE)
     mri, other = head.mri, head.other("PET")
     with Fuser(shipped()[name], device="cuda") as fuser:
-        pictures = []
+        images = []
         for takes_pixels in (way == ALL_ON_GPU, way != ALL_ON_GPU):
             fuser._engine.takes_pixels = takes_pixels
-            pictures.append(fuser.fuse(mri, other))
+            images.append(fuser.fuse(mri, other))
         fuser._engine.takes_pixels = way == ALL_ON_GPU
         times = []
         for call in range(WARM_UPS + CALLS):
@@ -40,5 +40,5 @@ def measure(name: str, way: str) -> dict[str, Any]:
             if call >= WARM_UPS:
                 times.append(1e3 * (time.perf_counter() - begun))
     first, _, third = statistics.quantiles(times, n=4)
-    same = bool(np.array_equal(*pictures))
+    same = bool(np.array_equal(*images))
     return {"ms": statistics.median(times), "min_ms": min(times), "iqr_ms": third - first, "within": same}

@@ -1,4 +1,4 @@
-"""Networks, their inputs and pictures on a GPU, and the check of the optimised network against the trained one."""
+"""Networks, their inputs and images on a GPU, and the check of the optimized network against the trained one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.variants import as_trained, gigaflop, network
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.artifacts.parity import LIMITS as OF_ENGINES
-from dmfnet_fast.artifacts.parity import Reference, grey_levels
+from dmfnet_fast.artifacts.parity import Reference, gray_levels
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.engines.base import some_pairs
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
@@ -40,12 +40,12 @@ PRECISIONS: tuple[Precision, ...] = ("float16", "bfloat16", "float32")
 
 @dataclass(frozen=True)
 class Quality:
-    """How far pictures are from those of the network as trained, in float32.
+    """How far images are from those of the network as trained, in float32.
 
     Attributes:
         precision: a key of LIMITS.
         max_abs, mean_abs: errors of the luminance in [-1, 1].
-        psnr: of the 8-bit pictures, in dB; infinite where they are equal.
+        psnr: of the 8-bit images, in dB; infinite where they are equal.
     """
 
     precision: str
@@ -57,7 +57,7 @@ class Quality:
     def of(cls, precision: str, fused: list[Array], reference: list[Array]) -> Quality:
         together, wanted = (np.concatenate([batch.ravel() for batch in batches]) for batches in (fused, reference))
         errors = np.abs(together - wanted)
-        quality = psnr(grey_levels(together), grey_levels(wanted))
+        quality = psnr(gray_levels(together), gray_levels(wanted))
         return cls(precision, float(errors.max()), float(errors.mean()), quality)
 
     @property
@@ -111,28 +111,28 @@ INTERPRETED_CASE = Case("tiny", 64, 1)
 
 @dataclass
 class Networks:
-    """Networks, inputs and the pictures that they should give, each made once."""
+    """Networks, inputs and the images that they should give, each made once."""
 
     machine: Machine
     _trained: dict[str, Network] = field(default_factory=dict)
-    _optimised: dict[tuple[str, Precision, bool], nn.Module] = field(default_factory=dict)
+    _optimized: dict[tuple[str, Precision, bool], nn.Module] = field(default_factory=dict)
     _inputs: dict[Case, Arrays] = field(default_factory=dict)
     _references: dict[Case, Array] = field(default_factory=dict)
     _gigaflop: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def trained(self, name: str) -> Network:
-        """As trained, on the CPU: base with the golden files' weights, or as `ways.network` makes it."""
+        """As trained, on the CPU: base with the golden files' weights, or as `variants.network` makes it."""
         if name not in self._trained:
             self._trained[name] = (golden_model() if name == "golden" else network(name)).eval()
         return self._trained[name]
 
-    def optimised(self, name: str, precision: Precision, kernels: bool) -> nn.Module:
-        """Optimised as the engine does it, but on the device, where that takes less time."""
+    def optimized(self, name: str, precision: Precision, kernels: bool) -> nn.Module:
+        """Optimized as the engine does it, but on the device, where that takes less time."""
         key = name, precision, kernels
-        if key not in self._optimised:
+        if key not in self._optimized:
             trained = copy.deepcopy(self.trained(name)).to(self.machine.device)
-            self._optimised[key] = optimize(trained, precision, together=True, kernels=kernels)
-        return copy.deepcopy(self._optimised[key])
+            self._optimized[key] = optimize(trained, precision, together=True, kernels=kernels)
+        return copy.deepcopy(self._optimized[key])
 
     def tensors(self, arrays: Arrays) -> dict[str, Tensor]:
         return {name: torch.tensor(array, device=self.machine.device) for name, array in arrays.items()}
@@ -156,7 +156,7 @@ class Networks:
         return self._references[case]
 
     def floor(self, case: Case) -> float:
-        """Milliseconds of the optimised network's arithmetic at the measured rate of float16 matrix products."""
+        """Milliseconds of the optimized network's arithmetic at the measured rate of float16 matrix products."""
         key = case.network, case.size
         if key not in self._gigaflop:
             self._gigaflop[key] = gigaflop(*key)
@@ -168,26 +168,26 @@ def checked_weights(machine: Machine) -> tuple[str, ...]:
 
 
 def _check_inputs(weights: str, networks: Networks) -> tuple[list[Arrays], list[Array]]:
-    """Inputs for a check, and the pictures that the network as trained gives in float32."""
+    """Inputs for a check, and the images that the network as trained gives in float32."""
     batches: list[Arrays] = []
-    pictures: list[Array] = []
+    images: list[Array] = []
     if weights == "golden":
         for name in GOLDEN_FILES:
             with np.load(GOLDEN / f"{name}.npz") as file:
                 batches.append({"a": file["a"][None, None], "b": file["b"][None, None], "noise": file["noise"]})
-                pictures.append(file["fused"][None, None])
-        return batches, pictures
+                images.append(file["fused"][None, None])
+        return batches, images
     model = copy.deepcopy(networks.trained(weights)).to(networks.machine.device)
     shapes = STANDARD_SHAPES[: 1 if networks.machine.interpreted else 2]
     interface = interface_of(model.config.to_dict())
     batches += [Reference(a, b, np.empty(0, np.float32), interface).inputs for a, b in map(phantom_pairs, shapes)]
     with torch.inference_mode():
-        pictures += [model(**networks.tensors(arrays)).cpu().numpy() for arrays in batches]
-    return batches, pictures
+        images += [model(**networks.tensors(arrays)).cpu().numpy() for arrays in batches]
+    return batches, images
 
 
 def _twice(net: nn.Module, arrays: Arrays, captured: bool, networks: Networks) -> tuple[Array, Array]:
-    """The picture of the same input, fused two times."""
+    """The image of the same input, fused two times."""
     if captured:
         fusion = CapturedFusion(net, {name: x.shape for name, x in arrays.items()}, networks.machine.device)
         return fusion.run(arrays), fusion.run(arrays)
@@ -197,14 +197,14 @@ def _twice(net: nn.Module, arrays: Arrays, captured: bool, networks: Networks) -
 
 
 def check(weights: str, precision: Precision, captured: bool, networks: Networks) -> dict[str, Any]:
-    """One row: the optimised network on the kernels beside the network as trained, each input fused twice.
+    """One row: the optimized network on the kernels beside the network as trained, each input fused twice.
 
     Args:
         captured: in a CUDA graph, as the engine has it, or launch by launch.
     """
     with arithmetic():
         batches, reference = _check_inputs(weights, networks)
-        net = networks.optimised(weights, precision, kernels=True)
+        net = networks.optimized(weights, precision, kernels=True)
         fused = [_twice(net, arrays, captured, networks) for arrays in batches]
     quality = Quality.of(precision, [first for first, _ in fused], reference)
     same = all(np.array_equal(first, second) for first, second in fused)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.fusions import KERNELS_CAPTURED, KERNELS_LAUNCHED, Running, Way, start
+from benchmarks.gpu.fusions import KERNELS_CAPTURED, KERNELS_LAUNCHED, Running, Variant, start
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.networks import Case, Networks
 
@@ -31,7 +31,7 @@ def _profiled(running: Running) -> profile:
     return recorded
 
 
-def _with(way: Way, case: Case, networks: Networks, read: Callable[[Running], Any]) -> Any:
+def _with(way: Variant, case: Case, networks: Networks, read: Callable[[Running], Any]) -> Any:
     networks.machine.free()
     with way.arranged():
         return read(start(way, case, networks))

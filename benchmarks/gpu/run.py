@@ -27,7 +27,7 @@ from typing import Any
 import click
 
 from benchmarks.gpu import fusions as gpu_fusions
-from benchmarks.gpu import images as gpu_pictures
+from benchmarks.gpu import images as gpu_images
 from benchmarks.gpu import kernels as gpu_kernels
 from benchmarks.gpu import networks as gpu_networks
 from benchmarks.gpu import profile as gpu_profile
@@ -99,7 +99,7 @@ def _show_profile(row: dict[str, Any]) -> str:
     )
 
 
-def _show_pictures(row: dict[str, Any]) -> str:
+def _show_images(row: dict[str, Any]) -> str:
     return f"{row['ms']:.3f} ms a call, {'the same pixels as' if row['within'] else 'OTHER PIXELS than'} the other way"
 
 
@@ -121,9 +121,9 @@ def steps(machine: Machine) -> Iterator[Step]:
         for fusion, way in gpu_fusions.rows(machine)
     ]
     yield from fusions[: gpu_fusions.MOST_TELLING]
-    for name, picture_way in gpu_pictures.rows(machine):
-        row = {"network": name, "way": picture_way}
-        yield Step("pictures", "pictures", row, partial(gpu_pictures.measure, name, picture_way), _show_pictures)
+    for name, image_way in gpu_images.rows(machine):
+        row = {"network": name, "way": image_way}
+        yield Step("pictures", "pictures", row, partial(gpu_images.measure, name, image_way), _show_images)
     for weights in gpu_networks.checked_weights(machine):
         for precision in gpu_networks.PRECISIONS:
             for captured in (False,) if machine.interpreted else (False, True):
@@ -240,13 +240,13 @@ def summary(content: dict[str, Any]) -> str:
         fusions.append((case, row["way"], ms, ratio, f"{row['of_floor']:.2f}", memory, *quality))
     if fusions:
         lines += ["", *_lines("fusion | way | ms (IQR) | ratio | x floor | peak MB | max error | PSNR", fusions)]
-    pictures = [
+    images = [
         (row["network"], row["way"], f"{row['ms']:.3f} ({row['iqr_ms']:.3f})")
         for row in content["pictures"]
         if "ms" in row
     ]
-    if pictures:
-        lines += ["", *_lines("pictures in and out, 256x256 | way | ms a call (IQR)", pictures)]
+    if images:
+        lines += ["", *_lines("pictures in and out, 256x256 | way | ms a call (IQR)", images)]
     if content["left_out"]:
         lines += ["", f"Left out: {len(content['left_out'])} steps."]
     if content["interpreted"]:

@@ -21,7 +21,7 @@ NAME = "0.1.0-H200"
 NETWORKS = ("base", "turbo", "nano")
 OURS, PUBLISHED = "kernels, CUDA graph", "published, eager"
 COMPILED = "published, torch.compile reduce-overhead, autocast, channels last"
-OPERATORS_CAPTURED = "optimised, CUDA graph"
+OPERATORS_CAPTURED = "optimized, CUDA graph"
 ON_GPU, ON_CPU = "pixels to pixels in one CUDA graph", "rules on the CPU"
 BATCHES = (1, 8, 32)
 HALF, SINGLE = 2, 4  # bytes
@@ -69,7 +69,7 @@ def ours(run: Json, network: str) -> Json:
     return row
 
 
-def pictures(run: Json, network: str, way: str = ON_GPU) -> Json | None:
+def images(run: Json, network: str, way: str = ON_GPU) -> Json | None:
     """The row of whole calls, if they were timed."""
     rows = [row for row in run["pictures"] if (row["network"], row["way"]) == (network, way)]
     return rows[0] if rows else None
@@ -303,10 +303,10 @@ def _latency(runs: Runs) -> str:
     return _table(heads, rows)
 
 
-def _pictures(runs: Runs) -> str:
+def _images(runs: Runs) -> str:
     rows = []
     for network in NETWORKS:
-        whole, on_cpu, mine = pictures(runs.now, network), pictures(runs.now, network, ON_CPU), ours(runs.now, network)
+        whole, on_cpu, mine = images(runs.now, network), images(runs.now, network, ON_CPU), ours(runs.now, network)
         if whole is not None:
             more = three(whole["ms"] - mine["ms"])
             rows.append((network, _median(mine), _median(whole), more, _median(on_cpu)))
@@ -324,7 +324,7 @@ def _throughput(runs: Runs) -> str:
         for batch in BATCHES:
             row = fusion(runs.now, network, OURS, batch)
             cells.append("not measured" if row is None else f"{1e3 * batch / row['ms']:.0f}")
-        whole = pictures(runs.now, network)
+        whole = images(runs.now, network)
         rows.append((network, *cells, "not measured" if whole is None else f"{1e3 / whole['ms']:.0f}"))
     heads = [f"batch {batch}, pairs/s:" for batch in BATCHES]
     return _table(f"network | {' | '.join(heads)} | whole calls one after another, pairs/s:", rows)
@@ -353,7 +353,7 @@ def _floor(runs: Runs) -> str:
 # Kernels by name; the first pattern that is found.
 KERNELS = {
     "our convolution": r"^(described_)?convolution_kernel",
-    "GroupNorm and SiLU": r"^normalise_kernel",
+    "GroupNorm and SiLU": r"^normalize_kernel",
     "moments of norms with many parts": r"^moments_kernel",
     "epilogues and statistics": r"^epilogue_kernel",
     "transposed convolutions, cuDNN's": r"dgrad",
@@ -614,10 +614,10 @@ def _goals(runs: Runs) -> str:
         mine = ours(runs.now, network)["ms"]
         rows.append((f"{network}: a pair of 256x256", f"at most {limit} ms", f"{three(mine)} ms", reached(mine, limit)))
     for network in ("turbo", "nano"):
-        whole = pictures(runs.now, network)
+        whole = images(runs.now, network)
         if whole is not None:
             more = whole["ms"] - ours(runs.now, network)["ms"]
-            what = f"{network}: 8-bit pictures in and out, besides"
+            what = f"{network}: 8-bit images in and out, besides"
             rows.append((what, "at most 0.5 ms", f"{three(more)} ms", reached(more, 0.5)))
     mine, eager, compiled = (fusion(runs.now, "base", way) for way in (OURS, PUBLISHED, COMPILED))
     if mine and eager:
@@ -635,12 +635,12 @@ def _short(runs: Runs) -> str:
     for network in NETWORKS:
         others = [fusion(runs.now, network, way) for way in (PUBLISHED, COMPILED, OPERATORS_CAPTURED)]
         cells = [three(row["ms"] if row else None) or "not measured" for row in others]
-        whole = pictures(runs.now, network)
+        whole = images(runs.now, network)
         mine = three(ours(runs.now, network)["ms"])
         rows.append((network, *cells, f"**{mine}**", three(whole["ms"] if whole else None) or "not measured"))
     heads = (
         "ms for a pair of 256x256 | as published, eager, float32: | the same, torch.compile reduce-overhead, float16: "
-        "| optimised, PyTorch's operators, CUDA graph, float16: | our kernels, CUDA graph, float16: "
+        "| optimized, PyTorch's operators, CUDA graph, float16: | our kernels, CUDA graph, float16: "
         "| whole call, 8-bit in and out:"
     )
     return _table(heads, rows)
@@ -650,7 +650,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "rates": _rates,
     "checks": _checks,
     "latency": _latency,
-    "pictures": _pictures,
+    "pictures": _images,
     "throughput": _throughput,
     "floor": _floor,
     "time": _time,

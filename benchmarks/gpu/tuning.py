@@ -179,8 +179,8 @@ def _all_variants() -> list[Variant]:
         both = epilogue(n, channels, side, side, bias=True, residual=True, relu=False, with_statistics=True)
         for case in (both, statistics(n, channels, side, side)):
             found += [Variant(case, "epilogue", tile) for tile in BLOCKS]
-        normalised = norm(n, channels, 0, side, side, groups, known=True)
-        found += [Variant(normalised, "normalise", tile) for tile in BLOCKS]
+        normalized = norm(n, channels, 0, side, side, groups, known=True)
+        found += [Variant(normalized, "normalize", tile) for tile in BLOCKS]
         for field, numbers in (
             ("pool", ((16, 128, 4), (32, 128, 4), (32, 128, 8), (8, 128, 4), (16, 128, 8))),
             ("spatial", ((128, 1, 4), (64, 1, 2), (256, 1, 4), (64, 1, 4), (32, 1, 1))),

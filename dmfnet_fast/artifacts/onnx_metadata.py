@@ -15,7 +15,7 @@ _DIGITS = 64
 
 
 def seal(content: bytes) -> bytes:
-    """A serialised ONNX model with its hash appended, which stays a serialised ONNX model."""
+    """A serialized ONNX model with its hash appended, which stays a serialized ONNX model."""
     return content + _SEAL + hashlib.sha256(content).hexdigest().encode()
 
 
@@ -54,7 +54,7 @@ def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def properties(file: bytes) -> dict[str, str]:
-    """The metadata_props of a serialised ONNX model, read without onnx, which a Jetson need not have.
+    """The metadata_props of a serialized ONNX model, read without onnx, which a Jetson need not have.
 
     Raises:
         ValueError: it is no such model, or truncated.

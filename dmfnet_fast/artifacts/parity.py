@@ -1,4 +1,4 @@
-"""Whether an engine's pictures are those of the network as trained, in float32."""
+"""Whether an engine's images are those of the network as trained, in float32."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Shape: TypeAlias = tuple[int, int, int]  # pairs, height, width
 
 @dataclass(frozen=True)
 class Reference:
-    """Grey images, and what the network as trained makes of them in float32.
+    """Gray images, and what the network as trained makes of them in float32.
 
     Noise is that of seed 0. Where the network takes an interval, it is what the sources show around each pixel: no
-    colour narrows it. It follows from the images, so it is not kept.
+    color narrows it. It follows from the images, so it is not kept.
 
     Attributes:
         a, b: luminances, (N, H, W) uint8.
@@ -51,12 +51,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Limit:
-    """How far an engine's pictures may be from float32's.
+    """How far an engine's images may be from float32's.
 
     Attributes:
-        max_abs: of the luminance in [-1, 1], where a grey level is 0.0078.
-        psnr: least, of the 8-bit pictures, in dB.
-        ssim: least, of the 8-bit pictures.
+        max_abs: of the luminance in [-1, 1], where a gray level is 0.0078.
+        psnr: least, of the 8-bit images, in dB.
+        ssim: least, of the 8-bit images.
     """
 
     max_abs: float
@@ -64,10 +64,10 @@ class Limit:
     ssim: float
 
 
-# Rounding in float32 reaches 5e-6, with which a pixel in some thousands falls to the next grey level. bfloat16 has 8
+# Rounding in float32 reaches 5e-6, with which a pixel in some thousands falls to the next gray level. bfloat16 has 8
 # bits of mantissa; with trained weights and with random ones single pixels reach 0.065, the mean 0.005 (50 dB).
 # float16 has 11 bits: with trained weights single pixels reach 0.002 (68 dB), with random ones 0.0054 (61 dB); engines
-# that order sums otherwise get two grey levels. int8 cuts what lies beyond its ranges, which single pixels show: with
+# that order sums otherwise get two gray levels. int8 cuts what lies beyond its ranges, which single pixels show: with
 # trained weights up to 0.13, least 39.8 dB and SSIM 0.994 calibrated on scans, 36.8 dB on phantoms (of pairs that are
 # black, white or nearly so; heads have 49 dB and more); with weights made by rule 0.14, 40.7 dB, 0.986; a student
 # calibrated on phantoms 0.25, 38.4 dB, 0.993.
@@ -85,10 +85,10 @@ class Parity:
 
     Attributes:
         engine, precision: what ran.
-        sizes: of the pictures that it was given, "HxW" each.
+        sizes: of the images that it was given, "HxW" each.
         max_abs: largest error of the luminance in [-1, 1].
-        psnr: least, of the 8-bit pictures, in dB; infinite where they are equal.
-        ssim: least, of the 8-bit pictures.
+        psnr: least, of the 8-bit images, in dB; infinite where they are equal.
+        ssim: least, of the 8-bit images.
         objective: largest change of the hybrid objective, which is about 0.3 (see `similarity.hybrid_objective`).
     """
 
@@ -127,8 +127,8 @@ class Parity:
         )
 
 
-def grey_levels(luminance: NDArray[Any]) -> NDArray[Any]:
-    """The 8-bit picture's values. NaN stays."""
+def gray_levels(luminance: NDArray[Any]) -> NDArray[Any]:
+    """The 8-bit image's values. NaN stays."""
     return np.rint((luminance + 1.0) * 127.5).clip(0, 255)
 
 
@@ -144,8 +144,8 @@ def compare(
     for batch, wanted, (a, b) in zip(fused, reference, sources, strict=True):
         for n, (f, r) in enumerate(zip(batch[:, 0], wanted[:, 0], strict=True)):
             largest.append(float(np.abs(f - r).max()))
-            psnrs.append(psnr(grey_levels(f), grey_levels(r)))
-            ssims.append(ssim(grey_levels(f), grey_levels(r)))
+            psnrs.append(psnr(gray_levels(f), gray_levels(r)))
+            ssims.append(ssim(gray_levels(f), gray_levels(r)))
             changes.append(abs(hybrid_objective(f, a[n, 0], b[n, 0]) - hybrid_objective(r, a[n, 0], b[n, 0])))
     sizes = dict.fromkeys(f"{wanted.shape[2]}x{wanted.shape[3]}" for wanted in reference)
     # numpy's, which give NaN where there is one.

@@ -9,7 +9,7 @@ import click
 from dmfnet_fast.artifacts.atomic import make_folder
 from dmfnet_fast.commands.shared import command
 from dmfnet_fast.fuser import Fuser
-from dmfnet_fast.images.io import write_picture
+from dmfnet_fast.images.io import write_image
 from dmfnet_fast.images.montage import montage
 from dmfnet_fast.phantom import MODALITIES, make_phantom
 
@@ -30,5 +30,5 @@ def main(folder: Path) -> None:
                 other = phantom.other(modality)
                 rows.append([phantom.mri, other, fuser.fuse(phantom.mri, other)])
             path = folder / f"{modality.lower()}-mri.png"
-            write_picture(path, montage(rows, ["MRI", modality, "fused"]))
+            write_image(path, montage(rows, ["MRI", modality, "fused"]))
             click.echo(path)

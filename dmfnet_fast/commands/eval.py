@@ -1,4 +1,4 @@
-"""`dmfnet-eval`: how well engines fuse, against others' pictures and trivial fusions."""
+"""`dmfnet-eval`: how well engines fuse, against others' images and trivial fusions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _spread(pairs: list[Pair], limit: int | None) -> list[Pair]:
 
 
 def _with_jpeg(methods: Sequence[Method], quality: int | None) -> list[Method]:
-    """Every method, and its pictures as JPEG beside it; those that are in files stay as they are."""
+    """Every method, and its images as JPEG beside it; those that are in files stay as they are."""
     result: list[Method] = []
     for method in methods:
         result.append(method)
@@ -95,7 +95,7 @@ def _shown(items: Sequence[Item], label: str) -> Iterator[Item]:
     "folders",
     multiple=True,
     metavar="[LABEL=]DIR",
-    help="Pictures fused elsewhere: DIR/B-A/NAME.png, or .jpg. Repeat for more.",
+    help="Images fused elsewhere: DIR/B-A/NAME.png, or .jpg. Repeat for more.",
 )
 @click.option("--trivial/--no-trivial", default=True, help="Also the mean and the maximum of both luminances.")
 @click.option("--jpeg", type=click.IntRange(1, 100), metavar="QUALITY", help="Also what is fused here, as such JPEG.")
@@ -103,9 +103,10 @@ def _shown(items: Sequence[Item], label: str) -> Iterator[Item]:
 @click.option("--limit", type=click.IntRange(1), help="Pairs of each modality, evenly spaced; else all.")
 @click.option(
     "--pictures",
+    "shown",
     default=3,
     type=click.IntRange(0),
-    help="Pairs of each modality shown on the page; with 0 no worst colours either.",
+    help="Pairs of each modality shown on the page; with 0 no worst colors either.",
 )
 @click.option(
     "--range-a", type=(float, float), metavar="LO HI", help="Values that mean black and white in 16-bit or float A."
@@ -136,7 +137,7 @@ def main(
     jpeg: int | None,
     baseline: str | None,
     limit: int | None,
-    pictures: int,
+    shown: int,
     range_a: Range | None,
     range_b: Range | None,
     device: str | None,
@@ -146,11 +147,11 @@ def main(
 ) -> None:
     """Score fusions pair by pair, and compare them.
 
-    The pairs are in folders B-A, such as CT-MRI, which hold a folder of each: B gives a pair's colours and A, the MRI,
+    The pairs are in folders B-A, such as CT-MRI, which hold a folder of each: B gives a pair's colors and A, the MRI,
     is what dmfnet-fuse takes first. Where both would be called the same, as in MR-MR, the folders are A and B.
 
     All methods are scored on the same pairs: one that a method cannot fuse is left out for all, and the exit code is
-    then 2. The report holds the pictures that it shows: it is as confidential as they are.
+    then 2. The report holds the images that it shows: it is as confidential as they are.
 
     Not a medical device.
     """
@@ -176,7 +177,7 @@ def main(
         texts = {
             "report.md": to_markdown(evaluation, heading),
             "report.json": to_json(evaluation, version=__version__, data=source, split=split),
-            "report.html": to_html(evaluation, methods, heading, pictures, partial(_shown, label="drawing the page")),
+            "report.html": to_html(evaluation, methods, heading, shown, partial(_shown, label="drawing the page")),
         }
     paths = write_reports(output, texts)
     click.echo(f"{to_text(evaluation)}\n")

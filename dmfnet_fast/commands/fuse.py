@@ -1,4 +1,4 @@
-"""`dmfnet-fuse`: two pictures, or two folders of them, from the command line."""
+"""`dmfnet-fuse`: two images, or two folders of them, from the command line."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from dmfnet_fast.artifacts.atomic import make_folder
 from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
 from dmfnet_fast.engines import DEFAULT, Precision
-from dmfnet_fast.errors import DMFNetError, OutputError, PictureError
+from dmfnet_fast.errors import DMFNetError, ImageError, OutputError
 from dmfnet_fast.fuser import Fuser, Range, Source
 from dmfnet_fast.images.color import DEFAULT_RULES, check_range, stated_range
-from dmfnet_fast.images.io import WRITABLE, check_holds, check_suffix, read_picture, to_8_bit, write_picture
+from dmfnet_fast.images.io import WRITABLE, check_holds, check_suffix, read_image, to_8_bit, write_image
 from dmfnet_fast.images.montage import montage
 from dmfnet_fast.images.pairing import pair_folders
 
@@ -57,7 +57,7 @@ def _single_job(a: Path, b: Path, output: Path, with_montage: bool, suffix: str)
     if output.is_dir():
         output = output / f"{b.stem}.{suffix}"
     elif not output.suffix:
-        raise OutputError(f"{output}: unknown picture format '', and no such folder: name a .png file, or create it")
+        raise OutputError(f"{output}: unknown image format '', and no such folder: name a .png file, or create it")
     check_suffix(output)
     side_by_side = output.with_name(f"{output.stem}-montage.png") if with_montage else None
     return [Job(str(a), str(b), str(output), str(side_by_side) if side_by_side else None)]
@@ -92,14 +92,14 @@ def _check_inputs_survive(jobs: list[Job]) -> None:
 
 def _fuse(job: Job, fuser: Fuser, range_a: Range | None, range_b: Range | None) -> None:
     assert job.output is not None
-    a, b = read_picture(job.a), read_picture(job.b)
+    a, b = read_image(job.a), read_image(job.b)
     check_holds(Path(job.output), b)
     values_a, values_b = stated_range(a, range_a, job.a), stated_range(b, range_b, job.b)
     fused = fuser.fuse(Source(a, job.a, values=values_a), Source(b, job.b, values=values_b))
-    write_picture(job.output, fused, values_b)
+    write_image(job.output, fused, values_b)
     if job.montage is not None:
         row = [to_8_bit(a, values_a), to_8_bit(b, values_b), to_8_bit(fused, values_b)]
-        write_picture(job.montage, montage([row], ["a", "b", "fused"]))
+        write_image(job.montage, montage([row], ["a", "b", "fused"]))
     job.size = (b.shape[1], b.shape[0])
 
 
@@ -151,7 +151,7 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
     "--output",
     type=click.Path(path_type=Path),
     required=True,
-    help="Picture to write (.png .tif .bmp .jpg), or a folder.",
+    help="Image to write (.png .tif .bmp .jpg), or a folder.",
 )
 @click.option(
     "--engine",
@@ -172,7 +172,7 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
     default=DEFAULT_RULES.kept_chroma,
     show_default=True,
     type=click.FloatRange(0, 1),
-    help="Least part of B's chroma that every pixel keeps; detail in saturated colours is drawn darker for it.",
+    help="Least part of B's chroma that every pixel keeps; detail in saturated colors is drawn darker for it.",
 )
 @click.option(
     "--allow-invention",
@@ -200,8 +200,8 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
 def main(as_json: bool, **given: Any) -> None:
     """Fuse A, an MRI, with B, a CT, PET or SPECT of the same slice and size.
 
-    A and B are two pictures, or two folders whose pictures are paired by name. The result shows the
-    structure of both in B's colours and depth. In folders, results that this command would make again are
+    A and B are two images, or two folders whose images are paired by name. The result shows the
+    structure of both in B's colors and depth. In folders, results that this command would make again are
     kept (an interrupted run goes on where it stopped), a pair that fails does not stop the others, and the
     exit code is then 2.
 
@@ -237,9 +237,9 @@ def _run(request: Request) -> tuple[dict[str, Any], int]:
     a, b, output, with_montage, suffix = request.a, request.b, request.output, request.with_montage, request.suffix
     for path in (a, b):
         if not path.exists():
-            raise PictureError(f"{path}: no such file or folder")
+            raise ImageError(f"{path}: no such file or folder")
     if a.is_dir() != b.is_dir():
-        raise PictureError(f"{a}, {b}: one is a folder and one a file; give two files or two folders")
+        raise ImageError(f"{a}, {b}: one is a folder and one a file; give two files or two folders")
     folders = a.is_dir()
     if folders:
         jobs, ignored = _folder_jobs(a, b, output, with_montage, suffix)

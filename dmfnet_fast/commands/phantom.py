@@ -1,4 +1,4 @@
-"""`dmfnet-phantom`: made-up head pictures in the training data's layout."""
+"""`dmfnet-phantom`: made-up head images in the training data's layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from dmfnet_fast.artifacts.atomic import make_folder
 from dmfnet_fast.commands.shared import command, progress
 from dmfnet_fast.errors import OutputError
-from dmfnet_fast.images.io import write_picture
+from dmfnet_fast.images.io import write_image
 from dmfnet_fast.phantom import MODALITIES, make_phantom
 
 
@@ -40,7 +40,7 @@ def write_phantoms(folder: Path, train: int = 8, test: int = 2, size: int = 256,
                 for kind, pixels in (("MRI", phantom.mri), (modality, phantom.other(modality))):
                     path = folder / split / f"{modality}-MRI" / kind / f"{number:03d}.png"
                     make_folder(path.parent)
-                    write_picture(path, pixels)
+                    write_image(path, pixels)
                     yield path
 
 
@@ -56,4 +56,4 @@ def main(folder: Path, train: int, test: int, size: int, seed: int) -> None:
     total = (train + test) * len(MODALITIES) * 2
     with progress(write_phantoms(folder, train, test, size, seed), "drawing", total) as paths:
         count = sum(1 for _ in paths)
-    click.echo(f"{folder}: {count} pictures")
+    click.echo(f"{folder}: {count} images")

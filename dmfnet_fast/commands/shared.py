@@ -53,7 +53,7 @@ def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
                 warnings.simplefilter("always", DMFNetWarning)
                 warnings.showwarning = _show_warning
                 try:
-                    with memory_guard("use smaller pictures, batches or a smaller preset"):
+                    with memory_guard("use smaller images, batches or a smaller preset"):
                         return function(*args, **kwargs)
                 except (DMFNetError, OSError) as error:
                     click.echo(f"error: {error}", err=True)

@@ -86,7 +86,7 @@ def inverse_normal_cdf(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=4)
 def fusion_noise(seed: int, height: int, width: int, timesteps: int = len(FUSION_TIMESTEPS)) -> NDArray[np.float32]:
-    """The network's noise input for one picture size.
+    """The network's noise input for one image size.
 
     Args:
         seed: 0 to 2^64 - 1.
@@ -104,7 +104,7 @@ def fusion_noise(seed: int, height: int, width: int, timesteps: int = len(FUSION
         raise ValueError(f"seed {seed}: must lie between 0 and 2^64 - 1")
     shape = (timesteps, 2, height, width)
     raw = np.random.Philox(key=seed).random_raw(int(np.prod(shape)))
-    # The upper 52 bits, centred in their cell: exact in float64 and never 0 or 1.
+    # The upper 52 bits, centered in their cell: exact in float64 and never 0 or 1.
     probability = ((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     noise = inverse_normal_cdf(probability).astype(np.float32).reshape(shape)
     noise.flags.writeable = False

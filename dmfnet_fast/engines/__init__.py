@@ -15,7 +15,7 @@ __all__ = ["DEFAULT", "SHIPPED_WEIGHTS", "Engine", "Precision", "open_engine", "
 WEIGHTS = Path(__file__).parent.parent / "weights"
 DEFAULT = "nano"
 SHIPPED_WEIGHTS = WEIGHTS / f"dmfnet-{DEFAULT}.safetensors"
-_PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
 
 
 def shipped() -> dict[str, Path]:
@@ -79,6 +79,6 @@ def open_engine(path: Path, device: str | None, precision: Precision, threads: i
     kinds = "an engine is a .engine, .onnx or .safetensors file"
     if suffix in (".pth", ".pt", ".ckpt"):
         raise EngineError(f"{path}: is a torch checkpoint; dmfnet-convert makes a .safetensors engine of it")
-    if suffix in _PICTURES:
-        raise EngineError(f"{path}: is a picture, not an engine; {kinds}")
+    if suffix in _IMAGE_SUFFIXES:
+        raise EngineError(f"{path}: is an image, not an engine; {kinds}")
     raise EngineError(f"{path}: unknown kind of engine {suffix!r}; {kinds}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dmfnet_fast.artifacts.interface import Interface
 from dmfnet_fast.images.rules import Rules
 
-# "auto" is the fastest that stays within half a grey level of float32 on average, as each engine's class says.
+# "auto" is the fastest that stays within half a gray level of float32 on average, as each engine's class says.
 # Convolutions of an "int8" network multiply in 8 bits; that is in its file, so no other file runs so.
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
@@ -46,7 +46,7 @@ class Engine(ABC):
 
         Args:
             a: luminances (N, H, W), H and W as for `run`.
-            b: likewise, or colours (N, H, W, 3).
+            b: likewise, or colors (N, H, W, 3).
             rules: what holds for every pixel.
             seed: of the noise, for a network that takes it.
 

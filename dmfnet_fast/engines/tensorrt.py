@@ -19,7 +19,7 @@ from dmfnet_fast.engines.base import Engine, Precision, some_pairs
 from dmfnet_fast.engines.bound_shape import BoundShape, expect
 from dmfnet_fast.engines.cuda_runtime import Cuda
 from dmfnet_fast.engines.devices import check_device
-from dmfnet_fast.errors import EngineError, OutputError, PictureError, is_lack_of_memory, require, warn
+from dmfnet_fast.errors import EngineError, ImageError, OutputError, is_lack_of_memory, require, warn
 
 KEPT_SHAPES = 4  # whose contexts, buffers and graphs stay in GPU memory
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -170,7 +170,7 @@ class TensorRTEngine(Engine):
         try:
             check(parity, "it is not used; export it on this machine, or with another precision")
         except EngineError as error:
-            raise EngineError(f"{self._path}: on this GPU its picture {error}") from error
+            raise EngineError(f"{self._path}: on this GPU its image {error}") from error
         self._manifest = replace(manifest, parity=manifest.parity | {self._gpu: parity.to_dict()})
         with suppress(OutputError):
             self._manifest.write(self._path)
@@ -181,8 +181,8 @@ class TensorRTEngine(Engine):
             sizes = f"{least[1]}x{least[2]}"
             if least[1:] != most[1:]:
                 sizes += f" to {most[1]}x{most[2]}"
-            raise PictureError(
-                f"{self._path}: takes {sizes} (height x width), the pictures are {height}x{width}, padded to multiples "
+            raise ImageError(
+                f"{self._path}: takes {sizes} (height x width), the images are {height}x{width}, padded to multiples "
                 "of 16: make an engine for them with dmfnet-export --size, or --min and --max"
             )
 

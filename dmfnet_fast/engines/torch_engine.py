@@ -25,7 +25,7 @@ from dmfnet_fast.model.weights import read_metadata
 
 torch = require("torch", extra="torch")
 
-KEPT_GRAPHS = 8  # in GPU memory: of sizes, each for grey and for colour
+KEPT_GRAPHS = 8  # in GPU memory: of sizes, each for gray and for color
 OLDEST_WITH_KERNELS = (8, 0)  # compute capability; Triton supports none before it
 # Of all pairs that go through the GPU at once. Base has 0.8 GB of tensors alive for each 256x256 (counted).
 PIXELS_AT_ONCE = 4 * 256 * 256
@@ -43,13 +43,13 @@ def _kernels(device: Any) -> tuple[bool, str]:
 
 
 class TorchEngine(Engine):
-    """The optimised network, on an NVIDIA GPU with our kernels and as one CUDA graph for each size.
+    """The optimized network, on an NVIDIA GPU with our kernels and as one CUDA graph for each size.
 
     "auto" is float16 on a GPU; on a CPU bfloat16 if the CPU has it, else float32. On a CPU the pairs of a batch are
     fused one after the other: that is as fast, and takes less memory.
 
     On a GPU, algorithms are those that cuDNN recommends, deterministic ones, never timed ones: those could differ
-    from run to run, and the picture with them.
+    from run to run, and the image with them.
     """
 
     def __init__(self, path: Path, device: str, precision: Precision, threads: int | None) -> None:

@@ -1,1 +1,1 @@
-"""How well pictures are fused: methods run on pairs, scored by all metrics, compared, and shown."""
+"""How well images are fused: methods run on pairs, scored by all metrics, compared, and shown."""

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.errors import PictureError
+from dmfnet_fast.errors import ImageError
 from dmfnet_fast.fuser import Range, Source
 from dmfnet_fast.images.color import luminance, stated_range
-from dmfnet_fast.images.io import Pixels, read_picture, to_8_bit
+from dmfnet_fast.images.io import Pixels, read_image, to_8_bit
 from dmfnet_fast.images.pairing import pair_folders
 from dmfnet_fast.metrics.fusion import SMALLEST
 
-Grey = NDArray[np.uint8]
-# A picture H x W or H x W x 3, 8-bit, as it would be saved.
+Gray = NDArray[np.uint8]
+# An image H x W or H x W x 3, 8-bit, as it would be saved.
 Saved = NDArray[np.uint8]
 
 LAYOUT = (
@@ -29,7 +29,7 @@ LAYOUT = (
 
 @dataclass(frozen=True)
 class Scene:
-    """The pictures of a pair, read.
+    """The images of a pair, read.
 
     Attributes:
         sources: a and b, with the values that are black and white in them.
@@ -40,7 +40,7 @@ class Scene:
 
     @property
     def values(self) -> Range:
-        """What is black and white in b, and in pictures fused from the pair."""
+        """What is black and white in b, and in images fused from the pair."""
         return _known(self.sources[1])
 
     @cached_property
@@ -50,9 +50,9 @@ class Scene:
         return first, second
 
     @cached_property
-    def greys(self) -> tuple[Grey, Grey]:
+    def grays(self) -> tuple[Gray, Gray]:
         """The luminances that are scored, of a and b as saved, (H, W) uint8."""
-        first, second = (luminance(picture) for picture in self.saved)
+        first, second = (luminance(image) for image in self.saved)
         return first, second
 
 
@@ -63,12 +63,12 @@ def _known(source: Source) -> Range:
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair of files. Pictures are not kept, so that a large data set takes no more memory than a small one.
+    """A pair of files. Images are not kept, so that a large data set takes no more memory than a small one.
 
     Attributes:
         modality: name of the folder, such as "CT-MRI".
         kinds: what a and b are called, such as "MRI" and "CT".
-        range_a, range_b: values that mean black and white in 16-bit or float pictures; None guesses them.
+        range_a, range_b: values that mean black and white in 16-bit or float images; None guesses them.
     """
 
     modality: str
@@ -80,17 +80,17 @@ class Pair:
     range_b: Range | None = None
 
     def read(self) -> Scene:
-        """Both pictures.
+        """Both images.
 
         Raises:
-            PictureError: one cannot be read, or they are of different sizes or too small.
+            ImageError: one cannot be read, or they are of different sizes or too small.
         """
         first, second = _read(self.a, self.range_a), _read(self.b, self.range_b)
         if first.pixels.shape[:2] != second.pixels.shape[:2]:
             sizes = [f"{s.name} is {s.pixels.shape[1]}x{s.pixels.shape[0]}" for s in (first, second)]
-            raise PictureError(f"{', '.join(sizes)}: register them to one size first")
+            raise ImageError(f"{', '.join(sizes)}: register them to one size first")
         if min(first.pixels.shape[:2]) < SMALLEST:
-            raise PictureError(f"{first.name}: is too small for the metrics, which take {SMALLEST}x{SMALLEST} and more")
+            raise ImageError(f"{first.name}: is too small for the metrics, which take {SMALLEST}x{SMALLEST} and more")
         return Scene(self, (first, second))
 
     def __str__(self) -> str:
@@ -98,7 +98,7 @@ class Pair:
 
 
 def _read(path: Path, stated: Range | None) -> Source:
-    pixels: Pixels = read_picture(path)
+    pixels: Pixels = read_image(path)
     return Source(pixels, str(path), values=stated_range(pixels, stated, str(path)))
 
 
@@ -133,7 +133,7 @@ def find_pairs(
         range_a, range_b: see `Pair`.
 
     Raises:
-        PictureError: there are no pairs, or none of a modality that was named, or a folder named B-A does not hold B
+        ImageError: there are no pairs, or none of a modality that was named, or a folder named B-A does not hold B
             and A.
     """
     root = data / split
@@ -142,7 +142,7 @@ def find_pairs(
     for wanted in modalities:
         if not any(wanted in called for called in folders.values()):
             there = ", ".join(name for name in folders if _halves(name)) or "no folder of pairs"
-            raise PictureError(f"{root}: holds no {wanted}; there is {there}")
+            raise ImageError(f"{root}: holds no {wanted}; there is {there}")
     pairs: list[Pair] = []
     problems: list[str] = []
     for name, called in folders.items():
@@ -151,12 +151,12 @@ def find_pairs(
         kinds = _kinds(root / name)
         if kinds is None:
             a, b = _halves(name)[0]
-            raise PictureError(
+            raise ImageError(
                 f"{root / name}: holds no folders {b} and {a}; {LAYOUT} (or name other folders with --modality)"
             )
         found = pair_folders(root / name / kinds[0], root / name / kinds[1])
         pairs += [Pair(name, kinds, pair, a, b, range_a, range_b) for pair, a, b in found.pairs]
         problems += [problem for _, problem in found.problems]
     if not pairs:
-        raise PictureError(f"{root}: holds no pairs; {LAYOUT} (choose the folder with --split)")
+        raise ImageError(f"{root}: holds no pairs; {LAYOUT} (choose the folder with --split)")
     return pairs, problems

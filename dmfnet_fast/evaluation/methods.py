@@ -1,4 +1,4 @@
-"""What is compared: engines, folders of fused pictures, and two trivial fusions."""
+"""What is compared: engines, folders of fused images, and two trivial fusions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 from dmfnet_fast.engines import Precision
-from dmfnet_fast.errors import PictureError
+from dmfnet_fast.errors import ImageError
 from dmfnet_fast.evaluation.dataset import Saved, Scene
 from dmfnet_fast.fuser import Fuser
 from dmfnet_fast.images.color import EIGHT_BIT, Canvas
-from dmfnet_fast.images.io import FULL_16_BIT, read_picture, to_8_bit
-from dmfnet_fast.images.pairing import pictures_by_name
+from dmfnet_fast.images.io import FULL_16_BIT, read_image, to_8_bit
+from dmfnet_fast.images.pairing import images_by_name
 from dmfnet_fast.images.rules import Rules
 
 NO_RULES = Rules(kept_chroma=0, invention=True)
@@ -43,7 +43,7 @@ class Method(ABC):
 
     @abstractmethod
     def fuse(self, scene: Scene) -> Saved:
-        """The fused picture.
+        """The fused image.
 
         Raises:
             DMFNetError: there is none.
@@ -51,11 +51,11 @@ class Method(ABC):
 
 
 class Trivial(Method):
-    """The mean or the brighter of both luminances at each pixel, in b's colours, which go pale where they must."""
+    """The mean or the brighter of both luminances at each pixel, in b's colors, which go pale where they must."""
 
     def __init__(self, label: str) -> None:
         what = {"average": "the mean of both luminances", "maximum": "the brighter of both luminances at each pixel"}
-        super().__init__(label, f"{what[label]}, in the colours of b")
+        super().__init__(label, f"{what[label]}, in the colors of b")
 
     def fuse(self, scene: Scene) -> Saved:
         a, b = scene.sources
@@ -86,39 +86,39 @@ class Engine(Method):
 
 
 class Folder(Method):
-    """Pictures that were fused elsewhere: FOLDER/MODALITY/NAME.png, .jpg and so on."""
+    """Images that were fused elsewhere: FOLDER/MODALITY/NAME.png, .jpg and so on."""
 
     def __init__(self, label: str, folder: Path) -> None:
         super().__init__(label, f"pictures in {folder.name}")
         if not folder.is_dir():
-            raise PictureError(f"{folder}: no such folder")
+            raise ImageError(f"{folder}: no such folder")
         self._folder = folder
         self._files: dict[str, dict[str, list[Path]]] = {}  # of each modality, by name
 
     def fuse(self, scene: Scene) -> Saved:
         place = self._folder / scene.pair.modality
         if scene.pair.modality not in self._files:
-            self._files[scene.pair.modality] = pictures_by_name(place)[0] if place.is_dir() else {}
+            self._files[scene.pair.modality] = images_by_name(place)[0] if place.is_dir() else {}
         found = self._files[scene.pair.modality].get(scene.pair.name, [])
         if not found:
-            raise PictureError(f"{place / scene.pair.name}.*: no such picture")
+            raise ImageError(f"{place / scene.pair.name}.*: no such image")
         if len(found) > 1:
-            raise PictureError(f"{found[0]}: {found[1].name} has the same name; keep one of them")
-        pixels = read_picture(found[0])
+            raise ImageError(f"{found[0]}: {found[1].name} has the same name; keep one of them")
+        pixels = read_image(found[0])
         source = scene.sources[1].pixels
         size = source.shape[:2]
         if pixels.shape[:2] != size:
-            raise PictureError(
-                f"{found[0]}: is {pixels.shape[1]}x{pixels.shape[0]}, the pair is {size[1]}x{size[0]}: pictures to "
+            raise ImageError(
+                f"{found[0]}: is {pixels.shape[1]}x{pixels.shape[0]}, the pair is {size[1]}x{size[0]}: images to "
                 "compare must be of one size"
             )
-        # Saved in another depth than b's, the picture has that depth's own range.
+        # Saved in another depth than b's, the image has that depth's own range.
         own = FULL_16_BIT if pixels.dtype == np.uint16 else (0.0, 1.0)
         return to_8_bit(pixels, scene.values if pixels.dtype == source.dtype else own)
 
 
 class AsJPEG(Method):
-    """Another method's pictures after JPEG, to compare with results that others saved so."""
+    """Another method's images after JPEG, to compare with results that others saved so."""
 
     def __init__(self, method: Method, quality: int) -> None:
         super().__init__(f"{method.label}, JPEG {quality}", f"{method.about}; saved as JPEG, quality {quality}")
@@ -127,14 +127,14 @@ class AsJPEG(Method):
     def fuse(self, scene: Scene) -> Saved:
         return self.compress(self.method.fuse(scene))
 
-    def compress(self, picture: Saved) -> Saved:
-        """The picture after a round trip; the chroma keeps its resolution."""
+    def compress(self, image: Saved) -> Saved:
+        """The image after a round trip; the chroma keeps its resolution."""
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=self._quality, subsampling=0)
+        Image.fromarray(image).save(file, "JPEG", quality=self._quality, subsampling=0)
         return np.asarray(Image.open(file))
 
 
-def _labelled(text: str) -> tuple[str | None, str]:
+def _labeled(text: str) -> tuple[str | None, str]:
     label, separator, rest = text.partition("=")
     if Path(text).exists():  # with "=" in its own name
         return None, text
@@ -143,7 +143,7 @@ def _labelled(text: str) -> tuple[str | None, str]:
 
 def parse_engine(text: str) -> tuple[str, str, Precision]:
     """Label, engine and precision of "[LABEL=]ENGINE[@PRECISION]"."""
-    label, rest = _labelled(text)
+    label, rest = _labeled(text)
     engine, separator, precision = rest.rpartition("@")
     if not separator or precision not in get_args(Precision):
         engine, precision = rest, "auto"
@@ -176,7 +176,7 @@ def opened(
             fuser = stack.enter_context(Fuser(engine, device=device, precision=precision, threads=threads))
             methods.append(Engine(label, fuser))
         for text in folders:
-            name, rest = _labelled(text)
+            name, rest = _labeled(text)
             methods.append(Folder(name or Path(rest).resolve().name, Path(rest)))
         methods += [Trivial("maximum"), Trivial("average")] if trivial else []
         yield methods

@@ -18,10 +18,10 @@ from dmfnet_fast.evaluation.report import ABSENT, COMPARED, NOTE, best, compared
 from dmfnet_fast.evaluation.report_files import MARKS
 from dmfnet_fast.evaluation.scores import Evaluation, Row, Scored, Scores, Table, fuse_all, read
 from dmfnet_fast.images.color import luminance
-from dmfnet_fast.metrics.fidelity import colour_difference
+from dmfnet_fast.metrics.fidelity import color_difference
 from dmfnet_fast.metrics.fusion import Measure
 
-MOST_WORST = 4  # methods whose worst colours are shown
+MOST_WORST = 4  # methods whose worst colors are shown
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -32,7 +32,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 td small { color: #888; white-space: nowrap; }
 td.best { font-weight: 650; }
 .wide { overflow-x: auto; }
-.pictures td, .pictures th { border: 0; padding: .2rem; text-align: center; font-weight: 500; }
+.images td, .images th { border: 0; padding: .2rem; text-align: center; font-weight: 500; }
 img { display: block; image-rendering: pixelated; }
 .tiles { display: flex; flex-wrap: wrap; gap: .6rem; margin: .8rem 0; }
 figure { margin: 0; width: 12rem; }
@@ -44,17 +44,17 @@ svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
 """
 
 
-def _pictures(scene: Scene, pictures: dict[str, Saved]) -> str:
+def _images(scene: Scene, images: dict[str, Saved]) -> str:
     """A pair and what was made of it: whole, enlarged, and as differences."""
-    shown = [*zip(scene.pair.kinds, scene.saved, strict=True), *pictures.items()]
-    greys = {label: luminance(picture) for label, picture in pictures.items()}
-    brighter = np.maximum(*scene.greys)
-    part = tiles.disputed([*greys.values(), brighter])
+    shown = [*zip(scene.pair.kinds, scene.saved, strict=True), *images.items()]
+    grays = {label: luminance(image) for label, image in images.items()}
+    brighter = np.maximum(*scene.grays)
+    part = tiles.disputed([*grays.values(), brighter])
     rows = [
         [escape(label) for label, _ in shown],
-        [tiles.whole(picture, label) for label, picture in shown],
-        [tiles.enlarged(picture, part, f"{label}, enlarged") for label, picture in shown],
-        ["", "", *(tiles.difference_shown(grey, brighter, f"{label}, difference") for label, grey in greys.items())],
+        [tiles.whole(image, label) for label, image in shown],
+        [tiles.enlarged(image, part, f"{label}, enlarged") for label, image in shown],
+        ["", "", *(tiles.difference_shown(gray, brighter, f"{label}, difference") for label, gray in grays.items())],
     ]
     heads = ["", "whole", "enlarged", f"against max({', '.join(scene.pair.kinds)})"]
     lines = [
@@ -64,20 +64,20 @@ def _pictures(scene: Scene, pictures: dict[str, Saved]) -> str:
     return f'<h3>{escape(str(scene.pair))}</h3><div class="wide"><table class="pictures">{"".join(lines)}</table></div>'
 
 
-def _worst_colours(label: str, scores: dict[str, Scores], scene: Scene, pictures: dict[str, Saved]) -> str:
-    """Where the picture of one method is furthest from the colours of b: that part of both sources and all methods."""
+def _worst_colors(label: str, scores: dict[str, Scores], scene: Scene, images: dict[str, Saved]) -> str:
+    """Where the image of one method is furthest from the colors of b: that part of both sources and all methods."""
     b = scene.saved[1]
-    part = tiles.largest_sum(colour_difference(pictures[label], b))
-    others = [name for name in pictures if name != label]
-    shown = [(kind, picture, "") for kind, picture in zip(scene.pair.kinds, scene.saved, strict=True)]
+    part = tiles.largest_sum(color_difference(images[label], b))
+    others = [name for name in images if name != label]
+    shown = [(kind, image, "") for kind, image in zip(scene.pair.kinds, scene.saved, strict=True)]
     for name in (label, *others):
         bleached, error = (number(scores[name][measure]) for measure in ("bleached", "ab error"))
-        shown.append((name, pictures[name], f"<br><small>bleached {bleached} %, ab error {error}</small>"))
+        shown.append((name, images[name], f"<br><small>bleached {bleached} %, ab error {error}</small>"))
     figures = (
-        f"<figure>{tiles.enlarged(picture, part, name)}<figcaption>{escape(name)}{note}</figcaption></figure>"
-        for name, picture, note in shown
+        f"<figure>{tiles.enlarged(image, part, name)}<figcaption>{escape(name)}{note}</figcaption></figure>"
+        for name, image, note in shown
     )
-    head = f"<h3>Worst colours of {escape(label)}: {escape(str(scene.pair))}</h3>"
+    head = f"<h3>Worst colors of {escape(label)}: {escape(str(scene.pair))}</h3>"
     return f'{head}<div class="tiles">{"".join(figures)}</div>'
 
 
@@ -90,8 +90,8 @@ def chosen(evaluation: Evaluation, modality: str, count: int) -> list[Pair]:
     return [scored[order[place]].pair for place in places]
 
 
-def worst_by_colour(evaluation: Evaluation, modality: str, label: str) -> Scored | None:
-    """The pair in which a method's picture is furthest from the colours of b; None if there are no colours."""
+def worst_by_color(evaluation: Evaluation, modality: str, label: str) -> Scored | None:
+    """The pair in which a method's image is furthest from the colors of b; None if there are no colors."""
     errors = evaluation.values(modality, label, "ab error")
     return None if np.isnan(errors).all() else evaluation.of_modality(modality)[int(np.nanargmax(errors))]
 
@@ -166,36 +166,36 @@ def _table(evaluation: Evaluation, table: Table) -> str:
 
 @dataclass(frozen=True)
 class View:
-    """What the page shows of a pair: `draw` makes it of the pair's pictures and what all methods made of them."""
+    """What the page shows of a pair: `draw` makes it of the pair's images and what all methods made of them."""
 
     pair: Pair
     draw: Callable[[Scene, dict[str, Saved]], str]
 
 
-def _views(evaluation: Evaluation, modality: str, methods: Sequence[Method], pictures: int) -> list[View]:
-    views = [View(pair, _pictures) for pair in chosen(evaluation, modality, pictures)]
-    for label in _judged(methods) if pictures else []:
-        scored = worst_by_colour(evaluation, modality, label)
+def _views(evaluation: Evaluation, modality: str, methods: Sequence[Method], images: int) -> list[View]:
+    views = [View(pair, _images) for pair in chosen(evaluation, modality, images)]
+    for label in _judged(methods) if images else []:
+        scored = worst_by_color(evaluation, modality, label)
         if scored is not None:
-            views.append(View(scored.pair, partial(_worst_colours, label, scored.metrics)))
+            views.append(View(scored.pair, partial(_worst_colors, label, scored.metrics)))
     return views
 
 
 def _judged(methods: Sequence[Method]) -> list[str]:
-    """The methods whose worst colours are shown: the first that are more than a copy or a trivial fusion."""
+    """The methods whose worst colors are shown: the first that are more than a copy or a trivial fusion."""
     labels = [method.label for method in methods if not isinstance(method, AsJPEG | Trivial)]
     return labels[:MOST_WORST]
 
 
-def _about_pictures(first: str, judged: list[str]) -> str:
+def _about_images(first: str, judged: list[str]) -> str:
     text = (
         f"Shown are pairs from the best to the worst objective of {first}, with the part enlarged in which the methods "
         "differ most."
     )
     if judged:
         text += (
-            f" Where b is in colour, for each of {', '.join(judged)} the pair follows whose colours are furthest from "
-            "b's in CIELAB (ab error), enlarged where they are furthest; the scores below are of the whole picture."
+            f" Where b is in color, for each of {', '.join(judged)} the pair follows whose colors are furthest from "
+            "b's in CIELAB (ab error), enlarged where they are furthest; the scores below are of the whole image."
         )
     return f"<p>{escape(text)}</p><p>{escape(tiles.ABOUT)}</p>"
 
@@ -204,18 +204,18 @@ def to_html(
     evaluation: Evaluation,
     methods: Sequence[Method],
     name: str,
-    pictures: int,
+    images: int,
     shown: Callable[[Sequence[View]], Iterable[View]],
 ) -> str:
     """The page, under the heading `name`.
 
     Args:
         methods: as they were evaluated; they fuse the pairs that are shown once more.
-        pictures: pairs to show of each modality.
+        images: pairs to show of each modality.
         shown: gives what is drawn one after the other, and may show how far it is.
     """
     tables = evaluation.tables()
-    views = {table.modality: _views(evaluation, table.modality, methods, pictures) for table in tables}
+    views = {table.modality: _views(evaluation, table.modality, methods, images) for table in tables}
     drawn: dict[str, list[str]] = {modality: [] for modality in views}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DMFNetWarning)  # were given when the pairs were scored
@@ -224,7 +224,7 @@ def to_html(
             drawn[view.pair.modality].append(view.draw(scene, fuse_all(scene, methods)[0]))
     parts = [f"<h1>{escape(name)}</h1><p>{escape(NOTE)}</p>"]
     if any(drawn.values()):
-        parts.append(_about_pictures(next(iter(evaluation.about)), _judged(methods)))
+        parts.append(_about_images(next(iter(evaluation.about)), _judged(methods)))
     parts += ["<ul>", *(f"<li>{escape(label)}: {escape(about)}</li>" for label, about in evaluation.about.items())]
     parts.append("</ul>")
     for table in tables:

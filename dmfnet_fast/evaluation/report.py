@@ -13,8 +13,8 @@ from dmfnet_fast.evaluation.statistics import Comparison
 from dmfnet_fast.metrics.fusion import MEASURES, Measure
 
 NOTE = (
-    "Means over pairs; below them 95 % bootstrap intervals. Scored is the 8-bit picture: its luminance, and where b is "
-    "in colour, its colours. Arrows say which direction is taken for better. EN, SD, SF and AG do not look at the "
+    "Means over pairs; below them 95 % bootstrap intervals. Scored is the 8-bit image: its luminance, and where b is "
+    "in color, its colors. Arrows say which direction is taken for better. EN, SD, SF and AG do not look at the "
     "sources, and noise raises them."
 )
 COMPARED = "Mean difference, and number of pairs that are better, compared pair by pair with"
@@ -33,7 +33,7 @@ def _finite(value: Any) -> Any:
 def to_json(evaluation: Evaluation, **more: Any) -> str:
     """All of it: summaries, and every pair's scores.
 
-    A score is null where there is none (colour measures of grey pairs), and where it is infinite (PSNR).
+    A score is null where there is none (color measures of gray pairs), and where it is infinite (PSNR).
     """
     record = _finite(
         {

@@ -1,4 +1,4 @@
-"""Methods run on pairs, every picture scored by all measures."""
+"""Methods run on pairs, every image scored by all measures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dmfnet_fast.evaluation.dataset import Pair, Saved, Scene
 from dmfnet_fast.evaluation.methods import AsJPEG, Method
 from dmfnet_fast.evaluation.statistics import Comparison, Estimate, comparison, estimate
 from dmfnet_fast.images.color import luminance
-from dmfnet_fast.metrics.fusion import MEASURES, Measure, colour_measures, fusion_metrics
+from dmfnet_fast.metrics.fusion import MEASURES, Measure, color_measures, fusion_metrics
 
 # Of one method on one pair, by name; None where there is nothing to measure.
 Scores = dict[str, float | None]
@@ -112,7 +112,7 @@ class Evaluation:
 
 
 def read(pair: Pair) -> Scene:
-    """The pair's pictures.
+    """The pair's images.
 
     Raises:
         DMFNetError: they cannot be read; the message names the pair.
@@ -124,36 +124,36 @@ def read(pair: Pair) -> Scene:
 
 
 def fuse_all(scene: Scene, methods: Sequence[Method]) -> tuple[dict[str, Saved], dict[str, float]]:
-    """Every method's picture, and milliseconds where it is timed.
+    """Every method's image, and milliseconds where it is timed.
 
     Raises:
-        DMFNetError: a method has no picture; the message names the pair and the method.
+        DMFNetError: a method has no image; the message names the pair and the method.
     """
-    pictures: dict[str, Saved] = {}
+    images: dict[str, Saved] = {}
     milliseconds: dict[str, float] = {}
     for method in methods:
         if isinstance(method, AsJPEG):
-            pictures[method.label] = method.compress(pictures[method.method.label])
+            images[method.label] = method.compress(images[method.method.label])
             continue
         try:
             method.prepare(scene)
             started = time.perf_counter()
-            pictures[method.label] = method.fuse(scene)
+            images[method.label] = method.fuse(scene)
         except OutOfMemoryError:
             raise
         except DMFNetError as error:
             raise DMFNetError(f"{scene.pair}, {method.label}: {error}") from error
         if method.timed:
             milliseconds[method.label] = 1000 * (time.perf_counter() - started)
-    return pictures, milliseconds
+    return images, milliseconds
 
 
-def score(pictures: dict[str, Saved], a: Saved, b: Saved) -> dict[str, Scores]:
-    """All measures of each of the fused pictures, by label."""
-    grey_a, grey_b = luminance(a), luminance(b)
+def score(images: dict[str, Saved], a: Saved, b: Saved) -> dict[str, Scores]:
+    """All measures of each of the fused images, by label."""
+    gray_a, gray_b = luminance(a), luminance(b)
     return {
-        label: {**fusion_metrics(luminance(picture), grey_a, grey_b), **colour_measures(picture, b)}
-        for label, picture in pictures.items()
+        label: {**fusion_metrics(luminance(image), gray_a, gray_b), **color_measures(image, b)}
+        for label, image in images.items()
     }
 
 
@@ -187,13 +187,13 @@ def evaluate(
 
     Args:
         pairs: what to fuse.
-        methods: how; an `AsJPEG` comes after the method whose pictures it saves.
+        methods: how; an `AsJPEG` comes after the method whose images it saves.
         baseline: label of one of them.
         workers: processes that compute metrics, while this one fuses.
         shown: gives the pairs one after the other, and may show how far it is.
 
     Raises:
-        OutOfMemoryError: a worker was killed, or a picture is too large for an engine.
+        OutOfMemoryError: a worker was killed, or an image is too large for an engine.
     """
     evaluation = Evaluation({method.label: method.about for method in methods}, baseline)
     running: deque[tuple[Pair, Future[dict[str, Scores]], dict[str, float]]] = deque()
@@ -207,14 +207,14 @@ def evaluate(
             for pair in shown(pairs):
                 try:
                     scene = read(pair)
-                    pictures, milliseconds = fuse_all(scene, methods)
+                    images, milliseconds = fuse_all(scene, methods)
                 except OutOfMemoryError:
                     raise
                 except DMFNetError as error:
                     evaluation.problems.append(str(error))
                     continue
-                running.append((pair, pool.submit(score, pictures, *scene.saved), milliseconds))
-                # Pictures wait in memory until they are scored: no more of them than keep the workers busy.
+                running.append((pair, pool.submit(score, images, *scene.saved), milliseconds))
+                # Images wait in memory until they are scored: no more of them than keep the workers busy.
                 while len(running) > 2 * workers:
                     finish_one()
             while running:

@@ -1,6 +1,6 @@
 """Means, their uncertainty, and paired comparisons.
 
-Scores are NaN where a pair has none, such as those of colour where b is grey; such pairs do not count. Scores may be
+Scores are NaN where a pair has none, such as those of color where b is gray; such pairs do not count. Scores may be
 infinite (PSNR).
 """
 

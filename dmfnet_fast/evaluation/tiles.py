@@ -1,4 +1,4 @@
-"""Pictures for the page of an evaluation: cut out, compared, and encoded small enough for many of them."""
+"""Images for the page of an evaluation: cut out, compared, and encoded small enough for many of them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dmfnet_fast.evaluation.dataset import Grey, Saved
+from dmfnet_fast.evaluation.dataset import Gray, Saved
 from dmfnet_fast.metrics.similarity import filtered
 
 ZOOM = 64  # pixels of the part that is enlarged
-SHOWN = 256  # CSS pixels of the smaller side of every picture, and the most that a whole picture keeps
-QUALITY = 80  # of whole pictures
-FULL_COLOUR = 64  # grey levels of difference that are drawn in full colour
-STEP = 8  # grey levels between two colours of a difference: finer ones are hardly seen, and make large files
+SHOWN = 256  # CSS pixels of the smaller side of every image, and the most that a whole image keeps
+QUALITY = 80  # of whole images
+FULL_COLOR = 64  # gray levels of difference that are drawn in full color
+STEP = 8  # gray levels between two colors of a difference: finer ones are hardly seen, and make large files
 DARKER, BRIGHTER = (70, 130, 255), (255, 120, 30)
 
 ABOUT = (
-    f"Whole pictures are for overview: lossy (WebP, quality {QUALITY}), and reduced to {SHOWN} pixels where they are "
+    f"Whole images are for overview: lossy (WebP, quality {QUALITY}), and reduced to {SHOWN} pixels where they are "
     f"larger. Enlarged parts, {ZOOM}x{ZOOM} pixels, are exact. Differences are of the reduced luminances: orange where "
-    f"a picture is brighter than the brighter source, blue where it is darker, in steps of {STEP} grey levels, in full "
-    f"colour from {FULL_COLOUR} of 255."
+    f"an image is brighter than the brighter source, blue where it is darker, in steps of {STEP} gray levels, in full "
+    f"color from {FULL_COLOR} of 255."
 )
 
 Part = tuple[slice, slice]
@@ -43,33 +43,33 @@ def _tag(image: Image.Image, alternative: str, **options: Any) -> str:
     )
 
 
-def _reduced(picture: Saved) -> Image.Image:
-    """The picture, of at most `SHOWN` pixels on its smaller side."""
-    image = Image.fromarray(picture)
+def _reduced(pixels: Saved) -> Image.Image:
+    """An image, of at most `SHOWN` pixels on its smaller side."""
+    image = Image.fromarray(pixels)
     scale = SHOWN / min(image.size)
     if scale >= 1:
         return image
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)
 
 
-def whole(picture: Saved, alternative: str) -> str:
-    """An HTML image of the whole picture: lossy."""
-    return _tag(_reduced(picture), alternative, quality=QUALITY)
+def whole(image: Saved, alternative: str) -> str:
+    """An HTML image of the whole image: lossy."""
+    return _tag(_reduced(image), alternative, quality=QUALITY)
 
 
-def enlarged(picture: Saved, part: Part, alternative: str) -> str:
-    """An HTML image of a part of the picture: exact."""
-    return _tag(Image.fromarray(np.ascontiguousarray(picture[part])), alternative, lossless=True, exact=True)
+def enlarged(image: Saved, part: Part, alternative: str) -> str:
+    """An HTML image of a part of the image: exact."""
+    return _tag(Image.fromarray(np.ascontiguousarray(image[part])), alternative, lossless=True, exact=True)
 
 
-def difference(fused: Grey, brighter: Grey) -> NDArray[np.uint8]:
-    """Where a picture is darker or brighter than the brighter of its sources, in colours on black, (H, W, 3)."""
+def difference(fused: Gray, brighter: Gray) -> NDArray[np.uint8]:
+    """Where an image is darker or brighter than the brighter of its sources, in colors on black, (H, W, 3)."""
     change = fused.astype(np.float64) - brighter
-    strength = (np.rint(np.abs(change) / STEP) * STEP / FULL_COLOUR).clip(max=1)[..., None]
+    strength = (np.rint(np.abs(change) / STEP) * STEP / FULL_COLOR).clip(max=1)[..., None]
     return np.rint(np.where(change[..., None] > 0, BRIGHTER, DARKER) * strength).astype(np.uint8)
 
 
-def difference_shown(fused: Grey, brighter: Grey, alternative: str) -> str:
+def difference_shown(fused: Gray, brighter: Gray, alternative: str) -> str:
     """An HTML image of the `difference`."""
     change = difference(np.asarray(_reduced(fused)), np.asarray(_reduced(brighter)))
     return _tag(Image.fromarray(change), alternative, lossless=True)
@@ -83,7 +83,7 @@ def largest_sum(field: NDArray[np.float64]) -> Part:
     return slice(top, top + side), slice(left, left + side)
 
 
-def disputed(greys: Sequence[Grey]) -> Part:
-    """The square in which pictures of one scene differ most from their mean: rows and columns."""
-    pictures = np.stack([picture.astype(np.float64) for picture in greys])
-    return largest_sum(np.abs(pictures - pictures.mean(axis=0)).sum(axis=0))
+def disputed(grays: Sequence[Gray]) -> Part:
+    """The square in which images of one scene differ most from their mean: rows and columns."""
+    images = np.stack([image.astype(np.float64) for image in grays])
+    return largest_sum(np.abs(images - images.mean(axis=0)).sum(axis=0))

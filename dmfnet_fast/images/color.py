@@ -1,4 +1,4 @@
-"""Luminance in and colour out: between pictures and the network's numbers."""
+"""Luminance in and color out: between images and the network's numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dmfnet_fast.errors import PictureError, warn
+from dmfnet_fast.errors import ImageError, warn
 from dmfnet_fast.images.io import Pixels
 from dmfnet_fast.images.rules import (
     BLUE,
@@ -18,12 +18,12 @@ from dmfnet_fast.images.rules import (
     RED,
     Interval,
     Rules,
+    apply_luminance,
     chroma_of,
-    colour_interval,
+    color_interval,
     common,
-    neighbourhood_interval,
+    neighborhood_interval,
     paler,
-    recoloured,
     room_of,
     shift_of,
     within,
@@ -33,14 +33,14 @@ EIGHT_BIT = (0.0, 255.0)
 DEFAULT_RULES = Rules()
 PIXELS_AT_ONCE = 2**15
 LUMINANCE = np.array([RED, GREEN, BLUE]) / 1000
-# A channel spread above this part of the range, in more than this part of the pixels, is colour; below it is
-# the tint that JPEG leaves on grey.
-COLOUR_SPREAD = 0.1
-COLOUR_PART = 0.005
+# A channel spread above this part of the range, in more than this part of the pixels, is color; below it is
+# the tint that JPEG leaves on gray.
+COLOR_SPREAD = 0.1
+COLOR_PART = 0.005
 
 
 def luminance(pixels: Pixels) -> NDArray[Any]:
-    """BT.601 luminance (H, W) in the picture's own units: of 8-bit pictures Pillow's "L", else float64."""
+    """BT.601 luminance (H, W) in the image's own units: of 8-bit images Pillow's "L", else float64."""
     if pixels.dtype == np.uint8:
         return pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
     if pixels.ndim == 2:
@@ -48,18 +48,18 @@ def luminance(pixels: Pixels) -> NDArray[Any]:
     return pixels.astype(np.float64) @ LUMINANCE
 
 
-def is_colour(pixels: Pixels) -> bool:
-    """Whether the picture shows colours, rather than grey stored as RGB."""
+def is_color(pixels: Pixels) -> bool:
+    """Whether the image shows colors, rather than gray stored as RGB."""
     if pixels.ndim == 2:
         return False
     spread = pixels.max(axis=2).astype(np.float64) - pixels.min(axis=2)
-    return bool((spread > COLOUR_SPREAD * max(float(pixels.max()), 1e-12)).mean() > COLOUR_PART)
+    return bool((spread > COLOR_SPREAD * max(float(pixels.max()), 1e-12)).mean() > COLOR_PART)
 
 
 def _median_peak(pixels: Pixels) -> int:
-    """The largest value of the 3x3 median of the picture's brightest channel."""
-    grey = pixels if pixels.ndim == 2 else pixels.max(axis=2)
-    windows = np.lib.stride_tricks.sliding_window_view(grey, (3, 3))
+    """The largest value of the 3x3 median of the image's brightest channel."""
+    gray = pixels if pixels.ndim == 2 else pixels.max(axis=2)
+    windows = np.lib.stride_tricks.sliding_window_view(gray, (3, 3))
     return int(np.median(windows, axis=(2, 3)).max())
 
 
@@ -67,11 +67,11 @@ def check_range(stated: tuple[float, float], name: str) -> tuple[float, float]:
     """The stated black and white as floats.
 
     Raises:
-        PictureError: they are not two finite numbers, the smaller first.
+        ImageError: they are not two finite numbers, the smaller first.
     """
     low, high = (float(value) for value in stated)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise PictureError(f"{name}: range ({low:g}, {high:g}) must be two finite numbers, the smaller first")
+        raise ImageError(f"{name}: range ({low:g}, {high:g}) must be two finite numbers, the smaller first")
     return low, high
 
 
@@ -99,11 +99,11 @@ def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -
     """The values that mean black and white.
 
     uint8 always means 0..255. For the others stated values are taken as they are; without them float means
-    0..1, and uint16 means 0..65535 unless the picture uses 15 bits or fewer (a few hot pixels aside): then 0 to
+    0..1, and uint16 means 0..65535 unless the image uses 15 bits or fewer (a few hot pixels aside): then 0 to
     the smallest 2^n - 1 that holds it, with a warning.
 
     Raises:
-        PictureError: the stated range is empty or not finite, or float values lie outside 0..1.
+        ImageError: the stated range is empty or not finite, or float values lie outside 0..1.
     """
     if pixels.dtype == np.uint8:
         return 0.0, 255.0
@@ -113,7 +113,7 @@ def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -
         return _range_of_16_bit(pixels, name)
     low, high = float(pixels.min()), float(pixels.max())
     if low < 0.0 or high > 1.0:
-        raise PictureError(
+        raise ImageError(
             f"{name}: float values from {low:.9g} to {high:.9g} are outside 0..1; "
             "state its range: range=(lo, hi), --range-a or --range-b"
         )
@@ -121,10 +121,10 @@ def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -
 
 
 def stated_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -> tuple[float, float]:
-    """`value_range` of a file, which says if a range that a user stated is of no use, since the picture is 8-bit.
+    """`value_range` of a file, which says if a range that a user stated is of no use, since the image is 8-bit.
 
     Raises:
-        PictureError: as `value_range`.
+        ImageError: as `value_range`.
     """
     if stated is not None and pixels.dtype == np.uint8:
         warn(f"{name}: is 8-bit, which always means 0..255: its range is not used")
@@ -143,7 +143,7 @@ def to_network(pixels: Pixels, values: tuple[float, float]) -> NDArray[np.float3
 
 
 def to_luminance8(pixels: Pixels, name: str) -> NDArray[np.uint8]:
-    """Luminance (H, W) as uint8 over the picture's own range."""
+    """Luminance (H, W) as uint8 over the image's own range."""
     return np.rint((to_network(pixels, value_range(pixels, None, name)) + 1.0) * 127.5).astype(np.uint8)
 
 
@@ -152,7 +152,7 @@ class Canvas:
 
     Args:
         a: the anatomical image, H x W or H x W x 3.
-        b: the other, likewise; its colours are the result's.
+        b: the other, likewise; its colors are the result's.
         values_a, values_b: their ranges.
         rules: what holds for every pixel.
 
@@ -168,8 +168,8 @@ class Canvas:
         values_b: tuple[float, float] = EIGHT_BIT,
         rules: Rules = DEFAULT_RULES,
     ) -> None:
-        grey_a, grey_b = luminance(a), luminance(b)
-        self.a, self.b = to_network(grey_a, values_a), to_network(grey_b, values_b)
+        gray_a, gray_b = luminance(a), luminance(b)
+        self.a, self.b = to_network(gray_a, values_a), to_network(gray_b, values_b)
         self._kind, self._values = b.dtype, values_b
         low, high = values_b
         self._whole = b.dtype.kind == "u"
@@ -179,10 +179,10 @@ class Canvas:
         self._b = b
         if rules.invention:
             near = Interval(*(np.full(b.shape[:2], end, self._type) for end in (self._black, self._white)))
-        elif grey_a.dtype == grey_b.dtype == np.uint8:
-            near = neighbourhood_interval(grey_a, grey_b)
+        elif gray_a.dtype == gray_b.dtype == np.uint8:
+            near = neighborhood_interval(gray_a, gray_b)
         else:
-            near = neighbourhood_interval(*(self._in_units_of_b(image) for image in (self.a, self.b)))
+            near = neighborhood_interval(*(self._in_units_of_b(image) for image in (self.a, self.b)))
         # Whole numbers of b's range, which its own type holds: fresh memory costs more than what is computed here.
         kept_as = self._kind if self._whole else self._type
         lowest, highest, self._brightest, self._darkest = np.empty((4, *b.shape[:2]), kept_as)
@@ -194,8 +194,8 @@ class Canvas:
                 chroma = chroma_of(*self._channels(b[rows]))
                 self._luminance[rows] = chroma.luminance
                 self._brightest[rows], self._darkest[rows] = chroma.brightest, chroma.darkest
-                colour = colour_interval(chroma, rules.kept_chroma, self._black, self._white, self._whole)
-                limits = common(colour, limits)
+                color = color_interval(chroma, rules.kept_chroma, self._black, self._white, self._whole)
+                limits = common(color, limits)
             self._limits.lowest[rows], self._limits.highest[rows] = limits
 
     @property
@@ -219,16 +219,16 @@ class Canvas:
         y = (image.astype(self._type) + 1) * ((high - low) / 2) + low
         return np.rint(y).clip(self._black, self._white) if self._whole else y
 
-    def _channels(self, colours: NDArray[Any]) -> list[NDArray[Any]]:
-        """Of colours (..., 3)."""
-        channels = [colours[..., n].astype(self._type) for n in range(3)]
+    def _channels(self, colors: NDArray[Any]) -> list[NDArray[Any]]:
+        """Of colors (..., 3)."""
+        channels = [colors[..., n].astype(self._type) for n in range(3)]
         if self._kind == np.uint8:
             return channels
         clipped = [channel.clip(*self._values) for channel in channels]
         return [np.rint(channel).clip(self._black, self._white) for channel in clipped] if self._whole else clipped
 
     def finish(self, fused: NDArray[np.float32]) -> Pixels:
-        """The image of a fused luminance (H, W), float32 in [-1, 1] and moved into the interval, in b's colours.
+        """The image of a fused luminance (H, W), float32 in [-1, 1] and moved into the interval, in b's colors.
 
         Returns:
             An array like b, within its range.
@@ -240,15 +240,15 @@ class Canvas:
             if self._b.ndim == 2:
                 result[rows] = y
             elif self._whole:
-                self._recolour(y, rows, result[rows])
+                self._apply_luminance(y, rows, result[rows])
             else:
                 channels = self._channels(self._b[rows])
-                for n, channel in enumerate(recoloured(y, chroma_of(*channels), self._black, self._white, False)):
+                for n, channel in enumerate(apply_luminance(y, chroma_of(*channels), self._black, self._white, False)):
                     result[rows, :, n] = channel
         return result
 
-    def _recolour(self, y: NDArray[Any], rows: slice, result: NDArray[Any]) -> None:
-        """`rules.recoloured`, of whole numbers, which spends its longer half only on pixels that must become paler."""
+    def _apply_luminance(self, y: NDArray[Any], rows: slice, result: NDArray[Any]) -> None:
+        """`rules.apply_luminance` in whole numbers; its expensive half runs only on pixels that must become paler."""
         shift = shift_of(y, self._luminance[rows])
         extremes = (self._brightest[rows].astype(self._type), self._darkest[rows].astype(self._type))
         room = room_of(shift, *extremes, self._black, self._white)

@@ -1,4 +1,4 @@
-"""Pictures side by side, for people to look at."""
+"""Images side by side, for people to look at."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ PAPER, INK = (24, 24, 24), (225, 225, 225)
 
 
 def montage(rows: Sequence[Sequence[NDArray[np.uint8]]], titles: Sequence[str]) -> NDArray[np.uint8]:
-    """Rows of pictures under column titles, on dark paper.
+    """Rows of images under column titles, on dark paper.
 
     Args:
-        rows: pictures H x W or H x W x 3, uint8; all of one row the same size.
+        rows: images H x W or H x W x 3, uint8; all of one row the same size.
         titles: one for every column.
 
     Returns:
         RGB, (H, W, 3) uint8.
     """
-    tiles = [[Image.fromarray(picture).convert("RGB") for picture in row] for row in rows]
+    tiles = [[Image.fromarray(image).convert("RGB") for image in row] for row in rows]
     widths = [max(row[n].width for row in tiles) for n in range(len(titles))]
     heights = [max(tile.height for tile in row) for row in tiles]
     size = (sum(widths) + GAP * (len(widths) + 1), TITLE + sum(heights) + GAP * (len(heights) + 1))

@@ -1,4 +1,4 @@
-"""Two folders of pictures, paired by name."""
+"""Two folders of images, paired by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmfnet_fast.errors import PictureError
+from dmfnet_fast.errors import ImageError
 from dmfnet_fast.images.io import WRITABLE
 
 
@@ -25,18 +25,18 @@ class PairedFiles:
     ignored: int
 
 
-def pictures_by_name(folder: Path) -> tuple[dict[str, list[Path]], int]:
-    """The pictures of a folder by their names without suffix, and how many other files and folders there are.
+def images_by_name(folder: Path) -> tuple[dict[str, list[Path]], int]:
+    """The images of a folder by their names without suffix, and how many other files and folders there are.
 
     Raises:
-        PictureError: the folder cannot be read.
+        ImageError: the folder cannot be read.
     """
     names: dict[str, list[Path]] = {}
     ignored = 0
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        raise PictureError(f"{folder}: cannot be read: {error.strerror or error}") from error
+        raise ImageError(f"{folder}: cannot be read: {error.strerror or error}") from error
     for path in entries:
         if path.name.startswith("."):
             continue
@@ -49,15 +49,15 @@ def pictures_by_name(folder: Path) -> tuple[dict[str, list[Path]], int]:
 
 
 def pair_folders(folder_a: Path, folder_b: Path) -> PairedFiles:
-    """Pair the pictures of two folders by name; the suffixes may differ (`7.png` with `7.tif`).
+    """Pair the images of two folders by name; the suffixes may differ (`7.png` with `7.tif`).
 
     Raises:
-        PictureError: there is no picture in either folder, or a folder cannot be read.
+        ImageError: there is no image in either folder, or a folder cannot be read.
     """
-    (names_a, others_a), (names_b, others_b) = pictures_by_name(folder_a), pictures_by_name(folder_b)
+    (names_a, others_a), (names_b, others_b) = images_by_name(folder_a), images_by_name(folder_b)
     if not names_a and not names_b:
-        raise PictureError(
-            f"{folder_a}, {folder_b}: hold no pictures (PNG, JPEG, TIFF or BMP; subfolders are not searched)"
+        raise ImageError(
+            f"{folder_a}, {folder_b}: hold no images (PNG, JPEG, TIFF or BMP; subfolders are not searched)"
         )
 
     pairs, problems = [], []

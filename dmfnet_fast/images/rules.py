@@ -1,8 +1,8 @@
-"""The two rules of a fused image: colour is the tracer, and nothing is invented.
+"""The two rules of a fused image: color is the tracer, and nothing is invented.
 
 A pixel of b keeps at least a stated part of its chroma, which bounds the luminance that it can be given: yellow does
 not exist as bright as white. And the fused luminance of a pixel lies within what the sources show in its 3x3
-neighbourhood. Both are intervals of luminance, and both contain the luminance that b has itself, so they always have
+neighborhood. Both are intervals of luminance, and both contain the luminance that b has itself, so they always have
 a common part.
 
 One definition serves numpy, PyTorch (training, GPUs) and, exported from that, ONNX: every function takes arrays of
@@ -31,8 +31,8 @@ class Rules:
 
     Attributes:
         kept_chroma: the least part of b's chroma that a pixel keeps, 0 to 1. At 0 the luminance is the network's own,
-            and saturated colours go pale where it is bright; at 1 no colour changes, and detail in them is faint.
-        invention: whether luminances are allowed that neither source has in the 3x3 neighbourhood.
+            and saturated colors go pale where it is bright; at 1 no color changes, and detail in them is faint.
+        invention: whether luminances are allowed that neither source has in the 3x3 neighborhood.
 
     Raises:
         ValueError: `kept_chroma` is out of range.
@@ -54,7 +54,7 @@ class Interval(NamedTuple):
 
 
 class Chroma(NamedTuple):
-    """The colours of b, taken apart.
+    """The colors of b, taken apart.
 
     Attributes:
         channels: red, green and blue, of one shape, in b's own units.
@@ -77,7 +77,7 @@ def _library(array: Array) -> Any:
 
 
 def _extreme_of_3(x: Array, choose: Any, axis: int) -> Array:
-    """`choose` (minimum or maximum) over each element and its two neighbours along `axis`, -1 or -2."""
+    """`choose` (minimum or maximum) over each element and its two neighbors along `axis`, -1 or -2."""
     first, last = (x[..., :1], x[..., -1:]) if axis == -1 else (x[..., :1, :], x[..., -1:, :])
     fore, aft = (x[..., :-1], x[..., 1:]) if axis == -1 else (x[..., :-1, :], x[..., 1:, :])
     pairs = choose(fore, aft)
@@ -86,8 +86,8 @@ def _extreme_of_3(x: Array, choose: Any, axis: int) -> Array:
     return choose(join((first, pairs), axis=axis), join((pairs, last), axis=axis))
 
 
-def neighbourhood_interval(a: Array, b: Array) -> Interval:
-    """The luminances between the darkest and the brightest that either source has in each pixel's 3x3 neighbourhood.
+def neighborhood_interval(a: Array, b: Array) -> Interval:
+    """The luminances between the darkest and the brightest that either source has in each pixel's 3x3 neighborhood.
 
     Args:
         a, b: luminances (..., H, W) in one unit, of any type; H and W at least 2. Beyond the border there is nothing.
@@ -101,7 +101,7 @@ def neighbourhood_interval(a: Array, b: Array) -> Interval:
 
 
 def chroma_of(red: Array, green: Array, blue: Array) -> Chroma:
-    """Take colours apart; channels of one shape and of one floating-point type.
+    """Take colors apart; channels of one shape and of one floating-point type.
 
     For whole numbers that type must hold a thousand times the largest: float32 does for 8 bits, float64 for 16.
     """
@@ -113,7 +113,7 @@ def chroma_of(red: Array, green: Array, blue: Array) -> Chroma:
     return Chroma((red, green, blue), brightest, darkest, luminance, above, below)
 
 
-def colour_interval(chroma: Chroma, kept: float, black: float, white: float, whole: bool) -> Interval:
+def color_interval(chroma: Chroma, kept: float, black: float, white: float, whole: bool) -> Interval:
     """The luminances at which `kept` of each pixel's chroma exists.
 
     With luminance y and k times the chroma, a channel c becomes y + k (c - Y), which must lie between black and white.
@@ -138,9 +138,9 @@ def within(y: Array, interval: Interval) -> Array:
     return xp.minimum(xp.maximum(y, interval.lowest), interval.highest)
 
 
-def common(colour: Interval, neighbourhood: Interval) -> Interval:
-    """The part that two intervals have in common; `colour` has the last word where rounding leaves none."""
-    return Interval(within(neighbourhood.lowest, colour), within(neighbourhood.highest, colour))
+def common(color: Interval, neighborhood: Interval) -> Interval:
+    """The part that two intervals have in common; `color` has the last word where rounding leaves none."""
+    return Interval(within(neighborhood.lowest, color), within(neighborhood.highest, color))
 
 
 def shift_of(y: Array, luminance: Array) -> Array:
@@ -170,7 +170,7 @@ def paler(y: Array, chroma: Chroma, black: float, white: float, whole: bool) -> 
         whole: whether the channels are to be whole numbers.
     """
     xp = _library(y)
-    least = 1.0 if whole else 1e-30  # for grey pixels, whose chroma is 0 whatever it is multiplied by
+    least = 1.0 if whole else 1e-30  # for gray pixels, whose chroma is 0 whatever it is multiplied by
     above, below = (part.clip(min=least) for part in (chroma.above, chroma.below))
     factor = xp.minimum(1000 * (white - y) / above, 1000 * (y - black) / below).clip(max=1.0) * 0.001
     changes = [(1000 * channel - chroma.luminance) * factor for channel in chroma.channels]
@@ -181,12 +181,12 @@ def paler(y: Array, chroma: Chroma, black: float, white: float, whole: bool) -> 
     return red, green, blue
 
 
-def recoloured(y: Array, chroma: Chroma, black: float, white: float, whole: bool) -> tuple[Array, Array, Array]:
+def apply_luminance(y: Array, chroma: Chroma, black: float, white: float, whole: bool) -> tuple[Array, Array, Array]:
     """Red, green and blue with the luminance `y` and the hue of b.
 
     Keeping Cb and Cr while Y changes means adding the change of Y to all three channels: by BT.601 R = Y + 1.402 Cr and
     B = Y + 1.772 Cb, and G follows from Y. Where the result would leave the range, Cb and Cr shrink by one factor:
-    luminance and hue stay, the colour is paler.
+    luminance and hue stay, the color is paler.
 
     Args:
         y: the fused luminance, within black and white; of whole numbers if `whole`.

@@ -1,6 +1,6 @@
-"""The metrics by which the literature compares fused pictures, and those of `fidelity`.
+"""The metrics by which the literature compares fused images, and those of `fidelity`.
 
-f is the fused picture, a and b are its sources: luminances 0..255, (H, W), 8-bit or float. The same names stand for
+f is the fused image, a and b are its sources: luminances 0..255, (H, W), 8-bit or float. The same names stand for
 different formulas in different papers; these are the conventions of DM-FNet's published evaluator, which are those of
 most papers on fusing medical images. In MI, SSIM and VIFF both sources count alike, and the sum is taken.
 """
@@ -15,10 +15,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.metrics.fidelity import Picture, colour_fidelity, invented, specks
+from dmfnet_fast.metrics.fidelity import Image, color_fidelity, invented, specks
 from dmfnet_fast.metrics.similarity import Images, filtered, hybrid_objective, sobel, ssim
 
-GREY_LEVELS = 256
+GRAY_LEVELS = 256
 SMALLEST = 47  # height and width, of which VIFF's coarsest scale leaves one window
 # VIFF: scales, and the variance of the noise that its model of an observer adds.
 SCALES = 4
@@ -27,45 +27,45 @@ TINY = 1e-10
 
 
 def entropy(f: Images) -> float:
-    """EN: entropy of the histogram of 256 grey levels, in bits, 0 to 8; float values are rounded down."""
-    counts = np.bincount(f.astype(np.uint8).ravel(), minlength=GREY_LEVELS)
+    """EN: entropy of the histogram of 256 gray levels, in bits, 0 to 8; float values are rounded down."""
+    counts = np.bincount(f.astype(np.uint8).ravel(), minlength=GRAY_LEVELS)
     p = counts[counts > 0] / f.size
     return float((p * np.log2(1 / p)).sum())
 
 
 def standard_deviation(f: Images) -> float:
-    """SD: population standard deviation, in grey levels."""
+    """SD: population standard deviation, in gray levels."""
     return float(f.astype(np.float64).std())
 
 
 def spatial_frequency(f: Images) -> float:
-    """SF: sqrt(RF^2 + CF^2), in grey levels (Eskicioglu and Fisher 1995, doi:10.1109/26.477498).
+    """SF: sqrt(RF^2 + CF^2), in gray levels (Eskicioglu and Fisher 1995, doi:10.1109/26.477498).
 
-    RF and CF are the root mean squares of horizontal and vertical differences of neighbours, over all of them.
+    RF and CF are the root mean squares of horizontal and vertical differences of neighbors, over all of them.
     """
     z = f.astype(np.float64)
     return float(np.sqrt(np.square(np.diff(z, axis=1)).mean() + np.square(np.diff(z, axis=0)).mean()))
 
 
 def average_gradient(f: Images) -> float:
-    """AG: mean of sqrt((gx^2 + gy^2) / 2), in grey levels.
+    """AG: mean of sqrt((gx^2 + gy^2) / 2), in gray levels.
 
-    The gradients are half the differences of both neighbours; at the borders the difference of the pixel and its one.
+    The gradients are half the differences of both neighbors; at the borders the difference of the pixel and its one.
     """
     gy, gx = np.gradient(f.astype(np.float64))
     return float(np.sqrt((gx**2 + gy**2) / 2).mean())
 
 
 def _mutual_information(x: Images, y: Images) -> float:
-    joint = np.bincount(x.astype(np.int64).ravel() * GREY_LEVELS + y.astype(np.int64).ravel(), minlength=GREY_LEVELS**2)
-    p = joint.reshape(GREY_LEVELS, GREY_LEVELS) / x.size
+    joint = np.bincount(x.astype(np.int64).ravel() * GRAY_LEVELS + y.astype(np.int64).ravel(), minlength=GRAY_LEVELS**2)
+    p = joint.reshape(GRAY_LEVELS, GRAY_LEVELS) / x.size
     expected = p.sum(1)[:, None] * p.sum(0)[None]
     there = p > 0
     return float((p[there] * np.log(p[there] / expected[there])).sum())
 
 
 def mutual_information(f: Images, a: Images, b: Images) -> float:
-    """MI: mutual information of f with a plus that with b, one bin a grey level, in nats (others: in bits).
+    """MI: mutual information of f with a plus that with b, one bin a gray level, in nats (others: in bits).
 
     Qu, Zhang and Yan 2002, doi:10.1049/el:20020212. Float values are rounded down.
     """
@@ -120,7 +120,7 @@ def edge_preservation(f: Images, a: Images, b: Images) -> float:
     """Qabf: how much of the sources' edges is in f, 0 to 1, every pixel as its edge in the source is strong.
 
     Xydeas and Petrovic 2000, doi:10.1049/el:20000267, with Sobel's edges, zero padding, and their constants. Of equal
-    strengths the published evaluator takes the strength itself, in grey levels, for the ratio, which is 1; 0 where
+    strengths the published evaluator takes the strength itself, in gray levels, for the ratio, which is 1; 0 where
     neither source has an edge.
     """
     strength, angle = _strength_and_angle(f)
@@ -175,7 +175,7 @@ def _information_fidelity(source: Images, f: Images) -> float:
 
 
 def visual_information_fidelity(f: Images, a: Images, b: Images) -> float:
-    """VIFF: pixel-domain visual information fidelity of f for a plus that for b, from 0; the pictures 47x47 or larger.
+    """VIFF: pixel-domain visual information fidelity of f for a plus that for b, from 0; the images 47x47 or larger.
 
     Sheikh and Bovik 2006, doi:10.1109/TIP.2005.859378: four scales, Gaussian windows of 17, 9, 5 and 3 pixels with a
     fifth of that as sigma, whole windows only; smoothed and every second pixel kept between scales. (Han et al. 2013,
@@ -222,9 +222,9 @@ def _of_fused(function: Callable[[Images], float]) -> Callable[[Images, Images, 
 
 METRICS = (
     Metric("EN", "bit", "more", _of_fused(entropy)),
-    Metric("SD", "grey levels", "more", _of_fused(standard_deviation)),
-    Metric("SF", "grey levels", "more", _of_fused(spatial_frequency)),
-    Metric("AG", "grey levels", "more", _of_fused(average_gradient)),
+    Metric("SD", "gray levels", "more", _of_fused(standard_deviation)),
+    Metric("SF", "gray levels", "more", _of_fused(spatial_frequency)),
+    Metric("AG", "gray levels", "more", _of_fused(average_gradient)),
     Metric("MI", "nat", "more", mutual_information),
     Metric("SCD", "", "more", sum_of_correlations_of_differences),
     Metric("VIFF", "", "more", visual_information_fidelity),
@@ -234,20 +234,20 @@ METRICS = (
     Metric("CC", "", "more", correlation),
     Metric("objective", "", "less", objective),
     Metric("invented", "%", "less", invented),
-    Metric("specks", "grey levels", "less", specks),
+    Metric("specks", "gray levels", "less", specks),
 )
-# Of pictures in colour; see `fidelity.ColourFidelity`.
-COLOUR_MEASURES = (
+# Of images in color; see `fidelity.ColorFidelity`.
+COLOR_MEASURES = (
     Measure("chroma kept", "%", "more"),
     Measure("bleached", "%", "less"),
     Measure("hue error", "degrees", "less"),
     Measure("ab error", "", "less"),
 )
-MEASURES: tuple[Measure, ...] = (*METRICS, *COLOUR_MEASURES)
+MEASURES: tuple[Measure, ...] = (*METRICS, *COLOR_MEASURES)
 
 
 def fusion_metrics(f: Images, a: Images, b: Images) -> dict[str, float]:
-    """All metrics of the luminance of one fused picture, by name: about 0.1 s for 256x256 on one core.
+    """All metrics of the luminance of one fused image, by name: about 0.1 s for 256x256 on one core.
 
     Args:
         f, a, b: luminances 0..255, (H, W), of one size, at least 47x47 (`SMALLEST`).
@@ -258,27 +258,27 @@ def fusion_metrics(f: Images, a: Images, b: Images) -> dict[str, float]:
     for name, image in (("fused", f), ("a", a), ("b", b)):
         if image.ndim != 2 or min(image.shape) < SMALLEST:
             raise ValueError(f"{name} {image.shape}: must be (H, W), at least {SMALLEST}x{SMALLEST}")
-        if not (image.min() >= 0 and image.max() < GREY_LEVELS):
+        if not (image.min() >= 0 and image.max() < GRAY_LEVELS):
             raise ValueError(f"{name}: must have values in 0..255")
     if not f.shape == a.shape == b.shape:
         raise ValueError(f"fused {f.shape}, a {a.shape} and b {b.shape}: they must be of one size")
     return {metric.name: metric.of(f, a, b) for metric in METRICS}
 
 
-def colour_measures(fused: Picture, b: Picture) -> dict[str, float | None]:
-    """All colour measures of one fused picture, by name; None where there is nothing to measure, as with a grey b.
+def color_measures(fused: Image, b: Image) -> dict[str, float | None]:
+    """All color measures of one fused image, by name; None where there is nothing to measure, as with a gray b.
 
     Args:
         fused, b: (H, W) or (H, W, 3), uint8, of one size.
 
     Raises:
-        ValueError: one is not such a picture, or the sizes differ.
+        ValueError: one is not such an image, or the sizes differ.
     """
-    for name, picture in (("fused", fused), ("b", b)):
-        if picture.dtype != np.uint8 or picture.ndim < 2 or picture.shape[2:] not in ((), (3,)):
-            raise ValueError(f"{name} {picture.shape}, {picture.dtype}: must be (H, W) or (H, W, 3), uint8")
+    for name, image in (("fused", fused), ("b", b)):
+        if image.dtype != np.uint8 or image.ndim < 2 or image.shape[2:] not in ((), (3,)):
+            raise ValueError(f"{name} {image.shape}, {image.dtype}: must be (H, W) or (H, W, 3), uint8")
     if fused.shape[:2] != b.shape[:2]:
         raise ValueError(f"fused {fused.shape} and b {b.shape}: they must be of one size")
-    found = colour_fidelity(fused, b)
-    values = (found.kept, found.bleached, found.hue, found.ab) if found else (None,) * len(COLOUR_MEASURES)
-    return {measure.name: value for measure, value in zip(COLOUR_MEASURES, values, strict=True)}
+    found = color_fidelity(fused, b)
+    values = (found.kept, found.bleached, found.hue, found.ab) if found else (None,) * len(COLOR_MEASURES)
+    return {measure.name: value for measure, value in zip(COLOR_MEASURES, values, strict=True)}

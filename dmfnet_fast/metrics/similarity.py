@@ -1,4 +1,4 @@
-"""How alike pictures are, in numpy. Images are (H, W), or (N, H, W) for several, on which means are taken."""
+"""How alike images are, in numpy. Images are (H, W), or (N, H, W) for several, on which means are taken."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _products(x: Images, y: Images) -> tuple[NDArray[np.float64], ...]:
 
 
 def sobel(z: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Derivatives along x and y: Sobel's kernels, not normalised, zero padding."""
+    """Derivatives along x and y: Sobel's kernels, not normalized, zero padding."""
     padded = np.pad(z.astype(np.float64), [(0, 0)] * (z.ndim - 2) + [(1, 1)] * 2)
     rows = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
     columns = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]

@@ -1,4 +1,4 @@
-"""The optimised network on our own kernels: what surrounds the convolutions and matrix products, in few passes.
+"""The optimized network on our own kernels: what surrounds the convolutions and matrix products, in few passes.
 
 All passes of all pairs go through the denoiser as one batch, ordered by timestep, image and pair. A feature map goes
 from block to block together with the statistics of its channels, taken when it was written. On a CPU the operators
@@ -41,7 +41,7 @@ MOST_CHANNELS = 256  # of the kernel for attention
 MOST_SOURCES = 3  # of our convolution
 
 
-class Measured(NamedTuple):
+class FeatureWithStats(NamedTuple):
     """A feature map (N, C, H, W) and the statistics of its channels."""
 
     values: Tensor
@@ -62,8 +62,8 @@ def _convolved(
     return convolution_epilogue(F.conv2d(x, conv.weight, padding=1), bias, residual, relu)
 
 
-def _measured(h: Tensor, bias: Tensor | None, residual: Tensor | None) -> Measured:
-    return Measured(*convolution_epilogue_with_statistics(h, bias, residual, False))
+def _measured(h: Tensor, bias: Tensor | None, residual: Tensor | None) -> FeatureWithStats:
+    return FeatureWithStats(*convolution_epilogue_with_statistics(h, bias, residual, False))
 
 
 class PixelLinear(nn.Module):
@@ -108,7 +108,7 @@ class FusedNorm(nn.Module):
         self.weight, self.bias = norm.weight, norm.bias
         self.groups, self.eps, self.silu = norm.num_groups, norm.eps, silu
 
-    def forward(self, x: Measured, skip: Measured | None = None) -> Tensor:
+    def forward(self, x: FeatureWithStats, skip: FeatureWithStats | None = None) -> Tensor:
         """Of `x`, or of the concatenation of `x` and `skip`."""
         values, statistics = (None, None) if skip is None else skip
         return group_norm_silu(*x, values, statistics, None, self.weight, self.bias, self.groups, self.eps, self.silu)
@@ -127,12 +127,12 @@ class FusedConv(Resample):
         self.conv, self.bias = conv, conv.bias
         conv.bias = None
 
-    def forward(self, x: Tensor | Measured) -> Measured:
-        values = x.values if isinstance(x, Measured) else x
+    def forward(self, x: Tensor | FeatureWithStats) -> FeatureWithStats:
+        values = x.values if isinstance(x, FeatureWithStats) else x
         half = values.dtype != torch.float32
         if values.shape[1] == 1 and half and on_gpu(values) and _single.first_fits(values):
             assert self.bias is not None
-            return Measured(*_single.first_convolution(values, self.conv.weight, self.bias))
+            return FeatureWithStats(*_single.first_convolution(values, self.conv.weight, self.bias))
         return _measured(self.conv(values), self.bias, None)
 
 
@@ -142,7 +142,7 @@ class FusedAttention(nn.Module):
         self.norm = FusedNorm(block.norm, silu=False)
         self.qkv, self.out, self.bias = PixelLinear(block.qkv), PixelLinear(block.out), block.out.bias
 
-    def forward(self, x: Measured) -> Measured:
+    def forward(self, x: FeatureWithStats) -> FeatureWithStats:
         qkv = self.qkv(self.norm(x))
         if qkv.shape[1] <= 3 * MOST_CHANNELS:
             attended = attention(qkv)
@@ -178,7 +178,7 @@ class FusedBlock(nn.Module):
         self.conv1.bias = self.conv2.bias = None
         self.attention = FusedAttention(block.attention) if isinstance(block.attention, SelfAttention) else None
 
-    def forward(self, x: Measured, _: int, skip: Measured | None = None) -> Measured:
+    def forward(self, x: FeatureWithStats, _: int, skip: FeatureWithStats | None = None) -> FeatureWithStats:
         h = self.norm1(x, skip)
         statistics = None
         if _ours(h, self.conv1.weight, statistics=True):
@@ -189,7 +189,7 @@ class FusedBlock(nn.Module):
         result = self._second(self.norm2.biased(h, statistics, self.biases), x, skip)
         return result if self.attention is None else self.attention(result)
 
-    def _second(self, h: Tensor, x: Measured, skip: Measured | None) -> Measured:
+    def _second(self, h: Tensor, x: FeatureWithStats, skip: FeatureWithStats | None) -> FeatureWithStats:
         """The second convolution and the shortcut."""
         if _ours(h, self.conv2.weight, statistics=True):
             sources = [x.values] if skip is None else [x.values, skip.values]
@@ -198,7 +198,9 @@ class FusedBlock(nn.Module):
                 shortcuts += source, cast("PixelLinear", shortcut).kernel
             shortcuts += [None] * (4 - len(shortcuts))
             residual = None if self.shortcuts else x.values
-            return Measured(*convolution_with_statistics(h, self.conv2.weight, *shortcuts, self.bias, residual, False))
+            return FeatureWithStats(
+                *convolution_with_statistics(h, self.conv2.weight, *shortcuts, self.bias, residual, False)
+            )
         h = self.conv2(h)
         if self.shortcuts:
             shortcut = self.shortcuts[0](x.values, self.bias)

@@ -163,6 +163,6 @@ class FusionNetwork(nn.Module):
         weight = self.rgb_decode1.conv.weight
         if hidden.dtype == weight.dtype:
             return self.rgb_decode1(hidden)
-        # bfloat16's steps of 1/256 near black are half a grey level: under autocast too, the picture is float32.
+        # bfloat16's steps of 1/256 near black are half a gray level: under autocast too, the image is float32.
         with torch.autocast(hidden.device.type, enabled=False):
             return self.rgb_decode1(hidden.to(weight.dtype))

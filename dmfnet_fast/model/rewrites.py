@@ -345,7 +345,7 @@ class ExactNorm(nn.GroupNorm):
 
 
 def order_channels_last(net: PassByPass) -> None:
-    """Store weights so that the channels of a pixel are neighbours in memory."""
+    """Store weights so that the channels of a pixel are neighbors in memory."""
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in list(net.modules()):
         for name, norm in module.named_children():

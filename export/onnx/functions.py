@@ -1,7 +1,7 @@
 """The fused operations as ONNX functions: one custom node each, whose body says what it computes in ONNX's own terms.
 
 A parser that knows no such node takes the body. TensorRT with our plugins takes a kernel in its place (see
-`export.tensorrt.plugins`). Feature maps are (N, C, H, W), of half precision or float32; normalisation statistics, the
+`export.tensorrt.plugins`). Feature maps are (N, C, H, W), of half precision or float32; normalization statistics, the
 softmax
 and the sum over a group are float32 in any case. Names are lower case and our own: TensorRT's parser matches its
 operators by name, whatever the domain.
@@ -25,7 +25,7 @@ def _group_norm(silu: bool = True) -> str:
     As InstanceNormalization of groups: ONNX's GroupNormalization needs TensorRT 10.9, and this becomes the same
     kernels.
     """
-    normalised = """
+    normalized = """
     count = Constant <value_int: int = @groups> ()
     one = Constant <value_ints = [1]> ()
     groups_1d = Reshape (count, one)
@@ -47,7 +47,7 @@ def _group_norm(silu: bool = True) -> str:
     shifted = Add (scaled, shift)
 """
     activated = "gate = Sigmoid (shifted) wide = Mul (shifted, gate)" if silu else "wide = Identity (shifted)"
-    return f"{normalised} {activated} y = CastLike (wide, x)"
+    return f"{normalized} {activated} y = CastLike (wide, x)"
 
 
 # By name: inputs, attributes with their types, output, body. Functions do not call each other: TensorRT resolves the

@@ -1,4 +1,4 @@
-"""The optimised network as one ONNX model."""
+"""The optimized network as one ONNX model."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def _group_norm(x: Any, num_groups: int, weight: Any, bias: Any, eps: float = 1e
     weights = (group[:, None] == group).astype(np.float32) * (num_groups / channels)
     average = op.Constant(value=onnx.numpy_helper.from_array(weights[:, :, None, None]))
     axes, per_channel = op.Constant(value_ints=[2, 3]), op.Constant(value_ints=[channels, 1, 1])
-    centred = op.Sub(x, op.Conv(op.ReduceMean(x, axes, keepdims=1), average))
-    variance = op.Conv(op.ReduceMean(op.Mul(centred, centred), axes, keepdims=1), average)
+    centered = op.Sub(x, op.Conv(op.ReduceMean(x, axes, keepdims=1), average))
+    variance = op.Conv(op.ReduceMean(op.Mul(centered, centered), axes, keepdims=1), average)
     deviation = op.Sqrt(op.Add(variance, op.Constant(value_float=eps)))
-    return op.Add(op.Mul(centred, op.Div(op.Reshape(weight, per_channel), deviation)), op.Reshape(bias, per_channel))
+    return op.Add(op.Mul(centered, op.Div(op.Reshape(weight, per_channel), deviation)), op.Reshape(bias, per_channel))
 
 
 def trace(net: torch.nn.Module, interface: Interface, translations: Mapping[Any, Any]) -> Any:

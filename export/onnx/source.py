@@ -48,7 +48,7 @@ MOST_PIXELS = 4 * 256 * 256  # of a batch that is checked; float32 on a CPU take
 NOTHING_WRITTEN = "nothing was written"
 # References are kept to this step, a twentieth of float32's limit at most: it makes them smaller.
 _STEP = 2.0**-17
-# What of float16's range values may take: other pictures may reach further than those of the check.
+# What of float16's range values may take: other images may reach further than those of the check.
 RESERVE = 4
 
 
@@ -57,7 +57,7 @@ class Graph:
     """An ONNX model and what is known of it.
 
     Attributes:
-        content: serialised.
+        content: serialized.
         precision, config, training, weights: as in its metadata.
         references: what the network as trained makes of some inputs.
         largest_activation: see `verify.references`.
@@ -130,10 +130,10 @@ def from_weights(
         profile: further sizes to check.
         step: see `Step`.
         calibrate: for int8, a folder of pairs; None takes phantoms.
-        every_block: for int8, whether the first and the last block are quantised too.
+        every_block: for int8, whether the first and the last block are quantized too.
 
     Raises:
-        PictureError: `calibrate` holds no pairs, or some that cannot be used.
+        ImageError: `calibrate` holds no pairs, or some that cannot be used.
         EngineError: the weights cannot be read, or the graph is not the network.
         MissingExtraError: something to export with is not installed.
     """
@@ -158,7 +158,7 @@ def from_weights(
     if precision == "float16" and largest > LARGEST_HALF / RESERVE:
         raise EngineError(
             f"{path}: its values reach {largest:.0f}, float16 holds up to {LARGEST_HALF:.0f}, which leaves too little "
-            "for other pictures: use --bf16"
+            "for other images: use --bf16"
         )
     parity = []
     with step("checking with ONNX Runtime") as report:
@@ -190,9 +190,9 @@ def _to_onnx(
         require("triton", extra="export", hint=" on Linux; elsewhere build from an .onnx file that was made there")
         from export.tensorrt.engine_graph import to_engine_onnx
 
-        with step("optimising, exporting to ONNX"):
+        with step("optimizing, exporting to ONNX"):
             return to_engine_onnx(model, precision, sha256)
-    with step("optimising, exporting to ONNX"):
+    with step("optimizing, exporting to ONNX"):
         return to_onnx(model, precision, sha256)
 
 
@@ -202,9 +202,9 @@ def _to_int8(model: Any, sha256: str | None, calibrate: Path | None, every_block
 
     with step("reading pairs to calibrate with" if calibrate is not None else "drawing pairs to calibrate with"):
         pairs = calibration_phantoms() if calibrate is None else calibration_pairs(calibrate)
-    with step("optimising, exporting to ONNX"):
+    with step("optimizing, exporting to ONNX"):
         proto = plain_graph(model)
-    with step("quantising") as report:
+    with step("quantizing") as report:
         outliers = OUTLIERS_OF_PHANTOMS if calibrate is None else OUTLIERS
         config = model.config.to_dict()
         quantized = quantized_weights(config, every_block)
@@ -213,7 +213,7 @@ def _to_int8(model: Any, sha256: str | None, calibrate: Path | None, every_block
 
 
 def from_content(content: bytes, name: str) -> Graph:
-    """The graph of a serialised model with its metadata.
+    """The graph of a serialized model with its metadata.
 
     Raises:
         EngineError: it was not made by dmfnet-export, or by another version.

@@ -55,7 +55,7 @@ class Built:
     """What a build gives.
 
     Attributes:
-        engine: serialised.
+        engine: serialized.
         layers: that it is made of.
         seconds: that the build took.
     """
@@ -250,9 +250,9 @@ def build(
     with _Interruptions() as interruptions:
         # Held here: the builder does not keep it alive.
         config.progress_monitor = monitor = _monitor(trt, report, interruptions)
-        serialised = builder.build_serialized_network(network, config)
+        serialized = builder.build_serialized_network(network, config)
         del monitor
-    engine = bytes(_check(serialised, f"{name} cannot build", logger.errors))
+    engine = bytes(_check(serialized, f"{name} cannot build", logger.errors))
     seconds = time.perf_counter() - started
     if timing_cache is not None:
         try:

@@ -88,7 +88,7 @@ def _epilogue(h: Any, bias: Any = None, residual: Any = None, relu: bool = False
 
 
 def _epilogue_with_statistics(h: Any, bias: Any = None, residual: Any = None, relu: bool = False) -> Any:
-    """The statistics are left out: the normalisation takes its own."""
+    """The statistics are left out: the normalization takes its own."""
     return _epilogue(h, bias, residual, relu), op.Constant(value_float=0.0)
 
 
@@ -175,7 +175,7 @@ def to_engine_onnx(model: DMFNet, precision: Precision, sha256: str | None = Non
     """Export for TensorRT, for any batch and any size that is a multiple of 16, at least 64.
 
     All passes of a pair are one batch. The precision is in the graph: feature maps and convolutions have it;
-    diffusion, normalisation, softmax and the last convolution are float32. ONNX gives convolutions no bfloat16 before
+    diffusion, normalization, softmax and the last convolution are float32. ONNX gives convolutions no bfloat16 before
     opset 22, TensorRT does: a bfloat16 model is for TensorRT alone.
 
     Args:

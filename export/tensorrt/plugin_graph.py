@@ -30,7 +30,7 @@ def _norm(silu: int = 1, joined: bool = False, biased: bool = False) -> str:
         _node("statistics", "x", "statistics")
         + (_node("statistics", "skip", "skip_statistics") if joined else "")
         + _node(f"moments{kind}", f"{both}, {tables}, weight", "moments", "groups: int = @groups, eps: float = @eps")
-        + _node(f"normalise{'_joined' if joined else ''}", f"{both}, moments, bias", "y", f"silu = {silu}")
+        + _node(f"normalize{'_joined' if joined else ''}", f"{both}, moments, bias", "y", f"silu = {silu}")
     )
 
 

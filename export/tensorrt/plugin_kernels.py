@@ -217,7 +217,7 @@ def _plan_moments(
     return group_norm_silu.plan(x, None, skip, None, noise_bias, weight, weight, groups, eps, True, fold=False)
 
 
-def _plan_normalise(x: Tensor, bias: Tensor, silu: int, skip: Tensor | None = None, **_: Tensor) -> Plan:
+def _plan_normalize(x: Tensor, bias: Tensor, silu: int, skip: Tensor | None = None, **_: Tensor) -> Plan:
     return group_norm_silu.plan(x, None, skip, None, None, bias, bias, 1, 0.0, bool(silu), fold=False)
 
 
@@ -255,13 +255,13 @@ def _moments(name: str, *inputs: str) -> Plugin:
     )
 
 
-def _normalise(name: str, *inputs: str) -> Plugin:
+def _normalize(name: str, *inputs: str) -> Plugin:
     return Plugin(
         name,
-        group_norm_silu.normalise_kernel,
+        group_norm_silu.normalize_kernel,
         inputs,
         {"out": lambda s: (s.n, s.all_channels, s.height, s.width)},
-        _plan_normalise,
+        _plan_normalize,
         {"silu": int},
         _tiles,
         "PIXELS",
@@ -296,8 +296,8 @@ PLUGINS: tuple[Plugin, ...] = (
     _moments("dmfnet_moments_kernel", "x", "x_statistics", "weight"),
     _moments("dmfnet_moments_joined_kernel", "x", "skip", "x_statistics", "skip_statistics", "weight"),
     _moments("dmfnet_moments_biased_kernel", "x", "x_statistics", "noise_bias", "weight"),
-    _normalise("dmfnet_normalise_kernel", "x", "moments", "bias"),
-    _normalise("dmfnet_normalise_joined_kernel", "x", "skip", "moments", "bias"),
+    _normalize("dmfnet_normalize_kernel", "x", "moments", "bias"),
+    _normalize("dmfnet_normalize_joined_kernel", "x", "skip", "moments", "bias"),
     Plugin(
         "dmfnet_pool_kernel",
         fusion_gate.pool_kernel,

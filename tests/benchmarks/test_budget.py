@@ -127,7 +127,7 @@ def test_group_norm(rows: dict[str, budget.Row]) -> None:
     row = rows["GroupNorm and SiLU, 256x256"]
     parameters = 2 * 128 * 2
     assert row.least["denoiser.downs.0.norm1"] == 2 * FEATURE + parameters
-    # Seven maps, each copied, read for the statistics, normalised, activated, and copied back.
+    # Seven maps, each copied, read for the statistics, normalized, activated, and copied back.
     assert row.eager_bytes == 7 * ((2 + 1 + 2 + 2 + 2) * FEATURE + parameters)
 
 

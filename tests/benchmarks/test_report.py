@@ -28,7 +28,7 @@ def run() -> dict[str, Any]:
     rows = [
         entry("torch eager", "float32", "as published", 2.0),
         entry("torch eager", "float32", "+ channels last", 1.0),
-        entry("OpenVINO", "bfloat16", "optimised", 0.5),
+        entry("OpenVINO", "bfloat16", "optimized", 0.5),
     ]
     machine = {"node": "somebodys-machine"}
     rates = [matmul("float32", 0.1), matmul("bfloat16", 0.05)]
@@ -55,7 +55,7 @@ def test_readme(run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert text.startswith(f"before\n{report.BEGIN}\n")
     assert text.endswith(f"{report.END}\nafter\n")
     assert "old" not in text
-    assert "| optimised | OpenVINO bfloat16 | 500 (10) | 3 | 0.25 | 300 | 1.0e-02 | equal |" in text
+    assert "| optimized | OpenVINO bfloat16 | 500 (10) | 3 | 0.25 | 300 | 1.0e-02 | equal |" in text
     assert "| rate | matmul float32 | 100 (0) |" in text
     assert "In float32, at 172 GFLOP/s: tiny 256x256" in text
     (plot,) = tmp_path.glob("*.svg")

@@ -16,7 +16,7 @@ from PIL import Image
 from dmfnet_fast import Fuser
 from dmfnet_fast.commands.fuse import main
 from dmfnet_fast.commands.journal import JOURNAL
-from dmfnet_fast.images.io import read_picture, write_picture
+from dmfnet_fast.images.io import read_image, write_image
 from dmfnet_fast.phantom import Phantom, make_phantom
 
 
@@ -38,8 +38,8 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
         folder.mkdir()
     for number in range(3):
         head = make_phantom(number, 64)
-        write_picture(a / f"{number}.png", head.mri)
-        write_picture(b / f"{number}.{'tif' if number == 2 else 'png'}", head.pet)
+        write_image(a / f"{number}.png", head.mri)
+        write_image(b / f"{number}.{'tif' if number == 2 else 'png'}", head.pet)
     (a / "notes.txt").write_text("hello")
     (a / ".DS_Store").write_bytes(b"x")
     return a, b, tmp_path / "fused"
@@ -54,14 +54,14 @@ def test_two_files(fuse: Any, fuser: Fuser, pair: tuple[Path, Path], tmp_path: P
     result = fuse(*pair, "-o", output)
     assert result.exit_code == 0
     assert result.stdout == f"{output}\n"
-    assert np.array_equal(read_picture(output), np.asarray(fuser.fuse(*pair)))
+    assert np.array_equal(read_image(output), np.asarray(fuser.fuse(*pair)))
 
 
 def test_rules(fuse: Any, tiny_weights: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
     output = tmp_path / "fused.png"
     assert fuse(*pair, "-o", output, "--keep-chroma", 0.2, "--allow-invention").exit_code == 0
     with Fuser(tiny_weights, precision="float32", keep_chroma=0.2, allow_invention=True) as fuser:
-        assert np.array_equal(read_picture(output), np.asarray(fuser.fuse(*pair)))
+        assert np.array_equal(read_image(output), np.asarray(fuser.fuse(*pair)))
     refused = fuse(*pair, "-o", output, "--keep-chroma", 1.5)
     assert refused.exit_code == 2
     assert "1.5 is not in the range 0<=x<=1" in refused.stderr
@@ -87,28 +87,28 @@ def test_montage(fuse: Any, pair: tuple[Path, Path], tmp_path: Path) -> None:
     result = fuse(*pair, "-o", tmp_path / "fused.tif", "--montage")
     side_by_side = tmp_path / "fused-montage.png"
     assert str(side_by_side) in result.stdout
-    pixels = read_picture(side_by_side)
+    pixels = read_image(side_by_side)
     assert pixels.shape[1] > 3 * 64
-    assert np.array_equal(pixels[-72:-8, -72:-8], read_picture(tmp_path / "fused.tif"))
+    assert np.array_equal(pixels[-72:-8, -72:-8], read_image(tmp_path / "fused.tif"))
 
 
 def test_16_bit_stays_16_bit(fuse: Any, phantom: Phantom, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    write_picture(tmp_path / "ct.png", phantom.ct.astype(np.uint16) * 16)
+    write_image(tmp_path / "ct.png", phantom.ct.astype(np.uint16) * 16)
     guessed = fuse(pair[0], tmp_path / "ct.png", "-o", tmp_path / "guessed.png")
     assert "warning:" in guessed.stderr
     assert "ct.png: its values end at" in guessed.stderr
     stated = fuse(pair[0], tmp_path / "ct.png", "-o", tmp_path / "stated.png", "--range-b", 0, 4095)
     assert stated.stderr == ""
-    pixels = read_picture(tmp_path / "stated.png")
+    pixels = read_image(tmp_path / "stated.png")
     assert pixels.dtype == np.uint16
     assert pixels.max() > 2000
-    assert np.array_equal(pixels, read_picture(tmp_path / "guessed.png"))
+    assert np.array_equal(pixels, read_image(tmp_path / "guessed.png"))
 
 
-def test_16_bit_colour_stays_16_bit(fuse: Any, phantom: Phantom, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    write_picture(tmp_path / "pet16.png", phantom.pet.astype(np.uint16) * 257)
+def test_16_bit_color_stays_16_bit(fuse: Any, phantom: Phantom, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    write_image(tmp_path / "pet16.png", phantom.pet.astype(np.uint16) * 257)
     assert fuse(pair[0], tmp_path / "pet16.png", "-o", tmp_path / "fused.png").exit_code == 0
-    pixels = read_picture(tmp_path / "fused.png")
+    pixels = read_image(tmp_path / "fused.png")
     assert pixels.dtype == np.uint16
     assert pixels.shape == (64, 64, 3)
     assert (pixels % 257).any(), "more than 8 bits"
@@ -122,7 +122,7 @@ def test_two_folders(fuse: Any, fuser: Fuser, folders: tuple[Path, Path, Path]) 
     assert names(output) == [JOURNAL, "0.png", "1.png", "2.png", "montages"]
     assert names(output / "montages") == ["0.png", "1.png", "2.png"]
     expected = fuser.fuse(a / "2.png", b / "2.tif")
-    assert np.array_equal(read_picture(output / "2.png"), np.asarray(expected))
+    assert np.array_equal(read_image(output / "2.png"), np.asarray(expected))
 
 
 def test_folder_resumes(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
@@ -132,7 +132,7 @@ def test_folder_resumes(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     kept = (output / "0.png").stat().st_mtime_ns
     assert "1 fused, 2 already there" in fuse(a, b, "-o", output).stdout
     assert (output / "0.png").stat().st_mtime_ns == kept
-    write_picture(b / "2.tif", make_phantom(7, 64).pet)
+    write_image(b / "2.tif", make_phantom(7, 64).pet)
     assert "1 fused, 2 already there" in fuse(a, b, "-o", output).stdout, "a changed input is fused again"
     assert "0 fused, 3 already there" in fuse(a, b, "-o", output).stdout
     assert "3 fused, 0 already there" in fuse(a, b, "-o", output, "--seed", 5).stdout, "so is another seed"
@@ -185,16 +185,16 @@ def test_unused_range_is_said(fuse: Any, pair: tuple[Path, Path], tmp_path: Path
 
 def test_one_bad_file_does_not_stop_the_rest(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     a, b, output = folders
-    (a / "0.png").write_bytes(b"not a picture")
-    write_picture(a / "1.png", np.zeros((64, 80), np.uint8))
-    write_picture(a / "lonely.png", np.zeros((64, 64), np.uint8))
-    write_picture(b / "2.png", np.zeros((64, 64), np.uint8))
-    write_picture(a / "3.png", make_phantom(9, 64).mri)
-    write_picture(b / "3.png", make_phantom(9, 64).ct)
+    (a / "0.png").write_bytes(b"not an image")
+    write_image(a / "1.png", np.zeros((64, 80), np.uint8))
+    write_image(a / "lonely.png", np.zeros((64, 64), np.uint8))
+    write_image(b / "2.png", np.zeros((64, 64), np.uint8))
+    write_image(a / "3.png", make_phantom(9, 64).mri)
+    write_image(b / "3.png", make_phantom(9, 64).ct)
     result = fuse(a, b, "-o", output)
     assert result.exit_code == 2
     assert "1 fused, 0 already there, 4 failed" in result.stdout
-    for message in ("0.png: is not a picture", "register them", "lonely.png: has no partner", "has the same name"):
+    for message in ("0.png: is not an image", "register them", "lonely.png: has no partner", "has the same name"):
         assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert names(output) == [JOURNAL, "3.png"]
@@ -257,38 +257,38 @@ def test_files_are_read_while_the_engine_computes(
     def read(path: Any) -> Any:
         if str(path) == str(b / "1.png"):
             second_is_read.set()
-        return read_picture(path)
+        return read_image(path)
 
     def wait(self: Fuser, first: Any, second: Any) -> Any:
         assert second_is_read.wait(20), "the first pair is not done before the second is read"
         return original(self, first, second)
 
-    monkeypatch.setattr("dmfnet_fast.commands.fuse.read_picture", read)
+    monkeypatch.setattr("dmfnet_fast.commands.fuse.read_image", read)
     monkeypatch.setattr(Fuser, "fuse", wait)
     assert "3 fused" in fuse(a, b, "-o", output).stdout
 
 
 def test_12_bit_data_as_8_bit_output(fuse: Any, phantom: Phantom, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    write_picture(tmp_path / "ct.png", phantom.ct.astype(np.uint16) * 16)
+    write_image(tmp_path / "ct.png", phantom.ct.astype(np.uint16) * 16)
     assert fuse(pair[0], tmp_path / "ct.png", "-o", tmp_path / "x.bmp", "--range-b", 0, 4080).exit_code == 0
     assert fuse(pair[0], tmp_path / "ct.png", "-o", tmp_path / "x.png", "--range-b", 0, 4080).exit_code == 0
-    assert np.abs(read_picture(tmp_path / "x.bmp") - read_picture(tmp_path / "x.png") / 16).max() <= 0.51
+    assert np.abs(read_image(tmp_path / "x.bmp") - read_image(tmp_path / "x.png") / 16).max() <= 0.51
 
 
 def test_float_folder_says_which_format(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     a, b, output = folders
     (b / "0.png").unlink()
-    write_picture(b / "0.tif", np.random.default_rng(0).random((64, 64), np.float32))
+    write_image(b / "0.tif", np.random.default_rng(0).random((64, 64), np.float32))
     assert "--format tif" in fuse(a, b, "-o", output).stderr
     assert fuse(a, b, "-o", output, "--format", "tif").exit_code == 0
-    assert read_picture(output / "0.tif").dtype == np.float32
+    assert read_image(output / "0.tif").dtype == np.float32
 
 
 def test_long_and_composed_names(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     a, b, output = folders
     for name_a, name_b in (("n" * 250, "n" * 250), ("caf\u00e9 1", "cafe\u0301 1")):
-        write_picture(a / f"{name_a}.png", np.zeros((64, 64), np.uint8))
-        write_picture(b / f"{name_b}.png", np.zeros((64, 64), np.uint8))
+        write_image(a / f"{name_a}.png", np.zeros((64, 64), np.uint8))
+        write_image(b / f"{name_b}.png", np.zeros((64, 64), np.uint8))
     assert "5 fused" in fuse(a, b, "-o", output).stdout
 
 
@@ -302,20 +302,20 @@ def test_jpeg_out_of_folder(fuse: Any, folders: tuple[Path, Path, Path]) -> None
     ("arguments", "message"),
     [
         (("missing.png", "pet.png", "-o", "x.png"), "missing.png: no such file"),
-        (("mri.png", "text.png", "-o", "x.png"), "text.png: is not a picture"),
+        (("mri.png", "text.png", "-o", "x.png"), "text.png: is not an image"),
         (("mri.png", "empty.png", "-o", "x.png"), "empty.png: is empty"),
         (("mri.png", "cut.png", "-o", "x.png"), "cut.png: is truncated"),
         (("mri.png", "wide.png", "-o", "x.png"), "mri.png is 64x64, wide.png is 80x64"),
         (("small.png", "small.png", "-o", "x.png"), "is 32x32; the smallest size is 64x64"),
-        (("mri.png", "pet.png", "-o", "x.xyz"), "unknown picture format '.xyz'"),
-        (("mri.png", "pet.png", "-o", "x"), "unknown picture format ''"),
+        (("mri.png", "pet.png", "-o", "x.xyz"), "unknown image format '.xyz'"),
+        (("mri.png", "pet.png", "-o", "x"), "unknown image format ''"),
         (("mri.png", "pet.png", "-o", "nowhere/x.png"), "the folder nowhere does not exist"),
         (("mri.png", "pet.png", "-o", "mri.png"), "is one of the inputs"),
         (("mri.png", "pet.png", "-o", "results/"), "no such folder"),
         (("n" * 300, "pet.png", "-o", "x.png"), "File name too long"),
         (("mri.png", "full", "-o", "x.png"), "one is a folder and one a file"),
         (("full", "missing", "-o", "out"), "missing: no such file or folder"),
-        (("empty", "empty", "-o", "out"), "hold no pictures"),
+        (("empty", "empty", "-o", "out"), "hold no images"),
         (("empty", "pet.png", "-o", "out"), "one is a folder and one a file"),
         (("full", "full", "-o", "full"), "is one of the input folders"),
         (("full", "full", "-o", "mri.png"), "mri.png: is a file"),
@@ -328,15 +328,15 @@ def test_bad_input(
 ) -> None:
     folder = pair[0].parent
     monkeypatch.chdir(folder)
-    (folder / "text.png").write_text("not a picture")
+    (folder / "text.png").write_text("not an image")
     (folder / "empty.png").write_bytes(b"")
     (folder / "cut.png").write_bytes(pair[1].read_bytes()[:700])
-    write_picture("wide.png", np.zeros((64, 80), np.uint8))
-    write_picture("small.png", np.zeros((32, 32), np.uint8))
-    write_picture("deep.png", np.zeros((64, 64), np.uint16))
+    write_image("wide.png", np.zeros((64, 80), np.uint8))
+    write_image("small.png", np.zeros((32, 32), np.uint8))
+    write_image("deep.png", np.zeros((64, 64), np.uint16))
     for name in ("empty", "full"):
         (folder / name).mkdir()
-    write_picture("full/1.png", np.zeros((64, 64), np.uint8))
+    write_image("full/1.png", np.zeros((64, 64), np.uint8))
     if "--range-b" in arguments:
         arguments = ("mri.png", "deep.png", *arguments[2:])
     before = sorted(folder.rglob("*"))
@@ -354,7 +354,7 @@ def test_bad_input(
         ("missing.safetensors", "no such engine file"),
         ("corrupt.safetensors", "damaged"),
         ("gen.pth", "dmfnet-convert"),
-        ("mri.png", "is a picture, not an engine"),
+        ("mri.png", "is an image, not an engine"),
     ],
 )
 def test_bad_engine(fuse: Any, pair: tuple[Path, Path], tmp_path: Path, name: str, message: str) -> None:
@@ -396,4 +396,4 @@ def test_exif_rotation(fuse: Any, phantom: Phantom, pair: tuple[Path, Path], tmp
     Image.fromarray(np.ascontiguousarray(np.rot90(phantom.pet))).save(tmp_path / "lying.png", exif=exif)
     for name in ("lying", "pet"):
         assert fuse(pair[0], tmp_path / f"{name}.png", "-o", tmp_path / f"{name}-fused.png").exit_code == 0
-    assert np.array_equal(read_picture(tmp_path / "lying-fused.png"), read_picture(tmp_path / "pet-fused.png"))
+    assert np.array_equal(read_image(tmp_path / "lying-fused.png"), read_image(tmp_path / "pet-fused.png"))

@@ -1,4 +1,4 @@
-"""The noise is pinned: a change here changes every fused picture."""
+"""The noise is pinned: a change here changes every fused image."""
 
 from __future__ import annotations
 

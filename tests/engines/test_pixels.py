@@ -26,8 +26,8 @@ SEED = 5
 RULES = (Rules(), Rules(0, False), Rules(1, False), Rules(0.6, True), Rules(0, True))
 
 
-def pictures() -> dict[str, NDArray[np.uint8]]:
-    """Of a head, and of everything that 8 bits can hold: noise, saturated colours, black and white."""
+def images() -> dict[str, NDArray[np.uint8]]:
+    """Of a head, and of everything that 8 bits can hold: noise, saturated colors, black and white."""
     head = make_phantom(0, 96)
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -35,16 +35,16 @@ def pictures() -> dict[str, NDArray[np.uint8]]:
         "mri": head.mri[16:80, 8:88],
         "ct": head.ct[16:80, 8:88],
         "pet": head.pet[16:80, 8:88],
-        "grey noise": noise[..., 0],
-        "colour noise": noise,
+        "gray noise": noise[..., 0],
+        "color noise": noise,
         "saturated": rng.choice(np.array([0, 255], np.uint8), (HEIGHT, WIDTH, 3)),
         "white": np.full((HEIGHT, WIDTH), 255, np.uint8),
     }
 
 
 PAIRS = (
-    *(("mri", "ct"), ("mri", "pet"), ("mri", "saturated"), ("white", "colour noise"), ("grey noise", "saturated")),
-    *(("colour noise", "grey noise"), ("pet", "saturated"), ("grey noise", "white")),
+    *(("mri", "ct"), ("mri", "pet"), ("mri", "saturated"), ("white", "color noise"), ("gray noise", "saturated")),
+    *(("color noise", "gray noise"), ("pet", "saturated"), ("gray noise", "white")),
 )
 
 
@@ -62,7 +62,7 @@ def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("rules", RULES, ids=str)
 def test_equal_to_a_canvas(network: tuple[Path, torch.nn.Module], rules: Rules) -> None:
     path, net = network
-    given = pictures()
+    given = images()
     with Fuser(
         path, SEED, precision="float32", keep_chroma=rules.kept_chroma, allow_invention=rules.invention
     ) as fuser:
@@ -86,9 +86,9 @@ def average(a: Any, b: Any, interval: Any) -> Any:
 
 
 def test_a_batch() -> None:
-    rules, interface, given = Rules(), Interface(timesteps=0, interval=True), pictures()
-    a = [given[name] for name in ("mri", "white", "grey noise")]
-    b = [given[name] for name in ("pet", "colour noise", "saturated")]
+    rules, interface, given = Rules(), Interface(timesteps=0, interval=True), images()
+    a = [given[name] for name in ("mri", "white", "gray noise")]
+    b = [given[name] for name in ("pet", "color noise", "saturated")]
     got = PixelsToPixels(average, interface, rules)(torch.tensor(np.stack(a)), torch.tensor(np.stack(b)))
     for one, other, fused in zip(a, b, got.numpy(), strict=True):
         canvas = Canvas(one, other, rules=rules)
@@ -97,8 +97,8 @@ def test_a_batch() -> None:
         assert np.array_equal(fused, canvas.finish(luminance[0, 0].numpy()))
 
 
-def test_every_grey_level() -> None:
-    """All 256, and the luminance of colours, as the arrays' way has them."""
+def test_every_gray_level() -> None:
+    """All 256, and the luminance of colors, as the arrays' way has them."""
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     seen: dict[str, Any] = {}
 

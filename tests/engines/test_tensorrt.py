@@ -23,7 +23,7 @@ from dmfnet_fast.artifacts.manifest import Manifest, check_path, manifest_path, 
 from dmfnet_fast.artifacts.parity import Reference
 from dmfnet_fast.engines.cuda_runtime import Cuda
 from dmfnet_fast.engines.tensorrt import KEPT_SHAPES, TensorRTEngine
-from dmfnet_fast.errors import DMFNetWarning, EngineError, MissingExtraError, OutOfMemoryError, PictureError
+from dmfnet_fast.errors import DMFNetWarning, EngineError, ImageError, MissingExtraError, OutOfMemoryError
 from tests.engines import fake_tensorrt as fake
 from tests.synthetic_weights import SMALL, random_inputs
 
@@ -176,7 +176,7 @@ def test_order(path: Path, world: World) -> None:
 
 
 def test_no_call_that_fails_leaves_anything(path: Path, world: World) -> None:
-    """Each call in turn fails, on the way to a first picture."""
+    """Each call in turn fails, on the way to a first image."""
     engine = _open(path)
     engine.run(_inputs())
     of_cuda = [n for n, name in enumerate(world.cuda.calls) if name.startswith("cuda")]
@@ -336,11 +336,11 @@ def test_batches(path: Path, world: World) -> None:
 @pytest.mark.parametrize("size", [(64, 176), (144, 64)])
 def test_sizes_beyond_the_profile(path: Path, world: World, size: tuple[int, int]) -> None:
     engine = _open(path)
-    with pytest.raises(PictureError, match=r"tiny.engine: takes 64x64 to 128x160 \(height x width\), .* --min and"):
+    with pytest.raises(ImageError, match=r"tiny.engine: takes 64x64 to 128x160 \(height x width\), .* --min and"):
         engine.run(_inputs(1, *size))
     engine.close()
     _change(path, shapes={corner: [1, 64, 64] for corner in ("min", "opt", "max")})
-    with pytest.raises(PictureError, match=r"takes 64x64 \(height"):
+    with pytest.raises(ImageError, match=r"takes 64x64 \(height"):
         _open(path).run(_inputs(1, *size))
     assert "cudaMalloc" not in world.cuda.calls
 
@@ -381,9 +381,9 @@ def test_engines_in_threads(path: Path, world: World) -> None:
 
 def test_fuser(path: Path, world: World) -> None:
     """Without a device, an engine runs on the GPU."""
-    picture = np.random.default_rng(0).integers(0, 256, (70, 90), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (70, 90), dtype=np.uint8)
     with Fuser(path) as fuser:
-        assert fuser.fuse(picture, picture).shape == (70, 90)
+        assert fuser.fuse(image, image).shape == (70, 90)
         assert fuser.info["device"] == "cuda:0"
     world.assert_nothing_left()
     with pytest.raises(EngineError, match=r"tiny.engine: .engine files run on NVIDIA GPUs"):
@@ -491,7 +491,7 @@ def test_other_requests(path: Path, world: World) -> None:
 
 
 def _unverified(path: Path, error: float, config: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """An engine with a check pair that its picture differs from by `error`."""
+    """An engine with a check pair that its image differs from by `error`."""
     random = np.random.default_rng(0)
     a, b = (random.integers(0, 256, (1, 64, 96), dtype=np.uint8) for _ in "ab")
     interface = interface_of(config)
@@ -567,7 +567,7 @@ def test_forgotten(path: Path, world: World) -> None:
 def test_first_opening_refuses(path: Path, world: World) -> None:
     _unverified(path, 0.05)
     before = manifest_path(path).read_text()
-    with pytest.raises(EngineError, match=r"tiny.engine: on this GPU its picture differs .*error 5.0e-02 .limit"):
+    with pytest.raises(EngineError, match=r"tiny.engine: on this GPU its image differs .*error 5.0e-02 .limit"):
         _open(path)
     world.assert_nothing_left()
     assert manifest_path(path).read_text() == before

@@ -164,7 +164,7 @@ def test_a_size_that_needs_the_memory_of_the_others(
     assert len(as_on_a_gpu._free) == torch_engine.KEPT_GRAPHS - 1
 
 
-def test_large_pictures_go_through_a_gpu_one_by_one(
+def test_large_images_go_through_a_gpu_one_by_one(
     as_on_a_gpu: torch_engine.TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_engine, "PIXELS_AT_ONCE", 2 * 64 * 64)
@@ -178,21 +178,21 @@ def test_large_pictures_go_through_a_gpu_one_by_one(
 
 
 def eight_bit(count: int, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Grey images and colour images."""
+    """Gray images and color images."""
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 256, (count, height, width, 1)), rng.integers(0, 256, (count, height, width, 3))
     return a[..., 0].astype(np.uint8), b.astype(np.uint8)
 
 
-@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("color", [False, True])
 @pytest.mark.parametrize("seed", [0, 9])
 def test_pixels_to_pixels(
-    colour: bool, seed: int, small: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch
+    color: bool, seed: int, small: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What `Fuser` makes of the same engine without them, pair by pair."""
     path, *_ = small
     a, b = eight_bit(3, 64, 80)
-    b = b if colour else b[..., 0]
+    b = b if color else b[..., 0]
     rules = Rules(0.5)
     with Fuser(path, seed, precision="float32", keep_chroma=0.5) as fuser:
         assert not fuser._engine.takes_pixels, "a CPU has no use for it"
@@ -289,7 +289,7 @@ def test_a_graph_keeps_what_it_reads() -> None:
 @gpu
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 def test_on_a_gpu(precision: Precision) -> None:
-    """The same picture as on the CPU, for several sizes and batches, and the same bits twice."""
+    """The same image as on the CPU, for several sizes and batches, and the same bits twice."""
     largest, mean = {"float32": (1e-4, 1e-5), "float16": (0.015, 0.0015), "bfloat16": (0.1, 0.01)}[precision]
     with (
         Fuser(SHIPPED_WEIGHTS, precision="float32") as slow,
@@ -305,11 +305,11 @@ def test_on_a_gpu(precision: Precision) -> None:
 
 
 @gpu
-@pytest.mark.parametrize("colour", [False, True])
-def test_pixels_on_a_gpu(colour: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("color", [False, True])
+def test_pixels_on_a_gpu(color: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same images as with the rules on the CPU, around the same network."""
     a, b = eight_bit(2, 80, 64)
-    b = b if colour else b[..., 0]
+    b = b if color else b[..., 0]
     with Fuser(SHIPPED_WEIGHTS, device="cuda") as fuser:
         fused = fuser.fuse(a, b)
         monkeypatch.setattr(fuser._engine, "takes_pixels", False)

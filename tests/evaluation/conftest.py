@@ -1,4 +1,4 @@
-"""Made-up heads, somebody's pictures of them, and a report on both."""
+"""Made-up heads, somebody's images of them, and a report on both."""
 
 from __future__ import annotations
 

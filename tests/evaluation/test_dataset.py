@@ -1,4 +1,4 @@
-"""Folders of pairs: which picture is a, which is b, and what is said of folders that hold none."""
+"""Folders of pairs: which image is a, which is b, and what is said of folders that hold none."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dmfnet_fast.errors import PictureError
+from dmfnet_fast.errors import ImageError
 from dmfnet_fast.evaluation import scores
 from dmfnet_fast.evaluation.dataset import Pair, Saved, Scene, find_pairs
 from dmfnet_fast.evaluation.methods import Trivial
 from dmfnet_fast.evaluation.scores import evaluate
-from dmfnet_fast.images.io import write_picture
+from dmfnet_fast.images.io import write_image
 
 
 def _write(root: Path, *names: str) -> None:
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_picture(path, np.full((64, 64), len(name), np.uint8))
+        write_image(path, np.full((64, 64), len(name), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_folders_of_pairs_and_others(tmp_path: Path) -> None:
 )
 def test_folders_that_do_not_fit(there: str, wanted: Sequence[str], message: str, tmp_path: Path) -> None:
     _write(tmp_path, there)
-    with pytest.raises(PictureError, match=re.escape(message)):
+    with pytest.raises(ImageError, match=re.escape(message)):
         find_pairs(tmp_path, ".", wanted)
 
 
 def test_a_folder_that_does_not_fit_is_no_matter_if_others_are_named(tmp_path: Path) -> None:
     _write(tmp_path, "old-stuff/1.png", "CT-MRI/CT/1.png", "CT-MRI/MRI/1.png")
-    with pytest.raises(PictureError, match="or name other folders with --modality"):
+    with pytest.raises(ImageError, match="or name other folders with --modality"):
         find_pairs(tmp_path, ".")
     assert len(find_pairs(tmp_path, ".", ["CT-MRI"])[0]) == 1
 
@@ -86,12 +86,12 @@ def test_a_folder_that_does_not_fit_is_no_matter_if_others_are_named(tmp_path: P
 def test_read_with_the_stated_range(tmp_path: Path) -> None:
     deep = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
     for name in ("a", "b"):
-        write_picture(tmp_path / f"{name}.png", deep)
+        write_image(tmp_path / f"{name}.png", deep)
     pair = Pair("CT-MRI", ("MRI", "CT"), "1", tmp_path / "a.png", tmp_path / "b.png", (0, 4095), (1000, 2000))
     scene = pair.read()
     assert scene.values == (1000, 2000)
-    np.testing.assert_array_equal(scene.greys[0], np.rint(deep * (255 / 4095)))
-    np.testing.assert_array_equal(scene.greys[1], np.rint((deep.clip(1000, 2000) - 1000.0) * 0.255))
+    np.testing.assert_array_equal(scene.grays[0], np.rint(deep * (255 / 4095)))
+    np.testing.assert_array_equal(scene.grays[1], np.rint((deep.clip(1000, 2000) - 1000.0) * 0.255))
 
 
 class _Watching(Trivial):
@@ -126,7 +126,7 @@ class _Lazy(Executor):
         return SimpleNamespace(result=result)
 
 
-def test_pictures_do_not_pile_up_before_slow_workers(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_do_not_pile_up_before_slow_workers(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = _Lazy()
     monkeypatch.setattr(scores, "_pool", lambda _: nullcontext(slow))
     pairs, _ = find_pairs(data, "test")
@@ -135,7 +135,7 @@ def test_pictures_do_not_pile_up_before_slow_workers(data: Path, monkeypatch: py
     assert (slow.most, slow.waiting) == (5, 0), "two for each worker, and the new one"
 
 
-def test_pictures_are_not_kept(data: Path, tmp_path: Path) -> None:
+def test_images_are_not_kept(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "test", tmp_path / "test")
     method = _Watching()
     pairs, _ = find_pairs(tmp_path, "test")

@@ -15,16 +15,16 @@ from PIL import Image
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.commands.eval import main
-from dmfnet_fast.images.io import read_picture, write_picture
-from dmfnet_fast.metrics.fusion import COLOUR_MEASURES, MEASURES, METRICS, colour_measures, fusion_metrics
+from dmfnet_fast.images.io import read_image, write_image
+from dmfnet_fast.metrics.fusion import COLOR_MEASURES, MEASURES, METRICS, color_measures, fusion_metrics
 from tests.evaluation.running import run
 
 
-def _grey(path: Path) -> np.ndarray:
+def _gray(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("L"))
 
 
-def test_scores_are_those_of_the_saved_pictures(record: Any, data: Path, theirs: Path, tmp_path: Path) -> None:
+def test_scores_are_those_of_the_saved_images(record: Any, data: Path, theirs: Path, tmp_path: Path) -> None:
     assert len(record["pairs"]) == 9
     with Fuser("nano", precision="float32") as fuser:
         for pair in record["pairs"]:
@@ -37,8 +37,8 @@ def test_scores_are_those_of_the_saved_pictures(record: Any, data: Path, theirs:
                 "<b>|": theirs / pair["modality"] / f"{name}.jpg",
             }
             for label, path in fused.items():
-                expected = fusion_metrics(_grey(path), _grey(a), _grey(b))
-                expected |= colour_measures(np.asarray(Image.open(path).convert("RGB")), read_picture(b))
+                expected = fusion_metrics(_gray(path), _gray(a), _gray(b))
+                expected |= color_measures(np.asarray(Image.open(path).convert("RGB")), read_image(b))
                 assert pair["metrics"][label] == pytest.approx(expected)
 
 
@@ -56,19 +56,19 @@ def test_rows(record: Any) -> None:
         assert rows["nano float32"]["milliseconds"] > 0
         assert rows["maximum"]["milliseconds"] is None
         of_pairs = [p for p in record["pairs"] if p["modality"] == table["modality"]]
-        grey = table["modality"] == "CT-MRI"
+        gray = table["modality"] == "CT-MRI"
         for measure in MEASURES:
             name = measure.name
             ours, baseline = ([p["metrics"][label][name] for p in of_pairs] for label in ("same", "<b>|"))
             estimate, against = rows["same"]["estimates"][name], rows["same"]["against"][name]
-            if grey and measure in COLOUR_MEASURES:
+            if gray and measure in COLOR_MEASURES:
                 assert ours == [None] * 3
                 assert estimate is against is None
                 continue
             assert estimate["mean"] == pytest.approx(np.mean(ours))
             assert min(ours) - 1e-9 <= estimate["low"] <= estimate["mean"] <= estimate["high"] <= max(ours) + 1e-9
             if name == "hue error":
-                assert baseline == [None] * 3, "what is grey has no hue"
+                assert baseline == [None] * 3, "what is gray has no hue"
                 assert against is None
                 continue
             sign = 1 if measure.better == "more" else -1
@@ -81,10 +81,10 @@ def test_markdown(report: Path, record: Any) -> None:
     assert text.startswith("# Fusion of ")
     rows = [line for line in text.splitlines() if line.startswith("| same |")]
     assert len(rows) == 6, "scores and comparison in three modalities"
-    of_grey, of_colour = len(METRICS), len(MEASURES)
-    assert [line.count("|") for line in rows] == [of_grey + 3, of_grey + 2, *[of_colour + 3, of_colour + 2] * 2]
+    of_gray, of_color = len(METRICS), len(MEASURES)
+    assert [line.count("|") for line in rows] == [of_gray + 3, of_gray + 2, *[of_color + 3, of_color + 2] * 2]
     theirs = [line for line in text.splitlines() if line.startswith(r"| &lt;b>\| |")]
-    assert [line.count("|") for line in theirs] == [of_grey + 4, of_colour + 4, of_colour + 4], "the bar is escaped"
+    assert [line.count("|") for line in theirs] == [of_gray + 4, of_color + 4, of_color + 4], "the bar is escaped"
     mean = record["summary"][0]["rows"][0]["estimates"]["objective"]["mean"]
     assert re.search(rf"\| (\*\*)?{mean:.4g}(\*\*)?<br>", rows[0])
     assert not re.search(r"\bnan\b", text)
@@ -94,11 +94,11 @@ def test_a_pair_that_cannot_be_fused_is_left_out_for_all(data: Path, theirs: Pat
     few = tmp_path / "few"
     shutil.copytree(theirs, few)
     first, second, third = sorted((few / "CT-MRI").iterdir())
-    first.write_bytes(b"no picture")
+    first.write_bytes(b"no image")
     Image.new("L", (80, 64)).save(second)
     result = run("--data", data, "--fused", few, "-o", tmp_path / "out")
     assert result.exit_code == 2
-    assert f"error: CT-MRI {first.stem}, few: {first}: is not a picture" in result.stderr
+    assert f"error: CT-MRI {first.stem}, few: {first}: is not an image" in result.stderr
     assert f"{second}: is 80x64, the pair is 64x64" in result.stderr
     record = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [(p["modality"], p["name"]) for p in record["pairs"] if p["modality"] == "CT-MRI"] == [
@@ -149,13 +149,13 @@ def test_sources_that_cannot_be_scored(data: Path, tmp_path: Path) -> None:
     """Of them the pair is to blame, not a method."""
     for kind in ("MRI", "CT"):
         (tmp_path / "test" / "CT-MRI" / kind).mkdir(parents=True)
-        write_picture(tmp_path / "test" / "CT-MRI" / kind / "1.png", np.zeros((64, 46), np.uint8))
+        write_image(tmp_path / "test" / "CT-MRI" / kind / "1.png", np.zeros((64, 46), np.uint8))
     shutil.copytree(data / "test" / "PET-MRI", tmp_path / "test" / "PET-MRI")
-    (tmp_path / "test" / "PET-MRI" / "PET" / "001.png").write_bytes(b"no picture")
+    (tmp_path / "test" / "PET-MRI" / "PET" / "001.png").write_bytes(b"no image")
     result = run("--data", tmp_path, "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert re.search(r"error: CT-MRI 1: \S*MRI/1\.png: is too small for the metrics, which take 47x47", result.stderr)
-    assert re.search(r"error: PET-MRI 001: \S*PET/001\.png: is not a picture", result.stderr)
+    assert re.search(r"error: PET-MRI 001: \S*PET/001\.png: is not an image", result.stderr)
     assert len(json.loads((tmp_path / "out" / "report.json").read_text())["pairs"]) == 2
 
 
@@ -178,13 +178,13 @@ def test_only_some_modalities(data: Path, tmp_path: Path) -> None:
         assert [table["modality"] for table in record["summary"]] == expected
 
 
-def test_deep_pictures_and_their_range(tmp_path: Path) -> None:
+def test_deep_images_and_their_range(tmp_path: Path) -> None:
     """12-bit CT: the stated range is the one that is scored and shown, and none is guessed."""
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 256, (64, 64), np.uint8), rng.integers(0, 3000, (64, 64), np.uint16)
-    for kind, picture in (("MRI", a), ("CT", b)):
+    for kind, image in (("MRI", a), ("CT", b)):
         (tmp_path / "CT-MRI" / kind).mkdir(parents=True)
-        write_picture(tmp_path / "CT-MRI" / kind / "1.png", picture)
+        write_image(tmp_path / "CT-MRI" / kind / "1.png", image)
     given = ("--data", tmp_path, "--split", ".", "-o", tmp_path / "out")
     result = run(*given, "--range-b", 1000, 2000)
     assert result.exit_code == 0, result.stderr

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dmfnet_fast.errors import PictureError
+from dmfnet_fast.errors import ImageError
 from dmfnet_fast.evaluation.dataset import Scene, find_pairs
 from dmfnet_fast.evaluation.methods import AsJPEG, Folder, Trivial, opened, parse_engine
-from dmfnet_fast.images.io import write_picture
+from dmfnet_fast.images.io import write_image
 
 
 @pytest.fixture
@@ -43,26 +43,26 @@ def test_engines_are_named(text: str, expected: tuple[str, str, str]) -> None:
 )
 def test_fused_elsewhere_in_any_depth(name: str, depth: Any, scene: Scene, tmp_path: Path) -> None:
     """Other depths have their own range, not b's."""
-    picture = scene.greys[0]
+    image = scene.grays[0]
     scale = {np.uint8: 1, np.uint16: 257, np.float32: 1 / 255}[depth]
     (tmp_path / "CT-MRI").mkdir()
-    write_picture(tmp_path / "CT-MRI" / name, (picture * np.float64(scale)).astype(depth))
+    write_image(tmp_path / "CT-MRI" / name, (image * np.float64(scale)).astype(depth))
     fused = Folder("x", tmp_path).fuse(scene)
-    assert np.abs(fused.astype(int) - picture).max() <= (8 if name.endswith("jpg") else 0)
+    assert np.abs(fused.astype(int) - image).max() <= (8 if name.endswith("jpg") else 0)
 
 
 def test_which_file_is_whose(scene: Scene, tmp_path: Path) -> None:
     """Dots are part of names, accents may be decomposed; two files of a name, or another modality's, are not taken."""
     (tmp_path / "CT-MRI").mkdir()
     for name in ("1.png", "1.5.png", unicodedata.normalize("NFD", "é.png")):
-        write_picture(tmp_path / "CT-MRI" / name, np.full((64, 64), len(name), np.uint8))
+        write_image(tmp_path / "CT-MRI" / name, np.full((64, 64), len(name), np.uint8))
     folder = Folder("x", tmp_path)
     for name, value in (("1", 5), ("1.5", 7), ("é", 6)):
         assert (folder.fuse(_called(scene, name=name)) == value).all()
-    with pytest.raises(PictureError, match=r"PET-MRI/1\.\*: no such picture"):
+    with pytest.raises(ImageError, match=r"PET-MRI/1\.\*: no such image"):
         folder.fuse(_called(scene, modality="PET-MRI", name="1"))
-    write_picture(tmp_path / "CT-MRI" / "1.bmp", np.zeros((64, 64), np.uint8))
-    with pytest.raises(PictureError, match=r"1\.bmp: 1\.png has the same name; keep one of them"):
+    write_image(tmp_path / "CT-MRI" / "1.bmp", np.zeros((64, 64), np.uint8))
+    with pytest.raises(ImageError, match=r"1\.bmp: 1\.png has the same name; keep one of them"):
         Folder("x", tmp_path).fuse(_called(scene, name="1"))
 
 
@@ -73,7 +73,7 @@ def test_a_folder_may_have_an_equals_sign(tmp_path: Path) -> None:
         assert [method.label for method in methods] == ["lr=1e-3", "rate"]
 
 
-def test_jpeg_changes_a_picture_a_little() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    after = AsJPEG(Trivial("maximum"), 95).compress(picture)
-    assert 0 < np.abs(after.astype(int) - picture).mean() < 12
+def test_jpeg_changes_a_image_a_little() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    after = AsJPEG(Trivial("maximum"), 95).compress(image)
+    assert 0 < np.abs(after.astype(int) - image).mean() < 12

@@ -14,24 +14,24 @@ from PIL import Image
 
 from dmfnet_fast.evaluation import tiles
 from dmfnet_fast.evaluation.dataset import Pair
-from dmfnet_fast.evaluation.page import chosen, worst_by_colour
+from dmfnet_fast.evaluation.page import chosen, worst_by_color
 from dmfnet_fast.evaluation.scores import Evaluation, Scored
 from dmfnet_fast.images.color import Canvas, luminance
-from dmfnet_fast.images.io import read_picture
+from dmfnet_fast.images.io import read_image
 from dmfnet_fast.images.rules import Rules
-from dmfnet_fast.metrics.fidelity import colour_difference
+from dmfnet_fast.metrics.fidelity import color_difference
 from dmfnet_fast.metrics.fusion import MEASURES
 from dmfnet_fast.phantom import MODALITIES, Modality, make_phantom
 from tests.evaluation.running import run
 
 
 class _Page(HTMLParser):
-    """Checks that tags are closed, and collects pictures, by their alternatives, and text."""
+    """Checks that tags are closed, and collects images, by their alternatives, and text."""
 
     def __init__(self, content: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.pictures: list[tuple[str, bytes]] = []
+        self.images: list[tuple[str, bytes]] = []
         self.text = ""
         self.feed(re.sub(r"<(circle|rect|line)([^>]*)/>", r"<\1\2></\1>", content))
 
@@ -40,7 +40,7 @@ class _Page(HTMLParser):
             given = dict(attributes)
             kind, data = str(given["src"]).split(",", 1)
             assert kind == "data:image/webp;base64"
-            self.pictures.append((str(given["alt"]), base64.b64decode(data)))
+            self.images.append((str(given["alt"]), base64.b64decode(data)))
         if tag not in ("img", "br", "meta"):
             self.open.append(tag)
 
@@ -66,11 +66,11 @@ def test_page(report: Path) -> None:
     assert not page.open
     assert "<b>|" in page.text, "labels are escaped"
     assert "://" not in content, "nothing is fetched"
-    # Of each modality two pairs: two sources, and nine methods whole, enlarged and as differences; of those in colour
+    # Of each modality two pairs: two sources, and nine methods whole, enlarged and as differences; of those in color
     # the worst of both engines and of the folder.
-    assert len(page.pictures) == 3 * 2 * (2 * 2 + 9 * 3) + 2 * 3 * (2 + 9)
-    assert {_pixels(data).shape for _, data in page.pictures} == {(64, 64, 3)}
-    exact = {alternative for alternative, data in page.pictures if _is_exact(data)}
+    assert len(page.images) == 3 * 2 * (2 * 2 + 9 * 3) + 2 * 3 * (2 + 9)
+    assert {_pixels(data).shape for _, data in page.images} == {(64, 64, 3)}
+    exact = {alternative for alternative, data in page.images if _is_exact(data)}
     assert {"MRI, enlarged", "same, enlarged", "same, difference", "MRI", "same"} == {
         name for name in exact if "JPEG" not in name and name.startswith(("MRI", "same"))
     }
@@ -78,41 +78,41 @@ def test_page(report: Path) -> None:
 
 
 def test_what_is_shown_is_what_was_fused(data: Path, theirs: Path, tmp_path: Path) -> None:
-    """Of the only folder's worst pair: the picture itself, its difference, and the place where colours are furthest."""
+    """Of the only folder's worst pair: the image itself, its difference, and the place where colors are furthest."""
     run("--data", data, "--fused", f"x={theirs}", "--no-trivial", "--modality", "PET", "--pictures", 1, "-o", tmp_path)
     page = _Page((tmp_path / "report.html").read_text())
-    shown = dict(page.pictures[:-3])
+    shown = dict(page.images[:-3])
     name = re.search(r"PET-MRI (\d+)", page.text.split("Objective of every pair")[1])
     assert name
     folder = data / "test" / "PET-MRI"
     fused = np.asarray(Image.open(theirs / "PET-MRI" / f"{name[1]}.jpg").convert("RGB"))
-    a, b = (read_picture(folder / kind / f"{name[1]}.png") for kind in ("MRI", "PET"))
+    a, b = (read_image(folder / kind / f"{name[1]}.png") for kind in ("MRI", "PET"))
     np.testing.assert_array_equal(_pixels(shown["x, enlarged"]), fused)
     np.testing.assert_array_equal(_pixels(shown["MRI, enlarged"])[..., 0], a)
     np.testing.assert_array_equal(_pixels(shown["PET, enlarged"]), b)
     expected = tiles.difference(luminance(fused), np.maximum(luminance(a), luminance(b)))
     np.testing.assert_array_equal(_pixels(shown["x, difference"]), expected)
-    worst = re.search(r"Worst colours of x: PET-MRI (\d+)", page.text)
+    worst = re.search(r"Worst colors of x: PET-MRI (\d+)", page.text)
     assert worst
     errors = {
-        path.stem: colour_difference(
-            np.asarray(Image.open(theirs / "PET-MRI" / f"{path.stem}.jpg").convert("RGB")), read_picture(path)
+        path.stem: color_difference(
+            np.asarray(Image.open(theirs / "PET-MRI" / f"{path.stem}.jpg").convert("RGB")), read_image(path)
         )
         for path in (folder / "PET").iterdir()
     }
     assert worst[1] == max(errors, key=lambda stem: float(errors[stem].sum() / (errors[stem] > 0).sum()))
-    np.testing.assert_array_equal(_pixels(page.pictures[-2][1]), read_picture(folder / "PET" / f"{worst[1]}.png"))
+    np.testing.assert_array_equal(_pixels(page.images[-2][1]), read_image(folder / "PET" / f"{worst[1]}.png"))
 
 
 def test_differences_worked_out_by_hand() -> None:
-    """Orange is brighter and blue darker than the brighter source, in steps of 8, in full colour from 64."""
+    """Orange is brighter and blue darker than the brighter source, in steps of 8, in full color from 64."""
     fused = np.array([[100, 104, 108, 132, 164, 255], [100, 96, 92, 68, 36, 0]], np.uint8)
     brighter = np.full((2, 6), 100, np.uint8)
     orange, blue = np.array(tiles.BRIGHTER), np.array(tiles.DARKER)
     assert orange[0] > orange[2]
     assert blue[2] > blue[0]
     parts = [0, 0, 1 / 8, 1 / 2, 1, 1]
-    expected = [[np.rint(colour * part) for part in parts] for colour in (orange, blue)]
+    expected = [[np.rint(color * part) for part in parts] for color in (orange, blue)]
     np.testing.assert_array_equal(tiles.difference(fused, brighter), expected)
 
 
@@ -129,17 +129,17 @@ def _tag(content: str) -> tuple[tuple[int, int], tuple[int, int], bytes]:
     [((64, 64), (256, 256), (64, 64)), ((600, 300), (512, 256), (512, 256)), ((256, 300), (256, 300), (256, 300))],
 )
 def test_sizes_on_the_page(size: tuple[int, int], on_page: tuple[int, int], in_file: tuple[int, int]) -> None:
-    picture = np.zeros((size[1], size[0], 3), np.uint8)
-    assert _tag(tiles.whole(picture, "a<b"))[:2] == (on_page, in_file)
-    assert _tag(tiles.difference_shown(picture[..., 0], picture[..., 0], "a<b"))[:2] == (on_page, in_file)
+    image = np.zeros((size[1], size[0], 3), np.uint8)
+    assert _tag(tiles.whole(image, "a<b"))[:2] == (on_page, in_file)
+    assert _tag(tiles.difference_shown(image[..., 0], image[..., 0], "a<b"))[:2] == (on_page, in_file)
 
 
 def test_what_is_enlarged_is_exact_and_what_is_whole_is_close() -> None:
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (256, 256, 3), np.uint8)
+    image = rng.integers(0, 256, (256, 256, 3), np.uint8)
     part = (slice(100, 164), slice(10, 74))
-    _, _, exact = _tag(tiles.enlarged(picture, part, "a<b"))
-    np.testing.assert_array_equal(_pixels(exact), picture[part])
+    _, _, exact = _tag(tiles.enlarged(image, part, "a<b"))
+    np.testing.assert_array_equal(_pixels(exact), image[part])
     smooth = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (256, 256, 3))
     _, _, lossy = _tag(tiles.whole(smooth, "a<b"))
     assert np.abs(_pixels(lossy).astype(int) - smooth).max() <= 6
@@ -147,7 +147,7 @@ def test_what_is_enlarged_is_exact_and_what_is_whole_is_close() -> None:
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_sixteen_methods_take_less_than_8_mb(modality: Modality) -> None:
-    """Of three modalities, three pairs each, and the worst colours of four methods in two modalities."""
+    """Of three modalities, three pairs each, and the worst colors of four methods in two modalities."""
     head = make_phantom(0, 256)
     b = head.other(modality)
     fused = Canvas(head.mri, b, rules=Rules(kept_chroma=0, invention=True)).finish(
@@ -182,8 +182,8 @@ def test_shown_are_the_best_the_worst_and_some_between() -> None:
         assert [pair.name for pair in chosen(evaluation, "PET-MRI", count)] == list(names)
 
 
-def test_the_worst_by_colour() -> None:
-    found = worst_by_colour(_evaluation("ab error", [3.0, None, 9.0, 1.0]), "PET-MRI", "x")
+def test_the_worst_by_color() -> None:
+    found = worst_by_color(_evaluation("ab error", [3.0, None, 9.0, 1.0]), "PET-MRI", "x")
     assert found is not None
     assert found.pair.name == "2"
-    assert worst_by_colour(_evaluation("ab error", [None, None]), "PET-MRI", "x") is None
+    assert worst_by_color(_evaluation("ab error", [None, None]), "PET-MRI", "x") is None

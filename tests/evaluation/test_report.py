@@ -46,9 +46,9 @@ def test_the_best_is_bold(name: str, winner: str) -> None:
 
 def test_the_best_where_some_have_no_score() -> None:
     absent = dict.fromkeys(("bleached", "hue error"))
-    evaluation = _evaluation({"grey": [absent], "colour": [{"bleached": 9.0, "hue error": None}]})
+    evaluation = _evaluation({"gray": [absent], "color": [{"bleached": 9.0, "hue error": None}]})
     (table,) = evaluation.tables()
-    assert best(table)["bleached"] == {"colour"}
+    assert best(table)["bleached"] == {"color"}
     assert "hue error" not in [measure.name for measure in table.measures], "no column without a score"
     assert "hue error" not in to_text(evaluation)
     assert json.loads(to_json(evaluation))["summary"][0]["rows"][0]["estimates"]["bleached"] is None

@@ -59,7 +59,7 @@ def test_only_pairs_that_both_have_are_compared() -> None:
 
 
 def test_infinite_scores() -> None:
-    """PSNR is infinite where a picture equals both sources."""
+    """PSNR is infinite where an image equals both sources."""
     inf = math.inf
     found = comparison(np.array([inf, inf]), np.array([inf, 30.0]), "more")
     assert found is not None

@@ -109,11 +109,11 @@ def test_without_noise(
         for name, array in ours.inputs.items():
             np.testing.assert_array_equal(theirs.inputs[name], array)
     assert on_onnx_runtime(content, "float32", expected).within
-    pictures = []
+    images = []
     for file in (path, small):
         with Fuser(file, precision="float32") as fuser:
-            pictures.append(fuser.fuse(phantom.mri, phantom.pet).astype(int))
-    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+            images.append(fuser.fuse(phantom.mri, phantom.pet).astype(int))
+    assert np.abs(images[0] - images[1]).max() <= 1
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
@@ -200,7 +200,7 @@ def test_onnx_runtime_that_cannot(monkeypatch: pytest.MonkeyPatch, wanted: list[
 
 
 def test_inputs_to_check() -> None:
-    """Heads at every shape; black, grey, full contrast and saturation at the first's size."""
+    """Heads at every shape; black, gray, full contrast and saturation at the first's size."""
     pairs = pairs_to_check([(2, 64, 96), (1, 80, 80)], most_pairs=2)
     assert [a.shape for a, _ in pairs] == [(2, 64, 96), (1, 80, 80), (2, 64, 96), (2, 64, 96), (1, 64, 96)]
     extremes = np.concatenate([a for a, _ in pairs[2:]])

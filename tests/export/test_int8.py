@@ -18,8 +18,8 @@ from dmfnet_fast.artifacts.parity import LIMITS
 from dmfnet_fast.commands.phantom import write_phantoms
 from dmfnet_fast.config import ModelConfig, StudentConfig
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16
-from dmfnet_fast.errors import EngineError, PictureError
-from dmfnet_fast.images.io import read_picture, write_picture
+from dmfnet_fast.errors import EngineError, ImageError
+from dmfnet_fast.images.io import read_image, write_image
 from dmfnet_fast.model import load_model, optimize, save_model
 from dmfnet_fast.model.weights import read_metadata
 from export.command import main
@@ -56,7 +56,7 @@ def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         result = CliRunner().invoke(main, [str(weights), "--target", "onnx", "--int8", "-o", str(path)])
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{path}\n", "NNCF's bars and lines are not of the command"
-    assert "quantising" in result.stderr
+    assert "quantizing" in result.stderr
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     return path
 
@@ -88,7 +88,7 @@ def test_file(exported: Path, weights: Path) -> None:
     assert b"site-packages" not in content
 
 
-def test_what_is_quantised(exported: Path, weights: Path) -> None:
+def test_what_is_quantized(exported: Path, weights: Path) -> None:
     """The blocks' 3x3 convolutions but those of the first and the last, once for each timestep, and no other."""
     found, made_by = convolutions(exported)
     stored = {tensor.name: tensor for tensor in onnx.load(exported).graph.initializer}
@@ -101,9 +101,9 @@ def test_what_is_quantised(exported: Path, weights: Path) -> None:
     assert len(expected) > 50
     for node in found:
         sources = [made_by.get(name) for name in node.input[:2]]
-        dequantised = [source is not None and source.op_type == "DequantizeLinear" for source in sources]
-        assert dequantised[0] == dequantised[1], node.name
-        if not dequantised[1]:
+        dequantized = [source is not None and source.op_type == "DequantizeLinear" for source in sources]
+        assert dequantized[0] == dequantized[1], node.name
+        if not dequantized[1]:
             assert node.input[1] in stored, "a convolution in floating point has its weights as they are"
             assert not INNER_BLOCKS.fullmatch(node.input[1])
             continue
@@ -219,11 +219,11 @@ def test_given_pairs(tmp_path: Path) -> None:
     pairs = calibration_pairs(tmp_path)
     assert len(pairs) == 24, "some of each modality"
     assert {image.shape for pair in pairs for image in pair} == {(64, 64)}
-    mri = read_picture(tmp_path / "train" / "CT-MRI" / "MRI" / "001.png")
+    mri = read_image(tmp_path / "train" / "CT-MRI" / "MRI" / "001.png")
     np.testing.assert_array_equal(pairs[0][0], mri[4:-4, 4:-4])
     wide = np.zeros((300, 530), np.uint8)
     for kind in ("MRI", "PET"):
-        write_picture(tmp_path / "train" / "PET-MRI" / kind / "000.png", wide)
+        write_image(tmp_path / "train" / "PET-MRI" / kind / "000.png", wide)
     assert calibration_pairs(tmp_path)[8][0].shape == (256, 256)
 
 
@@ -234,23 +234,23 @@ def test_given_pairs(tmp_path: Path) -> None:
         ("CT/001.png", np.zeros((64, 80), np.uint8), r"CT/001\.png is 80x64: register them to one size"),
     ],
 )
-def test_pairs_that_cannot_be_used(name: str, picture: np.ndarray, message: str, tmp_path: Path) -> None:
+def test_pairs_that_cannot_be_used(name: str, image: np.ndarray, message: str, tmp_path: Path) -> None:
     list(write_phantoms(tmp_path, train=1, test=0, size=64))
-    write_picture(tmp_path / "train" / "CT-MRI" / name, picture)
-    with pytest.raises(PictureError, match=message):
+    write_image(tmp_path / "train" / "CT-MRI" / name, image)
+    with pytest.raises(ImageError, match=message):
         calibration_pairs(tmp_path)
 
 
 def test_pairs_that_are_too_small(tmp_path: Path) -> None:
     for kind in ("MRI", "CT"):
         (tmp_path / "train" / "CT-MRI" / kind).mkdir(parents=True)
-        write_picture(tmp_path / "train" / "CT-MRI" / kind / "001.png", np.zeros((48, 64), np.uint8))
-    with pytest.raises(PictureError, match=r"MRI/001\.png: is 64x48; the smallest size is 64x64"):
+        write_image(tmp_path / "train" / "CT-MRI" / kind / "001.png", np.zeros((48, 64), np.uint8))
+    with pytest.raises(ImageError, match=r"MRI/001\.png: is 64x48; the smallest size is 64x64"):
         calibration_pairs(tmp_path)
 
 
 def test_no_pairs(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match=r"train: holds no pairs; pairs are in folders named B-A"):
+    with pytest.raises(ImageError, match=r"train: holds no pairs; pairs are in folders named B-A"):
         calibration_pairs(tmp_path)
 
 

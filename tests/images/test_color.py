@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmfnet_fast import DMFNetWarning, PictureError
-from dmfnet_fast.images.color import LUMINANCE, Canvas, is_colour, luminance, to_network, value_range
+from dmfnet_fast import DMFNetWarning, ImageError
+from dmfnet_fast.images.color import LUMINANCE, Canvas, is_color, luminance, to_network, value_range
 from dmfnet_fast.images.io import Pixels
 from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.phantom import Phantom
@@ -15,8 +15,8 @@ RGB8 = RNG.integers(0, 256, (64, 64, 3), np.uint8)
 NO_RULES = Rules(kept_chroma=0, invention=True)
 
 
-def recolour(fused: np.ndarray, b: Pixels, values: tuple[float, float]) -> Pixels:
-    """An image with the luminance `fused`, in b's colours, without any rule."""
+def apply_luminance(fused: np.ndarray, b: Pixels, values: tuple[float, float]) -> Pixels:
+    """An image with the luminance `fused`, in b's colors, without any rule."""
     a = b if b.ndim == 2 else b[..., 1]
     return Canvas(a, b, values, values, NO_RULES).finish(fused)
 
@@ -30,28 +30,28 @@ def test_deep_luminance_agrees() -> None:
 
 
 def test_network_range() -> None:
-    grey = np.array([[0, 255], [51, 102]], np.uint8)
-    np.testing.assert_allclose(to_network(grey, (0, 255)), grey / 127.5 - 1, atol=1e-7)
+    gray = np.array([[0, 255], [51, 102]], np.uint8)
+    np.testing.assert_allclose(to_network(gray, (0, 255)), gray / 127.5 - 1, atol=1e-7)
     np.testing.assert_allclose(to_network(np.array([[-5.0, 10.0]]), (0, 5)), [[-1, 1]])
 
 
-def test_recolour_keeps_chroma() -> None:
+def test_apply_luminance_keeps_chroma() -> None:
     """Where nothing clips, Cb and Cr of the result are those of b and its luminance is the fused one."""
     b = RNG.integers(90, 160, (64, 64, 3), np.uint8)
     fused = RNG.uniform(-0.25, 0.25, (64, 64)).astype(np.float32)
-    result = recolour(fused, b, (0, 255))
+    result = apply_luminance(fused, b, (0, 255))
     before, after = (np.asarray(Image.fromarray(x).convert("YCbCr")).astype(int) for x in (b, result))
     assert np.abs(before[..., 1:] - after[..., 1:]).max() <= 1
     assert np.abs(after[..., 0] - np.rint((fused + 1) * 127.5)).max() <= 1
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float64])
-def test_recolour_keeps_luminance_and_hue(dtype: type) -> None:
-    """Also where b's colours do not exist at the fused luminance: they are paler there, as little as must be."""
+def test_apply_luminance_keeps_luminance_and_hue(dtype: type) -> None:
+    """Also where b's colors do not exist at the fused luminance: they are paler there, as little as must be."""
     top = {np.uint8: 255, np.uint16: 65535, np.float64: 1}[dtype]
     b = (RNG.random((64, 64, 3)) * top).astype(dtype)
     y = RNG.random((64, 64)) * top
-    result = recolour((y / top * 2 - 1).astype(np.float32), b, (0, top)).astype(np.float64)
+    result = apply_luminance((y / top * 2 - 1).astype(np.float32), b, (0, top)).astype(np.float64)
     step = 1 if dtype != np.float64 else 1e-6
     assert np.abs(result @ LUMINANCE - y).max() <= step * 1.01
     chroma, wanted = (x - (x @ LUMINANCE)[..., None] for x in (result, b.astype(np.float64)))
@@ -66,18 +66,18 @@ def test_recolour_keeps_luminance_and_hue(dtype: type) -> None:
     assert at_the_limit[paler].max() <= step
 
 
-def test_recolour_own_luminance_is_identity() -> None:
+def test_apply_luminance_own_luminance_is_identity() -> None:
     for pixels in (RGB8, RGB8[..., 0]):
-        again = recolour(to_network(pixels, (0, 255)), pixels, (0, 255))
+        again = apply_luminance(to_network(pixels, (0, 255)), pixels, (0, 255))
         assert np.abs(again.astype(int) - pixels).max() <= 1
-    assert np.array_equal(recolour(to_network(RGB8[..., 0], (0, 255)), RGB8[..., 0], (0, 255)), RGB8[..., 0])
+    assert np.array_equal(apply_luminance(to_network(RGB8[..., 0], (0, 255)), RGB8[..., 0], (0, 255)), RGB8[..., 0])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
-def test_recolour_keeps_type_and_range(dtype: type) -> None:
+def test_apply_luminance_keeps_type_and_range(dtype: type) -> None:
     top = 4000 if dtype == np.uint16 else 200 if dtype == np.uint8 else 0.7
     b = (RNG.random((64, 64, 3)) * top).astype(dtype)
-    result = recolour(RNG.uniform(-1, 1, (64, 64)).astype(np.float32), b, (0, top))
+    result = apply_luminance(RNG.uniform(-1, 1, (64, 64)).astype(np.float32), b, (0, top))
     assert result.dtype == dtype
     assert result.min() >= 0
     assert result.max() <= dtype(top)
@@ -120,19 +120,19 @@ def test_narrow_16_bit_data_is_said() -> None:
 
 @pytest.mark.parametrize("stated", [(1, 1), (2, 1), (0, np.inf), (np.nan, 1)])
 def test_impossible_range(stated: tuple[float, float]) -> None:
-    with pytest.raises(PictureError, match="two finite numbers"):
+    with pytest.raises(ImageError, match="two finite numbers"):
         value_range(np.zeros((2, 2), np.uint16), stated, "x")
 
 
 @pytest.mark.parametrize("values", [(-0.1, 0.5), (0.0, 255.0)])
 def test_float_outside_its_range(values: tuple[float, float]) -> None:
-    with pytest.raises(PictureError, match="state its range"):
+    with pytest.raises(ImageError, match="state its range"):
         value_range(np.array([values]), None, "x")
 
 
-def test_is_colour(phantom: Phantom) -> None:
-    assert is_colour(phantom.pet)
-    assert is_colour(phantom.spect)
-    assert not is_colour(phantom.mri)
-    assert not is_colour(np.repeat(phantom.mri[..., None], 3, axis=2))
-    assert not is_colour(np.zeros((64, 64, 3), np.uint8))
+def test_is_color(phantom: Phantom) -> None:
+    assert is_color(phantom.pet)
+    assert is_color(phantom.spect)
+    assert not is_color(phantom.mri)
+    assert not is_color(np.repeat(phantom.mri[..., None], 3, axis=2))
+    assert not is_color(np.zeros((64, 64, 3), np.uint8))

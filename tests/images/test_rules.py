@@ -1,4 +1,4 @@
-"""The rules for colour and against invention, and their equality in numpy, PyTorch and ONNX."""
+"""The rules for color and against invention, and their equality in numpy, PyTorch and ONNX."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dmfnet_fast.images.color import LUMINANCE, Canvas, luminance
 from dmfnet_fast.images.rules import (
     Interval,
     Rules,
+    apply_luminance,
     chroma_of,
-    colour_interval,
+    color_interval,
     common,
-    neighbourhood_interval,
-    recoloured,
+    neighborhood_interval,
     within,
 )
 
 RNG = np.random.default_rng(3)
 A = RNG.integers(0, 256, (64, 80), np.uint8)
 B = RNG.integers(0, 256, (64, 80, 3), np.uint8)
-# Grey, black, white and fully saturated colours, beside each other.
+# Gray, black, white and fully saturated colors, beside each other.
 B[:8] = RNG.choice(np.array([0, 255], np.uint8), (8, 80, 3))
 B[8:16] = RNG.integers(0, 256, (8, 80, 1), np.uint8)
 FUSED = RNG.uniform(-1.1, 1.1, (64, 80)).astype(np.float32)
@@ -38,21 +38,21 @@ def chroma(pixels: Any) -> Any:
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.75, 1.0])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float64])
-def test_every_pixel_keeps_its_colour(kept: float, dtype: type) -> None:
+def test_every_pixel_keeps_its_color(kept: float, dtype: type) -> None:
     top = {np.uint8: 255, np.uint16: 65535, np.float64: 1}[dtype]
     a, b = (A / 255 * top).astype(dtype), (B / 255 * top).astype(dtype)
     result = Canvas(a, b, (0, top), (0, top), Rules(kept)).finish(FUSED).astype(np.float64)
     step = 1e-6 if dtype == np.float64 else 1
     wanted = chroma(b.astype(np.float64))
-    coloured = np.abs(wanted).max(axis=-1) > 20 * step
-    part = (chroma(result) * wanted).sum(-1)[coloured] / (wanted**2).sum(-1)[coloured]
+    colored = np.abs(wanted).max(axis=-1) > 20 * step
+    part = (chroma(result) * wanted).sum(-1)[colored] / (wanted**2).sum(-1)[colored]
     # Channels are rounded; and with all chroma kept, so is the one luminance that has it.
-    error = 1.5 * step / np.abs(wanted).max(axis=-1)[coloured]
-    error += step / np.minimum(wanted.max(axis=-1), -wanted.min(axis=-1))[coloured]
+    error = 1.5 * step / np.abs(wanted).max(axis=-1)[colored]
+    error += step / np.minimum(wanted.max(axis=-1), -wanted.min(axis=-1))[colored]
     assert (part >= kept - error).all()
     assert (part <= 1 + error).all()
     # Hue is exact: the rest of the chroma has b's direction.
-    rest = chroma(result)[coloured] - part[:, None] * wanted[coloured]
+    rest = chroma(result)[colored] - part[:, None] * wanted[colored]
     assert np.abs(rest).max() <= 1.5 * step
 
 
@@ -70,8 +70,8 @@ def test_nothing_is_invented(kept: float) -> None:
     assert (allowed < darkest - 2).any()
 
 
-def test_neighbourhood_is_scipys() -> None:
-    near = neighbourhood_interval(A, luminance(B))
+def test_neighborhood_is_scipys() -> None:
+    near = neighborhood_interval(A, luminance(B))
     footprint = np.ones((3, 3))
     low, high = np.minimum(A, luminance(B)), np.maximum(A, luminance(B))
     assert np.array_equal(near.lowest, ndimage.minimum_filter(low, footprint=footprint, mode="nearest"))
@@ -95,7 +95,7 @@ def test_luminance_that_is_allowed_stays() -> None:
     assert np.abs(result - (fused + 1) * 127.5).max() <= 1.01
 
 
-def test_grey_has_no_colour_rule() -> None:
+def test_gray_has_no_color_rule() -> None:
     canvas = Canvas(A, A[::-1].copy(), rules=Rules(1.0, invention=True))
     assert np.array_equal(canvas.interval[0], np.full(A.shape, -1))
     assert np.array_equal(canvas.interval[1], np.full(A.shape, 1))
@@ -121,11 +121,11 @@ class InTorch(torch.nn.Module):
 
     def forward(self, a: torch.Tensor, b: torch.Tensor, y: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
         """(H, W), (3, H, W), b's luminance (H, W), (H, W)."""
-        colours = chroma_of(*b.float().unbind(0))
-        colour = colour_interval(colours, 0.75, 0.0, 255.0, True)
-        limits = common(colour, Interval(*neighbourhood_interval(a.float(), y.float())))
+        colors = chroma_of(*b.float().unbind(0))
+        color = color_interval(colors, 0.75, 0.0, 255.0, True)
+        limits = common(color, Interval(*neighborhood_interval(a.float(), y.float())))
         luminance = within(torch.round((fused + 1) * 127.5), limits)
-        return torch.stack(recoloured(luminance, colours, 0.0, 255.0, True)).to(torch.uint8)
+        return torch.stack(apply_luminance(luminance, colors, 0.0, 255.0, True)).to(torch.uint8)
 
 
 def inputs() -> dict[str, Any]:

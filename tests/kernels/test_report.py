@@ -16,11 +16,11 @@ from kernels.convolution import SMALLEST
 from kernels.report import RESOURCES, rows, sources_hash, summary, write
 from kernels.tiles import ARCHITECTURES, ConvolutionTile, Tiles
 
-# Kernels that read feature maps, in which the channels of a pixel are neighbours. A described convolution reads them
+# Kernels that read feature maps, in which the channels of a pixel are neighbors. A described convolution reads them
 # too, but by the copy engine, not by loads of its threads.
 WIDE = {
     "epilogue_kernel",
-    "normalise_kernel",
+    "normalize_kernel",
     "pool_kernel",
     "gate_kernel",
     "upsample_kernel",

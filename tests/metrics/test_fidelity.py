@@ -1,4 +1,4 @@
-"""What is invented and what is lost of colours: cases worked out by hand, scipy's filters and scikit-image's CIELAB."""
+"""What is invented and what is lost of colors: cases worked out by hand, scipy's filters and scikit-image's CIELAB."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from skimage.color import rgb2lab
 
 from dmfnet_fast.metrics.fidelity import (
     chroma,
-    colour_difference,
-    colour_fidelity,
-    coloured,
+    color_difference,
+    color_fidelity,
+    colored,
     invented,
-    lab_colour,
+    lab_color,
     specks,
 )
-from dmfnet_fast.metrics.fusion import COLOUR_MEASURES, MEASURES, colour_measures, fusion_metrics
+from dmfnet_fast.metrics.fusion import COLOR_MEASURES, MEASURES, color_measures, fusion_metrics
 
 RNG = np.random.default_rng(5)
 RGB8 = RNG.integers(0, 256, (48, 60, 3), np.uint8)
@@ -68,7 +68,7 @@ def test_a_dot_is_a_speck_and_a_line_is_none() -> None:
     line[10] = 140
     assert specks(line, a, BLACK) == 0
     line[10, ::2] = 100  # dotted
-    assert specks(line, a, BLACK) == pytest.approx(40 * 29.5 / a.size), "of that at the border one neighbour is itself"
+    assert specks(line, a, BLACK) == pytest.approx(40 * 29.5 / a.size), "of that at the border one neighbor is itself"
     toothed = np.where(np.arange(60) < 30, 100, 180).astype(np.uint8) * np.ones((48, 1), np.uint8)
     edge = toothed.copy()
     edge[::2, 30] = 100
@@ -108,8 +108,8 @@ def test_invented_by_scipys_filters(kind: type) -> None:
 def test_cielab_is_scikit_images() -> None:
     """To its constants, of which some are rounded to four digits."""
     levels = np.stack(np.meshgrid(*[np.arange(0, 256, 15, np.uint8)] * 3), axis=-1).reshape(-1, 18, 3)
-    for picture in (RGB8, levels):
-        np.testing.assert_allclose(lab_colour(picture), rgb2lab(picture / 255)[..., 1:], atol=1e-3)
+    for image in (RGB8, levels):
+        np.testing.assert_allclose(lab_color(image), rgb2lab(image / 255)[..., 1:], atol=1e-3)
 
 
 def test_chroma_is_jpegs() -> None:
@@ -117,8 +117,8 @@ def test_chroma_is_jpegs() -> None:
     assert np.abs(chroma(RGB8) - expected).max() <= 1
 
 
-def _flat(*colour: float) -> NDArray[np.uint8]:
-    return np.broadcast_to(np.rint(colour).astype(np.uint8), (48, 60, 3)).copy()
+def _flat(*color: float) -> NDArray[np.uint8]:
+    return np.broadcast_to(np.rint(color).astype(np.uint8), (48, 60, 3)).copy()
 
 
 def _of(y: float, cb: float, cr: float) -> NDArray[np.uint8]:
@@ -140,41 +140,41 @@ def _of(y: float, cb: float, cr: float) -> NDArray[np.uint8]:
         (_of(120, 30, 40), 100, 0, 2 * math.degrees(math.atan2(1, 7))),
     ],
 )
-def test_colours_worked_out_by_hand(fused: NDArray[np.uint8], kept: float, bleached: float, hue: float) -> None:
+def test_colors_worked_out_by_hand(fused: NDArray[np.uint8], kept: float, bleached: float, hue: float) -> None:
     """b has a chroma of 50 at the angle of (40, 30)."""
     b = _of(100, 40, 30)
-    found = colour_fidelity(fused, b)
+    found = color_fidelity(fused, b)
     assert found is not None
     assert found.kept == pytest.approx(kept, abs=2)
     assert found.bleached == bleached
     assert found.hue == pytest.approx(hue, abs=2)
-    lab = [rgb2lab(picture[:1, :1])[0, 0, 1:] for picture in (fused, b)]
+    lab = [rgb2lab(image[:1, :1])[0, 0, 1:] for image in (fused, b)]
     assert found.ab == pytest.approx(math.dist(*lab), abs=1e-3)
 
 
-def test_only_coloured_pixels_count() -> None:
-    """A quarter of b is strong in colour, of which a third is grey in the fused picture; the rest may be anything."""
+def test_only_colored_pixels_count() -> None:
+    """A quarter of b is strong in color, of which a third is gray in the fused image; the rest may be anything."""
     b = _of(100, 18, 21)  # a chroma of 28
     b[:24, :30] = _of(100, 40, 30)[0, 0]
     fused = RGB8.copy()
     fused[:24, :30] = b[:24, :30]
     fused[:8, :30] = 100
-    found = colour_fidelity(fused, b)
-    assert coloured(b).sum() == 24 * 30
+    found = color_fidelity(fused, b)
+    assert colored(b).sum() == 24 * 30
     assert found is not None
     assert found.kept == pytest.approx(200 / 3)
     assert found.bleached == pytest.approx(100 / 3)
-    assert found.hue == pytest.approx(0, abs=1e-6), "what is grey has no hue"
-    difference = colour_difference(fused, b)
+    assert found.hue == pytest.approx(0, abs=1e-6), "what is gray has no hue"
+    difference = color_difference(fused, b)
     assert (difference > 0).sum() == 8 * 30
     assert (difference[:8, :30] > 20).all()
     assert found.ab == pytest.approx(difference[:8, :30].mean() / 3)
 
 
-def test_a_grey_fusion_has_lost_all_colour_and_has_no_hue() -> None:
+def test_a_gray_fusion_has_lost_all_color_and_has_no_hue() -> None:
     b = _of(100, 40, 30)
-    for grey in (np.full((48, 60), 200, np.uint8), np.full((48, 60, 3), 200, np.uint8)):
-        found = colour_fidelity(grey, b)
+    for gray in (np.full((48, 60), 200, np.uint8), np.full((48, 60, 3), 200, np.uint8)):
+        found = color_fidelity(gray, b)
         assert found is not None
         assert found.kept == pytest.approx(0, abs=1e-9)
         assert (found.bleached, found.hue) == (100, None)
@@ -182,24 +182,24 @@ def test_a_grey_fusion_has_lost_all_colour_and_has_no_hue() -> None:
 
 
 @pytest.mark.parametrize("b", [BLACK, np.repeat(RGB8[..., :1], 3, axis=2), _of(100, 15, 15)])
-def test_without_colours_there_is_nothing_to_measure(b: NDArray[np.uint8]) -> None:
-    assert colour_fidelity(RGB8, b) is None
-    assert not colour_difference(RGB8, b).any()
-    assert colour_measures(RGB8, b) == {measure.name: None for measure in COLOUR_MEASURES}
+def test_without_colors_there_is_nothing_to_measure(b: NDArray[np.uint8]) -> None:
+    assert color_fidelity(RGB8, b) is None
+    assert not color_difference(RGB8, b).any()
+    assert color_measures(RGB8, b) == {measure.name: None for measure in COLOR_MEASURES}
 
 
 def test_all_by_name() -> None:
     b = _of(100, 40, 30)
-    found = colour_fidelity(RGB8, b)
+    found = color_fidelity(RGB8, b)
     assert found is not None
-    assert colour_measures(RGB8, b) == {
+    assert color_measures(RGB8, b) == {
         "chroma kept": found.kept,
         "bleached": found.bleached,
         "hue error": found.hue,
         "ab error": found.ab,
     }
-    grey = RGB8[..., 0]
-    assert [measure.name for measure in MEASURES] == [*fusion_metrics(grey, grey, grey), *colour_measures(RGB8, b)]
+    gray = RGB8[..., 0]
+    assert [measure.name for measure in MEASURES] == [*fusion_metrics(gray, gray, gray), *color_measures(RGB8, b)]
     assert {m.name for m in MEASURES if m.better == "less"} == {
         "objective", "invented", "specks", "bleached", "hue error", "ab error",
     }  # fmt: skip
@@ -214,6 +214,6 @@ def test_all_by_name() -> None:
         (RGB8[:40], RGB8, r"fused \(40, 60, 3\) and b \(48, 60, 3\): they must be of one size"),
     ],
 )
-def test_unfit_pictures(fused: NDArray[np.uint8], b: NDArray[np.uint8], message: str) -> None:
+def test_unfit_images(fused: NDArray[np.uint8], b: NDArray[np.uint8], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        colour_measures(fused, b)
+        color_measures(fused, b)

@@ -22,9 +22,9 @@ Float = NDArray[np.float64]
 Triple = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
 
 
-def _jpeg(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _jpeg(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=80)
+    Image.fromarray(image).save(file, "JPEG", quality=80)
     return np.asarray(Image.open(file))
 
 
@@ -172,7 +172,7 @@ def test_all_at_once(triple: Triple) -> None:
     assert fusion_metrics(*triple) == {metric.name: metric.of(*triple) for metric in METRICS}
 
 
-def test_flat_pictures() -> None:
+def test_flat_images() -> None:
     """Black, as a failed fusion may be: every metric still is a number."""
     black = np.zeros((64, 64), np.uint8)
     head = make_phantom(0, 64).mri

@@ -50,7 +50,7 @@ def test_fused(model: DMFNet, file: str) -> None:
 
 @pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("file", FILES)
-def test_fused_by_the_optimised_network(converted: Path, file: str, kernels: bool) -> None:
+def test_fused_by_the_optimized_network(converted: Path, file: str, kernels: bool) -> None:
     net = optimize(load_model(converted), kernels=kernels)
     with np.load(GOLDEN / f"{file}.npz") as golden:
         a, b, noise, fused = (torch.from_numpy(golden[name]) for name in ("a", "b", "noise", "fused"))

@@ -60,7 +60,7 @@ def test_presets_run(name: str) -> None:
         assert ((lowest <= fused) & (fused <= highest)).all()
 
 
-def test_what_is_told_changes_the_picture() -> None:
+def test_what_is_told_changes_the_image() -> None:
     """The interval is more than a limit: the network reads it."""
     for kind in ("no noise", "student"):
         model = model_by_rule(SMALL[kind])

@@ -198,7 +198,7 @@ def test_all(kernels: bool, model: DMFNet, inputs: dict[str, torch.Tensor], expe
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-# Largest and mean difference to float32; the picture's grey levels are 1/127.5 apart.
+# Largest and mean difference to float32; the image's gray levels are 1/127.5 apart.
 HALF = {"bfloat16": (0.1, 0.01), "float16": (0.015, 0.0015)}
 
 

@@ -84,7 +84,7 @@ def preset_of(name: str) -> StudentConfig:
     return config
 
 
-def test_neighbouring_slices_do_not_pump() -> None:
+def test_neighboring_slices_do_not_pump() -> None:
     """A bright spot in one corner leaves the other corner's pixels bit for bit as they are."""
     model, given = student(), inputs(128, 128)
     given["interval"] = torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 128, 128)

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from dmfnet_fast.commands.phantom import write_phantoms
-from dmfnet_fast.images.io import write_picture
+from dmfnet_fast.images.io import write_image
 from train.data import GAIN, INVERTED, VARIED, CropSampler, Pair, held_out, load_pairs, split, varied
 from train.stage1 import main as stage1
 from train.task import Draw
@@ -21,17 +21,17 @@ def test_bad_data_is_listed(tmp_path: Path) -> None:
     root = tmp_path / "train"
     (root / "CT-MRI" / "CT" / "001.png").unlink()
     (root / "PET-MRI" / "PET" / "002.png").write_bytes(b"broken")
-    write_picture(root / "SPECT-MRI" / "SPECT" / "003.png", np.zeros((64, 80), np.uint8))
+    write_image(root / "SPECT-MRI" / "SPECT" / "003.png", np.zeros((64, 80), np.uint8))
     for kind in ("MRI", "CT"):
-        write_picture(root / "CT-MRI" / kind / "004.png", np.zeros((32, 32), np.uint8))
-    write_picture(root / "PET-MRI" / "PET" / "001.png", np.zeros((64, 64), np.uint16))
+        write_image(root / "CT-MRI" / kind / "004.png", np.zeros((32, 32), np.uint8))
+    write_image(root / "PET-MRI" / "PET" / "001.png", np.zeros((64, 64), np.uint16))
     (root / "pet_mri").mkdir()
     result = CliRunner().invoke(stage1, ["--data", str(tmp_path), "--out", str(tmp_path / "run")])
     assert result.exit_code == 2
     assert "6 files or folders cannot be used" in result.stderr
     for message in (
         "CT-MRI/MRI/001.png: has no partner",
-        "002.png: is not a picture",
+        "002.png: is not an image",
         "SPECT/003.png: is 80x64",
         "004.png: is 32x32, smaller",
         "PET/001.png: has more than 8 bits",
@@ -49,7 +49,7 @@ def test_no_data(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 9, 10, 88, 130, 274])
 def test_held_out(count: int) -> None:
-    """About a tenth, in at most two runs of neighbours, with something left to train on."""
+    """About a tenth, in at most two runs of neighbors, with something left to train on."""
     held = held_out(count)
     assert len(set(held)) == len(held) < count
     assert set(held) <= set(range(count))
@@ -64,9 +64,9 @@ def test_only_train_is_read_and_in_order_of_number(tmp_path: Path) -> None:
     for number in (1, 2, 10):
         for kind in ("MRI", "CT"):
             (tmp_path / "train" / "CT-MRI" / kind).mkdir(parents=True, exist_ok=True)
-            write_picture(tmp_path / "train" / "CT-MRI" / kind / f"{number}.png", np.full((64, 64), number, np.uint8))
+            write_image(tmp_path / "train" / "CT-MRI" / kind / f"{number}.png", np.full((64, 64), number, np.uint8))
     (tmp_path / "test" / "CT-MRI" / "MRI").mkdir(parents=True)
-    (tmp_path / "test" / "CT-MRI" / "MRI" / "1.png").write_bytes(b"not a picture")
+    (tmp_path / "test" / "CT-MRI" / "MRI" / "1.png").write_bytes(b"not an image")
     assert [pair.name for pair in load_pairs(tmp_path, 64)] == ["1.png", "2.png", "10.png"]
 
 
@@ -96,7 +96,7 @@ def test_crops() -> None:
 
 
 def test_varied_crops() -> None:
-    """b's colours keep their proportions, black stays black but where a is inverted, and the rest is as it was."""
+    """b's colors keep their proportions, black stays black but where a is inverted, and the rest is as it was."""
     batch = 400
     ramp = torch.linspace(0, 255, 64).round().expand(64, 64)
     planes = torch.stack([ramp, ramp, ramp, ramp / 2, ramp / 4])[:, None, None].repeat(1, batch, 1, 1, 1)

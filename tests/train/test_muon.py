@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from train.muon import Muon, orthogonalised
+from train.muon import Muon, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(8, 32), (32, 8), (16, 16)])
 def test_singular_values_become_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)))
+    values = torch.linalg.svdvals(orthogonalized(torch.randn(shape)))
     assert values.min() > 0.5
     assert values.max() < 1.3
 

@@ -83,7 +83,7 @@ class Line(Task):
         self.seen.append((x.clone(), draw.share.start, torch.rand(1).item()))
         return (network(x) - x.sum(1, keepdim=True)).square().mean()
     def validate(self, part, parts): raise NotImplementedError
-    def pictures(self): raise NotImplementedError
+    def images(self): raise NotImplementedError
 
 out = Path(sys.argv[1])
 recipe = Recipe(steps=20, batch=4, crop=64, learning_rate=0.1, warmup=1)

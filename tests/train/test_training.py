@@ -99,7 +99,7 @@ def test_tensorboard(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["s2", "student"])
-def test_validation_is_of_the_saved_picture(folder: str, data: Path, trained: Path, tmp_path: Path) -> None:
+def test_validation_is_of_the_saved_image(folder: str, data: Path, trained: Path, tmp_path: Path) -> None:
     """What training says of the held-out pairs is what scoring the files of dmfnet-fuse gives."""
     weights = trained / folder / "dmfnet.safetensors"
     validation = load_model(weights).record["stage2"]["validation"]
@@ -113,7 +113,7 @@ def test_validation_is_of_the_saved_picture(folder: str, data: Path, trained: Pa
                 for path in (tmp_path / "fused.png", a, b)
             )
             expected = hybrid_loss(fused, luminance_a, luminance_b).item()
-            # The optimised graph rounds single pixels to the next grey level.
+            # The optimized graph rounds single pixels to the next gray level.
             assert validation[f"objective/{modality}"] == pytest.approx(expected, abs=1e-4)
 
 
@@ -212,14 +212,14 @@ def test_starting_with_other_timesteps(before: tuple[int, ...], after: tuple[int
     torch.manual_seed(0)
     first, second = (FusionNetwork(ModelConfig(16, 4, timesteps)) for timesteps in (before, after))
     start_fusion(second, first)
-    pictures = []
+    images = []
     for network, timesteps in ((first, before), (second, after)):
         torch.manual_seed(1)
         shapes = [(1, 32, 4, 4), *((1, 16, 4 * 2**n, 4 * 2**n) for n in range(1, 5))]
         both = [[torch.randn(shape).repeat(1, len(timesteps), 1, 1) for shape in shapes] for _ in "ab"]
         with torch.no_grad():
-            pictures.append(network(*both))
-    torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=1e-6)
+            images.append(network(*both))
+    torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-6)
 
 
 def test_a_preset_of_other_timesteps(data: Path, trained: Path, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_training_sees_the_interval_of_inference(data: Path) -> None:
     rules = [Rules(), Rules(0.4), Rules(0.75, invention=True)]
     kept = torch.tensor([rule.kept_chroma for rule in rules]).view(-1, 1, 1, 1)
     invention = torch.tensor([rule.invention for rule in rules]).view(-1, 1, 1, 1)
-    expected = [Canvas(pair.a, pair.colours, rules=rule).interval for rule in rules]
+    expected = [Canvas(pair.a, pair.colors, rules=rule).interval for rule in rules]
     torch.testing.assert_close(intervals(planes, kept, invention), torch.from_numpy(np.stack(expected)))
 
 
@@ -374,7 +374,7 @@ def test_damaged_checkpoint(data: Path, tmp_path: Path) -> None:
 
 
 def test_training_learns(data: Path, tmp_path: Path) -> None:
-    """Thirty steps bring the reconstruction well below the error of answering grey."""
+    """Thirty steps bring the reconstruction well below the error of answering gray."""
     result = invoke(
         stage1, "--data", data, "--out", tmp_path, "--batch", "2", "--steps", "30", "--learning-rate", "2e-3",
         "--ema", "0.9",
@@ -467,7 +467,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(b"before")
     monkeypatch.setattr(os, "fsync", full)
-    state = checkpoint.Checkpoint(identity={}, step=1, optimiser={}, parameters=[], average=[], validation=None)
+    state = checkpoint.Checkpoint(identity={}, step=1, optimizer={}, parameters=[], average=[], validation=None)
     with pytest.raises(OutputError, match=r"checkpoint\.pt: cannot be written: No space left"):
         checkpoint.write(path, state)
     assert path.read_bytes() == b"before"

@@ -21,7 +21,7 @@ def narrow() -> DMFNet:
 
 
 @pytest.mark.parametrize("times", [2, 3])
-def test_gives_nearly_the_same_picture(narrow: DMFNet, times: int) -> None:
+def test_gives_nearly_the_same_image(narrow: DMFNet, times: int) -> None:
     config = replace(narrow.config, channels=32 * times, norm_groups=8 * times)
     wide = widen(narrow, config)
     given = {name: torch.tensor(array) for name, array in random_inputs(config).items()}
@@ -29,7 +29,7 @@ def test_gives_nearly_the_same_picture(narrow: DMFNet, times: int) -> None:
         before, after = narrow(**given), wide(**given)
         (coarse, *_), _ = narrow.features(given["a"], given["b"])
         (wide_coarse, *finer), _ = wide.features(given["a"], given["b"])
-    assert (before - after).abs().mean() < 0.5 / 127.5, "half a grey level"
+    assert (before - after).abs().mean() < 0.5 / 127.5, "half a gray level"
     assert (before - after).abs().max() > 0, "groups that reach over a seam"
     # The coarsest feature has no such groups before it: there the function is the same.
     copies = wide_coarse.unflatten(1, (len(config.timesteps), times, -1))

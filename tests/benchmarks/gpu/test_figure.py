@@ -84,7 +84,7 @@ def test_drawing(runs: Runs) -> None:
     assert [panel.get_title(loc="left") for panel in panels] == list(NETWORKS)
     for panel, network in zip(panels, NETWORKS, strict=True):
         points = gpu_figure.points(runs, network)
-        assert len({point.look.marker for point in points}) == len({point.look.colour for point in points})
+        assert len({point.look.marker for point in points}) == len({point.look.color for point in points})
         measured = [point.milliseconds for point in points if point.milliseconds is not None]
         drawn = [np.asarray(line.get_xdata())[0] for line in panel.lines if line.get_marker() != "None"]
         assert drawn == measured

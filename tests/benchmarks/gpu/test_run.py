@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.gpu import compile as gpu_compile
 from benchmarks.gpu import fusions as gpu_fusions
-from benchmarks.gpu import images as gpu_pictures
+from benchmarks.gpu import images as gpu_images
 from benchmarks.gpu import kernels as gpu_kernels
 from benchmarks.gpu import networks as gpu_networks
 from benchmarks.gpu import profile as gpu_profile
@@ -100,10 +100,10 @@ def test_wrong_operation_is_not_timed() -> None:
 
 def test_wrong_fusion_is_not_timed() -> None:
     def build(networks: gpu_networks.Networks, name: str) -> gpu_fusions.Forward:
-        net = networks.optimised(name, "float32", kernels=False)
+        net = networks.optimized(name, "float32", kernels=False)
         return lambda **tensors: net(**tensors) + 0.02
 
-    way = gpu_fusions.Way("wrong", "float16", build)
+    way = gpu_fusions.Variant("wrong", "float16", build)
     row = gpu_fusions.measure(way, gpu_networks.INTERPRETED_CASE, gpu_networks.Networks(machine()))
     assert row["max_abs"] == pytest.approx(0.02, abs=1e-4)
     assert row["refused"].startswith("wrong: max abs error 0.02 (limit 0.016)")
@@ -142,8 +142,8 @@ def test_steps_on_a_gpu(hopper: Machine) -> None:
         gpu_fusions.TUNED.name
     ]
     assert {step.row["way"] for step in todo if step.section == "pictures"} == {
-        gpu_pictures.ALL_ON_GPU,
-        gpu_pictures.RULES_ON_CPU,
+        gpu_images.ALL_ON_GPU,
+        gpu_images.RULES_ON_CPU,
     }
 
 
@@ -168,7 +168,7 @@ def test_everything_is_compiled_once_beforehand(hopper: Machine) -> None:
 
 
 @pytest.mark.parametrize("same", [False, True])
-def test_pictures_are_compared(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_compared(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stub:
         def __init__(self, *_: object, device: str) -> None:
             assert device == "cuda"
@@ -182,9 +182,9 @@ def test_pictures_are_compared(same: bool, monkeypatch: pytest.MonkeyPatch) -> N
 
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(gpu_pictures, "Fuser", Stub)
-    for _, way in gpu_pictures.rows(Machine(torch.device("cpu"), False, 0))[:2]:
-        row = gpu_pictures.measure("nano", way)
+    monkeypatch.setattr(gpu_images, "Fuser", Stub)
+    for _, way in gpu_images.rows(Machine(torch.device("cpu"), False, 0))[:2]:
+        row = gpu_images.measure("nano", way)
         assert row["within"] is same
         assert row["ms"] >= row["min_ms"] > 0
 
@@ -212,8 +212,8 @@ def steps(_: Machine) -> list[gpu.Step]:
         return {"ms": 2.0, "iqr_ms": 0.1, "of_floor": 3.0, "max_abs": 0.0, "psnr": None}
 
     case = {"network": "tiny", "size": 64, "batch": 1}
-    ways = {gpu_fusions.PUBLISHED.name: measured, "large": lacks_memory, "other": measured}
-    return [gpu.Step("fusions", "fusions", case | {"way": way}, run, str) for way, run in ways.items()]
+    variants = {gpu_fusions.PUBLISHED.name: measured, "large": lacks_memory, "other": measured}
+    return [gpu.Step("fusions", "fusions", case | {"way": way}, run, str) for way, run in variants.items()]
 
 
 @pytest.mark.parametrize("seconds", [60, -1])

@@ -46,7 +46,7 @@ def test_the_tiles_in_force_are_among_them(variants: list[gpu_tuning.Variant]) -
     tiles = ARCHITECTURES[90]
     tried = {variant.tile[0].tile for variant in variants if variant.field == "convolutions"}
     assert {rule.tile for rule in tiles.convolutions} <= tried
-    for field in ("epilogue", "normalise", "pool", "spatial", "gate", "upsample", "first", "head"):
+    for field in ("epilogue", "normalize", "pool", "spatial", "gate", "upsample", "first", "head"):
         assert getattr(tiles, field) in {variant.tile for variant in variants if variant.field == field}, field
 
 

@@ -32,7 +32,7 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Linux and
 FIXED = Profile((1, 256, 256), (1, 256, 256), (1, 256, 256))
 RANGE = Profile((1, 128, 128), (2, 256, 256), (4, 512, 640))
 # Of TensorRT-RTX 1.7 on this graph: 351, of which three only rearrange or convert (the qkv of the attention, its
-# norm's input, the result). A layer more for each of the 51 normalisations, say, is a slower engine.
+# norm's input, the result). A layer more for each of the 51 normalizations, say, is a slower engine.
 MOST_LAYERS = 360
 MOST_REFORMATS = 4
 MOST_LAYERS_OF_STUDENT = 20

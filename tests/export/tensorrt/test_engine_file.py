@@ -200,7 +200,7 @@ class Alias(ModuleType):
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("right", [True, False])
 def test_tensorrt(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: bool) -> None:
-    """Its path through the same code, up to the GPU: the picture comes from the graph, by ONNX Runtime."""
+    """Its path through the same code, up to the GPU: the image comes from the graph, by ONNX Runtime."""
     seen = []
 
     def run(path: Path, references: list[Reference]) -> Any:
@@ -320,8 +320,8 @@ def test_profiles() -> None:
 
 def test_references_in_a_profile() -> None:
     def reference(pairs: int, height: int, width: int) -> Reference:
-        pictures = np.arange(pairs, dtype=np.uint8)[:, None, None] * np.ones((1, height, width), np.uint8)
-        return Reference(pictures, pictures, pictures[:, None].astype(np.float32), Interface(3, interval=False))
+        images = np.arange(pairs, dtype=np.uint8)[:, None, None] * np.ones((1, height, width), np.uint8)
+        return Reference(images, images, images[:, None].astype(np.float32), Interface(3, interval=False))
 
     known = (reference(5, 64, 96), reference(1, 128, 128), reference(1, 64, 64))
     found = in_profile(known, Profile((1, 64, 80), (2, 64, 96), (2, 128, 128)))

@@ -111,7 +111,7 @@ def _case(plugin: Plugin, size: dict[str, int]) -> Case:
     name = plugin.name
     if "statistics" in name:
         return statistics(n, CHANNELS, h, w)
-    if "moments" in name or "normalise" in name:
+    if "moments" in name or "normalize" in name:
         rows = ROWS if "biased" in name else 0
         return norm(n, CHANNELS, SKIP if "joined" in name else 0, h, w, GROUPS, rows=rows)
     if "upsample" in name:
@@ -169,7 +169,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     requests += [_request(plugin, 87, fixed=True) for plugin in PLUGINS]
     requests += [_request(plugin, 87, tactics=plugin.tactics[1:]) for plugin in PLUGINS if plugin.tactics[1:]]
     for dtype in ("bfloat16", "float32"):
-        requests += [_request(BY_NAME[f"dmfnet_{name}_kernel"], 90, dtype) for name in ("normalise", "attention")]
+        requests += [_request(BY_NAME[f"dmfnet_{name}_kernel"], 90, dtype) for name in ("normalize", "attention")]
     requests.append(_request(BY_NAME["dmfnet_statistics_kernel"], 87, channels=36))
     asked, answered = folder / "requests.json", folder / "answers.json"
     asked.write_text(json.dumps(requests))
@@ -275,7 +275,7 @@ def test_parameters(launches: list[dict[str, Any]]) -> None:
 
 def test_ptx(launches: list[dict[str, Any]], tmp_path: Path) -> None:
     """It assembles for its architecture; channels are read 16 bytes at a time; no paths of this machine."""
-    wide = {"statistics", "normalise", "pool", "gate", "upsample", "attention"}
+    wide = {"statistics", "normalize", "pool", "gate", "upsample", "attention"}
     for answer in launches:
         architecture, ptx = answer["request"]["architecture"], answer["ptx"]
         file = tmp_path / "kernel.ptx"
