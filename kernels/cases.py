@@ -25,7 +25,7 @@ from kernels import (
     student_ends,
     upsample_add,
 )
-from kernels.launch import Plan
+from kernels.launch import Operator, Plan
 
 
 class Draw:
@@ -68,7 +68,7 @@ class Operation:
     name: str
     plan: Callable[..., Plan]
     reference: Callable[..., Any]
-    operator: Callable[..., Any]
+    operator: Operator[..., Any]
 
 
 def _plan_epilogue(h: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool) -> Plan:

@@ -144,11 +144,12 @@ def _labeled(text: str) -> tuple[str | None, str]:
 def parse_engine(text: str) -> tuple[str, str, Precision]:
     """Label, engine and precision of "[LABEL=]ENGINE[@PRECISION]"."""
     label, rest = _labeled(text)
-    engine, separator, precision = rest.rpartition("@")
-    if not separator or precision not in get_args(Precision):
+    engine, separator, wanted = rest.rpartition("@")
+    precision: Precision | None = next((known for known in get_args(Precision) if separator and known == wanted), None)
+    if precision is None:
         engine, precision = rest, "auto"
     stem = Path(engine).stem if Path(engine).suffix else engine
-    return label or (f"{stem} {precision}" if precision != "auto" else stem), engine, precision  # type: ignore[return-value]
+    return label or (f"{stem} {precision}" if precision != "auto" else stem), engine, precision
 
 
 @contextmanager

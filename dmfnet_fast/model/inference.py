@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 
 from dmfnet_fast.errors import require
+from dmfnet_fast.model.layout import store_channels_last
 from dmfnet_fast.model.network import DMFNet
 from dmfnet_fast.model.rewrites import (
     PassByPass,
@@ -87,10 +88,9 @@ def optimize(
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     if isinstance(model, Student):
-        student: Student = model.to(DTYPES[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if not kernels:
-            return student
-        return _fused().FusedStudent(student)
+        model.to(DTYPES[precision])
+        store_channels_last(model)
+        return _fused().FusedStudent(model) if kernels else model
     drop_unused_blocks(model)
     passes = PassByPass(model, together)
     for rewrite in REWRITES_BEFORE_KERNELS if kernels else REWRITES:

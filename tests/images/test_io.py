@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from dmfnet_fast import DMFNetWarning, ImageError, OutputError
 from dmfnet_fast.images.io import read_image, to_pil, write_image
@@ -188,6 +189,7 @@ def test_16_bit_color_pil_spans_its_range() -> None:
 def test_jpeg_keeps_full_chroma(tmp_path: Path) -> None:
     write_image(tmp_path / "x.jpg", RGB8)
     with Image.open(tmp_path / "x.jpg") as image:
+        assert isinstance(image, JpegImageFile)
         assert [component[1:3] for component in image.layer] == [(1, 1)] * 3
 
 

@@ -46,8 +46,8 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     """Gradients are averaged: two processes with half of the batch each take the steps of one with all of it."""
     settings = ["--batch", "4", "--steps", "3", "--precision", "float32", "--device", "cpu", "--validate-every", "2"]
     for processes in (1, 2):
-        arguments = ["--data", data, "--init", SHIPPED_WEIGHTS, "--out", tmp_path / str(processes), *settings]
-        done = launch(processes, "-m", "train.stage2", *arguments)
+        arguments: list[str | Path] = ["--data", data, "--init", SHIPPED_WEIGHTS, "--out", tmp_path / str(processes)]
+        done = launch(processes, "-m", "train.stage2", *arguments, *settings)
         assert done.returncode == 0, done.stderr
     one, two = (torch.load(tmp_path / n / "stage2-checkpoint.pt", weights_only=True) for n in ("1", "2"))
     assert one["identity"] == two["identity"]

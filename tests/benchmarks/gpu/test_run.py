@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
 
 from benchmarks.gpu import compile as gpu_compile
 from benchmarks.gpu import fusions as gpu_fusions
@@ -112,7 +113,7 @@ def test_wrong_fusion_is_not_timed() -> None:
 
 @pytest.mark.parametrize("case", [case for case in ODD_CASES if case.operation in gpu_kernels.EAGER], ids=str)
 def test_eager_computes_the_same(case: Case) -> None:
-    arguments = case.make(gpu_kernels.Draw(torch.float32, "cpu"))
+    arguments = case.make(Draw(torch.float32, "cpu"))
     wanted = case.operation.reference(*arguments)
     wanted = wanted[0] if isinstance(wanted, tuple) else wanted
     got = gpu_kernels.EAGER[case.operation](*arguments)
@@ -193,12 +194,12 @@ def test_profiled_kernels_are_added_up() -> None:
     """Of one fusion, by name; what a CPU does is no kernel."""
 
     def event(name: str, us: float, device: str = "CUDA") -> Any:
-        kind = getattr(torch.autograd.DeviceType, device)
+        kind = getattr(DeviceType, device)
         return SimpleNamespace(name=name, device_time_total=us, device_type=kind)
 
     one = [event("short", 1.0), event("long", 5.0), event("short", 2.0), event("host", 99.0, "CPU")]
-    recorded = SimpleNamespace(events=lambda: gpu_profile.FUSIONS * one)
-    assert list(gpu_profile._kernels(recorded)) == [  # type: ignore[arg-type]
+    recorded: Any = SimpleNamespace(events=lambda: gpu_profile.FUSIONS * one)
+    assert list(gpu_profile._kernels(recorded)) == [
         {"kernel": "long", "calls": 1, "us": 5},
         {"kernel": "short", "calls": 2, "us": 3},
     ]
