@@ -233,7 +233,7 @@ def test_properties_without_onnx() -> None:
     content = SHIPPED_GRAPH.read_bytes()
     assert properties(content) == {entry.key: entry.value for entry in onnx.load(SHIPPED_GRAPH).metadata_props}
     for wrong in (content[:-100], content[:1000], b"\xff" * 20, b"\x89PNG\r\n\x1a\n"):
-        with pytest.raises(ValueError, match="not an ONNX model|truncated"):
+        with pytest.raises(ValueError, match=r"not an ONNX model|truncated"):
             properties(wrong)
 
 
