@@ -13,7 +13,7 @@ demo: $(VENV)/.runtime
 
 # Processes share the cores, one thread each: threads of several would wait for each other.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile --cov
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
