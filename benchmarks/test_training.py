@@ -23,7 +23,7 @@ from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
 from train import loop
 from train.denoising import Denoising
 from train.fusing import Fusing
-from train.recipe import Precision, Recipe, Run
+from train.recipe import Recipe, Run, TrainingPrecision
 from train.task import Draw, Task
 
 BATCH, CROP = 8, 64
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_run(data: Path, precision: Precision, init: Path | None) -> Run:
+def make_run(data: Path, precision: TrainingPrecision, init: Path | None) -> Run:
     if precision == "bf16" and not has_native_bfloat16("cpu"):
         pytest.skip("this CPU has no native bfloat16")
     recipe = Recipe(steps=1000, batch=BATCH, crop=CROP, learning_rate=1e-4)
@@ -62,7 +62,7 @@ def make_step(task: Task) -> Callable[[], float]:
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.benchmark(group="stage I step, tiny, 8 pairs of 64x64", min_rounds=10, warmup=True, warmup_iterations=1)
-def test_stage1(benchmark: Callable[..., Any], data: Path, precision: Precision) -> None:
+def test_stage1(benchmark: Callable[..., Any], data: Path, precision: TrainingPrecision) -> None:
     run = make_run(data, precision, None)
     with loop.joined(run) as accelerator:
         assert np.isfinite(benchmark(make_step(Denoising(run, "tiny", accelerator))))
@@ -89,7 +89,7 @@ def test_stage2(benchmark: Callable[..., Any], data: Path, way: str, monkeypatch
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.benchmark(group="stage II step, nano, 8 pairs of 64x64", min_rounds=10, warmup=True, warmup_iterations=1)
-def test_student(benchmark: Callable[..., Any], data: Path, precision: Precision) -> None:
+def test_student(benchmark: Callable[..., Any], data: Path, precision: TrainingPrecision) -> None:
     run = make_run(data, precision, None)
     with loop.joined(run) as accelerator:
         assert np.isfinite(benchmark(make_step(Fusing(run, None, "nano", False, accelerator))))

@@ -22,15 +22,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmfnet_fast.artifacts.interface import interface_of
+from dmfnet_fast.artifacts.network_inputs import network_inputs
 from dmfnet_fast.diffusion.schedule import fusion_levels
-from dmfnet_fast.engines import Precision, shipped
+from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.devices import has_native_bfloat16
-from dmfnet_fast.engines.network_inputs import network_inputs
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16, shared_core
 from dmfnet_fast.images.color import Canvas
 from dmfnet_fast.model import PRESETS, DMFNet, Network, inference, load_model, network_of, preset, rewrites, save_model
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
 from dmfnet_fast.phantom import make_phantom
+from dmfnet_fast.precision import Precision
 
 Run: TypeAlias = Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float32]]
 

@@ -9,21 +9,24 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dmfnet_fast.artifacts.network_inputs import network_inputs
 from dmfnet_fast.diffusion.noise import fusion_noise
-from dmfnet_fast.engines import DEFAULT, Precision, open_engine, shipped, shipped_engine
-from dmfnet_fast.engines.network_inputs import network_inputs
+from dmfnet_fast.engines import DEFAULT, open_engine, shipped, shipped_engine
+from dmfnet_fast.engines.kinds import files
 from dmfnet_fast.errors import EngineError, ImageError, memory_guard, warn
 from dmfnet_fast.images import color as color
 from dmfnet_fast.images.color import DEFAULT_RULES, Canvas
 from dmfnet_fast.images.io import SMALLEST, Pixels, from_pil, read_image, to_pil
 from dmfnet_fast.images.padding import STRIDE
 from dmfnet_fast.images.rules import Rules
+from dmfnet_fast.precision import PRECISION_CHOICES, PrecisionChoice
+from dmfnet_fast.wording import alternatives
 
 Range: TypeAlias = tuple[float, float]
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Source"
@@ -111,14 +114,14 @@ class Fuser:
 
     Args:
         engine: the name of a network that ships with the package ("nano", "turbo"), opened by the fastest library that
-            is installed (see `info`), or an .engine file of dmfnet-export (TensorRT), an .onnx file of it (OpenVINO),
-            or a .safetensors weights file (PyTorch).
+            is installed (see `info`), or the path of an engine file, of a kind in
+            `dmfnet_fast.engines.kinds.ENGINE_KINDS`: one of dmfnet-export, or weights.
         seed: of the fixed noise that is added to every image, 0 to 2^64 - 1, by networks that take noise.
-        device: "cpu", "cuda" or "cuda:N"; None is the first GPU for an .engine file, else the CPU.
+        device: "cpu", "cuda" or "cuda:N"; None is the first GPU for files that run on GPUs alone, else the CPU.
         precision: of the arithmetic: "float32", "bfloat16", on a GPU "float16"; "auto" is bfloat16 on CPUs that
             multiply it natively (half a gray level off on average), else float32; on a GPU it is float16 (a fifth of
-            a gray level at most, on average). An .engine file has one precision, which "auto" is, and so has an .onnx
-            file of int8.
+            a gray level at most, on average). A file of dmfnet-export that has one precision, as TensorRT's and those
+            of int8, is of that for "auto".
         threads: CPU threads; None leaves the process's setting (at first one for each core).
         keep_chroma: the least part of b's chroma that every pixel keeps, 0 to 1. The fused luminance stays where that
             much of the color exists, so that a hot spot stays yellow on bright fat; 0 leaves the luminance to the
@@ -137,7 +140,7 @@ class Fuser:
         seed: int = 0,
         *,
         device: str | None = None,
-        precision: Precision = "auto",
+        precision: PrecisionChoice = "auto",
         threads: int | None = None,
         keep_chroma: float = DEFAULT_RULES.kept_chroma,
         allow_invention: bool = DEFAULT_RULES.invention,
@@ -147,12 +150,9 @@ class Fuser:
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise EngineError(f"threads {threads!r}: must be a whole number, at least 1")
         if not isinstance(engine, str | os.PathLike) or not os.fspath(engine):
-            raise EngineError(
-                f"engine {engine!r}: must be {' or '.join(shipped())}, or the path of an .engine, .onnx or "
-                ".safetensors file"
-            )
-        if precision not in get_args(Precision):
-            raise EngineError(f"precision {precision!r}: use {', '.join(get_args(Precision))}")
+            raise EngineError(f"engine {engine!r}: must be {alternatives(shipped())}, or the path of {files()}")
+        if precision not in PRECISION_CHOICES:
+            raise EngineError(f"precision {precision!r}: use {', '.join(PRECISION_CHOICES)}")
         try:
             self._rules = Rules(keep_chroma, allow_invention)
         except (TypeError, ValueError) as error:

@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dmfnet_fast.artifacts.interface import OUTPUT, Interface
+from dmfnet_fast.artifacts.interface import OUTPUT, Interface, interface_of
+from dmfnet_fast.artifacts.parity import check
 from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.errors import require
+from dmfnet_fast.precision import Precision
+from export.onnx.source import NOTHING_WRITTEN, Graph, Step
+from export.request import Request, Target, Tell
 from export.tensorrt.builder import Profile
+from export.verify import has_onnx_runtime, on_onnx_runtime
 
 # A request waits no longer for others that would fill its batch.
 QUEUE_MICROSECONDS = 500
-MODEL_FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 
 _CONFIGURATION = """\
 # Fuses luminances in [-1, 1]: `a` the MRI's, `b` the other modality's, 1 x {height} x {width} float32 each.
@@ -67,20 +71,21 @@ def of_one_size(content: bytes, interface: Interface, profile: Profile) -> bytes
 
 
 def configuration(
-    name: str, target: str, precision: str, interface: Interface, profile: Profile, about: Mapping[str, str]
+    name: str, target: Target, precision: Precision, interface: Interface, profile: Profile, about: Mapping[str, str]
 ) -> str:
     """config.pbtxt, of the server's ModelConfig.
 
     Args:
         name: of the model, and its folder.
-        target: "onnx" or "tensorrt".
-        precision: an ONNX model in float32 is for CPUs, all else for a GPU.
+        target: that the server runs.
+        precision: of the model, which runs on a CPU in a precision that the target has for CPUs, else on a GPU.
         interface: of the network.
         profile: one size, and the largest batch.
         about: what else is to be known of the model, for its `parameters`.
     """
     pairs, height, width = profile.max
-    on_cpu = target == "onnx" and precision == "float32"
+    assert target.served is not None
+    on_cpu = precision in target.cpu_precisions
     shapes = interface.shapes(pairs, height, width)
     inputs = {
         label: f"data_type: TYPE_FP32 dims: [ {shape[1]}, {height}, {width} ]"
@@ -91,7 +96,7 @@ def configuration(
     return _CONFIGURATION.format(
         comment=_INTERVAL.format(height=height, width=width) if interface.interval else "",
         name=name,
-        backend=f'platform: "{"onnxruntime_onnx" if target == "onnx" else "tensorrt_plan"}"',
+        backend=f'platform: "{target.served.platform}"',
         batch=pairs,
         height=height,
         width=width,
@@ -109,9 +114,30 @@ def configuration(
     )
 
 
-def write_repository(folder: Path, target: str, content: bytes, config: str) -> None:
-    """Write `folder`, which is the model's own: config.pbtxt, and version 1 of the model."""
+def write_repository(folder: Path, file: str, content: bytes, config: str) -> None:
+    """Write `folder`, which is the model's own: config.pbtxt, and version 1 of the model, in `file`."""
     version = folder / "1"
     version.mkdir(parents=True)
-    (version / MODEL_FILES[target]).write_bytes(content)
+    (version / file).write_bytes(content)
     (folder / "config.pbtxt").write_text(config)
+
+
+def write(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> None:
+    """Write a model of what the request's target makes; see `Target.write`."""
+    target, profile = request.target, request.profile
+    assert profile is not None
+    assert target.served is not None
+    interface = interface_of(graph.config)
+    served = of_one_size(graph.content, interface, profile)
+    known = [r for r in graph.references if r.shape[1:] == profile.opt[1:]]
+    about = {"weights": graph.weights, "precision": graph.precision}
+    if known and has_onnx_runtime() and request.precision != "bfloat16":
+        with step("checking what is served with ONNX Runtime") as report:
+            parity = on_onnx_runtime(served, request.precision, known, report)
+        check(parity, NOTHING_WRITTEN)
+        about["parity"] = str(parity)
+    content, more = target.served.make(request, served, step, tell)
+    name = request.output.name
+    config = configuration(name, target, request.precision, interface, profile, {**about, **more})
+    write_repository(folder / name, target.served.file, content, config)
+    (folder / name).replace(request.output)

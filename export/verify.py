@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.artifacts.onnx_metadata import properties, seal
 from dmfnet_fast.artifacts.parity import Parity, Reference, Shape, compare_with
-from dmfnet_fast.engines import Precision
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.images.color import to_luminance8
 from dmfnet_fast.phantom import make_phantom
+from dmfnet_fast.precision import PrecisionChoice
 
 Gray: TypeAlias = NDArray[np.uint8]
 Report: TypeAlias = Callable[[float], None]
@@ -150,7 +150,7 @@ def has_onnx_runtime() -> bool:
 
 
 def on_openvino(proto: bytes, wanted: Sequence[Reference]) -> list[Parity]:
-    """Run an exported network on OpenVINO, at each precision that this CPU has, or at that of int8 alone.
+    """Run an exported network on OpenVINO, at each precision in which this CPU computes such a file.
 
     Raises:
         EngineError: OpenVINO cannot open it.
@@ -159,8 +159,8 @@ def on_openvino(proto: bytes, wanted: Sequence[Reference]) -> list[Parity]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "exported.onnx"
         path.write_bytes(seal(proto))
-        is_int8 = properties(proto).get("precision") == "int8"
-        choices: tuple[Precision, ...] = ("int8",) if is_int8 else ("float32", "auto")
+        of_file: Any = properties(proto)["precision"]
+        choices: tuple[PrecisionChoice, ...] = (of_file, "auto")
         engines = [OpenVINOEngine(path, "cpu", choice, None) for choice in choices]
         return [
             compare_with("OpenVINO", precision, [engine.run(r.inputs) for r in wanted], wanted)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dmfnet_fast.artifacts.interface import interface_of
+from dmfnet_fast.artifacts.network_inputs import network_inputs
 from dmfnet_fast.config import ModelConfig, NetworkConfig, StudentConfig
 from dmfnet_fast.diffusion.schedule import fusion_levels, level_interval, linear_alpha_bar
-from dmfnet_fast.engines.network_inputs import network_inputs
 from dmfnet_fast.errors import EngineError, warn
 from dmfnet_fast.images.color import DEFAULT_RULES, EIGHT_BIT, Canvas, to_network
 from dmfnet_fast.images.montage import montage

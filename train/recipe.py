@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-Precision: TypeAlias = Literal["bf16", "tf32", "float32"]
+TrainingPrecision: TypeAlias = Literal["bf16", "tf32", "float32"]
 Optimizer: TypeAlias = Literal["adamw", "muon"]
 
 
@@ -68,6 +68,6 @@ class Run:
     init: Path | None
     minutes: float | None
     validate_every: int
-    precision: Precision
+    precision: TrainingPrecision
     compiled: bool
     device: str

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dmfnet_fast.commands.shared import command
+from dmfnet_fast.engines.kinds import TORCH
 from dmfnet_fast.errors import OutputError, require, warn
 
 
@@ -21,8 +22,7 @@ def main(weights: Path, output: Path) -> None:
     from dmfnet_fast.model import load_model, save_model
     from dmfnet_fast.model.weights import read_metadata
 
-    if output.suffix != ".safetensors":
-        raise OutputError(f"{output}: name a .safetensors file")
+    TORCH.check_output(output)
     if output.exists() and output.samefile(weights):
         raise OutputError(f"{output}: holds the weights themselves; name another file")
     model = load_model(weights)

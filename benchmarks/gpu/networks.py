@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from benchmarks.gpu.machine import Machine
 from benchmarks.variants import as_trained, gigaflop, network
 from dmfnet_fast.artifacts.interface import interface_of
+from dmfnet_fast.artifacts.network_inputs import network_inputs
 from dmfnet_fast.artifacts.parity import LIMITS as OF_ENGINES
 from dmfnet_fast.artifacts.parity import Reference, gray_levels
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.engines.base import some_pairs
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
-from dmfnet_fast.engines.network_inputs import network_inputs
 from dmfnet_fast.images.color import Canvas
 from dmfnet_fast.metrics.similarity import psnr
 from dmfnet_fast.model import Network, optimize
-from dmfnet_fast.model.inference import Precision
 from dmfnet_fast.phantom import make_phantom
+from dmfnet_fast.precision import FloatPrecision
 from export.verify import STANDARD_SHAPES, phantom_pairs
 from tests.synthetic_weights import GOLDEN, golden_model
 
@@ -35,7 +35,7 @@ Arrays: TypeAlias = dict[str, Array]  # by the names of a network's inputs
 # TF32 rounds the inputs of products to the mantissa of float16, and nothing else.
 LIMITS = OF_ENGINES | {"tf32": OF_ENGINES["float16"]}
 GOLDEN_FILES = ("golden_64", "golden_64x96")
-PRECISIONS: tuple[Precision, ...] = ("float16", "bfloat16", "float32")
+PRECISIONS: tuple[FloatPrecision, ...] = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Networks:
 
     machine: Machine
     _trained: dict[str, Network] = field(default_factory=dict)
-    _optimized: dict[tuple[str, Precision, bool], nn.Module] = field(default_factory=dict)
+    _optimized: dict[tuple[str, FloatPrecision, bool], nn.Module] = field(default_factory=dict)
     _inputs: dict[Case, Arrays] = field(default_factory=dict)
     _references: dict[Case, Array] = field(default_factory=dict)
     _gigaflop: dict[tuple[str, int], float] = field(default_factory=dict)
@@ -126,7 +126,7 @@ class Networks:
             self._trained[name] = (golden_model() if name == "golden" else network(name)).eval()
         return self._trained[name]
 
-    def optimized(self, name: str, precision: Precision, kernels: bool) -> nn.Module:
+    def optimized(self, name: str, precision: FloatPrecision, kernels: bool) -> nn.Module:
         """Optimized as the engine does it, but on the device, where that takes less time."""
         key = name, precision, kernels
         if key not in self._optimized:
@@ -196,7 +196,7 @@ def _twice(net: nn.Module, arrays: Arrays, captured: bool, networks: Networks) -
     return first, second
 
 
-def check(weights: str, precision: Precision, captured: bool, networks: Networks) -> dict[str, Any]:
+def check(weights: str, precision: FloatPrecision, captured: bool, networks: Networks) -> dict[str, Any]:
     """One row: the optimized network on the kernels beside the network as trained, each input fused twice.
 
     Args:

@@ -14,8 +14,9 @@ import numpy as np
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.artifacts.interface import Interface
 from dmfnet_fast.artifacts.onnx_metadata import FORMAT
-from dmfnet_fast.artifacts.parity import LIMITS, Parity, Reference
+from dmfnet_fast.artifacts.parity import Parity, Reference
 from dmfnet_fast.errors import EngineError
+from dmfnet_fast.precision import FLOAT_PRECISIONS
 
 KIND = "tensorrt engine"
 AGAIN = "copy or export it again"
@@ -128,7 +129,7 @@ class Manifest:
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(name)
-        if self.precision not in LIMITS or self.precision == "int8":  # which only OpenVINO runs
+        if self.precision not in FLOAT_PRECISIONS:
             raise ValueError(f"precision {self.precision!r}")
         if not all(isinstance(capability, str) for capability in self.compute_capabilities):
             raise TypeError("compute_capabilities")

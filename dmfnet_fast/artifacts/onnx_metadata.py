@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
+from dmfnet_fast.errors import EngineError
+
 FORMAT = "dmfnet-fast 1"
 KIND = "fusion"  # in the metadata, beside the kinds of weights files
 
@@ -64,3 +66,21 @@ def properties(file: bytes) -> dict[str, str]:
         return {entry[1].decode(): entry.get(2, b"").decode() for entry in entries}
     except (IndexError, KeyError) as error:
         raise ValueError("not an ONNX model, or truncated") from error
+
+
+def exported_properties(file: bytes, name: str) -> dict[str, str]:
+    """The metadata of a file that dmfnet-export made.
+
+    Args:
+        name: of the file, for errors.
+
+    Raises:
+        EngineError: it is damaged, or was not made by that.
+    """
+    try:
+        known = properties(file)
+    except ValueError as error:
+        raise EngineError(f"{name}: is not a readable ONNX file, or is damaged ({error})") from error
+    if known.get("format") != FORMAT or known.get("kind") != KIND:
+        raise EngineError(f"{name}: was not made by dmfnet-export; make it anew from weights")
+    return known

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.artifacts.interface import Interface
-from dmfnet_fast.engines.network_inputs import network_inputs
+from dmfnet_fast.artifacts.network_inputs import network_inputs
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.images.color import Canvas
 from dmfnet_fast.metrics.similarity import hybrid_objective, psnr, ssim

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dmfnet_fast.commands.shared import command
-from dmfnet_fast.errors import OutputError
+from dmfnet_fast.engines.kinds import TORCH
 
 
 @command()
@@ -22,8 +22,7 @@ def main(denoiser: Path, fusion: Path, output: Path) -> None:
 
     Only plain tensors are read from them, never code. Every tensor is checked by name and shape.
     """
-    if output.suffix != ".safetensors":
-        raise OutputError(f"{output}: name a .safetensors file")
+    TORCH.check_output(output)
     from dmfnet_fast.model import save_model
     from dmfnet_fast.model.convert import convert_checkpoints
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
@@ -16,13 +16,15 @@ from dmfnet_fast import __version__
 from dmfnet_fast.artifacts.atomic import make_folder
 from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
-from dmfnet_fast.engines import DEFAULT, Precision
+from dmfnet_fast.engines import DEFAULT
+from dmfnet_fast.engines.kinds import default_devices, files_and_libraries
 from dmfnet_fast.errors import DMFNetError, ImageError, OutputError
 from dmfnet_fast.fuser import Fuser, Range, Source
 from dmfnet_fast.images.color import DEFAULT_RULES, check_range, stated_range
 from dmfnet_fast.images.io import WRITABLE, check_holds, check_suffix, read_image, to_8_bit, write_image
 from dmfnet_fast.images.montage import montage
 from dmfnet_fast.images.pairing import pair_folders
+from dmfnet_fast.precision import PRECISION_CHOICES, PrecisionChoice
 
 MONTAGES = "montages"
 WORKERS = 3  # one decodes, one computes (calls to the engine take turns), one encodes
@@ -37,7 +39,7 @@ class Request:
     output: Path
     engine: str
     device: str | None
-    precision: Precision
+    precision: PrecisionChoice
     threads: int | None
     seed: int
     keep_chroma: float
@@ -156,13 +158,13 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
 @click.option(
     "--engine",
     default=DEFAULT,
-    help="A shipped network by its name, weights (.safetensors), or a file of dmfnet-export (.onnx, .engine).",
+    help=f"A shipped network by its name, or a file: {files_and_libraries()}.",
 )
-@click.option("--device", help="cpu, cuda or cuda:N; by default cuda for an .engine file, else cpu.")
+@click.option("--device", help=f"cpu, cuda or cuda:N; by default {default_devices()}.")
 @click.option(
     "--precision",
     default="auto",
-    type=click.Choice(get_args(Precision)),
+    type=click.Choice(PRECISION_CHOICES),
     help="Of the arithmetic; auto is the fastest.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")

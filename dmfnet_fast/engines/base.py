@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.artifacts.interface import Interface
 from dmfnet_fast.images.rules import Rules
-
-# "auto" is the fastest that stays within half a gray level of float32 on average, as each engine's class says.
-# Convolutions of an "int8" network multiply in 8 bits; that is in its file, so no other file runs so.
-Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
 class Engine(ABC):

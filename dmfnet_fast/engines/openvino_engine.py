@@ -14,13 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.artifacts.interface import interface_of
-from dmfnet_fast.artifacts.onnx_metadata import FORMAT, KIND, is_sealed, properties
-from dmfnet_fast.engines.base import Engine, Precision, some_pairs
+from dmfnet_fast.artifacts.onnx_metadata import exported_properties, is_sealed
+from dmfnet_fast.artifacts.parity import Parity
+from dmfnet_fast.engines.base import Engine, some_pairs
 from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
+from dmfnet_fast.precision import Precision, PrecisionChoice
+from dmfnet_fast.wording import aligned
 
 KEPT_SIZES = 4  # whose compiled models stay in memory
 CACHE_BYTES = 2**30
-_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+_HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
+# Of the files that run here; what floating-point operations are computed in is chosen when one is opened.
+FILE_PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
 
 
 def cache_folder() -> Path | None:
@@ -63,12 +68,12 @@ def has_bfloat16() -> bool:
     return "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _precisions(path: Path, kind: str, asked: Precision) -> tuple[Precision, Precision]:
+def _precisions(path: Path, kind: str, asked: PrecisionChoice) -> tuple[Precision, Precision]:
     """What a graph is said to run in, and what its floating-point operations do run in.
 
     Args:
-        path, kind: the file, and the precision of its graph, "float32" or "int8".
-        asked: of the engine.
+        path, kind: the file, and the precision of its graph, one of FILE_PRECISIONS.
+        asked: of the engine; one of its kind's, or "auto".
 
     Raises:
         EngineError: the graph, or this CPU, is not for that.
@@ -85,8 +90,6 @@ def _precisions(path: Path, kind: str, asked: Precision) -> tuple[Precision, Pre
         raise EngineError(f"{path}: its precision is {kind}; make a file with dmfnet-export --target onnx --int8")
     if asked == "auto":
         return fastest, fastest
-    if asked not in _HINTS:
-        raise EngineError(f"precision {asked!r}: on a CPU use auto, float32 or bfloat16")
     if asked == "bfloat16" and not native:
         raise EngineError("precision 'bfloat16': OpenVINO reports none for this CPU; use auto or float32")
     return asked, asked
@@ -116,20 +119,13 @@ class OpenVINOEngine(Engine):
     largest_batch = 1
 
     def __init__(
-        self, path: Path, device: str, precision: Precision, threads: int | None, cache: Path | None = None
+        self, path: Path, device: str, precision: PrecisionChoice, threads: int | None, cache: Path | None = None
     ) -> None:
         openvino = require("openvino", extra="cpu")
-        if device != "cpu":
-            raise EngineError(f"{path}: .onnx engines run on the CPU, not on {device!r}; on a GPU use .safetensors")
         content = path.read_bytes()
-        try:
-            known = properties(content)
-        except ValueError as error:
-            raise EngineError(f"{path}: is not a readable ONNX file, or is damaged") from error
-        if known.get("format") != FORMAT or known.get("kind") != KIND:
-            raise EngineError(f"{path}: was not made by dmfnet-export; make it anew from weights")
+        known = exported_properties(content, str(path))
         kind = known.get("precision", "float32")
-        if kind not in ("float32", "int8"):
+        if kind not in FILE_PRECISIONS:
             raise EngineError(
                 f"{path}: is a {kind} graph to build TensorRT engines from (dmfnet-export {path.name}); "
                 "for a CPU make one with dmfnet-export --target onnx"
@@ -139,12 +135,12 @@ class OpenVINOEngine(Engine):
         self._core = shared_core()
         with _translated(f"{path}: is not a readable ONNX file, or is damaged"):
             self._model = self._core.read_model(path)
-        precision, hint = _precisions(path, kind, precision)
+        computed, hint = _precisions(path, kind, precision)
         self.interface = interface_of(json.loads(known.get("config", "{}")))
         self._info = {
             "engine": f"openvino {openvino.__version__.split('-')[0]}",
-            "device": "cpu",
-            "precision": precision,
+            "device": device,
+            "precision": computed,
             "weights": known.get("sha256", ""),
         }
         self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[hint]}
@@ -187,3 +183,32 @@ class OpenVINOEngine(Engine):
     @property
     def info(self) -> dict[str, str]:
         return self._info
+
+
+def open_cached(path: Path, device: str, precision: PrecisionChoice, threads: int | None) -> OpenVINOEngine:
+    """An engine that keeps its compiled models in the user's cache folder."""
+    return OpenVINOEngine(path, device, precision, threads, cache_folder())
+
+
+def describe(path: Path) -> Iterator[str]:
+    """What a file says of itself; see `EngineFunctions`."""
+    content = path.read_bytes()
+    known = exported_properties(content, str(path))
+    try:
+        yield from aligned(
+            {
+                "file": path,
+                "kind": "ONNX model, for any batch and any multiple of 16 from 64 on",
+                "precision": known["precision"],
+                "weights": known["sha256"],
+                "config": json.loads(known["config"]),
+                "training": json.loads(known["training"]),
+                "largest activation": f"{float(known['largest_activation']):.4g}",
+                "unchanged": "yes" if is_sealed(content) else "NO: it has changed since it was exported",
+            }
+        )
+        yield from (f"parity  {Parity.from_dict(entry)}" for entry in json.loads(known["parity"]))
+    except KeyError as error:
+        raise EngineError(f"{path}: has no {error} in it, so another version made it; make it anew") from error
+    except (ValueError, TypeError) as error:
+        raise EngineError(f"{path}: is not a readable ONNX file, or is damaged ({error})") from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,36 @@ from numpy.typing import NDArray
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.artifacts.manifest import Manifest, cache_path, load_check
-from dmfnet_fast.artifacts.parity import Shape, check, compare_with
-from dmfnet_fast.engines.base import Engine, Precision, some_pairs
+from dmfnet_fast.artifacts.parity import Parity, Shape, check, compare_with
+from dmfnet_fast.engines.base import Engine, some_pairs
 from dmfnet_fast.engines.bound_shape import BoundShape, expect
 from dmfnet_fast.engines.cuda_runtime import Cuda
-from dmfnet_fast.engines.devices import check_device
 from dmfnet_fast.errors import EngineError, ImageError, OutputError, is_lack_of_memory, require, warn
+from dmfnet_fast.precision import PrecisionChoice
+from dmfnet_fast.wording import aligned
 
 KEPT_SHAPES = 4  # whose contexts, buffers and graphs stay in GPU memory
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+MOST_LAYERS = 400  # that are listed of an engine
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One of the two libraries that run `.engine` files.
+
+    Attributes:
+        module: its name in Python.
+        tuned_to_model: whether an engine is at its fastest on GPUs of the name that it was built on alone.
+    """
+
+    module: str
+    tuned_to_model: bool
+
+
+# By the names that manifests, targets of dmfnet-export and extras have for them.
+FLAVOURS = {
+    "tensorrt": Flavour("tensorrt", tuned_to_model=True),
+    "tensorrt-rtx": Flavour("tensorrt_rtx", tuned_to_model=False),
+}
 
 
 def _logger(trt: Any) -> Any:
@@ -53,7 +76,7 @@ class TensorRTEngine(Engine):
     This has never run on a GPU: the tests put stand-ins in the place of the driver and of TensorRT.
     """
 
-    def __init__(self, path: Path, device: str, precision: Precision, threads: int | None) -> None:
+    def __init__(self, path: Path, device: str, precision: PrecisionChoice, threads: int | None) -> None:
         del threads  # of a CPU
         self._shapes: dict[Shape, BoundShape] = {}  # the last used last
         self._stack = ExitStack()
@@ -62,17 +85,15 @@ class TensorRTEngine(Engine):
         self._cached = b""
         self._manifest = manifest = Manifest.read(path)
         self._path = path
-        check_device(device)
-        if device == "cpu":
-            raise EngineError(f"{path}: .engine files run on NVIDIA GPUs; for a CPU use an .onnx file")
         if precision not in ("auto", manifest.precision):
             raise EngineError(
                 f"{path}: its precision is {manifest.precision}; precision {precision!r} takes another export"
             )
         manifest.check_file(path)
-        if manifest.flavour not in MODULES:
+        if manifest.flavour not in FLAVOURS:
             raise EngineError(f"{path}: is of an unknown flavour {manifest.flavour!r}; export it again")
-        self._trt: Any = require(MODULES[manifest.flavour], extra=manifest.flavour)
+        self._flavour = FLAVOURS[manifest.flavour]
+        self._trt: Any = require(self._flavour.module, extra=manifest.flavour)
         self._check_version()
         self._cuda = Cuda(device, manifest.flavour)
         self._check_gpu(device)
@@ -92,8 +113,8 @@ class TensorRTEngine(Engine):
         found, needed = getattr(self._trt, "__version__", "none"), self._manifest.version
         if found != needed:
             raise EngineError(
-                f"{self._path}: was built with {MODULES[self._manifest.flavour]} {needed}, here is {found}: install "
-                f"that version ({MODULES[self._manifest.flavour].replace('_', '-')}=={needed}), or export it again here"
+                f"{self._path}: was built with {self._flavour.module} {needed}, here is {found}: install "
+                f"that version ({self._flavour.module.replace('_', '-')}=={needed}), or export it again here"
             )
 
     def _check_gpu(self, device: str) -> None:
@@ -105,7 +126,7 @@ class TensorRTEngine(Engine):
                 f"{self._path}: is for GPUs of compute capability {wanted}; {device} is {name}, {capability}: export "
                 "it again, here or for that"
             )
-        if self._manifest.flavour == "tensorrt" and name != self._manifest.device:
+        if self._flavour.tuned_to_model and name != self._manifest.device:
             # TensorRT's documentation, "Engine Compatibility": it runs, and may be slower or lack memory.
             warn(f"{self._path}: was built on {self._manifest.device}, here is {name}: export it again for full speed")
 
@@ -239,9 +260,45 @@ class TensorRTEngine(Engine):
     @property
     def info(self) -> dict[str, str]:
         return {
-            "engine": f"{MODULES[self._manifest.flavour]} {self._manifest.version}",
+            "engine": f"{self._flavour.module} {self._manifest.version}",
             "device": f"cuda:{self._cuda.index}",
             "precision": self._manifest.precision,
             "weights": self._manifest.weights,
             "verified": "yes" if self._gpu in self._manifest.parity else "no",
         }
+
+
+def describe(path: Path) -> Iterator[str]:
+    """What an engine's manifest says of it; see `EngineFunctions`."""
+    manifest = Manifest.read(path)
+    manifest.check_file(path)
+    layers = manifest.layers
+    yield from aligned(
+        {
+            "file": path,
+            "kind": f"{manifest.flavour} {manifest.version} engine, {manifest.engine['bytes'] / 1e6:.1f} MB",
+            "precision": manifest.precision,
+            "sizes": ", ".join(f"{corner} {'x'.join(map(str, s))}" for corner, s in manifest.shapes.items()),
+            "compute capability": ", ".join(manifest.compute_capabilities),
+            "built on": manifest.device or "a machine without its GPU",
+            "built": f"{manifest.built}, in {manifest.build_seconds:.0f} s",
+            "plugins": ", ".join(manifest.plugins) or "none",
+            "weights": manifest.weights,
+            "config": manifest.config,
+            "training": manifest.training,
+            "largest activation": f"{manifest.largest_activation:.4g}",
+            "versions": manifest.versions,
+        }
+    )
+    yield from (f"parity of its graph  {Parity.from_dict(entry)}" for entry in manifest.graph_parity)
+    yield from (f"parity on {gpu}  {Parity.from_dict(entry)}" for gpu, entry in manifest.parity.items())
+    if manifest.check is None and not manifest.parity:
+        yield "parity  not verified, and no check pair to do it with"
+    elif not manifest.parity:
+        yield "parity  not verified yet: the first Fuser that opens it on its GPU does that"
+    precisions = Counter(layer["precision"] or "none" for layer in layers["list"])
+    yield f"layers  {layers['count']}, of which {layers['reformats']} only rearrange: {json.dumps(dict(precisions))}"
+    for layer in layers["list"][:MOST_LAYERS]:
+        yield f"  {layer['precision'] or '-':9} {layer['kind']:16} {layer['name']}"
+    if len(layers["list"]) > MOST_LAYERS:
+        yield f"  and {len(layers['list']) - MOST_LAYERS} more, in the manifest"

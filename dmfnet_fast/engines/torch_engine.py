@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.engines.arithmetic import arithmetic
-from dmfnet_fast.engines.base import Engine, Precision, some_pairs
+from dmfnet_fast.engines.base import Engine, some_pairs
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
 from dmfnet_fast.engines.devices import has_native_bfloat16, torch_device
 from dmfnet_fast.engines.pixels import PixelsToPixels
@@ -22,6 +22,8 @@ from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
 from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.model import load_model, optimize
 from dmfnet_fast.model.weights import read_metadata
+from dmfnet_fast.precision import FloatPrecision, PrecisionChoice
+from dmfnet_fast.wording import aligned
 
 torch = require("torch", extra="torch")
 
@@ -52,21 +54,14 @@ class TorchEngine(Engine):
     from run to run, and the image with them.
     """
 
-    def __init__(self, path: Path, device: str, precision: Precision, threads: int | None) -> None:
+    def __init__(self, path: Path, device: str, precision: PrecisionChoice, threads: int | None) -> None:
         self._device = torch_device(device)
         if self._device.type == "cuda" and self._device.index is None:
             # The current GPU may be another one later, and in another thread.
             self._device = torch.device("cuda", torch.cuda.current_device())
         self._on_cpu = self._device.type == "cpu"
-        if precision == "int8":
-            raise EngineError(
-                f"{path}: PyTorch computes in no int8 here; make a file for it with dmfnet-export --target onnx --int8"
-            )
-        if precision == "auto":
-            half: Literal["bfloat16", "float16"] = "bfloat16" if self._on_cpu else "float16"
-            precision = half if not self._on_cpu or has_native_bfloat16("cpu") else "float32"
-        if self._on_cpu and precision == "float16":
-            raise EngineError("precision 'float16': on a CPU use auto, float32 or bfloat16")
+        computed = self._default_precision() if precision == "auto" else precision
+        assert computed != "int8", "not in the table of engine kinds"
         if threads is not None:
             torch.set_num_threads(threads)
         self.largest_batch = 1 if self._on_cpu else 4
@@ -74,17 +69,22 @@ class TorchEngine(Engine):
         kernels, told = _kernels(self._device)
         trained = load_model(path)
         self.interface = interface_of(trained.config.to_dict())
-        model = optimize(trained, precision, together=not self._on_cpu, kernels=kernels)
+        model = optimize(trained, computed, together=not self._on_cpu, kernels=kernels)
         self._model: Callable[..., Any] | None = model.to(self._device)
         self._sizes: dict[Hashable, CapturedFusion] = {}  # by what was captured, the last used last
         self._free = [] if self._on_cpu else [torch.cuda.Stream(self._device) for _ in range(KEPT_GRAPHS)]
         self._info = {
             "engine": f"torch {torch.__version__}",
             "device": str(self._device),
-            "precision": precision,
+            "precision": computed,
             "weights": read_metadata(path).get("sha256", ""),
             "kernels": told,
         }
+
+    def _default_precision(self) -> FloatPrecision:
+        if not self._on_cpu:
+            return "float16"
+        return "bfloat16" if has_native_bfloat16("cpu") else "float32"
 
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         if self._model is None:
@@ -172,3 +172,8 @@ class TorchEngine(Engine):
     @property
     def info(self) -> dict[str, str]:
         return self._info
+
+
+def describe(path: Path) -> Iterator[str]:
+    """What a file says of itself; see `EngineFunctions`."""
+    return aligned({"file": path, **read_metadata(path)})

@@ -7,12 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from PIL import Image
 
-from dmfnet_fast.engines import Precision
 from dmfnet_fast.errors import ImageError
 from dmfnet_fast.evaluation.dataset import Saved, Scene
 from dmfnet_fast.fuser import Fuser
@@ -20,6 +18,7 @@ from dmfnet_fast.images.color import EIGHT_BIT, Canvas
 from dmfnet_fast.images.io import FULL_16_BIT, read_image, to_8_bit
 from dmfnet_fast.images.pairing import images_by_name
 from dmfnet_fast.images.rules import Rules
+from dmfnet_fast.precision import PRECISION_CHOICES, PrecisionChoice
 
 NO_RULES = Rules(kept_chroma=0, invention=True)
 
@@ -141,11 +140,11 @@ def _labeled(text: str) -> tuple[str | None, str]:
     return (label, rest) if separator and label and rest else (None, text)
 
 
-def parse_engine(text: str) -> tuple[str, str, Precision]:
+def parse_engine(text: str) -> tuple[str, str, PrecisionChoice]:
     """Label, engine and precision of "[LABEL=]ENGINE[@PRECISION]"."""
     label, rest = _labeled(text)
     engine, separator, precision = rest.rpartition("@")
-    if not separator or precision not in get_args(Precision):
+    if not separator or precision not in PRECISION_CHOICES:
         engine, precision = rest, "auto"
     stem = Path(engine).stem if Path(engine).suffix else engine
     return label or (f"{stem} {precision}" if precision != "auto" else stem), engine, precision  # type: ignore[return-value]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from types import ModuleType
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,12 +21,12 @@ from dmfnet_fast.model.rewrites import (
     upsample_transposed,
 )
 from dmfnet_fast.model.student import Student
+from dmfnet_fast.precision import FloatPrecision
 from dmfnet_fast.siblings import check_ours
 
 if TYPE_CHECKING:
     from dmfnet_fast.model.fused import FusedPasses, FusedStudent
 
-Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 REWRITES: tuple[Callable[[PassByPass], None], ...] = (
@@ -42,7 +41,7 @@ REWRITES: tuple[Callable[[PassByPass], None], ...] = (
 REWRITES_BEFORE_KERNELS = tuple(r for r in REWRITES if r not in (avoid_concatenations, split_attention))
 
 
-def reduce_precision(net: PassByPass | FusedPasses, precision: Precision) -> None:
+def reduce_precision(net: PassByPass | FusedPasses, precision: FloatPrecision) -> None:
     """Compute in half precision, once noise levels are folded; diffusion, last convolution and tanh stay float32.
 
     PyTorch's GroupNorm and means of half-precision tensors, and our kernels, keep their statistics in float32.
@@ -58,17 +57,14 @@ def reduce_precision(net: PassByPass | FusedPasses, precision: Precision) -> Non
         module.biases = values
 
 
-def _fused() -> ModuleType:
-    """The networks on our kernels, which need Triton."""
+def _require_kernels() -> None:
+    """Raise a MissingExtraError unless our kernels, and Triton that they need, can be imported."""
     require("triton", extra="gpu")
     check_ours("kernels")
-    from dmfnet_fast.model import fused
-
-    return fused
 
 
 def optimize(
-    model: DMFNet | Student, precision: Precision = "float32", together: bool = False, kernels: bool = False
+    model: DMFNet | Student, precision: FloatPrecision = "float32", together: bool = False, kernels: bool = False
 ) -> PassByPass | FusedPasses | FusedStudent | Student:
     """The same network for inference, rewritten; `model` stays as it is.
 
@@ -90,13 +86,19 @@ def optimize(
         student: Student = model.to(DTYPES[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
         if not kernels:
             return student
-        return _fused().FusedStudent(student)
+        _require_kernels()
+        from dmfnet_fast.model.fused import FusedStudent
+
+        return FusedStudent(student)
     drop_unused_blocks(model)
     passes = PassByPass(model, together)
     for rewrite in REWRITES_BEFORE_KERNELS if kernels else REWRITES:
         rewrite(passes)
     net: PassByPass | FusedPasses = passes
     if kernels:
-        net = _fused().FusedPasses(passes)
+        _require_kernels()
+        from dmfnet_fast.model.fused import FusedPasses
+
+        net = FusedPasses(passes)
     reduce_precision(net, precision)
     return net.eval().requires_grad_(False)

@@ -16,8 +16,8 @@ from dmfnet_fast.artifacts.onnx_metadata import FORMAT, KIND
 from dmfnet_fast.errors import require
 from dmfnet_fast.images.padding import STRIDE
 from dmfnet_fast.model import Network, Student, optimize
-from dmfnet_fast.model.inference import Precision
 from dmfnet_fast.model.weights import weights_hash
+from dmfnet_fast.precision import FloatPrecision
 
 onnx = require("onnx", extra="export")
 require("onnxscript", extra="export")
@@ -110,7 +110,7 @@ def add_metadata(proto: Any, metadata: Mapping[str, str]) -> None:
         proto.metadata_props.add(key=name, value=value)
 
 
-def _student_graph(model: Student, precision: Precision) -> Any:
+def _student_graph(model: Student, precision: FloatPrecision) -> Any:
     """A student's graph, for CPUs and for engines alike."""
     net = optimize(model, precision)
     assert isinstance(net, Student)
@@ -126,7 +126,7 @@ def _student_graph(model: Student, precision: Precision) -> Any:
     return tidy(trace(net, interface_of(model.config.to_dict()), {torch.ops.aten.pixel_unshuffle.default: unshuffle}))
 
 
-def plain_graph(model: Network, precision: Precision = "float32") -> Any:
+def plain_graph(model: Network, precision: FloatPrecision = "float32") -> Any:
     """What `to_onnx` gives, without metadata."""
     if isinstance(model, Student):
         return _student_graph(model, precision)
@@ -136,7 +136,7 @@ def plain_graph(model: Network, precision: Precision = "float32") -> Any:
     return tidy(trace(net, interface_of(model.config.to_dict()), {torch.ops.aten.group_norm.default: _group_norm}))
 
 
-def to_onnx(model: Network, precision: Precision = "float32", sha256: str | None = None) -> Any:
+def to_onnx(model: Network, precision: FloatPrecision = "float32", sha256: str | None = None) -> Any:
     """Export for any batch and any size that is a multiple of 16, at least 64, in ONNX's own operators.
 
     Args:

@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from dmfnet_fast.artifacts.interface import Interface, interface_of
-from dmfnet_fast.artifacts.onnx_metadata import FORMAT, KIND, is_sealed, properties
+from dmfnet_fast.artifacts.onnx_metadata import exported_properties, is_sealed
 from dmfnet_fast.artifacts.parity import Parity, Reference, Shape, check
 from dmfnet_fast.errors import EngineError, require
+from dmfnet_fast.precision import FloatPrecision, Precision
+from export.errors import RequestError
 from export.int8 import (
     OUTLIERS,
     OUTLIERS_OF_PHANTOMS,
@@ -27,7 +29,6 @@ from export.int8 import (
     quantize,
     quantized_weights,
 )
-from export.request import Precision, RequestError
 from export.tensorrt.builder import Profile
 from export.verify import (
     LARGEST_HALF,
@@ -179,9 +180,7 @@ def from_weights(
     return replace(graph, references=tuple(kept))
 
 
-def _to_onnx(
-    model: Any, precision: Literal["float32", "float16", "bfloat16"], for_engine: bool, sha256: str | None, step: Step
-) -> Any:
+def _to_onnx(model: Any, precision: FloatPrecision, for_engine: bool, sha256: str | None, step: Step) -> Any:
     """The model in ONNX, for CPUs or for engines."""
     from dmfnet_fast.model import Student
     from export.onnx.graph import to_onnx
@@ -218,10 +217,8 @@ def from_content(content: bytes, name: str) -> Graph:
     Raises:
         EngineError: it was not made by dmfnet-export, or by another version.
     """
+    known = exported_properties(content, name)
     try:
-        known = properties(content)
-        if known.get("format") != FORMAT or known.get("kind") != KIND:
-            raise EngineError(f"{name}: was not made by dmfnet-export; make it anew from weights")
         config = json.loads(known["config"])
         return Graph(
             content,

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.artifacts.parity import Shape
-from dmfnet_fast.engines.tensorrt import MODULES
+from dmfnet_fast.engines.tensorrt import FLAVOURS
 from dmfnet_fast.errors import (
     EngineError,
     MissingExtraError,
@@ -25,7 +25,6 @@ from dmfnet_fast.errors import (
 )
 from export.tensorrt.layers import Layer, layers_of_inspector, layers_of_log
 
-Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 _LAYER = "LayerType: "
 
 
@@ -65,27 +64,19 @@ class Built:
     seconds: float
 
 
-def require_builder(flavour: Flavour) -> Any:
-    """The module that builds engines of a flavour.
+def require_builder(flavour: str) -> Any:
+    """The module that builds engines of a flavour, a key of FLAVOURS.
 
     Raises:
         MissingExtraError: it is not installed; says where it comes from.
     """
-    module = require(MODULES[flavour], extra=flavour, hint=_WHERE_FROM[flavour])
+    module = require(FLAVOURS[flavour].module, extra=flavour, hint=_BUILDERS[flavour].where_from)
     if not hasattr(module, "Builder"):  # type stubs alone, or the lean runtime
         raise MissingExtraError(
-            f"{MODULES[flavour]} is installed without its builder: pip install 'dmfnet-fast[{flavour}]'"
-            f"{_WHERE_FROM[flavour]}"
+            f"{FLAVOURS[flavour].module} is installed without its builder: pip install 'dmfnet-fast[{flavour}]'"
+            f"{_BUILDERS[flavour].where_from}"
         )
     return module
-
-
-_WHERE_FROM: dict[Flavour, str] = {
-    "tensorrt": "; on a Jetson it comes with JetPack (apt install python3-libnvinfer, and a virtual environment made "
-    "with --system-site-packages); without it, --target tensorrt-rtx builds for RTX GPUs and --target onnx for CPUs",
-    "tensorrt-rtx": "; it is for x86-64 Linux and Windows; without it, --target tensorrt builds for other GPUs and "
-    "--target onnx for CPUs",
-}
 
 
 def known_gpus() -> list[str]:
@@ -182,7 +173,7 @@ def _check(result: Any, what: str, errors: list[str]) -> Any:
 
 def build(
     content: bytes,
-    flavour: Flavour,
+    flavour: str,
     profile: Profile,
     gpus: list[str],
     timing_cache: Path | None,
@@ -192,7 +183,7 @@ def build(
 
     Args:
         content: an ONNX model, whose precision is the engine's.
-        flavour: the builder.
+        flavour: the builder, a key of FLAVOURS.
         profile: of the inputs.
         gpus: for TensorRT-RTX, what to build for, such as "sm_89".
         timing_cache: for TensorRT, a file of measurements that shortens builds; read if it is there, and written.
@@ -204,7 +195,7 @@ def build(
         OutOfMemoryError: the build needs more memory.
     """
     trt: Any = require_builder(flavour)
-    name = f"{MODULES[flavour]} {trt.__version__}"
+    name = f"{FLAVOURS[flavour].module} {trt.__version__}"
     logger = _logger(trt)
     started = time.perf_counter()
     try:
@@ -230,12 +221,7 @@ def build(
         ]
         shapes.set_shape(given.name, *corners)
     config.add_optimization_profile(shapes)
-    if flavour == "tensorrt-rtx":
-        # Memory of the runtime's own could not be in a CUDA graph.
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-        config.num_compute_capabilities = len(gpus)
-        for n, gpu in enumerate(gpus):
-            config.set_compute_capability(getattr(trt.ComputeCapability, gpu.replace("sm_", "SM")), n)
+    _BUILDERS[flavour].configure(trt, config, gpus)
     if profile.min != profile.max and hasattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10"):
         # A shape takes the memory that it needs, not that of the largest.
         config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
@@ -260,11 +246,57 @@ def build(
                 temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
         except OutputError as error:
             warn(f"{error}; the engine is none the worse")
-    layers = layers_of_log(logger.layers) if flavour == "tensorrt-rtx" else _inspected(trt, logger, engine)
-    return Built(engine, layers, seconds)
+    return Built(engine, _BUILDERS[flavour].layers(trt, logger, engine), seconds)
 
 
 def _inspected(trt: Any, logger: Any, engine: bytes) -> list[Layer]:
     opened = _check(trt.Runtime(logger).deserialize_cuda_engine(engine), "the engine cannot be opened", logger.errors)
     inspector = opened.create_engine_inspector()
     return layers_of_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def _logged(_: Any, logger: Any, __: bytes) -> list[Layer]:
+    return layers_of_log(logger.layers)
+
+
+def _for_this_gpu(_: Any, __: Any, ___: list[str]) -> None:
+    """TensorRT builds for the GPU that it runs on."""
+
+
+def _for_gpus(trt: Any, config: Any, gpus: list[str]) -> None:
+    # Memory of the runtime's own could not be in a CUDA graph.
+    config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    config.num_compute_capabilities = len(gpus)
+    for n, gpu in enumerate(gpus):
+        config.set_compute_capability(getattr(trt.ComputeCapability, gpu.replace("sm_", "SM")), n)
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """How one of the two libraries builds.
+
+    Attributes:
+        where_from: words on how to install it.
+        configure: sets what is its own in a builder's configuration, of the library, the configuration and the GPUs.
+        layers: of an engine, of the library, the builder's logger and the engine.
+    """
+
+    where_from: str
+    configure: Callable[[Any, Any, list[str]], None]
+    layers: Callable[[Any, Any, bytes], list[Layer]]
+
+
+_BUILDERS = {
+    "tensorrt": _Builder(
+        "; on a Jetson it comes with JetPack (apt install python3-libnvinfer, and a virtual environment made with "
+        "--system-site-packages); without it, --target tensorrt-rtx builds for RTX GPUs and --target onnx for CPUs",
+        _for_this_gpu,
+        _inspected,
+    ),
+    "tensorrt-rtx": _Builder(
+        "; it is for x86-64 Linux and Windows; without it, --target tensorrt builds for other GPUs and --target onnx "
+        "for CPUs",
+        _for_gpus,
+        _logged,
+    ),
+}

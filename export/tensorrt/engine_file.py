@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -16,10 +16,10 @@ from dmfnet_fast import __version__
 from dmfnet_fast.artifacts.manifest import Manifest, cache_path, check_path, file_sha256, manifest_path, save_check
 from dmfnet_fast.artifacts.parity import Parity, Reference, check, compare_with
 from dmfnet_fast.engines.cuda_runtime import current_gpu
-from dmfnet_fast.engines.tensorrt import MODULES, TensorRTEngine
-from dmfnet_fast.errors import EngineError, MissingExtraError, warn
+from dmfnet_fast.engines.tensorrt import FLAVOURS, TensorRTEngine
+from dmfnet_fast.errors import EngineError, MissingExtraError, require, warn
 from export.onnx.source import NOTHING_WRITTEN, Graph, Step
-from export.request import Request
+from export.request import Request, Tell
 from export.tensorrt.builder import Profile, build, capability, require_builder
 from export.tensorrt.layers import check_precision, summary
 
@@ -37,7 +37,7 @@ class Prepared:
     plugins: tuple[str, ...]
 
 
-def prepare(request: Request, content: bytes, tell: Callable[[str], None]) -> Prepared:
+def prepare(request: Request, content: bytes, tell: Tell) -> Prepared:
     """Put our kernels in the place of the functions, if that is asked for and this TensorRT can.
 
     Raises:
@@ -84,7 +84,7 @@ def run_engine(path: Path, references: list[Reference]) -> Parity:
 
 def _gpus(request: Request) -> tuple[str, list[str]]:
     """The name of this machine's GPU, if the engine is for it, else ""; and the compute capabilities that it is for."""
-    if request.target == "tensorrt":
+    if not request.gpus:
         name, own = current_gpu()
         return name, [own]
     wanted = [capability(gpu) for gpu in request.gpus]
@@ -95,7 +95,7 @@ def _gpus(request: Request) -> tuple[str, list[str]]:
     return "", wanted
 
 
-def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: Callable[[str], None]) -> Manifest:
+def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> Manifest:
     """Build an engine into `folder`, under the name of the request's output, with its manifest.
 
     Where the GPU that it is for is this machine's, it is run and compared with the network as trained; else it gets a
@@ -113,14 +113,12 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
         MissingExtraError, OutOfMemoryError: as they say.
     """
     assert request.profile is not None
-    assert request.target != "onnx"
+    flavour = request.target.name
     prepared = prepare(request, graph.content, tell)
-    trt: Any = require_builder(request.target)
+    trt: Any = require_builder(flavour)
     device, capabilities = _gpus(request)
-    with step(f"building with {MODULES[request.target]} {trt.__version__}") as report:
-        built = build(
-            prepared.content, request.target, request.profile, list(request.gpus), request.timing_cache, report
-        )
+    with step(f"building with {FLAVOURS[flavour].module} {trt.__version__}") as report:
+        built = build(prepared.content, flavour, request.profile, list(request.gpus), request.timing_cache, report)
     check_precision(built.layers, request.precision)
     path = folder / request.output.name
     path.write_bytes(built.engine)
@@ -128,7 +126,7 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
     largest = max(known, key=lambda reference: int(np.prod(reference.shape)), default=None)
     manifest = Manifest(
         precision=request.precision,
-        flavour=request.target,
+        flavour=flavour,
         version=trt.__version__,
         compute_capabilities=capabilities,
         device=device,
@@ -167,15 +165,15 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
     return manifest
 
 
-def build_for_server(request: Request, content: bytes, step: Step, tell: Callable[[str], None]) -> bytes:
-    """The engine of a model that Triton Inference Server runs, which has no manifest. Raises as `make_engine`."""
+def for_server(request: Request, content: bytes, step: Step, tell: Tell) -> tuple[bytes, Mapping[str, str]]:
+    """The engine of a model that Triton Inference Server runs, which has no manifest; see `Served.make`."""
     assert request.profile is not None
-    assert request.target == "tensorrt"
+    flavour = request.target.name
     prepared = prepare(request, content, tell)
     with step("building with TensorRT") as report:
-        built = build(prepared.content, request.target, request.profile, [], request.timing_cache, report)
+        built = build(prepared.content, flavour, request.profile, [], request.timing_cache, report)
     check_precision(built.layers, request.precision)
-    return built.engine
+    return built.engine, {flavour: require_builder(flavour).__version__}
 
 
 def publish(folder: Path, output: Path) -> None:
@@ -191,3 +189,20 @@ def publish(folder: Path, output: Path) -> None:
     ):
         if source.exists():
             source.replace(target)
+
+
+def check_machine(request: Request) -> None:
+    """Whether there is the builder, what plugins are made with, and the GPU that the engine is for; see `Target`."""
+    require_builder(request.target.name)
+    if request.plugins:
+        require("onnx", extra="export")
+        require("triton", extra="export", hint=" on Linux; or leave --plugins out")
+    if not request.gpus:
+        current_gpu()
+
+
+def write(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> None:
+    """Write an engine and what lies beside it; see `Target.write`."""
+    made = make_engine(request, graph, folder, step, tell)
+    publish(folder, request.output)
+    tell(f"{made.layers['count']} layers, of which {made.layers['reformats']} only rearrange")

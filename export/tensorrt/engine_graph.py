@@ -13,7 +13,7 @@ from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.errors import require
 from dmfnet_fast.model import DMFNet, optimize
 from dmfnet_fast.model.fused import FusedPasses, PixelLinear
-from dmfnet_fast.model.inference import Precision
+from dmfnet_fast.precision import FloatPrecision
 from export.onnx.functions import DOMAIN, functions, register_schemas
 from export.onnx.graph import finish, tidy, trace
 
@@ -171,7 +171,7 @@ def _translations() -> dict[Any, Any]:
     }
 
 
-def to_engine_onnx(model: DMFNet, precision: Precision, sha256: str | None = None) -> Any:
+def to_engine_onnx(model: DMFNet, precision: FloatPrecision, sha256: str | None = None) -> Any:
     """Export for TensorRT, for any batch and any size that is a multiple of 16, at least 64.
 
     All passes of a pair are one batch. The precision is in the graph: feature maps and convolutions have it;

@@ -19,7 +19,7 @@ from triton.runtime import interpreter
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.model import load_model, optimize, preset
-from dmfnet_fast.model.inference import Precision
+from dmfnet_fast.precision import FloatPrecision
 from kernels import convolution, convolution_epilogue, group_norm_silu, launch
 from kernels.cases import (
     ATTENTION,
@@ -383,7 +383,7 @@ def test_far_head(last_programs: Last) -> None:
 
 # Rounding makes 3e-6, and in float16 4e-3.
 @pytest.mark.parametrize(("precision", "largest"), [("float32", 2e-5), ("float16", 0.015)])
-def test_network(precision: Precision, largest: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_network(precision: FloatPrecision, largest: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole network, through the torch operators, with PyTorch's convolutions where this runs without a GPU."""
     use_large_tiles(monkeypatch)
     assert fused_error("tiny", precision) <= largest
@@ -419,7 +419,7 @@ def use_large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(convolution_epilogue, "FEWEST_PIXELS", 1024)
 
 
-def fused_error(name: str, precision: Precision) -> float:
+def fused_error(name: str, precision: FloatPrecision) -> float:
     """The largest difference of the network on our kernels from the network as trained."""
     model = (load_model(shipped()[name]) if name in shipped() else model_by_rule(preset(name))).to(DEVICE)
     inputs = random_inputs(model.config, height=64, width=64)

@@ -18,7 +18,7 @@ from dmfnet_fast.engines import shipped
 from dmfnet_fast.errors import MissingExtraError
 from dmfnet_fast.model import DMFNet, ModelConfig, Student, StudentConfig, load_model, preset
 from dmfnet_fast.model import fused as fused_module
-from dmfnet_fast.model.inference import DTYPES, Precision, optimize
+from dmfnet_fast.model.inference import DTYPES, optimize
 from dmfnet_fast.model.rewrites import (
     ExactNorm,
     PassByPass,
@@ -30,6 +30,7 @@ from dmfnet_fast.model.rewrites import (
     upsample_once,
     upsample_transposed,
 )
+from dmfnet_fast.precision import FloatPrecision
 from kernels.launch import assumed
 from tests.synthetic_weights import SMALL, model_by_rule, random_inputs, run_model
 
@@ -123,7 +124,7 @@ def test_without_noise_the_images_are_only_converted() -> None:
 
 
 @pytest.mark.parametrize(("precision", "largest"), [("float32", 0.0), ("float16", 0.01), ("bfloat16", 0.1)])
-def test_student(precision: Precision, largest: float) -> None:
+def test_student(precision: FloatPrecision, largest: float) -> None:
     """There is nothing to rewrite in it but the layout and the precision of its weights."""
     config = SMALL["student"]
     model, given = model_by_rule(config), random_inputs(config)
@@ -205,7 +206,7 @@ HALF = {"bfloat16": (0.1, 0.01), "float16": (0.015, 0.0015)}
 @pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision(
-    precision: Precision, kernels: bool, model: DMFNet, inputs: dict[str, torch.Tensor], expected: torch.Tensor
+    precision: FloatPrecision, kernels: bool, model: DMFNet, inputs: dict[str, torch.Tensor], expected: torch.Tensor
 ) -> None:
     largest, mean = HALF[precision]
     net = optimize(model, precision, kernels=kernels)
@@ -221,7 +222,7 @@ def test_half_precision(
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_kernels_as_on_a_gpu(
-    precision: Precision, architecture: int, model: DMFNet, inputs: dict[str, torch.Tensor], expected: torch.Tensor
+    precision: FloatPrecision, architecture: int, model: DMFNet, inputs: dict[str, torch.Tensor], expected: torch.Tensor
 ) -> None:
     """The same network by what is called on a GPU, here by its definitions."""
     largest, mean = HALF[precision]
@@ -252,7 +253,7 @@ def test_timesteps_as_on_a_gpu(steps: int, interval: bool) -> None:
     "config",
     [StudentConfig(16, 2), StudentConfig(16, 1, factor=4), StudentConfig(8, 2), StudentConfig(16, 2, factor=1)],
 )
-def test_student_as_on_a_gpu(config: StudentConfig, precision: Precision) -> None:
+def test_student_as_on_a_gpu(config: StudentConfig, precision: FloatPrecision) -> None:
     """On our kernels, its convolutions too where they take a multiple of 16 channels in half precision."""
     model, given = model_by_rule(config), random_inputs(config, pairs=2)
     net = optimize(model, precision, kernels=True)
