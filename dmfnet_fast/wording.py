@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
-def alternatives(words: Iterable[str]) -> str:
+def alternatives(words: Iterable[str], conjunction: str = "or") -> str:
     """Of the words a, b and c: "a, b or c"."""
     *first, last = words
-    return f"{', '.join(first)} or {last}" if first else last
+    return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
 def with_article(words: str) -> str:

@@ -96,8 +96,9 @@ def precision_help(precision: Precision) -> str:
     flag = PRECISION_FLAGS[precision]
     defaults = [target.name for target in TARGETS.values() if target.precisions[0] == precision]
     have = [target.name for target in TARGETS.values() if precision in target.precisions]
-    only = "" if len(have) == len(TARGETS) else f", for {alternatives(have)} alone"
-    return f"{flag.words}{f', the default for {alternatives(defaults)}' if defaults else ''}{only}."
+    default = f", the default for {alternatives(defaults, 'and')}" if defaults else ""
+    only = "" if len(have) == len(TARGETS) else f"; for {alternatives(have, 'and')} alone"
+    return f"{flag.words}{default}{only}."
 
 
 def chosen_precision(given: tuple[Precision, ...]) -> Precision | None:

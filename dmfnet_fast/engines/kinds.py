@@ -136,9 +136,9 @@ def device_kind(device: str) -> DeviceKind:
     return "cpu" if device == "cpu" else "cuda"
 
 
-def files(kinds: Iterable[EngineKind] = ENGINE_KINDS) -> str:
-    """Files of some kinds in words: "an .engine, .onnx or .safetensors file"."""
-    return with_article(f"{alternatives(kind.suffix for kind in kinds)} file")
+def files(kinds: Iterable[EngineKind] | None = None) -> str:
+    """Files of some kinds, or of all, in words: "an .engine, .onnx or .safetensors file"."""
+    return with_article(f"{alternatives(kind.suffix for kind in kinds or ENGINE_KINDS)} file")
 
 
 def files_and_libraries() -> str:

@@ -35,16 +35,18 @@ class Flavour:
     Attributes:
         module: its name in Python.
         tuned_to_model: whether an engine is at its fastest on GPUs of the name that it was built on alone.
+        compiles_when_run: whether kernels are compiled at the first run of a shape, and kept in a cache.
     """
 
     module: str
     tuned_to_model: bool
+    compiles_when_run: bool
 
 
 # By the names that manifests, targets of dmfnet-export and extras have for them.
 FLAVOURS = {
-    "tensorrt": Flavour("tensorrt", tuned_to_model=True),
-    "tensorrt-rtx": Flavour("tensorrt_rtx", tuned_to_model=False),
+    "tensorrt": Flavour("tensorrt", tuned_to_model=True, compiles_when_run=False),
+    "tensorrt-rtx": Flavour("tensorrt_rtx", tuned_to_model=False, compiles_when_run=True),
 }
 
 
@@ -144,7 +146,7 @@ class TensorRTEngine(Engine):
         self._stack.callback(self._forget_opened)
         self._stack.callback(self._drop_shapes)
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self._manifest.flavour == "tensorrt":
+        if not self._flavour.compiles_when_run:
             self._context = lambda: engine.create_execution_context(strategy)
         else:
             config = expect(engine.create_runtime_config(), "make a runtime configuration", self._errors)
@@ -167,7 +169,7 @@ class TensorRTEngine(Engine):
 
     def _save_cache(self) -> None:
         """Whoever can write there can replace the engine too, so the cache is trusted as that is."""
-        if self._manifest.flavour == "tensorrt-rtx":
+        if self._flavour.compiles_when_run:
             content = bytes(self._opened[3].serialize())
             if content != self._cached:
                 self._cached = content
