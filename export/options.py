@@ -170,7 +170,7 @@ def make_request(
         MissingExtraError: TensorRT-RTX, which knows what GPUs it builds for, is not installed.
     """
     row = TARGETS[target]
-    kind = precision or row.precisions[0]
+    chosen = precision or row.precisions[0]
     given = {
         "calibrate": calibrate,
         "every_block": every_block,
@@ -180,26 +180,26 @@ def make_request(
         "server": server,
         "gpu": gpu,
     }
-    _check_taken(row, kind, given)
+    _check_taken(row, chosen, given)
     if calibrate is not None and not calibrate.is_dir():
         raise RequestError(f"--calibrate {calibrate}: is no folder; give one that holds train/CT-MRI/MRI and so on")
     asked = make_profile(size, least, best, most, batch or 1)
     profile = asked if row.takes("batch", server is not None) or any((size, least, most)) else None
     if server is not None and asked.min[1:] != asked.max[1:]:
         raise RequestError("--triton-server: a served model takes one size, so give one --size")
-    gpus = _gpus(gpu, kind) if row.takes("gpu", server is not None) else ()
+    gpus = _gpus(gpu, chosen) if row.takes("gpu", server is not None) else ()
     if timing_cache is not None and (timing_cache.is_dir() or not timing_cache.absolute().parent.is_dir()):
         raise RequestError(f"--timing-cache {timing_cache}: name a file in a folder that exists")
-    source, stem = _source(source, row, kind)
-    what_it_is = source_of(source).kind
+    source, stem = _source(source, row, chosen)
+    source_kind = source_of(source).kind
     if server is not None:
         output = _model_folder(server, stem if output is None else str(output))
     else:
-        if what_it_is is row.kind:
+        if source_kind is row.kind:
             raise RequestError(f"{source}: is {with_article(row.kind.suffix)} file already; give weights")
         output = output or Path(f"{stem}{row.kind.suffix}")
         _check_output(output, source, row)
-    return Request(source, row, kind, profile, gpus, plugins, timing_cache, calibrate, every_block, server, output)
+    return Request(source, row, chosen, profile, gpus, plugins, timing_cache, calibrate, every_block, server, output)
 
 
 def _source(named: Path | None, target: Target, precision: Precision) -> tuple[Path, str]:

@@ -1,4 +1,4 @@
-"""No two modules import each other, directly or over others: each can be read, tested and replaced by itself."""
+"""No two modules import each other, directly or through others: each can be read, tested and replaced by itself."""
 
 from __future__ import annotations
 

@@ -7,14 +7,14 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from dmfnet_fast.engines.devices import has_native_bfloat16
 from dmfnet_fast.errors import require
 from dmfnet_fast.images.padding import STRIDE
-from train.recipe import Recipe, Run
+from train.recipe import Recipe, Run, TrainingPrecision
 
 RECIPE = ("steps", "batch", "crop", "learning_rate", "optimizer", "ema", "seed")
 MACHINE = ("data", "out", "init", "minutes", "validate_every", "precision", "compiled", "device")
@@ -101,7 +101,7 @@ def training_options(
         click.option(
             "--precision",
             default="auto",
-            type=click.Choice(["auto", "bf16", "tf32", "float32"]),
+            type=click.Choice(["auto", *get_args(TrainingPrecision)]),
             help="bfloat16 autocast, or float32 with or without a GPU's TF32; auto is bf16 where it is native.",
         ),
         click.option(
