@@ -230,7 +230,7 @@ def test_given_pairs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "picture", "message"),
+    ("name", "image", "message"),
     [
         ("MRI/007.png", np.zeros((64, 64), np.uint8), r"MRI/007\.png: has no partner in .*CT$"),
         ("CT/001.png", np.zeros((64, 80), np.uint8), r"CT/001\.png is 80x64: register them to one size"),
