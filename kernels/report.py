@@ -1,7 +1,8 @@
 """What every kernel takes of a GPU, for every architecture: `python -m kernels.report` writes resources.json.
 
-It also writes the table of the operators in README.md from their records in `kernels.cases`. Needs no GPU: everything is compiled ahead of time, in the launch configurations that the network uses. The file tells
-the Triton release and the sources that it belongs to.
+It also writes the table of the operators in README.md, from their records in `kernels.cases`. Needs no GPU: everything
+is compiled ahead of time, in the launch configurations that the network uses. resources.json tells the Triton release
+and the sources that it belongs to.
 """
 
 from __future__ import annotations

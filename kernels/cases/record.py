@@ -1,10 +1,10 @@
-"""What is known of an operation beside its kernel: one record for each kernel file, for tests, reports and benchmarks."""
+"""What is known of operations beside their kernels: a record for each kernel file, for tests, reports, benchmarks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -119,4 +119,4 @@ class Record:
     odd: tuple[Case, ...]
     small: tuple[Case, ...]
     kernels: Mapping[str, str]
-    narrow: frozenset[str] = field(default_factory=frozenset)
+    narrow: frozenset[str] = frozenset()

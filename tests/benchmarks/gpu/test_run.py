@@ -62,7 +62,9 @@ def test_interpreted(tmp_path: Path) -> None:
     assert operations["diffuse"]["errors"]["bfloat16"] <= 1
     assert [row["precision"] for row in results["checks"]["networks"]] == 3 * ["float16", "bfloat16", "float32"]
     assert all(row["within"] and row["same_bits"] for row in results["checks"]["networks"])
-    assert {row["operation"] for row in results["kernels"]} == {operation.name for operation in OPERATIONS if operation.eager}
+    assert {row["operation"] for row in results["kernels"]} == {
+        operation.name for operation in OPERATIONS if operation.eager
+    }
     assert {row["network"] for row in results["fusions"]} == {"tiny"}
     assert results["profile"] == results["pictures"] == []
     for row in results["kernels"] + results["fusions"]:
