@@ -64,7 +64,7 @@ def _restore_convolutions(module: nn.Module, shuffle: bool) -> None:
             _restore_convolutions(child, shuffle)
 
 
-def _translations() -> dict[Any, Any]:
+def translations() -> dict[Any, Any]:
     """What the exporter writes for each torch operator of `kernels`."""
     register_schemas()
     return {getattr(torch.ops.dmfnet, name).default: translate for name, translate in TRANSLATIONS.items()}
@@ -91,7 +91,7 @@ def to_engine_onnx(model: DMFNet, precision: Precision, sha256: str | None = Non
     net = optimize(model, precision, kernels=True)
     assert isinstance(net, FusedPasses)
     _restore_convolutions(net, shuffle=precision == "bfloat16")
-    proto = tidy(trace(net, interface_of(model.config.to_dict()), _translations()))
+    proto = tidy(trace(net, interface_of(model.config.to_dict()), translations()))
     proto.functions.extend(functions().values())
     return finish(proto, model, precision, sha256)
 
