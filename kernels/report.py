@@ -137,7 +137,7 @@ def summary(table: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def described(text: str) -> str:
+def with_operators(text: str) -> str:
     """README.md's `text` with the table of the operators made anew between its markers."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -149,7 +149,7 @@ def described(text: str) -> str:
 
 
 def main() -> None:
-    README.write_text(described(README.read_text()))
+    README.write_text(with_operators(README.read_text()))
     workers = min(len(ARCHITECTURES), os.cpu_count() or 1)
     table: list[dict[str, Any]] = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:

@@ -15,7 +15,7 @@ from kernels.cases.convolution import convolve
 from kernels.cases.record import Draw
 from kernels.compile import REGISTERS, SHARED_MEMORY, compile_signature, signature_of
 from kernels.convolution import SMALLEST
-from kernels.report import README, RESOURCES, described, rows, sources_hash, summary, write
+from kernels.report import README, RESOURCES, rows, sources_hash, summary, with_operators, write
 from kernels.tiles import ARCHITECTURES, ConvolutionTile, Tiles
 
 # Kernels of which no thread reads feature maps, in which the channels of a pixel are neighbors.
@@ -43,9 +43,9 @@ def test_it_belongs_to_the_sources(report: dict[str, Any]) -> None:
 
 def test_the_table_of_the_operators() -> None:
     text = README.read_text()
-    assert described(text) == text, "run: python -m kernels.report"
+    assert with_operators(text) == text, "run: python -m kernels.report"
     with pytest.raises(SystemExit, match="has no"):
-        described("no markers")
+        with_operators("no markers")
 
 
 def test_every_architecture_has_everything(report: dict[str, Any]) -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from benchmarks.gpu import figure as gpu_figure
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.tables import COUNTED, NETWORKS, TABLES, Runs, filled, gaps, kernel_group, ours, profile, work
-from kernels.cases.record import Work
+from kernels.cases import RECORDS
+from kernels.cases.record import Draw, Work
 
+EPILOGUES = "convolution_epilogue"  # which norms take their statistics by
 ROOT = Path(__file__).parents[3]
 
 
@@ -67,6 +70,14 @@ def test_counts_agree_with_the_script(network: str, runs: Runs) -> None:
     assert sum(gap.us for gap in gaps(runs.now, network).values()) > 0
     ours_alone = {one["operator"] for one in profile(runs.now, network)["operators"] if "dmfnet" in one["operator"]}
     assert {name.partition("::")[2] for name in ours_alone} <= set(COUNTED)
+
+
+def test_every_kernel_has_a_row() -> None:
+    for name, record in RECORDS.items():
+        plans = [case.operation.plan(*case.make(Draw(torch.float16, "meta"))) for case in record.odd]
+        kernels = {launch.kernel.__name__ for _, launches in plans for launch in launches}
+        others = record.kernels if name != "group_norm_silu" else {**record.kernels, **RECORDS[EPILOGUES].kernels}
+        assert {kernel_group(kernel) for kernel in kernels} == set(others), name
 
 
 def test_kernel_groups() -> None:

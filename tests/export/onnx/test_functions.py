@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pkgutil import iter_modules
+
 import onnx
 import pytest
 import torch
 
+import export.ops
 from export.onnx.functions import OPSET, functions, register_schemas
 from export.ops import FUNCTIONS
 from export.ops.shared import DOMAIN
 from kernels import group_norm_silu
+from kernels.cases import RECORDS
 from kernels.cases.record import Draw
 from tests.export.exported import CHANNELS, arguments_of, computed, exported, tensors_of
 
@@ -51,6 +55,12 @@ def test_statistics_are_float32() -> None:
     model = onnx.helper.make_model(graph, opset_imports=opsets, functions=[functions()[name]], ir_version=9)
     expected = group_norm_silu.reference(x, None, None, None, None, ones, zeros, 4, 1e-3, False)
     assert (torch.from_numpy(computed(model, tensors)["out"]) - expected).abs().max() <= 4e-3
+
+
+def test_every_file_is_that_of_a_kernel() -> None:
+    """Others would be left out."""
+    files = {file.name for file in iter_modules(export.ops.__path__)}
+    assert files - set(RECORDS) == {"record", "shared"}
 
 
 def test_all_are_known() -> None:
