@@ -29,7 +29,8 @@ from torch.utils.module_tracker import ModuleTracker
 
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.model import network_of, optimize, preset
-from kernels import cases
+from kernels.cases import OPERATIONS
+from kernels.cases.record import Operation
 from kernels.launch import assumed
 
 README = Path(__file__).parent.parent / "kernels" / "README.md"
@@ -38,9 +39,7 @@ aten = torch.ops.aten
 # The meta device has none.
 NO_AUTOCAST = mock.patch.object(torch, "autocast", return_value=nullcontext())
 OTHERS = ("tiny", "turbo", "nano")
-OPERATIONS = {operation.name: operation for operation in cases.OPERATIONS}
-# Their arguments are pairs of a feature map and a weight, and then others.
-CONVOLUTIONS = (cases.CONVOLUTION, cases.CONVOLUTION_WITH_STATISTICS, cases.FIRST_CONVOLUTION, cases.HEAD)
+BY_NAME = {operation.name: operation for operation in OPERATIONS}
 TUNED = 90  # whose rules say which convolutions are ours
 
 
@@ -194,18 +193,9 @@ class Recorder(TorchDispatchMode):
         return self._maker(inputs)
 
 
-def products(operation: cases.Operation, arguments: Sequence[Any]) -> float:
+def products(operation: Operation, arguments: Sequence[Any]) -> float:
     """Operations of the convolutions or matrix products in one of our operators, multiply-adds counted as two."""
-    if operation is cases.ATTENTION:
-        n, channels, height, width = arguments[0].shape
-        return 4 * n * (height * width) ** 2 * (channels // 3)
-    if operation not in CONVOLUTIONS:
-        return 0
-    total = 0
-    for x, weight in zip(arguments[::2], arguments[1::2], strict=False):
-        if all(isinstance(value, Tensor) and value.dim() == 4 for value in (x, weight)):
-            total += 2 * len(x) * x.shape[2] * x.shape[3] * weight.numel()
-    return total
+    return operation.work([list(value.shape) for value in arguments if isinstance(value, Tensor)]).flop
 
 
 class KernelRecorder(TorchDispatchMode):
@@ -222,8 +212,8 @@ class KernelRecorder(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         namespace, _, name = func.name().partition("::")
         if namespace == "dmfnet":
-            flop = products(OPERATIONS[name], args)
-            for launch in OPERATIONS[name].plan(*args)[1]:  # of those with products there is one
+            flop = products(BY_NAME[name], args)
+            for launch in BY_NAME[name].plan(*args)[1]:  # of those with products there is one
                 self._add(sum(x.nbytes for x in launch.tensors), flop)
             return out
         inputs, outputs = ([x for x in tree_leaves(part) if isinstance(x, Tensor)] for part in ((args, kwargs), out))

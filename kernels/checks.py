@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from kernels import launch
-from kernels.cases import OF_A_TYPE, STATISTICS, WITH_STATISTICS, Operation
+from kernels.cases.record import Operation
 from kernels.convolution_epilogue import statistics_reference
 
 # Relative root mean square error. Half precision: results are rounded once, which costs up to 2^-11.8 (float16) and
@@ -26,7 +26,7 @@ GUARD = 256  # elements in front of and behind a tensor
 def expected(operation: Operation, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
     """The reference in float64."""
     wide = [value.double() if isinstance(value, Tensor) else value for value in arguments]
-    if operation in OF_A_TYPE:
+    if operation.takes_type:
         wide[-1] = torch.float64
     results = operation.reference(*wide)
     return results if isinstance(results, tuple) else (results,)
@@ -108,11 +108,11 @@ def worst(operation: Operation, arguments: Sequence[Any]) -> float:
     if not guarded.untouched():
         return float("inf")
     wanted = list(expected(operation, arguments))
-    if operation in WITH_STATISTICS:
+    if operation.gives_statistics and len(results) > 1:
         # They are of the result as it was rounded, not as it would have been.
         wanted[1] = statistics_reference(results[0].double())
     pairs = list(zip(results, wanted, strict=True))
-    if operation in (STATISTICS, *WITH_STATISTICS):  # means and squares are of different sizes
+    if operation.gives_statistics:  # means and squares are of different sizes
         got, value = pairs.pop()
         pairs += zip(got.unbind(2), value.unbind(2), strict=True)
     return max(error(got, value) / tolerance(got.dtype) for got, value in pairs)

@@ -1,7 +1,8 @@
 """What every kernel takes of a GPU, for every architecture: `python -m kernels.report` writes resources.json.
 
-Needs no GPU: everything is compiled ahead of time, in the launch configurations that the network uses. The file tells
-the Triton release and the sources that it belongs to.
+It also writes the table of the operators in README.md, from their records in `kernels.cases`. Needs no GPU: everything
+is compiled ahead of time, in the launch configurations that the network uses. resources.json tells the Triton release
+and the sources that it belongs to.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from typing import Any
 import torch
 import triton
 
-from kernels.cases import Case, Draw, convolve, network_cases, own_cases, student_cases
+from kernels.cases import OPERATIONS, network_cases, own_cases, student_cases
+from kernels.cases.convolution import convolve
+from kernels.cases.record import Case, Draw
 from kernels.compile import SHARED_MEMORY, Signature, compile_signature, signature_of
 from kernels.launch import assumed
 from kernels.tiles import ARCHITECTURES
 
 FOLDER = Path(__file__).parent
 RESOURCES = FOLDER / "resources.json"
+README = FOLDER / "README.md"
+BEGIN, END = "<!-- operators -->", "<!-- /operators -->"
+NOT_COMPILED = ("__init__.py", "report.py", "checks.py")
 # Channels and groups of the presets "base" and "tiny", and the precisions that each is compiled for.
 NETWORKS = (
     (128, 32, torch.float16),
@@ -50,9 +56,10 @@ UNTUNED = (
 def sources_hash() -> str:
     """Of the sources of this folder that decide what is compiled."""
     digest = sha256()
-    for file in sorted(FOLDER.glob("*.py")):
-        if file.name not in ("__init__.py", "report.py", "checks.py"):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    for file in sorted(FOLDER.rglob("*.py")):
+        name = file.relative_to(FOLDER).as_posix()
+        if name not in NOT_COMPILED:
+            digest.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
@@ -130,7 +137,19 @@ def summary(table: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def with_operators(text: str) -> str:
+    """README.md's `text` with the table of the operators made anew between its markers."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{README.name} has no {BEGIN} ... {END}")
+    lines = ["| operator `dmfnet::` | what it does | passes over feature maps |", "| --- | --- | --- |"]
+    lines += [f"| `{operation.name}` | {operation.does} | {operation.passes} |" for operation in OPERATIONS]
+    return "\n".join([f"{before}{begin}", "", *lines, "", f"{end}{after}"])
+
+
 def main() -> None:
+    README.write_text(with_operators(README.read_text()))
     workers = min(len(ARCHITECTURES), os.cpu_count() or 1)
     table: list[dict[str, Any]] = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:

@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu.kernels import checked_cases
 from benchmarks.gpu.machine import Machine, find_machine
 from kernels import launch
-from kernels.cases import Case, Draw
+from kernels.cases.record import Case, Draw
 from kernels.compile import Signature, signature_of
 from kernels.launch import assumed
 

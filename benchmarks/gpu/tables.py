@@ -1,7 +1,7 @@
 """The tables of docs/gpu.md and of the README's part on GPUs, made from the results of `benchmarks.gpu`.
 
 Nothing is measured here, and nothing but those results is read: floors are counted from the shapes of the operators
-that the profile has.
+that the profile has, ours as their records in `kernels.cases` say.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from kernels.cases import OPERATIONS, RECORDS
+from kernels.cases.record import HALF, Shape, Work, values
+
 RESULTS = Path(__file__).parents[1] / "results"
 NAME = "0.1.0-H200"
 NETWORKS = ("base", "turbo", "nano")
@@ -24,12 +27,9 @@ COMPILED = "published, torch.compile reduce-overhead, autocast, channels last"
 OPERATORS_CAPTURED = "optimized, CUDA graph"
 ON_GPU, ON_CPU = "pixels to pixels in one CUDA graph", "rules on the CPU"
 BATCHES = (1, 8, 32)
-HALF, SINGLE = 2, 4  # bytes
-ENDS = "a student's ends"
 OURS_FROM = 16  # input channels; a convolution of fewer is cuDNN's for that reason, another one as it is strided
 
 Json: TypeAlias = dict[str, Any]
-Shape: TypeAlias = list[int]
 MARKED = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- /table -->", re.DOTALL)
 
 
@@ -111,119 +111,29 @@ def _table(heads: str, rows: Iterable[Sequence[str]]) -> str:
 # What an operator computes and moves.
 
 
-@dataclass(frozen=True)
-class Work:
-    """Of one call: the row of the table that it belongs to, operations, and bytes that are read and written once."""
-
-    kind: str
-    flop: float
-    bytes: float
-
-    def floor(self, ceilings: Json) -> float:
-        """Microseconds at the rates that the same run measured."""
-        return 1e6 * max(
-            self.flop / ceilings["float16"]["flop_per_second"], self.bytes / ceilings["copy"]["bytes_per_second"]
-        )
-
-
-def _values(*shapes: Shape) -> int:
-    return sum(math.prod(shape) for shape in shapes)
-
-
-def _of_convolution(shapes: list[Shape]) -> Work:
-    """Ours: a map and its weights, up to two more of such pairs, then bias and residual where there are any."""
-    (n, _, height, width), weight = shapes[:2]
-    weights = [shape for shape in shapes[1::2] if len(shape) == 4 and shape[2:] in ([1, 1], [3, 3])]
-    inner = sum(math.prod(shape[1:]) for shape in weights)
-    out = n * height * width * weight[0]
-    kind = f"3x3 convolution, {height}x{width}" if weight[2] == 3 else "1x1 convolution"
-    return Work(kind, 2.0 * out * inner, HALF * (_values(*shapes) + out))
-
-
 def _of_cudnn(shapes: list[Shape]) -> Work:
     (n, inputs, height, width), weight = shapes
     strided = inputs >= OURS_FROM
     out = n * height * width * weight[0] // (4 if strided else 1)
     kind = "downsampling (strided convolution)" if strided else "convolution of the interval"
-    return Work(kind, 2.0 * out * math.prod(weight[1:]), HALF * (_values(*shapes) + out))
+    return Work(kind, 2.0 * out * math.prod(weight[1:]), HALF * (values(*shapes) + out))
 
 
 def _of_transposed(shapes: list[Shape]) -> Work:
     (n, _, height, width), weight = shapes
     flop, out = 2.0 * n * height * width * math.prod(weight), 4 * n * height * width * weight[1]
-    return Work("upsampling (transposed convolution)", flop, HALF * (_values(*shapes) + out))
-
-
-def _of_norm(shapes: list[Shape]) -> Work:
-    n, _, height, width = shapes[0]
-    return Work(f"GroupNorm and SiLU, {height}x{width}", 0, HALF * 2 * n * height * width * shapes[-1][0])
-
-
-def _of_epilogue(shapes: list[Shape]) -> Work:
-    kind = "epilogue of a convolution of cuDNN's"
-    return Work(kind, 0, HALF * _values(shapes[0], *(shape for shape in shapes if len(shape) == 4)))
-
-
-def _of_gate(shapes: list[Shape]) -> Work:
-    return Work("fusion gate", 0, HALF * 3 * _values(shapes[0]))
-
-
-def _of_upsampling(shapes: list[Shape]) -> Work:
-    return Work("bilinear upsampling", 0, HALF * (_values(*shapes) + 4 * _values(shapes[0])))
-
-
-def _of_attention(shapes: list[Shape]) -> Work:
-    n, triple, height, width = shapes[0]
-    values = _values(shapes[0])
-    flop = 4.0 * n * (height * width) ** 2 * (triple // 3)
-    return Work("attention", flop, HALF * (values + values // 3))
-
-
-def _of_diffusion(shapes: list[Shape]) -> Work:
-    a, b, noise = shapes[:3]
-    return Work("diffusion", 0, SINGLE * _values(a, b, noise) + HALF * noise[0] * _values(a, b))
-
-
-def _of_first(shapes: list[Shape]) -> Work:
-    (n, _, height, width), weight = shapes[:2]
-    out = n * height * width * weight[0]
-    return Work("first convolution", 2.0 * out * 9, HALF * (_values(*shapes) + out))
-
-
-def _of_head(shapes: list[Shape]) -> Work:
-    x = shapes[0]
-    return Work("head", 2.0 * 9 * _values(x), HALF * _values(x) + SINGLE * _values(x) / x[1])
-
-
-def _of_inputs(shapes: list[Shape]) -> Work:
-    return Work(ENDS, 0, (SINGLE + HALF) * _values(*shapes))
-
-
-def _of_change(shapes: list[Shape]) -> Work:
-    change, *planes = shapes
-    return Work(ENDS, 0, HALF * _values(change) + SINGLE * (_values(*planes) + _values(planes[0])))
+    return Work("upsampling (transposed convolution)", flop, HALF * (values(*shapes) + out))
 
 
 def _of_product(shapes: list[Shape]) -> Work:
     (rows, inner), (_, columns) = shapes[-2:]
-    return Work("matrix product", 2.0 * rows * inner * columns, HALF * (_values(*shapes) + rows * columns))
+    return Work("matrix product", 2.0 * rows * inner * columns, HALF * (values(*shapes) + rows * columns))
 
 
 COUNTED: dict[str, Callable[[list[Shape]], Work]] = {
-    "convolution": _of_convolution,
-    "convolution_with_statistics": _of_convolution,
+    **{operation.name: operation.work for operation in OPERATIONS},
     "cudnn_convolution": _of_cudnn,
     "cudnn_convolution_transpose": _of_transposed,
-    "convolution_epilogue_with_statistics": _of_epilogue,
-    "first_convolution": _of_first,
-    "head": _of_head,
-    "group_norm_silu": _of_norm,
-    "fusion_gate": _of_gate,
-    "upsample_add": _of_upsampling,
-    "attention": _of_attention,
-    "diffuse": _of_diffusion,
-    "student_inputs": _of_inputs,
-    "student_change": _of_change,
     "mm": _of_product,
     "addmm": _of_product,
 }
@@ -234,6 +144,13 @@ def work(row: Json) -> Work | None:
     """Of one call of an operator in a profile of the last run; None where it need not be."""
     name = row["operator"].partition("::")[2]
     return COUNTED[name](row["shapes"]) if name in COUNTED else None
+
+
+def floor(done: Work, ceilings: Json) -> float:
+    """Microseconds of a call at the rates that the same run measured."""
+    return 1e6 * max(
+        done.flop / ceilings["float16"]["flop_per_second"], done.bytes / ceilings["copy"]["bytes_per_second"]
+    )
 
 
 @dataclass
@@ -251,7 +168,7 @@ def gaps(run: Json, network: str) -> dict[str, Gap]:
         done = work(row)
         gap = found[done.kind if done else OTHER]
         gap.us += row["us"]
-        gap.floor += row["calls"] * done.floor(run["ceilings"]) if done else 0.0
+        gap.floor += row["calls"] * floor(done, run["ceilings"]) if done else 0.0
     return found
 
 
@@ -350,22 +267,18 @@ def _floor(runs: Runs) -> str:
     return _table(heads, rows)
 
 
-# Kernels by name; the first pattern that is found.
-KERNELS = {
-    "our convolution": r"^(described_)?convolution_kernel",
-    "GroupNorm and SiLU": r"^normalize_kernel",
-    "moments of norms with many parts": r"^moments_kernel",
-    "epilogues and statistics": r"^epilogue_kernel",
+LIBRARIES = {
     "transposed convolutions, cuDNN's": r"dgrad",
     "other convolutions, cuDNN's": r"fprop|^void convolve_|^void cudnn::",
     "matrix products, cuBLAS's": r"^nvjet|cublas|^sm\d+_xmma_gemm|splitK",
-    "first convolution": r"^first_kernel",
-    "head": r"^head_kernel",
-    "fusion gate": r"^(pool|channel|spatial|gate)_kernel",
-    "bilinear upsampling": r"^upsample_kernel",
-    "attention": r"^attention_kernel",
-    "diffusion": r"^diffuse_kernel",
-    ENDS: r"^(inputs|change)_kernel",
+}
+# Kernels by name; the first pattern that is found. Those that take most of the time stand first.
+KERNELS = {
+    **RECORDS["convolution"].kernels,
+    **RECORDS["group_norm_silu"].kernels,
+    **RECORDS["convolution_epilogue"].kernels,
+    **LIBRARIES,
+    **{group: pattern for record in RECORDS.values() for group, pattern in record.kernels.items()},
     "PyTorch's own, and memory set": r"",
 }
 

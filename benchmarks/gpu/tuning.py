@@ -30,20 +30,13 @@ from benchmarks.gpu.run import attempt
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.engines.arithmetic import arithmetic
 from kernels import convolution_epilogue, launch
-from kernels.cases import (
-    CONVOLUTION_WITH_STATISTICS,
-    Case,
-    Draw,
-    convolve,
-    epilogue,
-    from_one,
-    gate,
-    is_own,
-    norm,
-    statistics,
-    to_one,
-    upsample,
-)
+from kernels.cases.convolution import CONVOLUTION_WITH_STATISTICS, convolve, is_own
+from kernels.cases.convolution_epilogue import epilogue, statistics
+from kernels.cases.fusion_gate import gate
+from kernels.cases.group_norm_silu import norm
+from kernels.cases.record import Case, Draw
+from kernels.cases.single_channel import from_one, to_one
+from kernels.cases.upsample_add import upsample
 from kernels.compile import Signature, signature_of
 from kernels.single_channel import first_fits
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tile

@@ -10,24 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dmfnet_fast.artifacts.interface import interface_of
-from dmfnet_fast.errors import require
 from dmfnet_fast.model import DMFNet, optimize
 from dmfnet_fast.model.fused import FusedPasses, PixelLinear
 from dmfnet_fast.precision import FloatPrecision
-from export.onnx.functions import DOMAIN, functions, register_schemas
+from export.onnx.functions import functions, register_schemas
 from export.onnx.graph import finish, tidy, trace
-
-onnx = require("onnx", extra="export")
-
-from onnxscript import opset20  # noqa: E402
-from onnxscript.values import Opset  # noqa: E402
-
-op: Any = opset20  # its annotations forbid what it accepts
-_TYPES = {
-    torch.float32: onnx.TensorProto.FLOAT,
-    torch.float16: onnx.TensorProto.FLOAT16,
-    torch.bfloat16: onnx.TensorProto.BFLOAT16,
-}
+from export.ops import TRANSLATIONS
 
 
 class PixelConv(nn.Module):
@@ -76,99 +64,10 @@ def _restore_convolutions(module: nn.Module, shuffle: bool) -> None:
             _restore_convolutions(child, shuffle)
 
 
-def _ints(*values: int) -> Any:
-    return op.Constant(value_ints=list(values))
-
-
-def _epilogue(h: Any, bias: Any = None, residual: Any = None, relu: bool = False) -> Any:
-    """Not a custom node: TensorRT fuses it with the convolution before it."""
-    result = h if bias is None else op.Add(h, op.Reshape(bias, _ints(-1, 1, 1)))
-    result = op.Relu(result) if relu else result
-    return result if residual is None else op.Add(result, residual)
-
-
-def _epilogue_with_statistics(h: Any, bias: Any = None, residual: Any = None, relu: bool = False) -> Any:
-    """The statistics are left out: the normalization takes its own."""
-    return _epilogue(h, bias, residual, relu), op.Constant(value_float=0.0)
-
-
-def _diffuse(a: Any, b: Any, noise: Any, levels: Any, sigmas: Any, dtype: int) -> Any:
-    """(T x 2 x N, 1, H, W), ordered by timestep, image and pair; in float32 until the end."""
-    images = op.Concat(op.Unsqueeze(a, _ints(0)), op.Unsqueeze(b, _ints(0)), axis=0)  # (2, N, 1, H, W)
-    over_images = _ints(-1, 1, 1, 1, 1, 1)
-    signal = op.Mul(op.Reshape(levels, over_images), op.Unsqueeze(images, _ints(0)))
-    noisy = op.Add(signal, op.Mul(op.Reshape(sigmas, over_images), op.Unsqueeze(noise, _ints(2, 3))))
-    shape = op.Concat(_ints(-1), op.Shape(a, start=1, end=4), axis=0)
-    return op.Cast(op.Reshape(noisy, shape), to=dtype)
-
-
-def _translations() -> dict[Any, Any]:
+def translations() -> dict[Any, Any]:
     """What the exporter writes for each torch operator of `kernels`."""
     register_schemas()
-    own: Any = Opset(DOMAIN, 1)
-
-    def group_norm(
-        x: Any, _xs: Any, skip: Any, _ss: Any, noise_bias: Any, weight: Any, bias: Any,
-        groups: int, eps: float, silu: bool,
-    ) -> Any:  # fmt: skip
-        settings = {"groups": groups, "eps": eps}
-        if not silu:
-            assert skip is None
-            assert noise_bias is None
-            return own.dmfnet_group_norm(x, weight, bias, **settings)
-        if skip is not None:
-            assert noise_bias is None
-            return own.dmfnet_group_norm_silu_joined(x, skip, weight, bias, **settings)
-        if noise_bias is not None:
-            return own.dmfnet_group_norm_silu_biased(x, noise_bias, weight, bias, **settings)
-        return own.dmfnet_group_norm_silu(x, weight, bias, **settings)
-
-    def gate(
-        x: Any, y: Any, reduce_weight: Any, reduce_bias: Any, expand_weight: Any, expand_bias: Any,
-        spatial_weight: Any, spatial_bias: Any, pixel_weight: Any, pixel_bias: Any,
-    ) -> Any:  # fmt: skip
-        channels = int(x.shape[1])
-        # (2, 9, C): for x + y and for the attention, the taps of every channel.
-        kernels = op.Reshape(op.Transpose(pixel_weight, perm=[0, 2, 1]), _ints(2, channels, 1, 9))
-        own_kernel, other_kernel = (op.Squeeze(op.Slice(kernels, _ints(n), _ints(n + 1)), _ints(0)) for n in (0, 1))
-        taps = _ints(channels, 1, 3, 3)
-        return own.dmfnet_fusion_gate(
-            x,
-            y,
-            op.Unsqueeze(reduce_weight, _ints(2, 3)),
-            reduce_bias,
-            op.Unsqueeze(expand_weight, _ints(2, 3)),
-            expand_bias,
-            spatial_weight,
-            spatial_bias,
-            op.Reshape(own_kernel, taps),
-            op.Reshape(other_kernel, taps),
-            op.Reshape(op.ReduceSum(other_kernel, _ints(2), keepdims=0), _ints(1, channels, 1, 1)),
-            pixel_bias,
-            channels=channels,
-        )
-
-    def upsample(x: Any, addend: Any, relu: bool) -> Any:
-        assert relu == (addend is None)
-        return own.dmfnet_upsample_relu(x) if relu else own.dmfnet_upsample_add(x, addend)
-
-    def attention(qkv: Any) -> Any:
-        return own.dmfnet_attention(qkv, scale=(int(qkv.shape[1]) // 3) ** -0.5)
-
-    def diffuse(a: Any, b: Any, noise: Any, levels: Any, sigmas: Any, dtype: Any) -> Any:
-        kind = _TYPES[dtype] if isinstance(dtype, torch.dtype) else int(dtype)
-        return _diffuse(a, b, noise, levels, sigmas, kind)
-
-    operators = torch.ops.dmfnet
-    return {
-        operators.convolution_epilogue.default: _epilogue,
-        operators.convolution_epilogue_with_statistics.default: _epilogue_with_statistics,
-        operators.group_norm_silu.default: group_norm,
-        operators.fusion_gate.default: gate,
-        operators.upsample_add.default: upsample,
-        operators.attention.default: attention,
-        operators.diffuse.default: diffuse,
-    }
+    return {getattr(torch.ops.dmfnet, name).default: translate for name, translate in TRANSLATIONS.items()}
 
 
 def to_engine_onnx(model: DMFNet, precision: FloatPrecision, sha256: str | None = None) -> Any:
@@ -192,7 +91,7 @@ def to_engine_onnx(model: DMFNet, precision: FloatPrecision, sha256: str | None 
     net = optimize(model, precision, kernels=True)
     assert isinstance(net, FusedPasses)
     _restore_convolutions(net, shuffle=precision == "bfloat16")
-    proto = tidy(trace(net, interface_of(model.config.to_dict()), _translations()))
+    proto = tidy(trace(net, interface_of(model.config.to_dict()), translations()))
     proto.functions.extend(functions().values())
     return finish(proto, model, precision, sha256)
 

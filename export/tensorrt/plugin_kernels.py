@@ -1,7 +1,7 @@
-"""The plugins: each is one launch of a kernel of `kernels`, for shapes that may be known only when an engine runs.
+"""What a plugin is: one launch of a kernel of `kernels`, for shapes that may be known only when an engine runs.
 
-Nothing here needs TensorRT. A dimension is an integer, or an expression of TensorRT's, which knows + - * // and < with
-an expression on the left. All else about a launch is what `kernels` plans.
+Which there are, `export.ops` says. Nothing here needs TensorRT. A dimension is an integer, or an expression of
+TensorRT's, which knows + - * // and < with an expression on the left. All else about a launch is what `kernels` plans.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from kernels import attention, fusion_gate, group_norm_silu, upsample_add
 from kernels import convolution_epilogue as epilogue
 from kernels.compile import Signature, signature_of
 from kernels.launch import Launch, Plan
@@ -30,19 +29,15 @@ _STAND_IN = (6, 64, 64, 64)
 _DOUBLINGS = 19  # of the fewest pixels of a part; beyond 2^31 pixels no integer of a kernel would hold them
 
 
-def _times(a: Extent, b: Extent) -> Extent:
+def times(a: Extent, b: Extent) -> Extent:
     return b * a if isinstance(a, int) else a * b
-
-
-def _ceil_div(dividend: Extent, divisor: int) -> Extent:
-    return (dividend + (divisor - 1)) // divisor
 
 
 def pixels_of_part(pixels: Extent) -> Extent:
     """`kernels.convolution_epilogue.pixels_of_part`, of an expression too: from the largest, what is too much."""
     if isinstance(pixels, int):
         return epilogue.pixels_of_part(pixels)
-    needed = _ceil_div(pixels, epilogue.MOST_PARTS)
+    needed = (pixels + (epilogue.MOST_PARTS - 1)) // epilogue.MOST_PARTS
     result = pixels * 0 + (epilogue.FEWEST_PIXELS << _DOUBLINGS)
     for doublings in range(_DOUBLINGS):
         size = epilogue.FEWEST_PIXELS << doublings
@@ -69,7 +64,7 @@ class Sizes:
 
     @property
     def pixels(self) -> Extent:
-        return _times(self.height, self.width)
+        return times(self.height, self.width)
 
     @property
     def tokens(self) -> Extent:
@@ -123,7 +118,10 @@ class Plugin:
         attributes: their types by name.
         programs: along the grid's first axis, from the sizes and the kernel's constants; None where that is images.
         tile: the constant that tactics scale.
+        tile_axes: axes of the tile that have that constant as their length.
         tactics: those of `TACTICS` that there are.
+        bounds: constants that are the most that an integer may be where that is not known: by the integer's name, the
+            constant's name and value.
     """
 
     name: str
@@ -134,7 +132,9 @@ class Plugin:
     attributes: dict[str, type] = field(default_factory=dict)
     programs: Callable[[Sizes, Mapping[str, Any]], Extent] | None = None
     tile: str | None = None
+    tile_axes: int = 1
     tactics: tuple[int, ...] = (1,)
+    bounds: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
     def sizes(self, shapes: Mapping[str, Sequence[Extent]]) -> Sizes:
         """From the shapes of the inputs, by name."""
@@ -162,16 +162,15 @@ class Plugin:
             grid = (sizes.n, *planned.grid[1:])
         else:
             grid = (self.programs(sizes, planned.constants), sizes.n, *planned.grid[2:])
-        return PluginLaunch(_signature(planned, unknown), grid, integers)
+        bounds = dict(self.bounds[name] for name in unknown & set(self.bounds))
+        return PluginLaunch(_signature(planned, unknown, bounds), grid, integers)
 
     def _scaled(self, planned: Launch, tactic: int) -> Launch:
         if self.tile is None:
             return planned
         factor, divisor = TACTICS[tactic]
         size = max(1, planned.constants[self.tile] * factor // divisor)
-        if self.tile == "SIDE":  # of a square
-            factor, divisor = factor**2, divisor**2
-        warps = max(1, planned.warps * factor // divisor)
+        warps = max(1, planned.warps * factor**self.tile_axes // divisor**self.tile_axes)
         return replace(planned, constants={**planned.constants, self.tile: size}, warps=warps)
 
 
@@ -181,8 +180,11 @@ def _meta(name: str, shape: Sequence[Extent], dtype: torch.dtype) -> Tensor:
     return torch.empty(known, dtype=dtype, device="meta", memory_format=layout)
 
 
-def _signature(planned: Launch, unknown: set[str]) -> Signature:
-    """What `kernels` would compile, but floats are constants and the integers `unknown` may have any value."""
+def _signature(planned: Launch, unknown: set[str], bounds: Mapping[str, int]) -> Signature:
+    """What `kernels` would compile, but floats are constants and the integers `unknown` may have any value.
+
+    `bounds`: values of constants that hold for all of those.
+    """
     signature = signature_of(planned)
     types, constants = dict(signature.types), dict(signature.constants)
     for name, value in planned.arguments.items():
@@ -191,159 +193,10 @@ def _signature(planned: Launch, unknown: set[str]) -> Signature:
     for name in unknown:
         types[name] = "i32"
         constants.pop(name, None)
-    if "parts" in unknown and planned.kernel is group_norm_silu.moments_kernel:
-        constants["PARTS"] = epilogue.MOST_PARTS
+    constants.update(bounds)
     return replace(
         signature,
         types=tuple(types.items()),
         constants=tuple(sorted(constants.items())),
         aligned=tuple(name for name in signature.aligned if name not in unknown),
     )
-
-
-def _plan_statistics(h: Tensor) -> Plan:
-    return epilogue.plan(h, None, None, False, write=False, statistics=True)
-
-
-def _plan_moments(
-    x: Tensor,
-    weight: Tensor,
-    groups: int,
-    eps: float,
-    skip: Tensor | None = None,
-    noise_bias: Tensor | None = None,
-    **_: Tensor,
-) -> Plan:
-    return group_norm_silu.plan(x, None, skip, None, noise_bias, weight, weight, groups, eps, True, fold=False)
-
-
-def _plan_normalize(x: Tensor, bias: Tensor, silu: int, skip: Tensor | None = None, **_: Tensor) -> Plan:
-    return group_norm_silu.plan(x, None, skip, None, None, bias, bias, 1, 0.0, bool(silu), fold=False)
-
-
-def _plan_gate(x: Tensor, y: Tensor | None = None, **given: Tensor) -> Plan:
-    """Parameters that are not given belong to other launches."""
-    other = x.new_empty(1)
-    parameters = (f"{of}_{kind}" for of in ("reduce", "expand", "spatial", "pixel") for kind in ("weight", "bias"))
-    return fusion_gate.plan(x, x if y is None else y, *(given.get(name, other) for name in parameters))
-
-
-def _plan_upsample(x: Tensor, addend: Tensor | None = None) -> Plan:
-    return upsample_add.plan(x, addend, relu=addend is None)
-
-
-def _tiles(sizes: Sizes, constants: Mapping[str, Any]) -> Extent:
-    return _ceil_div(sizes.pixels, constants["PIXELS"])
-
-
-def _parts(sizes: Sizes, _: Mapping[str, Any]) -> Extent:
-    return sizes.parts
-
-
-def _squares(sizes: Sizes, constants: Mapping[str, Any]) -> Extent:
-    return _times(_ceil_div(sizes.height, constants["SIDE"]), _ceil_div(sizes.width, constants["SIDE"]))
-
-
-def _moments(name: str, *inputs: str) -> Plugin:
-    return Plugin(
-        name,
-        group_norm_silu.moments_kernel,
-        inputs,
-        {"moments": lambda s: (s.n, 2, s.all_channels)},
-        _plan_moments,
-        {"groups": int, "eps": float},
-    )
-
-
-def _normalize(name: str, *inputs: str) -> Plugin:
-    return Plugin(
-        name,
-        group_norm_silu.normalize_kernel,
-        inputs,
-        {"out": lambda s: (s.n, s.all_channels, s.height, s.width)},
-        _plan_normalize,
-        {"silu": int},
-        _tiles,
-        "PIXELS",
-        (1, 2, 3),
-    )
-
-
-def _upsample(name: str, *inputs: str) -> Plugin:
-    return Plugin(
-        name,
-        upsample_add.upsample_kernel,
-        inputs,
-        {"out": lambda s: (s.n, s.channels, s.height * 2, s.width * 2)},
-        _plan_upsample,
-        programs=lambda s, constants: _ceil_div(s.pixels * 4, constants["PIXELS"]),
-        tile="PIXELS",
-        tactics=(1, 2, 3),
-    )
-
-
-PLUGINS: tuple[Plugin, ...] = (
-    Plugin(
-        "dmfnet_statistics_kernel",
-        epilogue.epilogue_kernel,
-        ("h",),
-        {"statistics": lambda s: (s.n, s.parts, 2, s.channels)},
-        _plan_statistics,
-        programs=_parts,
-        tile="PIXELS",
-        tactics=(1, 2, 3),
-    ),
-    _moments("dmfnet_moments_kernel", "x", "x_statistics", "weight"),
-    _moments("dmfnet_moments_joined_kernel", "x", "skip", "x_statistics", "skip_statistics", "weight"),
-    _moments("dmfnet_moments_biased_kernel", "x", "x_statistics", "noise_bias", "weight"),
-    _normalize("dmfnet_normalize_kernel", "x", "moments", "bias"),
-    _normalize("dmfnet_normalize_joined_kernel", "x", "skip", "moments", "bias"),
-    Plugin(
-        "dmfnet_pool_kernel",
-        fusion_gate.pool_kernel,
-        ("x", "y"),
-        {"seen": lambda s: (s.n, 2, s.pixels), "sums": lambda s: (s.n, s.parts, s.channels)},
-        _plan_gate,
-        programs=_parts,
-        tile="PIXELS",
-        tactics=(1, 2, 3),
-    ),
-    Plugin(
-        "dmfnet_channel_kernel",
-        fusion_gate.channel_kernel,
-        ("x", "sums", "reduce_weight", "reduce_bias", "expand_weight", "expand_bias"),
-        {"by_channel": lambda s: (s.n, s.channels)},
-        _plan_gate,
-    ),
-    Plugin(
-        "dmfnet_spatial_kernel",
-        fusion_gate.spatial_kernel,
-        ("x", "seen", "spatial_weight", "spatial_bias"),
-        {"by_pixel": lambda s: (s.n, s.pixels)},
-        _plan_gate,
-        programs=_tiles,
-        tile="PIXELS",
-        tactics=(1, 2, 3),
-    ),
-    Plugin(
-        "dmfnet_gate_kernel",
-        fusion_gate.gate_kernel,
-        ("x", "y", "by_channel", "by_pixel", "pixel_weight", "pixel_bias"),
-        {"out": lambda s: (s.n, s.channels, s.height, s.width)},
-        _plan_gate,
-        programs=_squares,
-        tile="SIDE",
-        tactics=(1, 2, 3),
-    ),
-    _upsample("dmfnet_upsample_add_kernel", "x", "addend"),
-    _upsample("dmfnet_upsample_relu_kernel", "x"),
-    Plugin(
-        "dmfnet_attention_kernel",
-        attention.attention_kernel,
-        ("qkv",),
-        {"out": lambda s: (s.n, s.channels // 3, s.height, s.width)},
-        lambda qkv: attention.plan(qkv),
-        # One tactic: twice the queries take too much shared memory, half of them are too few for matrix units.
-        programs=lambda s, constants: _ceil_div(s.tokens, constants["QUERIES"]),
-    ),
-)

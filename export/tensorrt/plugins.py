@@ -1,9 +1,9 @@
 """TensorRT plugins of our kernels, compiled ahead of time: an engine with them needs neither Python nor Triton.
 
-`plugin_graph` puts them into a graph, `plugin_kernels` says what each one launches. Feature maps are channels last, as
-convolutions on tensor cores write them, so that nothing is reordered: HWC8 for float16 and bfloat16, which every
-TensorRT with such plugins has, and HWC for float32, where HWC8 does not exist. Tables and parameters are LINEAR. The
-graph is strongly typed, so only combinations of its own types are offered.
+`export.ops` says which there are, `plugin_graph` puts them into a graph, `plugin_kernels` plans what each one launches.
+Feature maps are channels last, as convolutions on tensor cores write them, so that nothing is reordered: HWC8 for
+float16 and bfloat16, which every TensorRT with such plugins has, and HWC for float32, where HWC8 does not exist. Tables
+and parameters are LINEAR. The graph is strongly typed, so only combinations of its own types are offered.
 """
 
 # No postponed annotations: TensorRT compares the types themselves.
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from dmfnet_fast.errors import EngineError, require
+from export.ops import PLUGINS
 from export.tensorrt.plugin_graph import with_plugins as with_plugins
-from export.tensorrt.plugin_kernels import FEATURE_MAPS, PLUGINS, Extent, Plugin, PluginLaunch
+from export.tensorrt.plugin_kernels import FEATURE_MAPS, Extent, Plugin, PluginLaunch
 from export.tensorrt.ptx import Assembly, assemble
 from kernels.launch import assumed
 

@@ -9,7 +9,10 @@ import torch
 
 from benchmarks import budget
 from benchmarks.variants import gigaflop
-from kernels.cases import Draw, attend, convolve, norm
+from kernels.cases.attention import attend
+from kernels.cases.convolution import convolve
+from kernels.cases.group_norm_silu import norm
+from kernels.cases.record import Draw
 
 FEATURE = 6 * 128 * 256 * 256 * 2  # bytes of a feature map of all passes at 256x256
 CONV3X3 = 128 * 128 * 9 * 2  # bytes of a weight

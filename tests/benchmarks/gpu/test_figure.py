@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from benchmarks.gpu import figure as gpu_figure
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.tables import COUNTED, NETWORKS, TABLES, Runs, filled, gaps, kernel_group, ours, profile, work
+from kernels.cases import RECORDS
+from kernels.cases.record import Draw, Work
 
+EPILOGUES = "convolution_epilogue"  # which norms take their statistics by
 ROOT = Path(__file__).parents[3]
 
 
@@ -33,7 +37,7 @@ def test_every_table_is_shown() -> None:
 
 
 def test_counts() -> None:
-    def done(operator: str, *shapes: list[int]) -> gpu_tables.Work:
+    def done(operator: str, *shapes: list[int]) -> Work:
         found = work({"operator": operator, "shapes": list(shapes)})
         assert found is not None
         return found
@@ -41,7 +45,7 @@ def test_counts() -> None:
     image, kernel = [2, 32, 8, 4], [64, 32, 3, 3]
     values, result = 2 * 32 * 8 * 4, 2 * 64 * 8 * 4
     plain = done("dmfnet::convolution", image, kernel, [64])
-    assert plain == gpu_tables.Work("3x3 convolution, 8x4", 2 * result * 288, 2 * (values + 64 * 288 + 64 + result))
+    assert plain == Work("3x3 convolution, 8x4", 2 * result * 288, 2 * (values + 64 * 288 + 64 + result))
     more = done("dmfnet::convolution_with_statistics", image, kernel, image, [64, 32, 1, 1], [64])
     assert more.flop - plain.flop == 2 * result * 32
     residual = done("dmfnet::convolution", image, kernel, [64], [2, 64, 8, 4])
@@ -53,7 +57,7 @@ def test_counts() -> None:
     joint = done("dmfnet::group_norm_silu", image, [2, 1, 2, 32], image, [2, 1, 2, 32], [64], [64])
     assert joint.bytes == 2 * 4 * values
     ceilings = {"float16": {"flop_per_second": 1e12}, "copy": {"bytes_per_second": 1e9}}
-    assert joint.floor(ceilings) == pytest.approx(joint.bytes / 1e3)
+    assert gpu_tables.floor(joint, ceilings) == pytest.approx(joint.bytes / 1e3)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -66,6 +70,14 @@ def test_counts_agree_with_the_script(network: str, runs: Runs) -> None:
     assert sum(gap.us for gap in gaps(runs.now, network).values()) > 0
     ours_alone = {one["operator"] for one in profile(runs.now, network)["operators"] if "dmfnet" in one["operator"]}
     assert {name.partition("::")[2] for name in ours_alone} <= set(COUNTED)
+
+
+def test_every_kernel_has_a_row() -> None:
+    for name, record in RECORDS.items():
+        plans = [case.operation.plan(*case.make(Draw(torch.float16, "meta"))) for case in record.odd]
+        kernels = {launch.kernel.__name__ for _, launches in plans for launch in launches}
+        others = record.kernels if name != "group_norm_silu" else {**record.kernels, **RECORDS[EPILOGUES].kernels}
+        assert {kernel_group(kernel) for kernel in kernels} == set(others), name
 
 
 def test_kernel_groups() -> None:

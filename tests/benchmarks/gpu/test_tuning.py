@@ -12,7 +12,8 @@ import torch
 
 from benchmarks.gpu import tuning as gpu_tuning
 from dmfnet_fast.model import PRESETS
-from kernels.cases import Draw, convolve
+from kernels.cases.convolution import convolve
+from kernels.cases.record import Draw
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionTile, Tiles
 
 ROOT = Path(__file__).parents[3]
