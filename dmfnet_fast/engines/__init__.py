@@ -8,6 +8,7 @@ from pathlib import Path
 from dmfnet_fast.engines.base import Engine, Precision
 from dmfnet_fast.engines.devices import check_device
 from dmfnet_fast.errors import EngineError, MissingExtraError
+from dmfnet_fast.images.formats import READERS, suffixes
 
 __all__ = ["DEFAULT", "SHIPPED_WEIGHTS", "Engine", "Precision", "open_engine", "shipped", "shipped_engine"]
 
@@ -15,7 +16,7 @@ __all__ = ["DEFAULT", "SHIPPED_WEIGHTS", "Engine", "Precision", "open_engine", "
 WEIGHTS = Path(__file__).parent.parent / "weights"
 DEFAULT = "nano"
 SHIPPED_WEIGHTS = WEIGHTS / f"dmfnet-{DEFAULT}.safetensors"
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
+_IMAGE_SUFFIXES = {*suffixes(READERS), ".gif", ".webp"}
 
 
 def shipped() -> dict[str, Path]:

@@ -16,7 +16,7 @@ from PIL import Image
 from dmfnet_fast import Fuser
 from dmfnet_fast.commands.fuse import main
 from dmfnet_fast.commands.journal import JOURNAL
-from dmfnet_fast.images.io import read_image, write_image
+from dmfnet_fast.images.io import load_image, read_image, write_image
 from dmfnet_fast.phantom import Phantom, make_phantom
 
 
@@ -257,13 +257,13 @@ def test_files_are_read_while_the_engine_computes(
     def read(path: Any) -> Any:
         if str(path) == str(b / "1.png"):
             second_is_read.set()
-        return read_image(path)
+        return load_image(path)
 
     def wait(self: Fuser, first: Any, second: Any) -> Any:
         assert second_is_read.wait(20), "the first pair is not done before the second is read"
         return original(self, first, second)
 
-    monkeypatch.setattr("dmfnet_fast.commands.fuse.read_image", read)
+    monkeypatch.setattr("dmfnet_fast.commands.fuse.load_image", read)
     monkeypatch.setattr(Fuser, "fuse", wait)
     assert "3 fused" in fuse(a, b, "-o", output).stdout
 
