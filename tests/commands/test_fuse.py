@@ -284,6 +284,12 @@ def test_float_folder_says_which_format(fuse: Any, folders: tuple[Path, Path, Pa
     assert read_image(output / "0.tif").dtype == np.float32
 
 
+def test_help_lists_the_formats_that_are_written(cli: CliRunner) -> None:
+    text = " ".join(cli.invoke(main, ["--help"]).stdout.split())
+    assert "Image to write (.png .tif .bmp .jpg), or a folder." in text
+    assert "[png|tif|tiff|bmp|jpg|jpeg]" in text
+
+
 def test_long_and_composed_names(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     a, b, output = folders
     for name_a, name_b in (("n" * 250, "n" * 250), ("caf\u00e9 1", "cafe\u0301 1")):
