@@ -22,7 +22,7 @@ from dmfnet_fast.engines.kinds import files
 from dmfnet_fast.errors import EngineError, ImageError, memory_guard, warn
 from dmfnet_fast.images import color as color
 from dmfnet_fast.images.color import DEFAULT_RULES, Canvas
-from dmfnet_fast.images.io import SMALLEST, Pixels, from_pil, read_image, to_pil
+from dmfnet_fast.images.io import SMALLEST, Pixels, from_pil, load_image, to_pil
 from dmfnet_fast.images.padding import STRIDE
 from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.precision import PRECISION_CHOICES, PrecisionChoice
@@ -60,7 +60,8 @@ def _source(image: ImageLike, name: str) -> Source:
         source = image
     elif isinstance(image, str | os.PathLike):
         name = os.fspath(image)
-        source = Source(read_image(image), name, "pil")
+        loaded = load_image(image)
+        source = Source(loaded.pixels, name, "pil", loaded.values)
     elif isinstance(image, Image.Image):
         source = Source(from_pil(image, name), name, "pil")
     elif isinstance(image, np.ndarray):
@@ -295,8 +296,8 @@ class Fuser:
                 raise ImageError(f"{sizes[0]}, {sizes[1]}: register them to one size first")
             if color.is_color(a.pixels) and not color.is_color(b.pixels):
                 warn(f"{a.name} is in color and {b.name} is gray: are they swapped? The MRI comes first")
-            values_a = a.values or color.value_range(a.pixels, stated[0], a.name)
-            values.append((values_a, b.values or color.value_range(b.pixels, stated[1], b.name)))
+            values_a = color.value_range(a.pixels, stated[0] or a.values, a.name)
+            values.append((values_a, color.value_range(b.pixels, stated[1] or b.values, b.name)))
             # An engine that takes pixels wants them of one shape; the others get luminances, whatever the images are.
             kind = b.pixels.ndim if self._engine_alone(a.pixels, b.pixels) else 0
             groups.setdefault((a.pixels.shape[:2], kind), []).append(index)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.errors import DMFNetError
+from train.losses import loss_name
 
 
 class Checkpoint(TypedDict):
@@ -37,6 +38,15 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         os.fsync(file.fileno())
 
 
+def _setting(key: str, identity: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """A setting in which two runs differ: its key, and of losses that have two names both."""
+    if key == "loss" and key in identity and key in theirs:
+        ours, other = loss_name(identity), loss_name(theirs)
+        if ours != other:
+            return f"loss: {other} there, {ours} here"
+    return key
+
+
 def read(path: Path, identity: dict[str, Any]) -> Checkpoint:
     """The checkpoint at `path`, of the run that `identity` describes, on the CPU.
 
@@ -53,5 +63,6 @@ def read(path: Path, identity: dict[str, Any]) -> Checkpoint:
     theirs = state["identity"]
     other = [key for key in sorted(identity.keys() | theirs.keys()) if identity.get(key) != theirs.get(key)]
     if other:
-        raise DMFNetError(f"{path}: belongs to a run with other settings ({', '.join(other)}); use another --out")
+        named = ", ".join(_setting(key, identity, theirs) for key in other)
+        raise DMFNetError(f"{path}: belongs to a run with other settings ({named}); use another --out")
     return state

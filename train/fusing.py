@@ -27,18 +27,17 @@ from dmfnet_fast.model.rewrites import of_kind
 from dmfnet_fast.model.weights import load_denoiser, weights_hash
 from train import loop
 from train.data import GAIN, GAMMA, INVERTED, MODALITIES, VARIED, CropSampler, Pair, load_pairs, split, summary, varied
-from train.losses import hybrid_loss, invented_specks
-from train.recipe import Run
+from train.losses import hybrid_loss, loss_identity, loss_named
+from train.recipe import DEFAULT_LOSS, Run
 from train.task import Draw, Task
 from train.widen import widen
 
 # This part of the pairs is shown to a network that takes an interval as other rules would have it: it is to serve them
 # all, but first the usual ones.
 OTHER_RULES = 0.15
-# Of the mean distance to the interval, in the loss: outside it the fused image does not change, and would not teach.
+# Of the mean distance to the interval, added to every loss: outside it the fused image does not change, and would not
+# teach.
 DISTANCE_WEIGHT = 0.5
-# A dot of height 1 can take 16 from the hybrid loss's sum over pixels, as the weights of both Sobel kernels add up to.
-SPECK_WEIGHT = 16.0
 # Of the second convolutions of a student's blocks, at the start: their sum begins near the identity.
 SMALL_START = 0.3
 
@@ -237,8 +236,10 @@ class Fusing(Task):
     name, label = "stage2", "stage II"
 
     def __init__(
-        self, run: Run, denoiser_path: Path | None, preset_name: str | None, unfreeze: bool, accelerator: Accelerator
-    ) -> None:
+        self, run: Run, denoiser_path: Path | None, preset_name: str | None, unfreeze: bool, accelerator: Accelerator,
+        loss: str = DEFAULT_LOSS,
+    ) -> None:  # fmt: skip
+        self._loss = loss_named(loss)
         start, config = _start(run, preset_name)
         if isinstance(config, StudentConfig):
             assert start is None or isinstance(start, Student)
@@ -259,13 +260,13 @@ class Fusing(Task):
             "stage": 2,
             "init": loop.started_from(None if run.init is None else load_model(run.init), "stage2"),
             "varied": {"part": VARIED, "gamma": list(GAMMA), "gain": list(GAIN), "inverted": INVERTED},
-            "loss": {"distance": DISTANCE_WEIGHT, "specks": SPECK_WEIGHT, "other rules": OTHER_RULES},
+            "loss": {"distance": DISTANCE_WEIGHT, "other rules": OTHER_RULES, **loss_identity(loss)},
             **begun.identity,
             **loop.common_identity(run, pairs, training),
         }
 
     def loss(self, network: nn.Module, draw: Draw) -> Tensor:
-        """The hybrid loss of what would be saved, after both rules; its invented specks; how far the rules moved it."""
+        """The loss of what would be saved, after both rules, and how far the rules moved it."""
         batch, crop = self.run.recipe.batch, self.run.recipe.crop
         planes = varied(self.sampler.planes(batch, draw), batch, draw)
         a, b = planes[:2].div(127.5).sub(1)
@@ -296,7 +297,7 @@ class Fusing(Task):
         with loop.exact():
             saved = within(fused, Interval(*interval.split(1, dim=1)))
             outside = (fused - saved).abs().mean()
-            return hybrid_loss(saved, a, b) + SPECK_WEIGHT * invented_specks(saved, a, b) + DISTANCE_WEIGHT * outside
+            return self._loss.of(saved, a, b) + DISTANCE_WEIGHT * outside
 
     @property
     def scores(self) -> list[str]:
@@ -304,7 +305,7 @@ class Fusing(Task):
         return [f"objective/{modality}" for modality in MODALITIES if modality in present]
 
     def validate(self, part: int, parts: int) -> Tensor:
-        """Objectives of the saved images."""
+        """Objectives of the saved images: the hybrid loss, whatever is trained on."""
         sums = torch.zeros(len(self.scores), 2, dtype=torch.float64)
         for held in self.validation[part::parts]:
             row = self.scores.index(f"objective/{held.pair.modality}")
@@ -319,18 +320,21 @@ class Fusing(Task):
 
 
 def train_fusion(
-    run: Run, denoiser_path: Path | None = None, preset_name: str | None = None, unfreeze: bool = False
-) -> int:
+    run: Run, denoiser_path: Path | None = None, preset_name: str | None = None, unfreeze: bool = False,
+    loss: str = DEFAULT_LOSS,
+) -> int:  # fmt: skip
     """Train the fusion network and write `dmfnet.safetensors`; returns how many steps are done.
 
     Args:
         denoiser_path: weights that hold the denoiser; that of `run.init` when not given.
         preset_name: what to train, if not what the weights it starts from are: of other timesteps, or wider.
         unfreeze: train the denoiser's up-path too.
+        loss: the name of what to train on, see `losses.LOSSES`.
     """
     with loop.joined(run) as accelerator:
-        task = Fusing(run, denoiser_path, preset_name, unfreeze, accelerator)
+        task = Fusing(run, denoiser_path, preset_name, unfreeze, accelerator, loss)
         record = loop.train(task, run, accelerator)
+        record["loss"] = {"name": loss, **record["loss"]}
         if accelerator.is_main_process:
             task.model.record = {**task.model.record, task.name: record}
             save_model(task.model, run.out / "dmfnet.safetensors")

@@ -1,17 +1,27 @@
-"""The hybrid loss of stage II, on luminances in [-1, 1] (DM-FNet, arXiv 2506.15218)."""
+"""The losses of stage II by name, on luminances in [-1, 1], and the terms that they are made of.
+
+Whatever a network is trained on, it is judged by `hybrid_loss` (DM-FNet, arXiv 2506.15218).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dmfnet_fast.errors import DMFNetError
+from train.recipe import DEFAULT_LOSS
+
 WINDOW = 11
 WINDOW_SIGMA = 1.5
 C2 = 0.03**2
+# A dot of height 1 can take 16 from the hybrid loss's sum over pixels, as the weights of both Sobel kernels add up to.
+SPECK_WEIGHT = 16.0
 
 
 def sobel_magnitude(z: Tensor) -> Tensor:
@@ -141,3 +151,51 @@ def invented_specks(fused: Tensor, a: Tensor, b: Tensor) -> Tensor:
     with torch.no_grad():
         own = F.max_pool2d(torch.maximum(specks(a), specks(b)), 3, stride=1, padding=1)
     return (specks(fused) - own).clamp(min=0).sum(dim=1).mean()
+
+
+def hybrid_and_specks(fused: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`hybrid_loss`, and SPECK_WEIGHT times `invented_specks`."""
+    return hybrid_loss(fused, a, b) + SPECK_WEIGHT * invented_specks(fused, a, b)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What stage II can be trained on.
+
+    Attributes:
+        of: takes the luminance as it would be saved, after both rules, and those of a and b, (N, 1, H, W) each in
+            [-1, 1], float32; returns the mean over the batch, a scalar.
+        settings: all numbers in it that may change, by name, in plain types: part of a run's identity and record.
+    """
+
+    of: Callable[[Tensor, Tensor, Tensor], Tensor]
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+
+LOSSES = {
+    "hybrid": Loss(hybrid_and_specks, {"specks": SPECK_WEIGHT}),
+    "hybrid-plain": Loss(hybrid_loss),
+}
+
+
+def loss_named(name: str) -> Loss:
+    """The loss of that name.
+
+    Raises:
+        DMFNetError: there is none.
+    """
+    if name not in LOSSES:
+        raise DMFNetError(f"unknown loss {name!r}; use one of {', '.join(LOSSES)}")
+    return LOSSES[name]
+
+
+def loss_identity(name: str) -> dict[str, Any]:
+    """What the identity of a run says of its loss."""
+    # The default has no name there: runs that began before losses had names can go on.
+    named = {} if name == DEFAULT_LOSS else {"name": name}
+    return {**named, **loss_named(name).settings}
+
+
+def loss_name(identity: Mapping[str, Any]) -> str:
+    """The name of the loss of the run that has this identity."""
+    return str(identity["loss"].get("name", DEFAULT_LOSS))

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 TrainingPrecision: TypeAlias = Literal["bf16", "tf32", "float32"]
 Optimizer: TypeAlias = Literal["adamw", "muon"]
+DEFAULT_LOSS = "hybrid"  # of `train.losses.LOSSES`, which needs PyTorch
 
 
 @dataclass(frozen=True)

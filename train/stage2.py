@@ -9,7 +9,7 @@ import click
 from dmfnet_fast.commands.shared import command
 from dmfnet_fast.config import PRESETS
 from train.options import report, training_options
-from train.recipe import Run
+from train.recipe import DEFAULT_LOSS, Run
 
 
 @command()
@@ -21,7 +21,14 @@ from train.recipe import Run
     help="nano is trained from scratch; else what to make of weights that have other timesteps, or fewer channels.",
 )
 @click.option("--unfreeze", is_flag=True, help="Train the denoiser's up-path too, at the end.")
-def main(run: Run, denoiser: Path | None, preset: str | None, unfreeze: bool) -> None:
+@click.option(
+    "--loss",
+    metavar="NAME",
+    default=DEFAULT_LOSS,
+    show_default=True,
+    help="What to train on (train/losses.py lists the names); validation is of the hybrid loss in any case.",
+)
+def main(run: Run, denoiser: Path | None, preset: str | None, unfreeze: bool, loss: str) -> None:
     """Train the fusion network, or a student, on all pairs of DATA/train; write OUT/dmfnet.safetensors.
 
     The denoiser stays as it is, but for --unfreeze; a student (--preset nano) has none. The same command again
@@ -29,7 +36,7 @@ def main(run: Run, denoiser: Path | None, preset: str | None, unfreeze: bool) ->
     """
     from train.fusing import train_fusion
 
-    report(run, train_fusion(run, denoiser, preset, unfreeze), "dmfnet.safetensors")
+    report(run, train_fusion(run, denoiser, preset, unfreeze, loss), "dmfnet.safetensors")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from dmfnet_fast.engines import DEFAULT
 from dmfnet_fast.engines.kinds import default_devices, files_and_libraries
 from dmfnet_fast.errors import DMFNetError, ImageError, OutputError
 from dmfnet_fast.fuser import Fuser, Range, Source
-from dmfnet_fast.images.color import DEFAULT_RULES, check_range, stated_range
-from dmfnet_fast.images.io import WRITABLE, check_holds, check_suffix, read_image, to_8_bit, write_image
+from dmfnet_fast.images.color import DEFAULT_RULES, check_range, range_of
+from dmfnet_fast.images.formats import WRITERS, suffixes
+from dmfnet_fast.images.io import check_holds, check_suffix, load_image, to_8_bit, write_image
 from dmfnet_fast.images.montage import montage
 from dmfnet_fast.images.pairing import pair_folders
 from dmfnet_fast.precision import PRECISION_CHOICES, PrecisionChoice
@@ -94,15 +95,15 @@ def _check_inputs_survive(jobs: list[Job]) -> None:
 
 def _fuse(job: Job, fuser: Fuser, range_a: Range | None, range_b: Range | None) -> None:
     assert job.output is not None
-    a, b = read_image(job.a), read_image(job.b)
-    check_holds(Path(job.output), b)
-    values_a, values_b = stated_range(a, range_a, job.a), stated_range(b, range_b, job.b)
-    fused = fuser.fuse(Source(a, job.a, values=values_a), Source(b, job.b, values=values_b))
+    a, b = load_image(job.a), load_image(job.b)
+    check_holds(Path(job.output), b.pixels)
+    values_a, values_b = range_of(a, range_a), range_of(b, range_b)
+    fused = fuser.fuse(Source(a.pixels, a.name, values=values_a), Source(b.pixels, b.name, values=values_b))
     write_image(job.output, fused, values_b)
     if job.montage is not None:
-        row = [to_8_bit(a, values_a), to_8_bit(b, values_b), to_8_bit(fused, values_b)]
+        row = [to_8_bit(a.pixels, values_a), to_8_bit(b.pixels, values_b), to_8_bit(fused, values_b)]
         write_image(job.montage, montage([row], ["a", "b", "fused"]))
-    job.size = (b.shape[1], b.shape[0])
+    job.size = (b.pixels.shape[1], b.pixels.shape[0])
 
 
 def _work(
@@ -153,7 +154,7 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
     "--output",
     type=click.Path(path_type=Path),
     required=True,
-    help="Image to write (.png .tif .bmp .jpg), or a folder.",
+    help=f"Image to write ({' '.join(writer.suffixes[0] for writer in WRITERS)}), or a folder.",
 )
 @click.option(
     "--engine",
@@ -190,7 +191,7 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
     "suffix",
     default="png",
     show_default=True,
-    type=click.Choice([s[1:] for s in WRITABLE]),
+    type=click.Choice([suffix[1:] for suffix in suffixes(WRITERS)]),
     help="Of the files in an output folder.",
 )
 @click.option("--montage", "with_montage", is_flag=True, help="Also write a PNG of A, B and the result side by side.")

@@ -10,13 +10,14 @@ from typing import Literal, NamedTuple, TypeAlias
 from dmfnet_fast.engines.base import Engine
 from dmfnet_fast.engines.devices import check_device
 from dmfnet_fast.errors import EngineError, OutputError
+from dmfnet_fast.images.formats import READERS, suffixes
 from dmfnet_fast.precision import FLOAT_PRECISIONS, Precision, PrecisionChoice
 from dmfnet_fast.wording import alternatives, with_article
 
 DeviceKind: TypeAlias = Literal["cpu", "cuda"]
 
 _CHECKPOINTS = (".pth", ".pt", ".ckpt")
-_IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+_IMAGES = (*suffixes(READERS), ".gif", ".webp")
 _WHERE: dict[DeviceKind, str] = {"cpu": "the CPU", "cuda": "NVIDIA GPUs"}
 _ON: dict[DeviceKind, str] = {"cpu": "on a CPU", "cuda": "on a GPU"}
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from dmfnet_fast.errors import ImageError
 from dmfnet_fast.fuser import Range, Source
-from dmfnet_fast.images.color import luminance, stated_range
-from dmfnet_fast.images.io import Pixels, read_image, to_8_bit
+from dmfnet_fast.images.color import luminance, range_of
+from dmfnet_fast.images.io import load_image, to_8_bit
 from dmfnet_fast.images.pairing import pair_folders
 from dmfnet_fast.metrics.fusion import SMALLEST
 
@@ -98,8 +98,8 @@ class Pair:
 
 
 def _read(path: Path, stated: Range | None) -> Source:
-    pixels: Pixels = read_image(path)
-    return Source(pixels, str(path), values=stated_range(pixels, stated, str(path)))
+    image = load_image(path)
+    return Source(image.pixels, image.name, values=range_of(image, stated))
 
 
 def _halves(name: str) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dmfnet_fast.errors import ImageError, warn
-from dmfnet_fast.images.io import Pixels
+from dmfnet_fast.images.io import LoadedImage, Pixels
 from dmfnet_fast.images.rules import (
     BLUE,
     GREEN,
@@ -120,15 +120,17 @@ def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -
     return 0.0, 1.0
 
 
-def stated_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -> tuple[float, float]:
-    """`value_range` of a file, which says if a range that a user stated is of no use, since the image is 8-bit.
+def range_of(image: LoadedImage, stated: tuple[float, float] | None) -> tuple[float, float]:
+    """`value_range` of a file: as a user stated it, else as the file does, else inferred.
+
+    Warns if the stated one is of no use, since the image is 8-bit.
 
     Raises:
         ImageError: as `value_range`.
     """
-    if stated is not None and pixels.dtype == np.uint8:
-        warn(f"{name}: is 8-bit, which always means 0..255: its range is not used")
-    return value_range(pixels, stated, name)
+    if stated is not None and image.pixels.dtype == np.uint8:
+        warn(f"{image.name}: is 8-bit, which always means 0..255: its range is not used")
+    return value_range(image.pixels, stated or image.values, image.name)
 
 
 def to_network(pixels: Pixels, values: tuple[float, float]) -> NDArray[np.float32]:

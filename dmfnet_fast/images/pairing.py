@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmfnet_fast.errors import ImageError
-from dmfnet_fast.images.io import WRITABLE
+from dmfnet_fast.images import formats
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ def images_by_name(folder: Path) -> tuple[dict[str, list[Path]], int]:
     for path in entries:
         if path.name.startswith("."):
             continue
-        if path.is_file() and path.suffix.lower() in WRITABLE:
+        name = formats.name_in_folder(path) if path.is_file() else None
+        if name is not None:
             # macOS decomposes accents in names, other systems do not.
-            names.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
+            names.setdefault(unicodedata.normalize("NFC", name), []).append(path)
         else:
             ignored += 1
     return names, ignored
@@ -56,9 +57,8 @@ def pair_folders(folder_a: Path, folder_b: Path) -> PairedFiles:
     """
     (names_a, others_a), (names_b, others_b) = images_by_name(folder_a), images_by_name(folder_b)
     if not names_a and not names_b:
-        raise ImageError(
-            f"{folder_a}, {folder_b}: hold no images (PNG, JPEG, TIFF or BMP; subfolders are not searched)"
-        )
+        kinds = formats.either(reader.name for reader in formats.READERS)
+        raise ImageError(f"{folder_a}, {folder_b}: hold no images ({kinds}; subfolders are not searched)")
 
     pairs, problems = [], []
     for name in sorted(names_a.keys() | names_b.keys()):

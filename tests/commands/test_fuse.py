@@ -16,7 +16,7 @@ from PIL import Image
 from dmfnet_fast import Fuser
 from dmfnet_fast.commands.fuse import main
 from dmfnet_fast.commands.journal import JOURNAL
-from dmfnet_fast.images.io import read_image, write_image
+from dmfnet_fast.images.io import load_image, read_image, write_image
 from dmfnet_fast.phantom import Phantom, make_phantom
 
 
@@ -257,13 +257,13 @@ def test_files_are_read_while_the_engine_computes(
     def read(path: Any) -> Any:
         if str(path) == str(b / "1.png"):
             second_is_read.set()
-        return read_image(path)
+        return load_image(path)
 
     def wait(self: Fuser, first: Any, second: Any) -> Any:
         assert second_is_read.wait(20), "the first pair is not done before the second is read"
         return original(self, first, second)
 
-    monkeypatch.setattr("dmfnet_fast.commands.fuse.read_image", read)
+    monkeypatch.setattr("dmfnet_fast.commands.fuse.load_image", read)
     monkeypatch.setattr(Fuser, "fuse", wait)
     assert "3 fused" in fuse(a, b, "-o", output).stdout
 
@@ -282,6 +282,12 @@ def test_float_folder_says_which_format(fuse: Any, folders: tuple[Path, Path, Pa
     assert "--format tif" in fuse(a, b, "-o", output).stderr
     assert fuse(a, b, "-o", output, "--format", "tif").exit_code == 0
     assert read_image(output / "0.tif").dtype == np.float32
+
+
+def test_help_lists_the_formats_that_are_written(cli: CliRunner) -> None:
+    text = " ".join(cli.invoke(main, ["--help"]).stdout.split())
+    assert "Image to write (.png .tif .bmp .jpg), or a folder." in text
+    assert "[png|tif|tiff|bmp|jpg|jpeg]" in text
 
 
 def test_long_and_composed_names(fuse: Any, folders: tuple[Path, Path, Path]) -> None:

@@ -31,7 +31,7 @@ from train.data import CropSampler, load_pairs
 from train.denoising import Denoising, diffuse, with_sigma
 from train.denoising import random_levels as random_stage1_levels
 from train.fusing import OTHER_RULES, Fusing, drawn_rules, intervals, random_levels, start_fusion
-from train.losses import hybrid_loss
+from train.losses import LOSSES, hybrid_loss
 from train.recipe import Recipe, Run
 from train.release import main as release
 from train.stage1 import main as stage1
@@ -286,6 +286,44 @@ def test_a_loss_outside_the_interval_teaches(data: Path) -> None:
         task.loss(task.model, loop._Draws(recipe, accelerator).at(0)).backward()
     assert bias.grad is not None
     assert (bias.grad > 0).all()
+
+
+def test_the_default_loss_has_the_identity_that_it_had_before_losses_had_names(trained: Path) -> None:
+    """Or no run that began then could go on."""
+    state = torch.load(trained / "student" / "stage2-checkpoint.pt", weights_only=True)
+    assert state["identity"]["loss"] == {"distance": 0.5, "specks": 16.0, "other rules": 0.15}
+
+
+def test_another_loss(data: Path, trained: Path, tmp_path: Path) -> None:
+    """It changes what is learned and what is recorded, not what validation measures; its runs stay apart."""
+    arguments = ("--data", data, "--preset", "nano", *SETTINGS)
+    result = invoke(stage2, *arguments, "--out", tmp_path, "--loss", "hybrid-plain")
+    assert result.exit_code == 0, result.output
+    plain, default = (load_model(run / "dmfnet.safetensors") for run in (tmp_path, trained / "student"))
+    assert plain.record["stage2"]["loss"] == {"name": "hybrid-plain", "distance": 0.5, "other rules": 0.15}
+    assert default.record["stage2"]["loss"] == {"name": "hybrid", "distance": 0.5, "specks": 16.0, "other rules": 0.15}
+    assert weights_hash(plain.state_dict()) != weights_hash(default.state_dict())
+    (_, without), (_, with_specks) = (scalars(run, "stage2")["loss"][0] for run in (tmp_path, trained / "student"))
+    assert without < with_specks, "of the same weights and crops, in the first step"
+    for run, loss, message in (
+        (tmp_path, "hybrid", r"other settings (loss: hybrid-plain there, hybrid here)"),
+        (trained / "student", "hybrid-plain", r"other settings (loss: hybrid there, hybrid-plain here)"),
+    ):
+        refused = invoke(stage2, *arguments, "--out", run, "--loss", loss)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+    unknown = invoke(stage2, *arguments, "--out", tmp_path, "--loss", "l1")
+    assert unknown.exit_code == 2
+    assert "unknown loss 'l1'; use one of hybrid, hybrid-plain" in unknown.stderr
+
+
+def test_validation_does_not_depend_on_the_loss(data: Path) -> None:
+    recipe = Recipe(steps=1, batch=2, crop=64, learning_rate=1e-3)
+    run = Run(data, data / "run", recipe, None, None, 10, "float32", False, "cpu")
+    with loop.joined(run) as accelerator:
+        tasks = [Fusing(run, None, "nano", False, accelerator, loss=name) for name in LOSSES]
+        sums = [task.validate(0, 1) for task in tasks]
+    assert all(torch.equal(others, sums[0]) for others in sums)
 
 
 def test_a_wider_preset(data: Path, trained: Path, tmp_path: Path) -> None:
