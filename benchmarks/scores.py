@@ -1,7 +1,7 @@
 """The scores of the shipped networks, in one table: `python -m benchmarks.scores` writes it into docs/weights.md.
 
-Reads the report that `dmfnet-eval` made of the test pairs. After an exchange of weights, put the new report in its place
-and run this again.
+Reads the report that `dmfnet-eval` made of the test pairs. After an exchange of weights, put the new report in its
+place and run this again.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Lead links between files of the repository to where these are in the site, in which all pages are in one folder."""
+    """Lead links between files of the repository to their places in the site, where all pages are in one folder."""
     places = {place: path for path, place in MOUNTED.items()}
     here = posixpath.dirname(places.get(page.file.src_uri, f"docs/{page.file.src_uri}"))
 
