@@ -1,7 +1,7 @@
 """What is kept of a benchmark run: `python -m benchmarks.report RUN.json` writes results, table and plot.
 
 Reads pytest-benchmark's JSON; writes `benchmarks/results/<version>-<machine>.json` and `.svg`, and the table between
-the two markers in the README. Ratios are of medians of one run.
+the two markers in docs/benchmarks.md. Ratios are of medians of one run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dmfnet_fast import __version__
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 MATMUL_GIGAFLOP = 2 * MATRIX**3 / 1e9
 COMPARED_WITH = ("as published", "as trained")
@@ -164,18 +164,18 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Keep the run whose JSON is named on the command line."""
-    before, _, rest = README.read_text().partition(BEGIN)
+    before, _, rest = PAGE.read_text().partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        sys.exit(f"{README}: has no line {BEGIN} with {END} after it")
+        sys.exit(f"{PAGE}: has no line {BEGIN} with {END} after it")
     results = condense(json.loads(Path(sys.argv[1]).read_text()))
     machine = re.sub(r"[^a-z0-9]+", "-", f"{results['machine']['processor']} {os.cpu_count()} cores".lower())
     stem = f"{__version__}-{machine}"
     (RESULTS / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
     plot(results, RESULTS / f"{stem}.svg")
-    image = f"![Times as fast as the published way](benchmarks/results/{stem}.svg)"
-    README.write_text(f"{before}{BEGIN}\n\n{image}\n\n{table(results)}\n\n{floors(results)}\n\n{END}{after}")
-    print(f"benchmarks/results/{stem}.json, .svg and README.md")
+    image = f"![Times as fast as the published way](../benchmarks/results/{stem}.svg)"
+    PAGE.write_text(f"{before}{BEGIN}\n\n{image}\n\n{table(results)}\n\n{floors(results)}\n\n{END}{after}")
+    print(f"benchmarks/results/{stem}.json, .svg and docs/benchmarks.md")
 
 
 if __name__ == "__main__":

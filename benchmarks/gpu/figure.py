@@ -1,7 +1,7 @@
 """What a GPU run measured, drawn and in tables: `python -m benchmarks.gpu.figure` prints the tables.
 
 With --write it draws how long each way to fuse takes, beside the results, and makes the tables of docs/gpu.md and of
-the README anew, between their markers.
+docs/benchmarks.md anew, between their markers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dmfnet_fast.commands.shared import command
 
 ROOT = Path(__file__).parents[2]
 DRAWING = RESULTS / f"{NAME}.svg"
-PAGES = (ROOT / "docs" / "gpu.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "gpu.md", ROOT / "docs" / "benchmarks.md")
 WAYS = {
     PUBLISHED: "as published, float32",
     "published, eager, TF32": "as published, TF32",
@@ -131,7 +131,7 @@ def draw(runs: Runs) -> Figure:
 
 
 @command()
-@click.option("--write", is_flag=True, help="Write the drawing, and the tables of docs/gpu.md and README.md.")
+@click.option("--write", is_flag=True, help="Write the drawing, and the tables of docs/gpu.md and docs/benchmarks.md.")
 def main(write: bool) -> None:
     """Print the tables of what was measured on a GPU."""
     runs = Runs.read()

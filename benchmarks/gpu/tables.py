@@ -1,4 +1,4 @@
-"""The tables of docs/gpu.md and of the README's part on GPUs, made from the results of `benchmarks.gpu`.
+"""The tables of docs/gpu.md and of docs/benchmarks.md, made from the results of `benchmarks.gpu`.
 
 Nothing is measured here, and nothing but those results is read: floors are counted from the shapes of the operators
 that the profile has, ours as their records in `kernels.cases` say.
@@ -543,7 +543,7 @@ def _goals(runs: Runs) -> str:
 
 
 def _short(runs: Runs) -> str:
-    """The README's."""
+    """The one of docs/benchmarks.md."""
     rows = []
     for network in NETWORKS:
         others = [fusion(runs.now, network, way) for way in (PUBLISHED, COMPILED, OPERATORS_CAPTURED)]
