@@ -13,7 +13,7 @@ demo: $(VENV)/.runtime  ## fuse made-up heads into demo/
 
 # Processes share the cores, one thread each: threads of several would wait for each other.
 test: lint  ## run linter, type checker and tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile --cov
 
 lint: $(VENV)/.dev  ## run linter and type checker
 	$(BIN)/ruff check .

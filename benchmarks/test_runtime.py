@@ -45,7 +45,10 @@ class Nothing(Engine):
 
     largest_batch = 1
     interface = Interface(timesteps=0, interval=True)
-    info: dict[str, str] = {}  # noqa: RUF012
+
+    @property
+    def info(self) -> dict[str, str]:
+        return {}
 
     def run(self, inputs: Any) -> Any:
         return np.zeros_like(inputs["a"])

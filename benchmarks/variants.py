@@ -46,8 +46,9 @@ class Published(nn.Module):
         super().__init__()
         self.denoiser, self.fusion = copy.deepcopy(model.denoiser), copy.deepcopy(model.fusion)
         self.levels = fusion_levels(model.config.timesteps)
+        self.one_pass: Callable[[Tensor, Tensor], list[Tensor]] = self._one_pass
 
-    def one_pass(self, x: Tensor, level: Tensor) -> list[Tensor]:
+    def _one_pass(self, x: Tensor, level: Tensor) -> list[Tensor]:
         """All features of one noisy image, with the reconstruction that nobody reads."""
         outputs = list(self.denoiser.up_path(x, level))
         self.denoiser.final_conv(outputs[-1])
@@ -152,8 +153,8 @@ def _compiled(dtype: torch.dtype) -> Callable[[DMFNet, int], Run]:
     def build(model: DMFNet, _: int) -> Run:
         torch.compiler.reset()
         net = Published(model).eval()
-        net.one_pass = torch.compile(net.one_pass)  # type: ignore[method-assign]
-        net.fusion.forward = torch.compile(net.fusion.forward)  # type: ignore[method-assign]
+        net.one_pass = torch.compile(net.one_pass)
+        net.fusion.compile()
 
         def module(**tensors: Tensor) -> Tensor:
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -164,7 +165,7 @@ def _compiled(dtype: torch.dtype) -> Callable[[DMFNet, int], Run]:
     return build
 
 
-RUNG_NAMES = {
+RUNG_NAMES: dict[Callable[[rewrites.PassByPass], None], str] = {
     rewrites.fold_noise_levels: "+ noise levels folded into biases",
     rewrites.upsample_transposed: "+ upsampling as transposed convolution",
     rewrites.avoid_concatenations: "+ no concatenations",

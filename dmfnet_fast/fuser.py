@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, SupportsFloat, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,7 @@ def _check_array(pixels: Pixels, name: str) -> None:
         raise ImageError(f"{name}: holds NaN or infinity; replace them before fusing")
 
 
-def _source(image: ImageLike, name: str) -> Source:
+def _source(image: object, name: str) -> Source:
     if isinstance(image, Source):
         source = image
     elif isinstance(image, str | os.PathLike):
@@ -88,18 +88,24 @@ def _items(images: ImageLike | Batch, name: str) -> list[Source] | None:
     return [_source(image, f"{name}[{n}]") for n, image in enumerate(images)]
 
 
+def _range(stated: Any) -> Range | None:
+    """The range of one image, which may not be one."""
+    if stated is None:
+        return None
+    low, high = stated
+    return float(low), float(high)
+
+
 def _ranges(stated: Range | tuple[Range | None, Range | None] | None) -> tuple[Range | None, Range | None]:
     """The stated ranges of a and of b."""
     if stated is None:
         return None, None
     try:
         first, second = stated
-        if first is None or second is None or isinstance(first, Sequence):
-            for part in (first, second):
-                if part is not None:
-                    _low, _high = part  # type: ignore[misc]
-            return first, second  # type: ignore[return-value]
-        return (float(first), float(second)), (float(first), float(second))  # type: ignore[arg-type]
+        if isinstance(first, SupportsFloat) and isinstance(second, SupportsFloat):
+            both = float(first), float(second)
+            return both, both
+        return _range(first), _range(second)
     except (TypeError, ValueError) as error:
         raise ImageError(
             f"range {stated!r}: give (lo, hi), or ((lo, hi) or None for a, (lo, hi) or None for b)"
@@ -270,7 +276,7 @@ class Fuser:
             raise ImageError("a is one image and b is a batch, or the other way round: give two of a kind")
         single = sources_a is None or sources_b is None
         if sources_a is None or sources_b is None:
-            sources_a, sources_b = [_source(a, "a")], [_source(b, "b")]  # type: ignore[arg-type]
+            sources_a, sources_b = [_source(a, "a")], [_source(b, "b")]
         if len(sources_a) != len(sources_b):
             raise ImageError(f"a has {len(sources_a)} images, b {len(sources_b)}: they are fused in pairs")
         if not sources_a:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -55,9 +57,9 @@ def reference(
     return channels_last(epilogue_reference(total, bias, residual, relu).to(x.dtype, copy=True))
 
 
-def reference_with_statistics(x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+def reference_with_statistics(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     """`reference`, and the `statistics_reference` of it as it is rounded."""
-    result = reference(x, *others)  # type: ignore[arg-type]
+    result = reference(x, *others)
     return result, statistics_reference(result)
 
 
@@ -379,12 +381,12 @@ def plan(
     return tuple(result for result in (out, kept) if result is not None), [call]
 
 
-def _convolution(*arguments: object) -> Tensor:
-    return launch.run(plan(*arguments))[0]  # type: ignore[arg-type]
+def _convolution(*arguments: Any) -> Tensor:
+    return launch.run(plan(*arguments))[0]
 
 
-def _convolution_with_statistics(*arguments: object) -> tuple[Tensor, Tensor]:
-    out, statistics = launch.run(plan(*arguments, True))  # type: ignore[arg-type, call-arg]
+def _convolution_with_statistics(*arguments: Any) -> tuple[Tensor, Tensor]:
+    out, statistics = launch.run(partial(plan, statistics=True)(*arguments))
     return out, statistics
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -18,9 +20,9 @@ MOST_TO_FOLD = 2**10  # parts times channels of a program's tile; with twice as 
 
 def reference(
     x: Tensor,
-    x_statistics: Tensor | None,  # noqa: ARG001
+    x_statistics: Tensor | None,
     skip: Tensor | None,
-    skip_statistics: Tensor | None,  # noqa: ARG001
+    skip_statistics: Tensor | None,
     noise_bias: Tensor | None,
     weight: Tensor,
     bias: Tensor,
@@ -41,6 +43,7 @@ def reference(
         eps: added to the variance.
         silu: False leaves the SiLU out.
     """
+    del x_statistics, skip_statistics
     wide = torch.promote_types(x.dtype, torch.float32)
     joined = x if skip is None else torch.cat([x, skip], 1)
     value = joined.to(wide)
@@ -362,8 +365,8 @@ def plan(
     return (out,), launches
 
 
-def _group_norm_silu(x: Tensor, *others: object) -> Tensor:
-    return launch.run(plan(x, *others))[0]  # type: ignore[arg-type]
+def _group_norm_silu(x: Tensor, *others: Any) -> Tensor:
+    return launch.run(plan(x, *others))[0]
 
 
 def _fake(x: Tensor, _x_statistics: Tensor | None, skip: Tensor | None, *_: object) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -148,12 +150,12 @@ def change_plan(change: Tensor, a: Tensor, b: Tensor, interval: Tensor, factor: 
     return (out,), [call]
 
 
-def _inputs(*arguments: object) -> Tensor:
-    return launch.run(inputs_plan(*arguments))[0]  # type: ignore[arg-type]
+def _inputs(*arguments: Any) -> Tensor:
+    return launch.run(inputs_plan(*arguments))[0]
 
 
-def _change(*arguments: object) -> Tensor:
-    return launch.run(change_plan(*arguments))[0]  # type: ignore[arg-type]
+def _change(*arguments: Any) -> Tensor:
+    return launch.run(change_plan(*arguments))[0]
 
 
 def _fake_inputs(a: Tensor, _b: Tensor, _interval: Tensor, factor: int, dtype: torch.dtype) -> Tensor:

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.commands.convert import main as convert
+from dmfnet_fast.config import DMFNET_PRESETS
 from dmfnet_fast.images.io import write_image
-from dmfnet_fast.model import DMFNet, preset, save_model
+from dmfnet_fast.model import DMFNet, save_model
 from dmfnet_fast.phantom import Phantom, make_phantom
 from tests.synthetic_weights import GOLDEN, rule_tensor
 
@@ -51,7 +52,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained tiny network: what a test needs that does not look at the image."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_model(DMFNet(preset("tiny")), path)
+    save_model(DMFNet(DMFNET_PRESETS["tiny"]), path)
     return path
 
 

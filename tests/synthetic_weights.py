@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from dmfnet_fast.artifacts.interface import interface_of
+from dmfnet_fast.config import DMFNET_PRESETS
 from dmfnet_fast.diffusion.noise import fusion_noise
-from dmfnet_fast.model import DMFNet, ModelConfig, Network, StudentConfig, network_of, preset
+from dmfnet_fast.model import DMFNet, ModelConfig, Network, StudentConfig, network_of
 
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_SEED = 20250323
@@ -42,7 +43,7 @@ def rule_tensor(name: str, shape: Sequence[int]) -> torch.Tensor:
 
 def golden_model() -> DMFNet:
     """The network that the golden files are of, without the checkpoints and their conversion."""
-    model = DMFNet(preset("base"))
+    model = DMFNet(DMFNET_PRESETS["base"])
     state = {}
     for name, tensor in model.state_dict().items():
         part, own = name.split(".", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from dmfnet_fast.artifacts.interface import Interface
 from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.engines.base import Engine
+from dmfnet_fast.fuser import ImageLike
 from dmfnet_fast.images.io import write_image
 from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.model import Student, StudentConfig, load_model, save_model
@@ -358,7 +360,7 @@ def test_pixels_to_the_engine(pixel_fuser: tuple[Fuser, TakesPixels]) -> None:
     fuser, engine = pixel_fuser
     heads = [make_phantom(seed, 64) for seed in range(3)]
     mri, pet = [head.mri for head in heads], [head.pet for head in heads]
-    given = [*mri, Image.fromarray(mri[0]), np.stack([mri[1]] * 3, -1)]
+    given: list[ImageLike] = [*mri, Image.fromarray(mri[0]), np.stack([mri[1]] * 3, -1)]
     others = [*pet, heads[0].ct, pet[1]]
     results = fuser.fuse(given, others)
     assert [len(a) for a, *_ in engine.calls] == [2, 2, 1], "pet twice, the rest of it, ct"
@@ -446,6 +448,6 @@ def test_missing_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr(errors_module.importlib, "import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(MissingExtraError, match=r"torch is not installed: pip install 'dmfnet-fast\[torch\]'"):
         errors_module.require("torch", extra="torch")

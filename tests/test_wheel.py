@@ -36,7 +36,9 @@ class Environment:
         return result
 
     def install(self, *what: str) -> None:
-        self.run("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what)
+        # Python compiles what is imported, which of torch is a small part.
+        options = ("--quiet", "--disable-pip-version-check", "--no-compile")
+        self.run("python", "-m", "pip", "install", *options, *what)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +86,6 @@ def test_wheel(environment: Environment, wheel: Path) -> None:
     assert len(list((environment.work / "demo").glob("*.png"))) == 3
 
     environment.install(f"torch=={torch.__version__.split('+')[0]}", f"{wheel}[train]")
-    assert "--preset" in environment.run("python", "-m", "train.stage1", "--help").stdout
-    assert "--denoiser" in environment.run("python", "-m", "train.stage2", "--help").stdout
     settings = ("--data", "data", "--out", "run", "--steps", "2", "--batch", "2")
     environment.run("python", "-m", "train.stage1", *settings)
     environment.run("python", "-m", "train.stage2", *settings[:3], "run2", *settings[4:],

@@ -117,7 +117,7 @@ def intervals(planes: Tensor, kept_chroma: Tensor, invention: Tensor) -> Tensor:
         (N, 2, H, W) in [-1, 1].
     """
     black, white = EIGHT_BIT
-    color = color_interval(chroma_of(*planes[2:]), kept_chroma, black, white, whole=True)  # type: ignore[arg-type]
+    color = color_interval(chroma_of(*planes[2:]), kept_chroma, black, white, whole=True)
     near = neighborhood_interval(planes[0], planes[1])
     near = Interval(near.lowest.masked_fill(invention, black), near.highest.masked_fill(invention, white))
     return torch.cat(common(color, near), dim=1).div(127.5).sub(1)
@@ -273,7 +273,7 @@ class Fusing(Task):
         kept, invention = (draw.upload(values[draw.share]) for values in drawn_rules(batch, draw.random))
         config = self.model.config
         interface = interface_of(config.to_dict())
-        given: dict[str, Tensor] = {}
+        given: dict[str, Tensor | bool] = {}
         if isinstance(config, ModelConfig):
             # Those of inference too are uploaded here: the network would wait for the GPU in every step.
             levels = (
@@ -291,7 +291,7 @@ class Fusing(Task):
             )
         interval = intervals(planes, kept, invention)
         if interface.interval:
-            given |= {"interval": interval, "bounded": False}  # type: ignore[dict-item]
+            given |= {"interval": interval, "bounded": False}
         with loop.autocast(self.run):
             fused = network(a, b, **given).float()
         with loop.exact():

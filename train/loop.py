@@ -25,6 +25,7 @@ from dmfnet_fast.artifacts.atomic import make_folder
 from dmfnet_fast.engines.devices import torch_device
 from dmfnet_fast.errors import DMFNetError, EngineError
 from dmfnet_fast.model import Denoiser, Network
+from dmfnet_fast.model.layout import store_channels_last
 from dmfnet_fast.model.weights import weights_hash
 from train import checkpoint
 from train.data import Pair, fingerprint
@@ -100,7 +101,8 @@ def initialize(model: nn.Module, run: Run, accelerator: Accelerator) -> None:
             nn.init.orthogonal_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(accelerator.device)
+    store_channels_last(model)
     model.train()
 
 

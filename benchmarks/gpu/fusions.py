@@ -15,6 +15,7 @@ from benchmarks.gpu.networks import CASES, INTERPRETED_CASE, Array, Case, Networ
 from benchmarks.variants import Published, as_trained
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
+from dmfnet_fast.model.layout import store_channels_last
 
 Forward: TypeAlias = Callable[..., Tensor]
 
@@ -76,12 +77,12 @@ def _published(half: bool, compiled: str | None = None) -> Callable[[Networks, s
         device = networks.machine.device
         net = as_trained(networks.trained(name)).to(device)
         if half:
-            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            store_channels_last(net)
         if compiled and isinstance(net, Published):
-            net.one_pass = torch.compile(net.one_pass, mode=compiled, dynamic=False)  # type: ignore[method-assign]
-            net.fusion.forward = torch.compile(net.fusion.forward, mode=compiled, dynamic=False)  # type: ignore[method-assign]
+            net.one_pass = torch.compile(net.one_pass, mode=compiled, dynamic=False)
+            net.fusion.compile(mode=compiled, dynamic=False)
         elif compiled:
-            net = torch.compile(net, mode=compiled, dynamic=False)  # type: ignore[assignment]
+            net.compile(mode=compiled, dynamic=False)
 
         def forward(**tensors: Tensor) -> Tensor:
             if compiled:

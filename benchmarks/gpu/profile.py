@@ -41,7 +41,7 @@ def _kernels(recorded: profile) -> Iterator[dict[str, Any]]:
     """One row for each name of a kernel, of one fusion, the longest first."""
     times: dict[str, list[float]] = {}
     for event in recorded.events() or ():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             times.setdefault(event.name, []).append(event.device_time_total)
     for name, each in sorted(times.items(), key=lambda item: -sum(item[1])):
         yield {"kernel": name[:LONGEST_NAME], "calls": len(each) / FUSIONS, "us": sum(each) / FUSIONS}

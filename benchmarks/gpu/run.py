@@ -257,7 +257,7 @@ def summary(content: dict[str, Any]) -> str:
 def _interpret_no_networks() -> None:
     """Let the torch operators run their references: interpreted, a network takes minutes."""
     for operation in OPERATIONS:
-        operation.operator.register_kernel("cpu", operation.reference)  # type: ignore[attr-defined]
+        operation.operator.register_kernel("cpu", operation.reference)
 
 
 def run(machine: Machine, results: Results, chosen: tuple[str, ...], deadline: float) -> bool:

@@ -181,8 +181,8 @@ def _all_variants() -> list[Variant]:
         ):
             found += [Variant(gate(1, channels, side, side), field, Tile(*number)) for number in numbers]
     for n, channels in ((6, 128), (2, 32)):
-        for numbers in ((128, 64, 4), (128, 32, 4), (128, 64, 8), (128, 128, 8), (256, 32, 4), (256, 64, 8)):
-            found.append(Variant(from_one(n, channels, 256, 256), "first", Tile(*numbers)))
+        for first in ((128, 64, 4), (128, 32, 4), (128, 64, 8), (128, 128, 8), (256, 32, 4), (256, 64, 8)):
+            found.append(Variant(from_one(n, channels, 256, 256), "first", Tile(*first)))
         for pixels, warps in ((64, 4), (32, 4), (128, 4), (128, 8), (32, 2), (16, 2), (16, 1), (64, 8)):
             found.append(Variant(to_one(1, channels // 2, 256, 256, True), "head", Tile(pixels, 1, warps)))
         found += [Variant(upsample(1, channels, 128, 128, True, False), "upsample", tile) for tile in BLOCKS]
@@ -321,7 +321,7 @@ def main(output: Path, networks: bool) -> None:
         click.echo("error: this needs a GPU", err=True)
         sys.exit(2)
     if networks:
-        content = {"environment": environment(machine)}
+        content: dict[str, Any] = {"environment": environment(machine)}
         numbers = range(len(rule_sets()))
         content["compiled"] = in_processes(_compile_fused, numbers)
         content["networks"] = [attempt(partial(_fused, machine, number)) for number in numbers]
@@ -334,7 +334,7 @@ def main(output: Path, networks: bool) -> None:
     compiled = in_processes(_compile, range(len(todo)))
     click.echo(f"compiled {compiled['jobs']} in {compiled['seconds']:.0f} s, {len(compiled['failed'])} failed")
     rows: list[dict[str, Any]] = []
-    content = {"environment": environment(machine), "ceilings": ceilings, "compiled": compiled, "rows": rows}
+    content = dict[str, Any](environment=environment(machine), ceilings=ceilings, compiled=compiled, rows=rows)
     with arithmetic():
         for number, variant in enumerate(todo):
             if number % 20 == 0:
@@ -342,8 +342,8 @@ def main(output: Path, networks: bool) -> None:
             if variant.field == "convolutions" and not any(row["case"] == str(variant.case) for row in rows):
                 with_statistics = variant.case.operation is CONVOLUTION_WITH_STATISTICS
                 call = _by_cudnn_with_statistics if with_statistics else _by_cudnn
-                row = {"case": str(variant.case), "field": "convolutions", "tile": "cuDNN"}
-                rows.append(row | {"us": _timed(machine, variant.case, call)})
+                us = _timed(machine, variant.case, call)
+                rows.append({"case": str(variant.case), "field": "convolutions", "tile": "cuDNN", "us": us})
             rows.append(_row(machine, variant))
     write(output, content)
     click.echo("\n".join(summary(rows)))

@@ -143,11 +143,12 @@ def _labeled(text: str) -> tuple[str | None, str]:
 def parse_engine(text: str) -> tuple[str, str, PrecisionChoice]:
     """Label, engine and precision of "[LABEL=]ENGINE[@PRECISION]"."""
     label, rest = _labeled(text)
-    engine, separator, precision = rest.rpartition("@")
-    if not separator or precision not in PRECISION_CHOICES:
+    engine, separator, wanted = rest.rpartition("@")
+    precision = next((known for known in PRECISION_CHOICES if separator and known == wanted), None)
+    if precision is None:
         engine, precision = rest, "auto"
     stem = Path(engine).stem if Path(engine).suffix else engine
-    return label or (f"{stem} {precision}" if precision != "auto" else stem), engine, precision  # type: ignore[return-value]
+    return label or (f"{stem} {precision}" if precision != "auto" else stem), engine, precision
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from statistics import median
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,11 +158,17 @@ def score(images: dict[str, Saved], a: Saved, b: Saved) -> dict[str, Scores]:
     }
 
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
 class _Here(Executor):
     """Does what it is given at once, in this process."""
 
-    def submit(self, function, /, *args, **kwargs):  # type: ignore[no-untyped-def]
-        future: Future[object] = Future()
+    def submit(
+        self, function: Callable[Arguments, Result], /, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Future[Result]:
+        future: Future[Result] = Future()
         future.set_result(function(*args, **kwargs))
         return future
 

@@ -113,14 +113,14 @@ def chroma_of(red: Array, green: Array, blue: Array) -> Chroma:
     return Chroma((red, green, blue), brightest, darkest, luminance, above, below)
 
 
-def color_interval(chroma: Chroma, kept: float, black: float, white: float, whole: bool) -> Interval:
+def color_interval(chroma: Chroma, kept: float | Array, black: float, white: float, whole: bool) -> Interval:
     """The luminances at which `kept` of each pixel's chroma exists.
 
     With luminance y and k times the chroma, a channel c becomes y + k (c - Y), which must lie between black and white.
 
     Args:
         chroma: of b.
-        kept: part of the chroma that must remain, 0 to 1.
+        kept: part of the chroma that must remain, 0 to 1; an array where pixels differ.
         black, white: b's range.
         whole: whether luminances are whole numbers, so that the ends are to be.
     """

@@ -347,10 +347,10 @@ class FusedPasses(nn.Module):
                     modules[n] = FusedConv(module.conv)
                 if modules is denoiser.downs:
                     skips.append(outputs)
-        denoiser.init_conv = FusedConv(denoiser.init_conv)  # type: ignore[assignment]
-        self.fusion.rgb_decode2 = FusedHead(self.fusion.rgb_decode2.conv)  # type: ignore[assignment]
+        denoiser.add_module("init_conv", FusedConv(denoiser.init_conv))
+        self.fusion.add_module("rgb_decode2", FusedHead(self.fusion.rgb_decode2.conv))
         decoder = self.fusion.decoder
-        self.fusion.merges = nn.ModuleList(FusedMerge(merge) for merge in decoder[::2])  # type: ignore[arg-type]
+        self.fusion.merges = nn.ModuleList(FusedMerge(of_kind(merge, SplitMerge)) for merge in decoder[::2])
         for n, module in enumerate(decoder):
             decoder[n] = FusedLevel(module) if isinstance(module, JointLevel) else nn.Identity()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dmfnet_fast.errors import require
+from dmfnet_fast.model.layout import store_channels_last
 from dmfnet_fast.model.network import DMFNet
 from dmfnet_fast.model.rewrites import (
     PassByPass,
@@ -83,13 +84,14 @@ def optimize(
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     if isinstance(model, Student):
-        student: Student = model.to(DTYPES[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(DTYPES[precision])
+        store_channels_last(model)
         if not kernels:
-            return student
+            return model
         _require_kernels()
         from dmfnet_fast.model.fused import FusedStudent
 
-        return FusedStudent(student)
+        return FusedStudent(model)
     drop_unused_blocks(model)
     passes = PassByPass(model, together)
     for rewrite in REWRITES_BEFORE_KERNELS if kernels else REWRITES:

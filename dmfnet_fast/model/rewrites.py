@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from dmfnet_fast.diffusion.schedule import fusion_levels
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS, Block, Resample, Upsample
 from dmfnet_fast.model.fusion import AdaptiveAttention, FusionLevel, FusionNetwork, TimestepMerge, upsample2
+from dmfnet_fast.model.layout import store_channels_last
 from dmfnet_fast.model.network import DMFNet
 from dmfnet_fast.model.student import from_brighter
 
@@ -94,7 +95,9 @@ def _part_of_norm(norm: nn.GroupNorm, part: slice) -> nn.GroupNorm:
 def _part_of_conv(conv: nn.Conv2d, part: slice, bias: bool) -> nn.Conv2d:
     """The convolution of some of the input channels."""
     weight = conv.weight[:, part].contiguous()
-    result = nn.Conv2d(weight.shape[1], weight.shape[0], conv.kernel_size, padding=conv.padding, bias=bias)  # type: ignore[arg-type]
+    assert not isinstance(conv.padding, str)
+    (height, width), (above, left) = conv.kernel_size, conv.padding
+    result = nn.Conv2d(weight.shape[1], weight.shape[0], (height, width), padding=(above, left), bias=bias)
     result.weight = nn.Parameter(weight)
     if bias:
         result.bias = conv.bias
@@ -346,7 +349,7 @@ class ExactNorm(nn.GroupNorm):
 
 def order_channels_last(net: PassByPass) -> None:
     """Store weights so that the channels of a pixel are neighbors in memory."""
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    store_channels_last(net)
     for module in list(net.modules()):
         for name, norm in module.named_children():
             if type(norm) is nn.GroupNorm:

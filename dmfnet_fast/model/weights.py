@@ -134,7 +134,8 @@ def _load(path: str | os.PathLike[str], *wanted: type[Network | Denoiser]) -> Ne
     path = Path(path)
     with _opened(path) as file:
         metadata: dict[str, str] = file.metadata() or {}
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names: list[str] = file.keys()
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
     if metadata.get("format") != FORMAT:
         raise EngineError(
             f"{path}: was not written by this package (format {metadata.get('format')!r}, not {FORMAT!r})"

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from kernels.launch import Plan
+from kernels.launch import Operator, Plan
 
 Shape: TypeAlias = list[int]
 HALF, SINGLE = 2, 4  # bytes
@@ -82,7 +82,7 @@ class Operation:
     passes: str
     plan: Callable[..., Plan]
     reference: Callable[..., Any]
-    operator: Callable[..., Any]
+    operator: Operator[..., Any]
     eager: Callable[..., Tensor] | None
     work: Callable[[list[Shape]], Work]
     multiplies_matrices: bool = False

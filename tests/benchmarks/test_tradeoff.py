@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.container import ErrorbarContainer
 
 from benchmarks.tradeoff import draw, main
 
@@ -25,10 +27,11 @@ def test_points_and_lines() -> None:
     panels = draw(report()).axes
     assert [panel.get_title(loc="left") for panel in panels] == ["CT-MRI, 23 pairs"] * 2
     panel = panels[0]
-    points = [container.lines[0].get_xydata().tolist() for container in panel.containers]
+    containers = [container for container in panel.containers if isinstance(container, ErrorbarContainer)]
+    points = [np.asarray(container.lines[0].get_xydata()).tolist() for container in containers]
     assert points == [[[30.0, 0.27]], [[400.0, 0.29]]]
     (line,) = [line for line in panel.lines if line.get_linestyle() == "--"]
-    assert list(line.get_ydata()) == [0.38, 0.38]
+    assert np.asarray(line.get_ydata()).tolist() == [0.38, 0.38]
     assert {text.get_text() for text in panel.texts} == {"quick", "slow", "theirs"}
 
 

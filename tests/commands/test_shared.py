@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 
 import pytest
 
-from dmfnet_fast.commands import shared
 from dmfnet_fast.commands.shared import progress
 
 
@@ -15,7 +15,7 @@ from dmfnet_fast.commands.shared import progress
 def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that a test sets."""
     now = [0.0]
-    monkeypatch.setattr(shared.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
@@ -30,7 +30,8 @@ def test_lines_at_times(seconds: list[float], capsys: pytest.CaptureFixture[str]
 
 
 def test_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress([], "fusing") as items:
+    nothing: list[int] = []
+    with progress(nothing, "fusing") as items:
         assert list(items) == []
     assert capsys.readouterr().err == "fusing: 0 of 0\n"
 

@@ -200,7 +200,7 @@ def module(cuda: Cuda) -> Any:
 
         return malloc
 
-    found.__getattr__ = get  # type: ignore[method-assign]
+    vars(found)["__getattr__"] = get
     return found
 
 

@@ -176,9 +176,9 @@ def test_files_that_are_no_engine(tmp_path: Path) -> None:
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), other)
     with pytest.raises(EngineError, match=r"other\.onnx: was not made by dmfnet-export; make it"):
         Fuser(other)
-    graph = SHIPPED.with_name("dmfnet-nano-fp16.onnx")
+    half = SHIPPED.with_name("dmfnet-nano-fp16.onnx")
     with pytest.raises(EngineError, match=r"fp16\.onnx: is a float16 graph to build TensorRT engines from"):
-        Fuser(graph)
+        Fuser(half)
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_errors_while_it_runs(words: str, error: type[Exception], monkeypatch: p
         ({"precision": "int4"}, "precision 'int4': use auto, float32, bfloat16, float16, int8"),
     ],
 )
-def test_what_it_cannot_do(arguments: dict[str, str], message: str) -> None:
+def test_what_it_cannot_do(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(EngineError, match=message):
         Fuser(SHIPPED, **arguments)
 

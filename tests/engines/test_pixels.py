@@ -92,7 +92,7 @@ def test_a_batch() -> None:
     got = PixelsToPixels(average, interface, rules)(torch.tensor(np.stack(a)), torch.tensor(np.stack(b)))
     for one, other, fused in zip(a, b, got.numpy(), strict=True):
         canvas = Canvas(one, other, rules=rules)
-        tensors = {"a": canvas.a[None], "b": canvas.b[None], "interval": np.stack(canvas.interval)}
+        tensors = {"a": canvas.a[None], "b": canvas.b[None], "interval": canvas.interval}
         luminance = average(**{name: torch.tensor(array)[None] for name, array in tensors.items()})
         assert np.array_equal(fused, canvas.finish(luminance[0, 0].numpy()))
 
@@ -112,4 +112,4 @@ def test_every_gray_level() -> None:
     canvas = Canvas(levels, levels.T, rules=Rules(0, True))
     assert np.array_equal(seen["a"][0, 0].numpy(), canvas.a)
     assert np.array_equal(seen["b"][0, 0].numpy(), canvas.b)
-    assert np.array_equal(seen["interval"][0].numpy(), np.stack(canvas.interval))
+    assert np.array_equal(seen["interval"][0].numpy(), canvas.interval)

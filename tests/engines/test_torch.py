@@ -89,6 +89,8 @@ class Stub:
     made: ClassVar[list[tuple[int, int, int]]] = []
     all: ClassVar[list[Stub]] = []
     too_large: ClassVar[int] = 10**9
+    alive: bool
+    stream: object
 
     def __init__(
         self, network: Any, shapes: dict[str, tuple[int, ...]], device: object, stream: object, dtype: torch.dtype
@@ -97,7 +99,8 @@ class Stub:
         assert dtype == (torch.float32 if len(shapes["a"]) == 4 else torch.uint8)
         pairs, *_, height, width = shapes["a"]
         assert not torch.backends.cudnn.benchmark
-        assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+        cudnn: Any = torch.backends.cudnn
+        assert cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
         if height * width >= self.too_large and any(stub.alive for stub in self.all):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         assert stream not in [stub.stream for stub in self.all if stub.alive], "two graphs on one stream"
@@ -126,7 +129,8 @@ def _as_on_a_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> torch_engine.To
     drop = torch_engine.TorchEngine._drop
 
     def dropped(engine: torch_engine.TorchEngine, key: Hashable) -> None:
-        engine._sizes[key].alive = False
+        stub: Any = engine._sizes[key]
+        stub.alive = False
         drop(engine, key)
 
     monkeypatch.setattr(torch_engine.TorchEngine, "_drop", dropped)

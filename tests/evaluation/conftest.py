@@ -13,14 +13,14 @@ from dmfnet_fast.commands.phantom import write_phantoms
 from tests.evaluation.running import MODALITIES, run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     list(write_phantoms(folder, train=1, test=3, size=64))
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def theirs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Somebody's results: the MRI, as JPEG."""
     folder = tmp_path_factory.mktemp("theirs & co")
@@ -31,7 +31,7 @@ def theirs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def report(data: Path, theirs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
     engines = ("--engine", "nano@float32", "--engine", "same=nano@float32")

@@ -37,8 +37,10 @@ def test_scores_are_those_of_the_saved_images(record: Any, data: Path, theirs: P
                 "<b>|": theirs / pair["modality"] / f"{name}.jpg",
             }
             for label, path in fused.items():
-                expected = fusion_metrics(_gray(path), _gray(a), _gray(b))
-                expected |= color_measures(np.asarray(Image.open(path).convert("RGB")), read_image(b))
+                expected = {
+                    **fusion_metrics(_gray(path), _gray(a), _gray(b)),
+                    **color_measures(np.asarray(Image.open(path).convert("RGB")), read_image(b)),
+                }
                 assert pair["metrics"][label] == pytest.approx(expected)
 
 

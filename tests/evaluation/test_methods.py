@@ -21,8 +21,8 @@ def scene(data: Path) -> Scene:
     return find_pairs(data, "test")[0][0].read()
 
 
-def _called(scene: Scene, **names: str) -> Scene:
-    return replace(scene, pair=replace(scene.pair, **names))
+def _called(scene: Scene, name: str, modality: str | None = None) -> Scene:
+    return replace(scene, pair=replace(scene.pair, name=name, modality=modality or scene.pair.modality))
 
 
 @pytest.mark.parametrize(

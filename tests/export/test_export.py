@@ -24,6 +24,7 @@ from dmfnet_fast.model import StudentConfig, load_model, preset, save_model
 from dmfnet_fast.model.weights import read_metadata
 from dmfnet_fast.phantom import Phantom
 from dmfnet_fast.precision import FloatPrecision
+from export import command
 from export.command import main
 from export.onnx.graph import OPSET, to_onnx
 from export.onnx.source import NOTHING_WRITTEN, from_content, from_weights
@@ -67,7 +68,7 @@ def test_file(exported: Path, converted: Path) -> None:
     # Nothing of how and where it was made.
     model.graph.ClearField("initializer")
     text = model.SerializeToString()
-    assert str(Path(main.callback.__code__.co_filename).parent).encode() not in text  # type: ignore[union-attr]
+    assert str(Path(command.__file__).parent).encode() not in text
     assert b"pkg.torch" not in text
     assert b"site-packages" not in text
 
@@ -225,14 +226,14 @@ def test_too_large_for_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.onnx.source.references", lambda *_: ([], 65504 / 4 + 1))
     monkeypatch.setattr("export.onnx.source._to_onnx", lambda *_: None)
     with pytest.raises(EngineError, match=r"values reach 16377, float16 holds up to 65504, .*: use --bf16"):
-        from_weights(TURBO, "float16", True, None, lambda _: nullcontext())
+        from_weights(TURBO, "float16", True, None, lambda _: nullcontext(lambda _: None))
 
 
 def test_properties_without_onnx() -> None:
     content = SHIPPED_GRAPH.read_bytes()
     assert properties(content) == {entry.key: entry.value for entry in onnx.load(SHIPPED_GRAPH).metadata_props}
     for wrong in (content[:-100], content[:1000], b"\xff" * 20, b"\x89PNG\r\n\x1a\n"):
-        with pytest.raises(ValueError):  # noqa: PT011
+        with pytest.raises(ValueError, match=r"not an ONNX model|truncated"):
             properties(wrong)
 
 

@@ -22,6 +22,7 @@ from dmfnet_fast.errors import EngineError, ImageError
 from dmfnet_fast.images.io import read_image, write_image
 from dmfnet_fast.model import load_model, optimize, save_model
 from dmfnet_fast.model.weights import read_metadata
+from dmfnet_fast.precision import FloatPrecision, PrecisionChoice
 from export.command import main
 from export.int8 import (
     EVERY_BLOCK,
@@ -101,19 +102,19 @@ def test_what_is_quantized(exported: Path, weights: Path) -> None:
     assert len(expected) > 50
     for node in found:
         sources = [made_by.get(name) for name in node.input[:2]]
-        dequantized = [source is not None and source.op_type == "DequantizeLinear" for source in sources]
-        assert dequantized[0] == dequantized[1], node.name
-        if not dequantized[1]:
+        dequantized = [source for source in sources if source is not None and source.op_type == "DequantizeLinear"]
+        assert len(dequantized) in (0, 2), node.name
+        if not dequantized:
             assert node.input[1] in stored, "a convolution in floating point has its weights as they are"
             assert not INNER_BLOCKS.fullmatch(node.input[1])
             continue
-        name, scale = sources[1].input[:2]
+        name, scale = dequantized[1].input[:2]
         values = onnx.numpy_helper.to_array(stored[name])
         assert values.dtype == np.int8
         assert values.shape[2:] == (3, 3)
         assert np.abs(values).max() in (63, 64), "7 bits, all used"
         assert stored[scale].dims == [values.shape[0]], "a scale for each output channel"
-        zero = onnx.numpy_helper.to_array(stored[sources[0].input[2]])
+        zero = onnx.numpy_helper.to_array(stored[dequantized[0].input[2]])
         assert 0 < zero - np.iinfo(zero.dtype).min < 64, "activations are asymmetric: SiLU's begin at -0.28"
         # NNCF's own names of what it adds.
         names[re.sub(r"^q_output_|_\d+$", "", name)] += 1
@@ -153,9 +154,11 @@ def test_openvino_multiplies_in_8_bits(exported: Path) -> None:
 
 
 def test_fuser(exported: Path, weights: Path) -> None:
-    for asked in ("auto", "int8"):
+    in_8_bits: tuple[PrecisionChoice, ...] = ("auto", "int8")
+    for asked in in_8_bits:
         with Fuser(exported, precision=asked) as fuser:
             assert fuser.info["precision"] == "int8"
+            assert isinstance(fuser._engine, OpenVINOEngine)
             assert fuser._engine._settings["INFERENCE_PRECISION_HINT"] == ("bf16" if has_bfloat16() else "f32")
             images = np.random.default_rng(0).uniform(-1, 1, (2, 1, 1, 64, 80)).astype(np.float32)
             fused = fuser.run(*images)
@@ -163,7 +166,8 @@ def test_fuser(exported: Path, weights: Path) -> None:
     with Fuser(weights, precision="float32") as exact:
         error = np.abs(exact.run(*images) - fused)
     assert 0 < error.max() < LIMITS["int8"].max_abs
-    for asked in ("float32", "bfloat16"):
+    others: tuple[FloatPrecision, ...] = ("float32", "bfloat16")
+    for asked in others:
         with pytest.raises(EngineError, match=rf"its precision is int8; for precision '{asked}' make a file with"):
             Fuser(exported, precision=asked)
     with pytest.raises(

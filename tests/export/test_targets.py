@@ -11,12 +11,12 @@ from click.testing import CliRunner
 
 from dmfnet_fast.engines import DEFAULT
 from dmfnet_fast.engines.kinds import OPENVINO, TENSORRT
+from dmfnet_fast.engines.tensorrt import FLAVOURS
 from export.command import main
 from export.errors import RequestError
 from export.options import OPTIONS, PRECISION_FLAGS, make_request, precision_help
 from export.request import Target
 from export.targets import TARGETS
-from export.tensorrt.builder import FLAVOURS
 
 GIVEN: dict[str, Any] = {
     "calibrate": Path(),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +11,9 @@ from dmfnet_fast.images.color import LUMINANCE, Canvas, is_color, luminance, to_
 from dmfnet_fast.images.io import Pixels
 from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.phantom import Phantom
+
+PixelType: TypeAlias = type[np.uint8 | np.uint16 | np.float32 | np.float64]
+TOPS: dict[PixelType, int] = {np.uint8: 255, np.uint16: 65535, np.float64: 1}
 
 RNG = np.random.default_rng(1)
 RGB8 = RNG.integers(0, 256, (64, 64, 3), np.uint8)
@@ -46,9 +51,9 @@ def test_apply_luminance_keeps_chroma() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float64])
-def test_apply_luminance_keeps_luminance_and_hue(dtype: type) -> None:
+def test_apply_luminance_keeps_luminance_and_hue(dtype: PixelType) -> None:
     """Also where b's colors do not exist at the fused luminance: they are paler there, as little as must be."""
-    top = {np.uint8: 255, np.uint16: 65535, np.float64: 1}[dtype]
+    top = TOPS[dtype]
     b = (RNG.random((64, 64, 3)) * top).astype(dtype)
     y = RNG.random((64, 64)) * top
     result = apply_luminance((y / top * 2 - 1).astype(np.float32), b, (0, top)).astype(np.float64)
@@ -74,7 +79,7 @@ def test_apply_luminance_own_luminance_is_identity() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
-def test_apply_luminance_keeps_type_and_range(dtype: type) -> None:
+def test_apply_luminance_keeps_type_and_range(dtype: PixelType) -> None:
     top = 4000 if dtype == np.uint16 else 200 if dtype == np.uint8 else 0.7
     b = (RNG.random((64, 64, 3)) * top).astype(dtype)
     result = apply_luminance(RNG.uniform(-1, 1, (64, 64)).astype(np.float32), b, (0, top))

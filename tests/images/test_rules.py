@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -22,6 +22,9 @@ from dmfnet_fast.images.rules import (
     within,
 )
 
+PixelType: TypeAlias = type[np.uint8 | np.uint16 | np.float32 | np.float64]
+TOPS: dict[PixelType, int] = {np.uint8: 255, np.uint16: 65535, np.float64: 1}
+
 RNG = np.random.default_rng(3)
 A = RNG.integers(0, 256, (64, 80), np.uint8)
 B = RNG.integers(0, 256, (64, 80, 3), np.uint8)
@@ -38,8 +41,8 @@ def chroma(pixels: Any) -> Any:
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.75, 1.0])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float64])
-def test_every_pixel_keeps_its_color(kept: float, dtype: type) -> None:
-    top = {np.uint8: 255, np.uint16: 65535, np.float64: 1}[dtype]
+def test_every_pixel_keeps_its_color(kept: float, dtype: PixelType) -> None:
+    top = TOPS[dtype]
     a, b = (A / 255 * top).astype(dtype), (B / 255 * top).astype(dtype)
     result = Canvas(a, b, (0, top), (0, top), Rules(kept)).finish(FUSED).astype(np.float64)
     step = 1e-6 if dtype == np.float64 else 1

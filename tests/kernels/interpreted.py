@@ -20,7 +20,7 @@ from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.model import load_model, optimize, preset
 from dmfnet_fast.precision import FloatPrecision
-from kernels import convolution, convolution_epilogue, group_norm_silu, launch
+from kernels import convolution, convolution_epilogue, launch
 from kernels.cases import ODD_CASES, OPERATIONS, SMALL_CASES
 from kernels.cases.attention import ATTENTION
 from kernels.cases.convolution import convolve
@@ -163,7 +163,7 @@ def test_few_parts_are_merged_by_the_last_launch(rows: int, dtype: torch.dtype) 
     arguments = case.make(Draw(dtype, DEVICE))
     (wanted,) = expected(case.operation, arguments)
     for fold, number in ((True, 1), (False, 2)):
-        plan = group_norm_silu.plan(*arguments, fold=fold)
+        plan = case.operation.plan(*arguments, fold=fold)
         assert len(plan[1]) == number
         assert error(launch.run(plan)[0], wanted) <= tolerance(dtype)
 
@@ -219,8 +219,8 @@ def test_what_cannot_be_described(case: Case, monkeypatch: pytest.MonkeyPatch) -
     tile = ConvolutionTile(32, 32, 32, 4, 3, described=True)
     with_statistics = case.operation.gives_statistics
     with convolved_by(tile, monkeypatch):
-        assert convolution.tile_for(*arguments[:2], with_statistics) is None
-    plan = convolution.plan(*arguments, statistics=with_statistics, tile=tile)
+        assert convolution.tile_for(arguments[0], arguments[1], with_statistics) is None
+    plan = case.operation.plan(*arguments, tile=tile)
     assert [(call.kernel, call.constants["PIXELS"]) for call in plan[1]] == [(convolution_kernel, 32)]
     assert error(launch.run(plan)[0], expected(case.operation, arguments)[0]) <= tolerance(torch.float16)
 
@@ -284,6 +284,13 @@ def last_programs(monkeypatch: pytest.MonkeyPatch) -> Last:
     return run
 
 
+def tensor(call: Launch, name: str) -> Tensor:
+    """What a launch is given by this name."""
+    found = call.arguments[name]
+    assert isinstance(found, Tensor)
+    return found
+
+
 def test_far_epilogue(last_programs: Last) -> None:
     case = epilogue(*FAR, bias=True, residual=False, relu=False, with_statistics=True)
     (h, bias, *_), _, (out, found) = last_programs(case)
@@ -294,7 +301,7 @@ def test_far_epilogue(last_programs: Last) -> None:
 
 def test_far_norm(last_programs: Last) -> None:
     (x, *_, bias, _, _, _), last, (out,) = last_programs(norm(*FAR[:2], 0, *FAR[2:], 32, silu=False))
-    centre, scale = last.arguments["moments"][-1, :, 64:, None].double()
+    centre, scale = tensor(last, "moments")[-1, :, 64:, None].double()
     wanted = (x[-1, 64:, -1, -32:].double() - centre) * scale + bias[64:, None]
     assert error(out[-1, 64:, -1, -32:], wanted) <= tolerance(torch.float16)
 
@@ -307,7 +314,7 @@ def test_far_upsample(last_programs: Last) -> None:
 
 def test_far_gate(last_programs: Last) -> None:
     (x, y, *_, weight, bias), last, (out,) = last_programs(gate(*FAR))
-    by_channel, by_pixel = (last.arguments[name][-1].double() for name in ("by_channel", "by_pixel"))
+    by_channel, by_pixel = (tensor(last, name)[-1].double() for name in ("by_channel", "by_pixel"))
     s = (x[-1, 96:, -3:, -3:].double() + y[-1, 96:, -3:, -3:]).transpose(1, 2).flatten(1)  # for the pixel at (-2, -2)
     q = by_channel[96:, None] + by_pixel.unflatten(0, FAR[2:])[-3:, -3:].t().flatten()
     own, other = weight[:, :, 96:].double().unflatten(1, (3, 3)).transpose(1, 2).flatten(1, 2).transpose(1, 2)
@@ -340,7 +347,7 @@ def test_far_first_convolution(last_programs: Last) -> None:
 
 def test_far_head(last_programs: Last) -> None:
     (x, *_), last, (out,) = last_programs(to_one(*FAR, tanh=False))
-    weight, bias = (last.arguments[name].double() for name in ("weight", "bias"))
+    weight, bias = (tensor(last, name).double() for name in ("weight", "bias"))
     seen = F.leaky_relu(x[-1:, :, -2:].double(), 0.2)
     wanted = F.conv2d(seen, weight.permute(0, 3, 1, 2), bias, padding=1)[0, 0, -1, -16:]
     assert error(out[-1, 0, -1, -16:], wanted) <= tolerance(torch.float32)
@@ -360,7 +367,12 @@ def test_network_with_our_convolutions(name: str, monkeypatch: pytest.MonkeyPatc
     use_large_tiles(monkeypatch)
     launched = set()
     run = Launch.run
-    monkeypatch.setattr(Launch, "run", lambda call: (launched.add(call.kernel), run(call)))
+
+    def noted(call: Launch) -> None:
+        launched.add(call.kernel)
+        run(call)
+
+    monkeypatch.setattr(Launch, "run", noted)
     with assumed(90):
         assert fused_error(name, "float16") <= 0.015
     if DEVICE == "cpu":

@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmfnet_fast.artifacts.interface import interface_of
@@ -38,7 +39,9 @@ def test_registration(case: Case) -> None:
     """The fake implementation tells the reference's shapes, dtypes and strides; nothing is aliased or changed."""
     for dtype in (torch.float32, torch.float16):
         arguments = case.make(Draw(dtype, "cpu"))
-        torch.library.opcheck(case.operation.operator, arguments)
+        operator = case.operation.operator
+        assert isinstance(operator, CustomOpDef)
+        torch.library.opcheck(operator, arguments)
 
 
 @pytest.mark.parametrize("case", ONE_EACH.values(), ids=ONE_EACH)

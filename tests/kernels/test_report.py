@@ -9,7 +9,7 @@ import pytest
 import torch
 import triton
 
-from kernels import convolution, convolution_epilogue
+from kernels import convolution_epilogue
 from kernels.cases import ODD_CASES, RECORDS
 from kernels.cases.convolution import convolve
 from kernels.cases.record import Draw
@@ -104,7 +104,7 @@ def test_how_a_convolution_loads(described: bool) -> None:
     """Ahead, into shared memory: 16 bytes by a thread at a time, or whole tiles by the copy engine."""
     case = convolve(1, 64, 64, 16, 64, bias=False)
     arguments = case.make(Draw(torch.float16, "meta"))
-    _, (launch,) = convolution.plan(*arguments, tile=ConvolutionTile(64, 64, 64, 4, 3, described))
+    _, (launch,) = case.operation.plan(*arguments, tile=ConvolutionTile(64, 64, 64, 4, 3, described))
     binary = compile_signature(signature_of(launch), 90)
     assert ("cp.async.bulk.tensor" in binary.ptx) == described
     assert binary.load == (0 if described else 16)

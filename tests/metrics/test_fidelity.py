@@ -107,7 +107,7 @@ def test_invented_by_scipys_filters(kind: type) -> None:
 
 def test_cielab_is_scikit_images() -> None:
     """To its constants, of which some are rounded to four digits."""
-    levels = np.stack(np.meshgrid(*[np.arange(0, 256, 15, np.uint8)] * 3), axis=-1).reshape(-1, 18, 3)
+    levels = np.stack(np.meshgrid(*[np.arange(0, 256, 15, dtype=np.uint8)] * 3), axis=-1).reshape(-1, 18, 3)
     for image in (RGB8, levels):
         np.testing.assert_allclose(lab_color(image), rgb2lab(image / 255)[..., 1:], atol=1e-3)
 

@@ -11,6 +11,7 @@ import torch
 
 from dmfnet_fast.diffusion.schedule import FUSION_TIMESTEPS, fusion_levels
 from dmfnet_fast.model import DMFNet, load_model, optimize
+from dmfnet_fast.model.rewrites import of_kind
 from tests.synthetic_weights import GOLDEN, GOLDEN_SEED
 
 FILES = ("golden_64", "golden_64x96")
@@ -24,7 +25,7 @@ TOLERANCES = {
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])
 def model(request: pytest.FixtureRequest, converted: Path) -> DMFNet:
-    return load_model(converted).to(request.param)
+    return of_kind(load_model(converted), DMFNet).to(request.param)
 
 
 def load(file: str, model: DMFNet) -> dict[str, Any]:

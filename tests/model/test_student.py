@@ -13,6 +13,7 @@ from dmfnet_fast.images.color import Canvas
 from dmfnet_fast.model import Student, StudentConfig, load_model, optimize, preset, save_model
 from dmfnet_fast.model.weights import load_denoiser
 from dmfnet_fast.phantom import make_phantom
+from dmfnet_fast.precision import FloatPrecision
 
 CONFIG = StudentConfig(channels=16, blocks=2)
 
@@ -98,9 +99,9 @@ def test_neighboring_slices_do_not_pump() -> None:
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 0.0), ("bfloat16", 0.02), ("float16", 0.003)])
-def test_precision(precision: str, tolerance: float) -> None:
+def test_precision(precision: FloatPrecision, tolerance: float) -> None:
     model, given = student(), inputs()
-    net = optimize(model, precision)  # type: ignore[arg-type]
+    net = optimize(model, precision)
     with torch.no_grad():
         result, expected = net(**given), model(**given)
     assert result.dtype == torch.float32

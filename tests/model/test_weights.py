@@ -173,7 +173,7 @@ def test_unfit_checkpoint(published_checkpoints: tuple[Path, Path], tmp_path: Pa
 
 
 class Exploit:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
         return Path.touch, (Path("exploited"),)
 
 

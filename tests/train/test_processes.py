@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
+from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.run import main as torchrun
 
 from dmfnet_fast.commands.phantom import write_phantoms
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
+from train import loop
+from train.stage1 import main as stage1
+from train.stage2 import main as stage2
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def launch(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run(
-        [sys.executable, *launcher, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=600,
-    )
+def launch(*arguments: str | Path) -> None:
+    """Run two processes, as torchrun does; its own part is played by this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torchrun(["--standalone", "--nproc-per-node", "2", *map(str, arguments)])
 
 
 def scalars(run: Path, tag: str) -> list[float]:
@@ -45,10 +46,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     """Gradients are averaged: two processes with half of the batch each take the steps of one with all of it."""
     settings = ["--batch", "4", "--steps", "3", "--precision", "float32", "--device", "cpu", "--validate-every", "2"]
-    for processes in (1, 2):
-        arguments = ["--data", data, "--init", SHIPPED_WEIGHTS, "--out", tmp_path / str(processes), *settings]
-        done = launch(processes, "-m", "train.stage2", *arguments)
-        assert done.returncode == 0, done.stderr
+    arguments = ["--data", str(data), "--init", str(SHIPPED_WEIGHTS), *settings]
+    done = CliRunner().invoke(stage2, [*arguments, "--out", str(tmp_path / "1")])
+    assert done.exit_code == 0, done.output
+    launch("-m", "train.stage2", *arguments, "--out", tmp_path / "2")
     one, two = (torch.load(tmp_path / n / "stage2-checkpoint.pt", weights_only=True) for n in ("1", "2"))
     assert one["identity"] == two["identity"]
     # The gradient itself: Adam's steps hardly depend on its length.
@@ -101,8 +102,7 @@ with loop.joined(run) as accelerator:
 
 def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     (tmp_path / "line.py").write_text(SAME_WEIGHTS)
-    done = launch(2, tmp_path / "line.py", tmp_path)
-    assert done.returncode == 0, done.stderr
+    launch(tmp_path / "line.py", tmp_path)
     first, second = (torch.load(tmp_path / f"process{n}.pt", weights_only=True) for n in (0, 1))
     for name, values in first["weights"].items():
         assert torch.equal(values, second["weights"][name])
@@ -112,8 +112,31 @@ def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     assert dropout_1 != dropout_2
 
 
-def test_batch_must_divide(data: Path, tmp_path: Path) -> None:
-    done = launch(2, "-m", "train.stage1", "--data", data, "--batch", "3", "--device", "cpu", "--out", tmp_path / "run")
-    assert done.returncode != 0
-    assert "--batch 3: does not divide over 2 processes" in done.stderr
+@pytest.mark.parametrize(
+    ("different", "message"),
+    [
+        ({"num_processes": 3}, "--batch 4: does not divide over 3 processes"),
+        ({"distributed_type": DistributedType.FSDP}, "asks for FSDP .only data-parallel training is supported."),
+        (
+            {"gradient_accumulation_steps": 2},
+            "asks for gradient accumulation .use a smaller --batch.: change it or use",
+        ),
+        ({"device": torch.device("cuda")}, r"asks for device cuda \(--device says cpu\)"),
+    ],
+)
+def test_launchers_that_do_not_fit(
+    different: dict[str, Any], message: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = {
+        "num_processes": 2,
+        "distributed_type": DistributedType.MULTI_CPU,
+        "gradient_accumulation_steps": 1,
+        "device": torch.device("cpu"),
+        "end_training": lambda: None,
+    }
+    monkeypatch.setattr(loop, "Accelerator", lambda **_: SimpleNamespace(**usual | different))
+    arguments = ["--data", str(data), "--batch", "4", "--device", "cpu", "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(stage1, arguments)
+    assert done.exit_code == 2
+    assert re.search(message, done.stderr)
     assert not (tmp_path / "run").exists()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
 
 from benchmarks.gpu import compile as gpu_compile
 from benchmarks.gpu import fusions as gpu_fusions
@@ -198,12 +199,12 @@ def test_profiled_kernels_are_added_up() -> None:
     """Of one fusion, by name; what a CPU does is no kernel."""
 
     def event(name: str, us: float, device: str = "CUDA") -> Any:
-        kind = getattr(torch.autograd.DeviceType, device)
+        kind = getattr(DeviceType, device)
         return SimpleNamespace(name=name, device_time_total=us, device_type=kind)
 
     one = [event("short", 1.0), event("long", 5.0), event("short", 2.0), event("host", 99.0, "CPU")]
-    recorded = SimpleNamespace(events=lambda: gpu_profile.FUSIONS * one)
-    assert list(gpu_profile._kernels(recorded)) == [  # type: ignore[arg-type]
+    recorded: Any = SimpleNamespace(events=lambda: gpu_profile.FUSIONS * one)
+    assert list(gpu_profile._kernels(recorded)) == [
         {"kernel": "long", "calls": 1, "us": 5},
         {"kernel": "short", "calls": 2, "us": 3},
     ]

@@ -14,7 +14,7 @@ from benchmarks.gpu import tuning as gpu_tuning
 from dmfnet_fast.model import PRESETS
 from kernels.cases.convolution import convolve
 from kernels.cases.record import Draw
-from kernels.tiles import ANY, ARCHITECTURES, ConvolutionTile, Tiles
+from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tiles
 
 ROOT = Path(__file__).parents[3]
 
@@ -55,7 +55,7 @@ def test_tiles_that_hold_no_whole_part_are_left_out() -> None:
     """Another tile would be launched in their place."""
     fine = convolve(2, 32, 32, 256, 256, with_statistics=True)  # parts of 128 pixels
     for pixels, used in ((64, False), (128, True)):
-        rules = (gpu_tuning.ConvolutionRule(ANY, ANY, ANY, ConvolutionTile(pixels)),)
+        rules = (ConvolutionRule(ANY, ANY, ANY, ConvolutionTile(pixels)),)
         planned = gpu_tuning.planned(gpu_tuning.Variant(fine, "convolutions", rules))
         assert (planned is not None) == used
 

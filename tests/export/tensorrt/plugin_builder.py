@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorrt_bindings as trt
 
+from dmfnet_fast.errors import EngineError
+
 sys.modules["tensorrt"] = trt
 OPERATIONS: dict[Any, Callable[[int, int], int]] = {
     trt.DimensionOperation.SUM: lambda a, b: a + b,
@@ -173,11 +175,11 @@ def build(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Requests from one JSON file, answers to another."""
-    answers = []
+    answers: list[dict[str, Any]] = []
     for request in json.loads(Path(sys.argv[1]).read_text()):
         try:
             answers += build(request)
-        except plugins.EngineError as error:
+        except EngineError as error:
             answers.append({"request": request, "error": str(error)})
     result = {
         "answers": answers,

@@ -14,7 +14,8 @@ import torch
 
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.errors import DMFNetError, EngineError, OutOfMemoryError
-from dmfnet_fast.model import StudentConfig, load_model
+from dmfnet_fast.model import DMFNet, StudentConfig, load_model
+from dmfnet_fast.model.rewrites import of_kind
 from dmfnet_fast.precision import FloatPrecision
 from export.onnx.graph import to_onnx
 from export.request import shipped_graph
@@ -81,7 +82,7 @@ def test_base(base_graph: bytes) -> None:
 
 
 def test_bfloat16() -> None:
-    proto = to_engine_onnx(load_model(TURBO), "bfloat16")
+    proto = to_engine_onnx(of_kind(load_model(TURBO), DMFNet), "bfloat16")
     kinds = {tensor.data_type for tensor in proto.graph.initializer}
     assert onnx.TensorProto.BFLOAT16 in kinds
     assert onnx.TensorProto.FLOAT16 not in kinds
@@ -122,7 +123,7 @@ def test_student(precision: FloatPrecision, profile: Profile) -> None:
 
 def test_without_noise() -> None:
     """The first convolution reads the images, and the interval has its own convolution at the end."""
-    model = model_by_rule(SMALL["no noise"])
+    model = of_kind(model_by_rule(SMALL["no noise"]), DMFNet)
     proto = to_engine_onnx(model, "float16")
     assert [value.name for value in proto.graph.input] == ["a", "b", "interval"]
     first = next(node for node in proto.graph.node if node.op_type == "Conv")
