@@ -168,7 +168,7 @@ class Manifest:
 
 
 def save_check(engine: Path, reference: Reference) -> str:
-    """Write the check pair of the engine file `engine`, with its float32 result. Returns the hash of the written file."""
+    """Write the check pair of the engine file `engine`, with its float32 result; returns the written file's hash."""
     with replacing(check_path(engine)) as temporary:
         np.savez_compressed(temporary, a=reference.a, b=reference.b, fused=reference.fused)
     return file_sha256(check_path(engine))
