@@ -106,7 +106,7 @@ def test_pair_that_cannot_be_fused_is_excluded_for_all(data: Path, theirs: Path,
     ]
     assert len(record["pairs"]) == 7
     assert len(record["problems"]) == 2
-    assert "Left out, for all methods" in (tmp_path / "out" / "report.md").read_text()
+    assert "Pairs excluded for all methods" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_several_workers_give_the_same(data: Path, record: Any, tmp_path: Path) -> None:
@@ -125,12 +125,12 @@ def test_several_workers_give_the_same(data: Path, record: Any, tmp_path: Path) 
         (("--data", "nowhere"), "nowhere/test: holds no pairs"),
         (("--data", "DATA", "--fused", "nowhere"), "nowhere: no such folder"),
         (("--data", "DATA", "--engine", "turbot"), "turbot: no such engine file, and no shipped network (nano"),
-        (("--data", "DATA", "--engine", "nano", "--engine", "nano"), "two methods are called nano: give each a name"),
+        (("--data", "DATA", "--engine", "nano", "--engine", "nano"), "two methods are called nano: give each a label"),
         (
             ("--data", "DATA", "--fused", "maximum, JPEG 9=DATA", "--jpeg", "9"),
             "two methods are called maximum, JPEG 9:",
         ),
-        (("--data", "DATA", "--baseline", "they"), "--baseline they: is none of maximum, average"),
+        (("--data", "DATA", "--baseline", "they"), "--baseline they: must be one of maximum, average"),
         (("--data", "DATA", "--no-trivial"), "nothing to evaluate"),
         (("--data", "DATA", "--split", "../test"), "test: holds no pairs; pairs are in folders named B-A"),
         (("--data", "DATA", "--modality", "MR-MR"), "holds no MR-MR; there is CT-MRI, PET-MRI, SPECT-MRI"),
@@ -215,7 +215,7 @@ def test_files_of_others_are_not_replaced(data: Path, tmp_path: Path) -> None:
         result = run(*given)
         assert result.exit_code == 2
         assert result.stderr == (
-            f"error: {path}: is there already and was not made by dmfnet-eval; move it away, or choose another folder "
+            f"error: {path}: already exists and was not made by dmfnet-eval; move it away, or choose another folder "
             "with --output\n"
         )
         assert path.read_text() == "made by me; I like dmfnet-eval"

@@ -14,8 +14,8 @@ from dmfnet_fast.model import DMFNet, load_model, optimize
 from tests.synthetic_weights import GOLDEN, GOLDEN_SEED
 
 FILES = ("golden_64", "golden_64x96")
-# Rounding errors reach 7e-7, 5e-6 and 1.4e-5 in float32. In float64 they reach 6e-7, limited by the golden values, which
-# are stored in float32; the error caused by a GroupNorm eps of 1e-6 instead of 1e-5 exceeds the float64 tolerance.
+# Rounding errors reach 7e-7, 5e-6 and 1.4e-5 in float32. In float64 they reach 6e-7, limited by the golden values,
+# which are float32; a GroupNorm eps of 1e-6 instead of 1e-5 causes errors beyond the float64 tolerance.
 TOLERANCES = {
     torch.float32: {"fused": 5e-6, "reconstruction": 5e-5, "feature": 5e-5},
     torch.float64: {"fused": 2e-6, "reconstruction": 2e-6, "feature": 2e-6},
