@@ -1,4 +1,4 @@
-"""How an exported network's ONNX file says what it is: its format, its metadata, and a hash of its content."""
+"""Metadata of exported ONNX files: format, kind, and a hash of the content."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Iterator
 from dmfnet_fast.errors import EngineError
 
 FORMAT = "dmfnet-fast 1"
-KIND = "fusion"  # in the metadata, beside the kinds of weights files
+KIND = "fusion"  # the "kind" in the metadata; weights files have kinds of their own
 
-# A last entry of ONNX's metadata_props (field 14: key, value), whose value is the hash of all that precedes it.
+# The last entry of ONNX's metadata_props (field 14: key, value); its value is the hash of all preceding bytes.
 _KEY = b"content_sha256"
 _SEAL = b"\x72\x52\x0a\x0e" + _KEY + b"\x12\x40"
 _DIGITS = 64
 
 
 def seal(content: bytes) -> bytes:
-    """A serialized ONNX model with its hash appended, which stays a serialized ONNX model."""
+    """Append the hash of a serialized ONNX model to it; the result is again a serialized ONNX model."""
     return content + _SEAL + hashlib.sha256(content).hexdigest().encode()
 
 
 def is_sealed(file: bytes) -> bool:
-    """Whether a file ends in the hash of the rest: nothing in it has changed since it was exported."""
+    """Whether a file ends in the hash of the rest, that is, is unchanged since it was exported."""
     end = len(file) - _DIGITS - len(_SEAL)
     return end > 0 and file == seal(file[:end])
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """A protobuf varint, and where it ends."""
+    """The value of the protobuf varint at offset `at`, and the offset of its end."""
     value = shift = 0
     while True:
         byte = content[at]
@@ -39,7 +39,7 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Numbers and contents of a protobuf message's length-delimited fields."""
+    """The number and content of each length-delimited field of a protobuf message; varint fields are skipped."""
     at = 0
     while at < len(content):
         key, at = _varint(content, at)
@@ -56,10 +56,10 @@ def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def properties(file: bytes) -> dict[str, str]:
-    """The metadata_props of a serialized ONNX model, read without onnx, which a Jetson need not have.
+    """The metadata_props of a serialized ONNX model, read without the onnx package, which a Jetson may lack.
 
     Raises:
-        ValueError: it is no such model, or truncated.
+        ValueError: the file is not an ONNX model, or is truncated.
     """
     try:
         entries = [dict(_fields(content)) for number, content in _fields(file) if number == 14]

@@ -1,4 +1,4 @@
-"""`dmfnet-convert`: published checkpoints to a weights file."""
+"""`dmfnet-convert`: converts the published checkpoints to a weights file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from dmfnet_fast.engines.kinds import TORCH
 
 
 @command()
-@click.option("--denoiser", type=click.Path(path_type=Path), required=True, help="I630000_E14000_gen.pth")
-@click.option("--fusion", type=click.Path(path_type=Path), required=True, help="MIF.pth")
+@click.option(
+    "--denoiser", type=click.Path(path_type=Path), required=True, help="The denoiser: I630000_E14000_gen.pth."
+)
+@click.option("--fusion", type=click.Path(path_type=Path), required=True, help="The fusion network: MIF.pth.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="Weights file to write, .safetensors."
 )
@@ -20,7 +22,7 @@ from dmfnet_fast.engines.kinds import TORCH
 def main(denoiser: Path, fusion: Path, output: Path) -> None:
     """Convert the two published DM-FNet checkpoints into one .safetensors weights file.
 
-    Only plain tensors are read from them, never code. Every tensor is checked by name and shape.
+    Only plain tensors are read, and no code is run. The name and shape of every tensor are checked.
     """
     TORCH.check_output(output)
     from dmfnet_fast.model import save_model

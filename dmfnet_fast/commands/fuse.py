@@ -1,4 +1,4 @@
-"""`dmfnet-fuse`: two images, or two folders of them, from the command line."""
+"""`dmfnet-fuse`: fuses two images, or two folders of images."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from dmfnet_fast.images.pairing import pair_folders
 from dmfnet_fast.precision import PRECISION_CHOICES, PrecisionChoice
 
 MONTAGES = "montages"
-WORKERS = 3  # one decodes, one computes (calls to the engine take turns), one encodes
+WORKERS = 3  # one decodes, one computes (calls to the engine are serialized), one encodes
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command was asked for, by the names of its options."""
+    """The arguments and options of the command."""
 
     a: Path
     b: Path
@@ -114,7 +114,7 @@ def _work(
     range_b: Range | None,
     journal: Journal | None,
 ) -> None:
-    """Fuse the jobs that are pending, several at a time; go through `shown`, the same jobs, as they are done."""
+    """Fuse the pending jobs, several at a time, and advance `shown`, which iterates over all jobs, as they finish."""
 
     def work(job: Job) -> None:
         started = time.perf_counter()
@@ -125,7 +125,7 @@ def _work(
         except DMFNetError as error:
             job.status, job.error = "failed", str(error)
         except Exception as error:
-            # Whatever one pair does, the others still get done.
+            # No failure of one pair may stop the others.
             job.status, job.error = "failed", f"{job.a} with {job.b}: {type(error).__name__}: {error}"
         else:
             job.status, job.seconds = "fused", round(time.perf_counter() - started, 4)
@@ -137,7 +137,7 @@ def _work(
             if future is not None:
                 future.result()
     finally:
-        # After an interrupt, those that have begun are finished and recorded, the others are not begun.
+        # After an interrupt, jobs in progress are finished and recorded; the others are not started.
         pool.shutdown(cancel_futures=True)
 
 
@@ -159,32 +159,32 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
 @click.option(
     "--engine",
     default=DEFAULT,
-    help=f"A shipped network by its name, or a file: {files_and_libraries()}.",
+    help=f"Name of a shipped network, or a file: {files_and_libraries()}.",
 )
 @click.option("--device", help=f"cpu, cuda or cuda:N; by default {default_devices()}.")
 @click.option(
     "--precision",
     default="auto",
     type=click.Choice(PRECISION_CHOICES),
-    help="Of the arithmetic; auto is the fastest.",
+    help="Precision of the arithmetic; auto is the fastest.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
-@click.option("--seed", default=0, type=click.IntRange(0, 2**64 - 1), help="Of the noise, for networks that take it.")
+@click.option(
+    "--seed", default=0, type=click.IntRange(0, 2**64 - 1), help="Seed of the noise, for networks that take noise."
+)
 @click.option(
     "--keep-chroma",
     default=DEFAULT_RULES.kept_chroma,
     show_default=True,
     type=click.FloatRange(0, 1),
-    help="Least part of B's chroma that every pixel keeps; detail in saturated colors is drawn darker for it.",
+    help="Least fraction of B's chroma that every pixel keeps; it limits the brightness of saturated colors.",
 )
 @click.option(
     "--allow-invention",
     is_flag=True,
-    help="Allow pixels darker or brighter than all that A and B have within one pixel of them.",
+    help="Allow pixels to be darker or brighter than all of A and B within one pixel.",
 )
-@click.option(
-    "--range-a", type=(float, float), metavar="LO HI", help="Values that mean black and white in a 16-bit or float A."
-)
+@click.option("--range-a", type=(float, float), metavar="LO HI", help="Values of black and white in 16-bit or float A.")
 @click.option("--range-b", type=(float, float), metavar="LO HI", help="The same for B.")
 @click.option(
     "--format",
@@ -192,10 +192,10 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
     default="png",
     show_default=True,
     type=click.Choice([suffix[1:] for suffix in suffixes(WRITERS)]),
-    help="Of the files in an output folder.",
+    help="Format of the files in an output folder.",
 )
 @click.option("--montage", "with_montage", is_flag=True, help="Also write a PNG of A, B and the result side by side.")
-@click.option("--overwrite", is_flag=True, help="In a folder: redo all, and replace files that are there.")
+@click.option("--overwrite", is_flag=True, help="In a folder: fuse all pairs again, and replace existing files.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print a machine-readable report; everything else goes to standard error."
 )
@@ -203,10 +203,9 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
 def main(as_json: bool, **given: Any) -> None:
     """Fuse A, an MRI, with B, a CT, PET or SPECT of the same slice and size.
 
-    A and B are two images, or two folders whose images are paired by name. The result shows the
-    structure of both in B's colors and depth. In folders, results that this command would make again are
-    kept (an interrupted run goes on where it stopped), a pair that fails does not stop the others, and the
-    exit code is then 2.
+    A and B are two images, or two folders whose images are paired by name. The result shows the structure of both in
+    B's colors and bit depth. In folders, results that this command would reproduce are kept, so that an interrupted run
+    resumes where it stopped. A pair that fails does not stop the others; the exit code is then 2.
 
     Not a medical device.
     """
@@ -236,7 +235,7 @@ def main(as_json: bool, **given: Any) -> None:
 
 
 def _run(request: Request) -> tuple[dict[str, Any], int]:
-    """The report of all pairs, and how many files were ignored."""
+    """Fuse all pairs; the report, and the number of ignored files."""
     a, b, output, with_montage, suffix = request.a, request.b, request.output, request.with_montage, request.suffix
     for path in (a, b):
         if not path.exists():

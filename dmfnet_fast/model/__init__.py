@@ -1,4 +1,4 @@
-"""The network as trained, and its weights files."""
+"""The trainable networks, their optimization for inference, and their weights files."""
 
 from dmfnet_fast.errors import require
 
