@@ -146,7 +146,7 @@ class Recorder(TorchDispatchMode):
             if args[2] is not None:
                 self._log(Launch(operation, "bias", [out, args[2]], [out]))
         elif packet is aten.native_group_norm:
-            # CUDA's GroupNorm makes its input contiguous (NCHW); it reads it once for the statistics, once to apply them.
+            # CUDA's GroupNorm makes its input contiguous (NCHW), then reads it for the statistics and to apply them.
             x, result = self._copied(inputs[0], torch.contiguous_format, operation), out[0].contiguous()
             self._log(Launch(operation, "statistics", [x], []))
             self._log(Launch(operation, "apply", [x, *inputs[1:]], [result]))

@@ -112,7 +112,7 @@ def table(results: dict[str, Any]) -> str:
                     psnr,
                 )
                 lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "**The machine, and label surrounds the network**", "", "| | | ms (IQR) |", "| --- | --- | --- |"]
+    lines += ["", "**The machine, and what surrounds the network**", "", "| | | ms (IQR) |", "| --- | --- | --- |"]
     for row in results["others"]:
         label = re.sub(r"^test_|\[.*", "", row["name"]) + re.sub(r"^[^[]*\[?(.*?)\]?$", r" \1", row["name"])
         lines.append(f"| {row['group']} | {label.strip()} | {row['median_ms']:.3g} ({row['iqr_ms']:.2g}) |")

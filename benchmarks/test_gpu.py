@@ -1,7 +1,8 @@
 """Whole fusions on a GPU, one pair at a time: `pytest --benchmark-only benchmarks/test_gpu.py`.
 
 The variants and cases are those of `python -m benchmarks.gpu`, which also measures batches, memory and single
-operations, and compares with the floor. Variants whose output differs from the reference by more than their precision allows are not timed.
+operations, and compares with the floor. Variants whose output differs from the reference by more than their precision
+allows are not timed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The variants that are compared: the published network, what others could do with it, and our rewrites step by step."""
+"""The variants that are compared: the published network, alternatives to our work, and our rewrites step by step."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def _compiled(dtype: torch.dtype) -> Callable[[DMFNet, int], Run]:
     return build
 
 
-RUNG_NAMES = {
+REWRITE_NAMES = {
     rewrites.fold_noise_levels: "+ noise levels folded into biases",
     rewrites.upsample_transposed: "+ upsampling as transposed convolution",
     rewrites.avoid_concatenations: "+ no concatenations",
@@ -173,7 +173,7 @@ RUNG_NAMES = {
 }
 
 
-def _rung(count: int) -> Callable[[DMFNet, int], Run]:
+def _rewritten(count: int) -> Callable[[DMFNet, int], Run]:
     """Drops the unused tail, merges features pass by pass, and applies the first `count` rewrites."""
 
     def build(model: DMFNet, _: int) -> Run:
@@ -274,10 +274,13 @@ COMPILED = [
     Variant("as published", "torch.compile", precision, _compiled(dtype))
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
 ]
-RUNGS = [
-    Variant(name, "torch eager", "float32", _rung(count))
+REWRITTEN = [
+    Variant(name, "torch eager", "float32", _rewritten(count))
     for count, name in enumerate(
-        ["unused tail dropped, features merged as they come", *(RUNG_NAMES[rewrite] for rewrite in inference.REWRITES)]
+        [
+            "unused tail dropped, features merged as they come",
+            *(REWRITE_NAMES[rewrite] for rewrite in inference.REWRITES),
+        ]
     )
 ]
 CONVERTED = [
@@ -285,6 +288,6 @@ CONVERTED = [
     for precision, hint in (("float32", "f32"), ("bfloat16", "bf16"))
 ]
 
-ALL = [PUBLISHED, *COMPILED, *RUNGS, OPTIMIZED, *CONVERTED, *OPENVINO]
+ALL = [PUBLISHED, *COMPILED, *REWRITTEN, OPTIMIZED, *CONVERTED, *OPENVINO]
 OURS = [PUBLISHED, OPTIMIZED, *OPENVINO]
 OF_STUDENT = [TRAINED, OPTIMIZED, *OPENVINO]
