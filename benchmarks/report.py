@@ -1,4 +1,4 @@
-"""What is kept of a benchmark run: `python -m benchmarks.report RUN.json` writes results, table and plot.
+"""Condenses a benchmark run: `python -m benchmarks.report RUN.json` writes results, table and plot.
 
 Reads pytest-benchmark's JSON; writes `benchmarks/results/<version>-<machine>.json` and `.svg`, and the table between
 the two markers in docs/benchmarks.md. Ratios are of medians of one run.
@@ -32,36 +32,36 @@ LIBRARIES = ("torch", "openvino", "onnxruntime", "numpy")
 
 
 def processor() -> str:
-    """The processor's name, as Linux or the platform tells it."""
+    """Name of the processor, from Linux or the platform module."""
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return (found[1] if found else platform.processor() or platform.machine()).strip()
 
 
 def features() -> list[str]:
-    """What of the processor decides how fast this is."""
+    """Processor features that determine the speed."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16", "asimd") if name in flags]
 
 
 def condense(run: dict[str, Any]) -> dict[str, Any]:
-    """What is worth keeping of pytest-benchmark's JSON; nothing that tells whose machine it was."""
-    rows, others = [], []
+    """Condenses pytest-benchmark's JSON, without anything that identifies the machine's owner."""
+    rows, other_rows = [], []
     for benchmark in run["benchmarks"]:
         stats = {name: round(benchmark["stats"][name] * 1000, 3) for name in ("min", "median", "iqr")}
         stats = {f"{name}_ms": value for name, value in stats.items()} | {"rounds": benchmark["stats"]["rounds"]}
         if "way" in benchmark["extra_info"]:
             rows.append(benchmark["extra_info"] | stats)
         else:
-            others.append({"group": benchmark["group"], "name": benchmark["name"]} | stats)
-    first = {
+            other_rows.append({"group": benchmark["group"], "name": benchmark["name"]} | stats)
+    reference_ms = {
         (row["network"], row["size"]): row["median_ms"]
         for row in rows
         if row["way"] in COMPARED_WITH and row["engine"] == "torch eager"
     }
     for row in rows:
-        row["ratio"] = round(row["median_ms"] / first[row["network"], row["size"]], 4)
+        row["ratio"] = round(row["median_ms"] / reference_ms[row["network"], row["size"]], 4)
     return {
         "version": __version__,
         "date": run["datetime"][:10],
@@ -74,17 +74,17 @@ def condense(run: dict[str, Any]) -> dict[str, Any]:
             **{name: version(name) for name in LIBRARIES},
         },
         "fusions": rows,
-        "others": others,
+        "others": other_rows,
     }
 
 
 def _ms(value: float) -> str:
-    """Milliseconds: whole ones, or where they are few, two digits."""
+    """Formats milliseconds: whole from 10 on, two significant digits below."""
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: where it was measured, and a table of each network and size."""
+    """Markdown: the machine, and a table per network and size."""
     machine = results["machine"]
     lines = [
         f"Version {results['version']}, {results['date']}: {machine['cores']} cores of an {machine['processor']} "
@@ -114,13 +114,13 @@ def table(results: dict[str, Any]) -> str:
                 lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "**The machine, and what surrounds the network**", "", "| | | ms (IQR) |", "| --- | --- | --- |"]
     for row in results["others"]:
-        what = re.sub(r"^test_|\[.*", "", row["name"]) + re.sub(r"^[^[]*\[?(.*?)\]?$", r" \1", row["name"])
-        lines.append(f"| {row['group']} | {what.strip()} | {row['median_ms']:.3g} ({row['iqr_ms']:.2g}) |")
+        label = re.sub(r"^test_|\[.*", "", row["name"]) + re.sub(r"^[^[]*\[?(.*?)\]?$", r" \1", row["name"])
+        lines.append(f"| {row['group']} | {label.strip()} | {row['median_ms']:.3g} ({row['iqr_ms']:.2g}) |")
     return "\n".join(lines)
 
 
 def floors(results: dict[str, Any]) -> str:
-    """How far the fastest row of each precision is above its arithmetic at the rate of a matrix product."""
+    """Compares the fastest row of each precision with its arithmetic at the rate of a matrix product."""
     least = {row["name"]: row["min_ms"] for row in results["others"] if row["group"] == "rate"}
     sentences = []
     for precision in ("float32", "bfloat16"):
@@ -141,7 +141,7 @@ def floors(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Bars of how many times as fast as the published way each row is, one panel for each network and size."""
+    """Plots each row's speedup over the published network as bars, one panel per network and size."""
     cases = list(dict.fromkeys((row["network"], row["size"]) for row in results["fusions"]))
     rows = {case: [row for row in results["fusions"] if (row["network"], row["size"]) == case] for case in cases}
     colors = {"torch eager": "#7f8fa6", "torch.compile": "#c9a227", "OpenVINO": "#2a7f62"}

@@ -1,7 +1,7 @@
-"""What a training step costs on this machine. Run: `pytest --benchmark-only`; compare within one run only.
+"""Time of a training step on this machine. Run: `pytest --benchmark-only`; compare only within one run.
 
-A step of stage II on tiny, 8 pairs of 64x64 crops, is 50 GFLOP of frozen denoiser and, forward and backward, 11 of
-fusion network; a step of stage I, 16 crops, 37.
+A stage II step on tiny, with 8 pairs of 64x64 crops, takes 50 GFLOP for the frozen denoiser and 11 GFLOP for the fusion
+network, forward and backward; a stage I step, with 16 crops, takes 37 GFLOP.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def make_run(data: Path, precision: TrainingPrecision, init: Path | None) -> Run
 
 
 def make_step(task: Task) -> Callable[[], float]:
-    """A whole step: data, loss, gradient, clipping, update."""
+    """Returns a whole training step: data, loss, gradient, clipping and update."""
     parameters = [p for p in task.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, 1e-4, fused=True)
 
@@ -68,14 +68,14 @@ def test_stage1(benchmark: Callable[..., Any], data: Path, precision: TrainingPr
         assert np.isfinite(benchmark(make_step(Denoising(run, "tiny", accelerator))))
 
 
-@pytest.mark.parametrize("way", ["as published", "float32", "bf16", "bf16, up-path unfrozen"])
+@pytest.mark.parametrize("variant", ["as published", "float32", "bf16", "bf16, up-path unfrozen"])
 @pytest.mark.benchmark(group="stage II step, tiny, 8 pairs of 64x64", min_rounds=10, warmup=True, warmup_iterations=1)
-def test_stage2(benchmark: Callable[..., Any], data: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As published is float32 with the denoiser's unused tail; the batch is ours (the published one is 1)."""
+def test_stage2(benchmark: Callable[..., Any], data: Path, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """'As published' is float32 with the denoiser's unused tail, but with our batch (the published one is 1)."""
     untrained = data / "tiny.safetensors"
     save_model(DMFNet(DMFNET_PRESETS["tiny"]), untrained)
-    run = make_run(data, "bf16" if way.startswith("bf16") else "float32", untrained)
-    if way == "as published":
+    run = make_run(data, "bf16" if variant.startswith("bf16") else "float32", untrained)
+    if variant == "as published":
 
         def with_tail(self: Denoiser, x: Tensor, level: Tensor) -> list[Tensor]:
             outputs = list(self.up_path(x, level))
@@ -84,7 +84,7 @@ def test_stage2(benchmark: Callable[..., Any], data: Path, way: str, monkeypatch
 
         monkeypatch.setattr(Denoiser, "features", with_tail)
     with loop.joined(run) as accelerator:
-        assert np.isfinite(benchmark(make_step(Fusing(run, None, None, way.endswith("unfrozen"), accelerator))))
+        assert np.isfinite(benchmark(make_step(Fusing(run, None, None, variant.endswith("unfrozen"), accelerator))))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

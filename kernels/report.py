@@ -1,4 +1,4 @@
-"""What every kernel takes of a GPU, for every architecture: `python -m kernels.report` writes resources.json.
+"""GPU resources of every kernel on every architecture: `python -m kernels.report` writes resources.json.
 
 It also writes the table of the operators in README.md, from their records in `kernels.cases`. Needs no GPU: everything
 is compiled ahead of time, in the launch configurations that the network uses. resources.json tells the Triton release
@@ -39,12 +39,13 @@ NETWORKS = (
     (128, 32, torch.bfloat16),
     (128, 32, torch.float32),
 )
-# Channels, groups and timesteps of "base" and "turbo", and whether they end with tanh: what they call on a GPU besides
-# or instead, in float16. Channels of "nano", likewise.
+# For the float16 calls that networks make only on a GPU: channels, groups and timesteps of "base" and "turbo", and
+# whether they end with tanh; channels of "nano".
 OWN = ((128, 32, 3, True), (32, 8, 1, False))
 STUDENT = 32
 SIZE = 256
-# Convolutions that are cuDNN's where no tile was measured; there, by the tile that a first measurement begins with.
+# Convolutions that cuDNN computes on architectures without measured tiles. They are compiled even there, with the
+# default tile, from which a first measurement starts.
 UNTUNED = (
     convolve(1, 32, 32, 128, 128, relu=True),
     convolve(1, 32, 32, 128, 128, residual=True),
@@ -54,7 +55,7 @@ UNTUNED = (
 
 
 def sources_hash() -> str:
-    """Of the sources of this folder that decide what is compiled."""
+    """SHA-256 of the sources in this folder that determine what is compiled."""
     digest = sha256()
     for file in sorted(FOLDER.rglob("*.py")):
         name = file.relative_to(FOLDER).as_posix()
@@ -64,7 +65,7 @@ def sources_hash() -> str:
 
 
 def _cases() -> Iterator[tuple[Case, torch.dtype]]:
-    """Everything that the networks call on the architecture that is assumed, and in what precision."""
+    """Every call of the networks on the assumed architecture, with its precision."""
     for channels, groups, dtype in NETWORKS:
         yield from ((case, dtype) for case in network_cases(channels, groups, SIZE, SIZE))
     half = torch.float16
@@ -75,7 +76,7 @@ def _cases() -> Iterator[tuple[Case, torch.dtype]]:
 
 
 def signatures(architecture: int) -> dict[Signature, tuple[Case, torch.dtype]]:
-    """Everything that the networks launch on `architecture`, each once, with a case that does."""
+    """Every distinct signature that the networks launch on `architecture`, with one case that launches it."""
     found: dict[Signature, tuple[Case, torch.dtype]] = {}
     with assumed(architecture):
         for case, dtype in _cases():
@@ -85,7 +86,7 @@ def signatures(architecture: int) -> dict[Signature, tuple[Case, torch.dtype]]:
 
 
 def rows(architecture: int) -> list[dict[str, Any]]:
-    """One row for each binary of `architecture`."""
+    """One row per binary for `architecture`."""
     result = []
     for signature, (case, dtype) in signatures(architecture).items():
         resources = asdict(compile_signature(signature, architecture))
@@ -105,7 +106,7 @@ def rows(architecture: int) -> list[dict[str, Any]]:
 
 
 def write(table: Iterable[dict[str, Any]], path: Path) -> None:
-    """The file: a row a line, so that changes show."""
+    """Writes the file, one row per line for readable diffs."""
     head = json.dumps({"triton": triton.__version__, "sources": sources_hash()})[1:-1]
     lines = ",\n".join(f"  {json.dumps(row)}" for row in table)
     temporary = path.with_suffix(".part")
@@ -114,7 +115,7 @@ def write(table: Iterable[dict[str, Any]], path: Path) -> None:
 
 
 def summary(table: Iterable[dict[str, Any]]) -> str:
-    """Markdown: each kernel's largest needs on each architecture."""
+    """Markdown table of each kernel's largest needs on each architecture."""
     worst: dict[tuple[str, int], dict[str, Any]] = {}
     for row in table:
         largest = worst.setdefault((row["kernel"], row["architecture"]), dict.fromkeys(("registers", "shared"), 0))
@@ -122,7 +123,7 @@ def summary(table: Iterable[dict[str, Any]]) -> str:
             largest[name] = max(largest[name], row[name])
     architectures = sorted({architecture for _, architecture in worst})
     lines = [
-        "Registers a thread and bytes of shared memory a block, at most:",
+        "Largest number of registers per thread / bytes of shared memory per block:",
         "",
         f"| kernel | {' | '.join(f'sm_{number}' for number in architectures)} |",
         f"| --- {'| ---: ' * len(architectures)}|",

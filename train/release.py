@@ -1,4 +1,4 @@
-"""Store trained weights as they are shipped: `python -m train.release RUN/dmfnet.safetensors -o FILE`."""
+"""Converts trained weights for release: `python -m train.release RUN/dmfnet.safetensors -o FILE`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dmfnet_fast.errors import OutputError, require, warn
 @click.argument("weights", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write (.safetensors).")
 def main(weights: Path, output: Path) -> None:
-    """Round WEIGHTS of stage II to float16, which halves the file; its record stays. Prints its hash."""
+    """Round WEIGHTS of stage II to float16, which halves the file, keep their record, and print the file's hash."""
     require("torch", extra="torch")
     import torch
 
@@ -28,7 +28,7 @@ def main(weights: Path, output: Path) -> None:
     model = load_model(weights)
     run = model.record.get("stage2", {})
     if run.get("steps_done", 0) < run.get("steps", 0):
-        warn(f"{weights}: its training stopped at step {run.get('steps_done', 0)} of {run['steps']}")
+        warn(f"{weights}: training stopped at step {run.get('steps_done', 0)} of {run['steps']}")
     save_model(model, output, torch.float16)
     click.echo(f"{output}: {read_metadata(output)['sha256']}")
 

@@ -1,4 +1,4 @@
-"""Stage II: train a network that fuses. `python -m train.stage2 --data DIR --denoiser FILE --out RUN`."""
+"""Stage II: train a fusion network. `python -m train.stage2 --data DIR --denoiser FILE --out RUN`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from train.recipe import DEFAULT_LOSS, Run
 
 @command()
 @training_options(steps=20_000, batch=16, learning_rate=5e-4, optimizer="muon")
-@click.option("--denoiser", type=click.Path(path_type=Path), help="The denoiser of stage 1 (if not that of --init).")
+@click.option("--denoiser", type=click.Path(path_type=Path), help="The denoiser from stage I, if not that of --init.")
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
-    help="nano is trained from scratch; else what to make of weights that have other timesteps, or fewer channels.",
+    help="A student such as nano, or what to convert weights of other timesteps or fewer channels to.",
 )
 @click.option("--unfreeze", is_flag=True, help="Train the denoiser's up-path too, at the end.")
 @click.option(
@@ -31,8 +31,8 @@ from train.recipe import DEFAULT_LOSS, Run
 def main(run: Run, denoiser: Path | None, preset: str | None, unfreeze: bool, loss: str) -> None:
     """Train the fusion network, or a student, on all pairs of DATA/train; write OUT/dmfnet.safetensors.
 
-    The denoiser stays as it is, but for --unfreeze; a student (--preset nano) has none. The same command again
-    continues an interrupted run.
+    The denoiser stays frozen without --unfreeze; a student (--preset nano) has none. Repeating the command continues an
+    interrupted run.
     """
     from train.fusing import train_fusion
 

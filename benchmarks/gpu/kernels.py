@@ -1,4 +1,4 @@
-"""Every fused operation: checked against its reference in float64, then timed beside the same in eager PyTorch."""
+"""Checks every fused operation against its float64 reference, then times it and its equivalent in eager PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kernels.launch import assumed
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SIZE = 256
-MOST_SETS = 256  # of inputs, which are drawn one by one
+MOST_SETS = 256  # of inputs, each of which takes time to draw
 
 
 def _unique(cases: Iterable[Case]) -> list[Case]:
@@ -28,13 +28,13 @@ def _unique(cases: Iterable[Case]) -> list[Case]:
 
 
 def _of_network(name: str) -> list[Case]:
-    """What DM-FNet called `name` calls where no convolution is ours."""
+    """Calls of the DM-FNet `name` where cuDNN computes all convolutions."""
     config = DMFNET_PRESETS[name]
     return _unique(network_cases(config.channels, config.norm_groups, SIZE, SIZE))
 
 
 def _own(machine: Machine, *names: str) -> list[Case]:
-    """What networks call besides or instead on `machine`."""
+    """Further calls of the networks on `machine`, with our own convolutions."""
     found: list[Case] = []
     with assumed(machine.architecture):
         for config in (PRESETS[name] for name in names):
@@ -53,7 +53,7 @@ def _few() -> list[Case]:
 
 
 def checked_cases(machine: Machine) -> list[tuple[Case, tuple[torch.dtype, ...]]]:
-    """The odd cases in every type, and what networks give their operations at 256x256 in float16."""
+    """The odd cases in every type, and the networks' calls at 256x256 in float16."""
     if machine.interpreted:
         return [(case, DTYPES) for case in _few()]
     of_networks = _unique([*_own(machine, "base", "turbo", "nano"), *_of_network("base"), *_of_network("tiny")])
@@ -61,7 +61,7 @@ def checked_cases(machine: Machine) -> list[tuple[Case, tuple[torch.dtype, ...]]
 
 
 def timed_cases(machine: Machine) -> list[Case]:
-    """What the network base gives its operations at 256x256, and what others call besides."""
+    """Calls of the network base at 256x256, and those that others make in addition."""
     if machine.interpreted:
         return [case for case in _few() if case.operation.eager is not None]
     return _unique([*_own(machine, "nano", "base", "turbo"), *_of_network("base")])
@@ -72,9 +72,9 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def _error(case: Case, arguments: Sequence[Any]) -> float:
-    """Of the case's results, as a multiple of its tolerance.
+    """Largest error of the case's results, as a multiple of its tolerance.
 
-    Without cuDNN, which is not known to have every convolution of the reference in float64.
+    Disables cuDNN, which may lack some of the reference's convolutions in float64.
     """
     before, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
     try:
@@ -84,9 +84,9 @@ def _error(case: Case, arguments: Sequence[Any]) -> float:
 
 
 def check(case: Case, dtypes: Sequence[torch.dtype], machine: Machine) -> dict[str, Any]:
-    """One row: the case's largest error in every one of `dtypes`, as a multiple of its tolerance (see kernels.checks).
+    """One row: the case's largest error for each of `dtypes`, as a multiple of its tolerance (see kernels.checks).
 
-    Results are poisoned with NaN first, and must have the reference's infinities and NaN, and no others.
+    Results are filled with NaN first, and must have infinities and NaN exactly where the reference has.
     """
     errors: dict[str, float | str] = {}
     with arithmetic():
@@ -106,9 +106,9 @@ def _bytes(values: Sequence[Any]) -> int:
 def measure(case: Case, machine: Machine) -> dict[str, Any]:
     """One row: the case's time in float16 and that of eager PyTorch, or why it was refused.
 
-    Launches are replayed from a CUDA graph, theirs as ours. The bytes are each input read once and each result written
-    once, whatever a kernel reads again. As many inputs take turns as it needs for twice the second-level cache, if
-    MOST_SETS suffice; the row says whether they did.
+    The launches of both are replayed from a CUDA graph. Bytes count each input read once and each result written once,
+    even if a kernel reads more. Enough sets of inputs take turns to exceed twice the L2 cache, up to MOST_SETS; the row
+    says whether they did.
     """
 
     def call(*arguments: Any) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Networks, their inputs and images on a GPU, and the check of the optimized network against the trained one."""
+"""Networks with their inputs and reference images, and the check of optimized networks against trained ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.variants import as_trained, gigaflop, network
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.artifacts.network_inputs import network_inputs
-from dmfnet_fast.artifacts.parity import LIMITS as OF_ENGINES
 from dmfnet_fast.artifacts.parity import Reference, gray_levels
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.engines.base import some_pairs
@@ -32,20 +31,20 @@ from tests.synthetic_weights import GOLDEN, golden_model
 Array: TypeAlias = NDArray[np.float32]
 Arrays: TypeAlias = dict[str, Array]  # by the names of a network's inputs
 
-# TF32 rounds the inputs of products to the mantissa of float16, and nothing else.
-LIMITS = OF_ENGINES | {"tf32": OF_ENGINES["float16"]}
+# TF32 only rounds the inputs of products, to the mantissa of float16.
+LIMITS = ENGINE_LIMITS | {"tf32": ENGINE_LIMITS["float16"]}
 GOLDEN_FILES = ("golden_64", "golden_64x96")
 PRECISIONS: tuple[FloatPrecision, ...] = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How far images are from those of the network as trained, in float32.
+    """Differences of images from those of the trained network in float32.
 
     Attributes:
         precision: a key of LIMITS.
-        max_abs, mean_abs: errors of the luminance in [-1, 1].
-        psnr: of the 8-bit images, in dB; infinite where they are equal.
+        max_abs, mean_abs: absolute errors of the luminance in [-1, 1].
+        psnr: PSNR of the 8-bit images in dB; infinite if they are equal.
     """
 
     precision: str
@@ -66,7 +65,7 @@ class Quality:
         return self.max_abs <= limit.max_abs and self.psnr >= limit.psnr
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, which has no infinity."""
+        """The numbers for JSON, with None for an infinite PSNR."""
         psnr = self.psnr if math.isfinite(self.psnr) else None
         return {"max_abs": self.max_abs, "mean_abs": self.mean_abs, "psnr": psnr}
 
@@ -80,7 +79,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Case:
-    """Pairs that are fused at once by the network called `network`."""
+    """A batch of `batch` size x size pairs, fused at once by the network named `network`."""
 
     network: str
     size: int
@@ -90,7 +89,7 @@ class Case:
         return f"{self.network} {self.size}x{self.size} batch {self.batch}"
 
 
-# The most telling first.
+# The most informative first.
 CASES = (
     Case("base", 256, 1),
     Case("turbo", 256, 1),
@@ -111,7 +110,7 @@ INTERPRETED_CASE = Case("tiny", 64, 1)
 
 @dataclass
 class Networks:
-    """Networks, inputs and the images that they should give, each made once."""
+    """Networks, inputs and reference images, each made once."""
 
     machine: Machine
     _trained: dict[str, Network] = field(default_factory=dict)
@@ -121,7 +120,7 @@ class Networks:
     _gigaflop: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def trained(self, name: str) -> Network:
-        """As trained, on the CPU: base with the golden files' weights, or as `variants.network` makes it."""
+        """The trained network on the CPU; "golden" is base with the golden files' weights."""
         if name not in self._trained:
             self._trained[name] = (golden_model() if name == "golden" else network(name)).eval()
         return self._trained[name]
@@ -138,7 +137,7 @@ class Networks:
         return {name: torch.tensor(array, device=self.machine.device) for name, array in arrays.items()}
 
     def inputs(self, case: Case) -> Arrays:
-        """Phantom pairs, a different one for each place in the batch."""
+        """Phantom pairs, all different."""
         if case not in self._inputs:
             heads = [make_phantom(seed, case.size) for seed in range(case.batch)]
             interface = interface_of(self.trained(case.network).config.to_dict())
@@ -146,7 +145,7 @@ class Networks:
         return self._inputs[case]
 
     def reference(self, case: Case) -> Array:
-        """What the network gives as published, in float32 without TF32, pair by pair to spare memory."""
+        """The published network's images in float32 without TF32, computed pair by pair to save memory."""
         if case not in self._references:
             net = as_trained(self.trained(case.network)).to(self.machine.device)
             alone = [some_pairs(self.inputs(case), slice(n, n + 1)) for n in range(case.batch)]
@@ -156,7 +155,7 @@ class Networks:
         return self._references[case]
 
     def floor(self, case: Case) -> float:
-        """Milliseconds of the optimized network's arithmetic at the measured rate of float16 matrix products."""
+        """Milliseconds for the optimized network's arithmetic at the measured rate of float16 matrix products."""
         key = case.network, case.size
         if key not in self._gigaflop:
             self._gigaflop[key] = gigaflop(*key)
@@ -168,7 +167,7 @@ def checked_weights(machine: Machine) -> tuple[str, ...]:
 
 
 def _check_inputs(weights: str, networks: Networks) -> tuple[list[Arrays], list[Array]]:
-    """Inputs for a check, and the images that the network as trained gives in float32."""
+    """Inputs for a check, and the trained network's images in float32."""
     batches: list[Arrays] = []
     images: list[Array] = []
     if weights == "golden":
@@ -187,7 +186,7 @@ def _check_inputs(weights: str, networks: Networks) -> tuple[list[Arrays], list[
 
 
 def _twice(net: nn.Module, arrays: Arrays, captured: bool, networks: Networks) -> tuple[Array, Array]:
-    """The image of the same input, fused two times."""
+    """Fuses the same inputs twice."""
     if captured:
         fusion = CapturedFusion(net, {name: x.shape for name, x in arrays.items()}, networks.machine.device)
         return fusion.run(arrays), fusion.run(arrays)
@@ -200,7 +199,7 @@ def check(weights: str, precision: FloatPrecision, captured: bool, networks: Net
     """One row: the optimized network on the kernels beside the network as trained, each input fused twice.
 
     Args:
-        captured: in a CUDA graph, as the engine has it, or launch by launch.
+        captured: run as a CUDA graph, like the engine, instead of launch by launch.
     """
     with arithmetic():
         batches, reference = _check_inputs(weights, networks)

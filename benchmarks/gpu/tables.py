@@ -35,12 +35,12 @@ MARKED = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- /table -->", re.DOTALL)
 
 @dataclass(frozen=True)
 class Runs:
-    """What was measured.
+    """The measurements.
 
     Attributes:
         now: the last run.
-        before: the first one, of the code that no GPU had run yet.
-        tuning: candidates of tiles and rules, and what two runs between those told.
+        before: the first run, of code that had not run on a GPU before.
+        tuning: candidates for tiles and rules, and two runs between the first and the last.
     """
 
     now: Json
@@ -54,7 +54,7 @@ class Runs:
 
 
 def fusion(run: Json, network: str, way: str, batch: int = 1) -> Json | None:
-    """The row of a way to fuse, if it was timed."""
+    """The row of a variant, or None if it was not timed."""
     rows = [
         row
         for row in run["fusions"]
@@ -70,7 +70,7 @@ def ours(run: Json, network: str) -> Json:
 
 
 def images(run: Json, network: str, way: str = ON_GPU) -> Json | None:
-    """The row of whole calls, if they were timed."""
+    """The row of whole calls, or None if they were not timed."""
     rows = [row for row in run["pictures"] if (row["network"], row["way"]) == (network, way)]
     return rows[0] if rows else None
 
@@ -81,7 +81,7 @@ def profile(run: Json, network: str) -> Json:
 
 
 def three(value: float | None) -> str:
-    """Three digits; nothing for what was not measured."""
+    """Formats three significant digits; empty if not measured."""
     if value is None:
         return ""
     return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
@@ -100,7 +100,7 @@ def _median(row: Json | None) -> str:
 
 
 def _table(heads: str, rows: Iterable[Sequence[str]]) -> str:
-    """`heads` are parted by bars; all columns but the first are numbers where a head ends in a colon."""
+    """Markdown table; `heads` are separated by bars, and those of right-aligned columns end in a colon."""
     names = [head.strip() for head in heads.split("|")]
     lines = [f"| {' | '.join(name.rstrip(':') for name in names)} |"]
     lines.append(f"| {' | '.join('---:' if name.endswith(':') else '---' for name in names)} |")
@@ -108,7 +108,7 @@ def _table(heads: str, rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-# What an operator computes and moves.
+# Arithmetic and memory traffic of operators.
 
 
 def _of_cudnn(shapes: list[Shape]) -> Work:
@@ -137,11 +137,11 @@ COUNTED: dict[str, Callable[[list[Shape]], Work]] = {
     "mm": _of_product,
     "addmm": _of_product,
 }
-OTHER = "PyTorch's own"  # what another network would do without
+OTHER = "PyTorch's own"  # operators that are not counted
 
 
 def work(row: Json) -> Work | None:
-    """Of one call of an operator in a profile of the last run; None where it need not be."""
+    """Work of one call of a profiled operator of the last run; None for operators that are not counted."""
     name = row["operator"].partition("::")[2]
     return COUNTED[name](row["shapes"]) if name in COUNTED else None
 
@@ -155,14 +155,14 @@ def floor(done: Work, ceilings: Json) -> float:
 
 @dataclass
 class Gap:
-    """All operators of a kind in one fusion: microseconds measured, and at least."""
+    """Measured and least microseconds of all operators of one kind in a fusion."""
 
     us: float = 0.0
     floor: float = 0.0
 
 
 def gaps(run: Json, network: str) -> dict[str, Gap]:
-    """By kind."""
+    """Measured and least times by kind of operator."""
     found: dict[str, Gap] = defaultdict(Gap)
     for row in profile(run, network)["operators"]:
         done = work(row)
@@ -213,7 +213,7 @@ def _latency(runs: Runs) -> str:
             quality = f"{row['max_abs']:.1e}", psnr
             cells = three(first["ms"] if first else None), _median(row), _times(row["ms"] / mine)
             name = f"**{row['way']}**" if row["way"] == OURS else row["way"]
-            # Below nothing: a compiled way's graphs keep their memory from before it is counted.
+            # Not positive for compiled variants: their graphs keep memory from before the measurement.
             memory = f"{row['peak_mb']:.0f}" if row["peak_mb"] > 0 else ""
             rows.append((network, name, row["precision"], *cells, memory, *quality))
     heads = "network | way | precision | first run, ms: | ms (IQR): | times ours: | peak MB: | max error: | PSNR:"
@@ -251,7 +251,7 @@ def _floor(runs: Runs) -> str:
     rows = []
     for network in NETWORKS:
         row, ceilings = ours(runs.now, network), runs.now["ceilings"]
-        arithmetic = row["ms"] / row["of_floor"]  # the script counted it
+        arithmetic = row["ms"] / row["of_floor"]  # as counted by the benchmark
         done = [(one["calls"], work(one)) for one in profile(runs.now, network)["operators"]]
         moved = sum(calls * each.bytes for calls, each in done if each)
         by_bytes = 1e3 * moved / ceilings["copy"]["bytes_per_second"]
@@ -304,7 +304,7 @@ def _time(runs: Runs) -> str:
 
 
 def _kind_order(kind: str) -> tuple[int, int]:
-    """Convolutions and norms first, each from the largest maps on; the others stay as they are."""
+    """Sort key: convolutions, then norms, each by descending size of the maps; the others keep their order."""
     found = re.search(r"(\d+)x\d+$", kind)
     place = 0 if kind.startswith("3x3") else 1 if kind.startswith("GroupNorm") else 3 if kind == OTHER else 2
     return place, -int(found[1]) if found and place < 2 else 0
@@ -412,7 +412,7 @@ def _rules(runs: Runs) -> str:
 
 
 class _Costs:
-    """Microseconds of a call of an operator, in a network's profile."""
+    """Microseconds per call of operators in a network's profile."""
 
     def __init__(self, run: Json, network: str) -> None:
         self._rows = {
@@ -428,7 +428,7 @@ class _Costs:
 
 
 def _alone(first: _Costs, last: _Costs, x: Shape, weight: Shape) -> float:
-    """cuDNN's convolution in the first run, without the strided one of equal shapes, which it still is in the last."""
+    """Time of cuDNN's convolution in the first run, less the strided one of equal shapes, which is in both runs."""
     both, strided = first.row("cudnn_convolution", x, weight), last.row("cudnn_convolution", x, weight)
     assert both is not None
     us, calls = (both[key] - (strided[key] if strided else 0) for key in ("us", "calls"))
@@ -437,12 +437,12 @@ def _alone(first: _Costs, last: _Costs, x: Shape, weight: Shape) -> float:
 
 @dataclass(frozen=True)
 class Convolution:
-    """One of a denoiser's block, in multiples of the network's channels.
+    """A convolution of a denoiser's block.
 
     Attributes:
-        inputs, outputs: channels.
-        side: of the feature map.
-        after: what follows: nothing but statistics, a residual, or two shortcuts.
+        inputs, outputs: channels, in multiples of the network's.
+        side: height and width of the feature map.
+        after: what follows it: "statistics", "residual" or "two shortcuts".
     """
 
     inputs: int
@@ -451,7 +451,7 @@ class Convolution:
     after: str
 
     def costs(self, first: _Costs, last: _Costs, n: int, channels: int) -> tuple[float, float, float]:
-        """cuDNN's alone, with what surrounded it, and ours."""
+        """Microseconds of cuDNN's convolution alone, of the same with its surrounding operators, and of ours."""
         inputs, outputs, side = self.inputs * channels, self.outputs * channels, self.side
         x, weight, out = [n, inputs, side, side], [outputs, inputs, 3, 3], [n, outputs, side, side]
         alone = _alone(first, last, x, weight)
@@ -580,7 +580,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
 
 
 def filled(text: str, runs: Runs) -> str:
-    """`text` with every table between markers made anew."""
+    """Returns `text` with every table between markers regenerated."""
 
     def table(found: re.Match[str]) -> str:
         return f"<!-- table: {found[1]} -->\n\n{TABLES[found[1]](runs)}\n\n<!-- /table -->"

@@ -1,4 +1,4 @@
-"""What is kept of a benchmark run, on an invented one."""
+"""The condensed results of an invented benchmark run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from benchmarks import report
 
 
-def entry(engine: str, precision: str, way: str, median: float) -> dict[str, Any]:
-    info = {"network": "tiny", "size": 256, "way": way, "threads": 2, "peak_mb": 300}
+def entry(engine: str, precision: str, variant: str, median: float) -> dict[str, Any]:
+    info = {"network": "tiny", "size": 256, "way": variant, "threads": 2, "peak_mb": 300}
     parity = {"engine": engine, "precision": precision, "max_abs": 0.01, "psnr": None}
     stats = {"min": median, "median": median, "iqr": 0.01, "rounds": 3}
     return {"name": "test_fusion[x]", "group": "tiny 256x256", "stats": stats, "extra_info": info | parity}
