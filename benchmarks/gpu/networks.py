@@ -16,6 +16,7 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.variants import as_trained, gigaflop, network
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.artifacts.network_inputs import network_inputs
+from dmfnet_fast.artifacts.parity import LIMITS as ENGINE_LIMITS
 from dmfnet_fast.artifacts.parity import Reference, gray_levels
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.engines.base import some_pairs
