@@ -76,7 +76,7 @@ def check_range(stated: tuple[float, float], name: str) -> tuple[float, float]:
 
 
 def _range_of_16_bit(pixels: Pixels, name: str) -> tuple[float, float]:
-    """Infer the intensity range of 16-bit data, and warn unless it is the full range."""
+    """Infer the intensity range of 16-bit data, and warn if the data use only part of 0..65535."""
     lowest, highest = (float(value) for value in np.percentile(pixels, (0.1, 99.9)))
     peak = int(pixels.max())
     # A few hot pixels do not turn 12-bit data into 16-bit data. Only what a 3x3 median removes counts as a hot pixel;

@@ -87,12 +87,12 @@ class PixelLinear(nn.Module):
 
     kernel: Tensor
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, accumulator: Tensor | None = None) -> Tensor:
-        """The product plus `bias`; with an `accumulator`, the product is added to that in place, without `bias`."""
+    def forward(self, x: Tensor, bias: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+        """The product plus `bias`; with `onto`, the product is added to that in place, without `bias`."""
         rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-        if accumulator is not None:
-            accumulator.permute(0, 2, 3, 1).view(-1, accumulator.shape[1]).addmm_(rows, self.weight)
-            return accumulator
+        if onto is not None:
+            onto.permute(0, 2, 3, 1).view(-1, onto.shape[1]).addmm_(rows, self.weight)
+            return onto
         product = rows @ self.weight if bias is None else torch.addmm(bias, rows, self.weight)
         return product.view(x.shape[0], x.shape[2], x.shape[3], -1).permute(0, 3, 1, 2)
 
@@ -212,7 +212,7 @@ class FusedBlock(nn.Module):
         if self.shortcuts:
             shortcut = self.shortcuts[0](x.values, self.bias)
             if skip is not None:
-                shortcut = self.shortcuts[1](skip.values, accumulator=shortcut)
+                shortcut = self.shortcuts[1](skip.values, onto=shortcut)
             return _with_statistics(h, None, shortcut)
         return _with_statistics(h, self.bias, x.values)
 
@@ -246,7 +246,7 @@ class FusedMerge(nn.Module):
             )
         total = projections[0](features[0])
         for projection, source in zip(projections[1:], features[1:], strict=True):
-            total = projection(source, accumulator=total)
+            total = projection(source, onto=total)
         return convolution_epilogue(total, self.first_bias, None, True)
 
 

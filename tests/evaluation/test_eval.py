@@ -156,7 +156,9 @@ def test_sources_that_cannot_be_scored(data: Path, tmp_path: Path) -> None:
     (tmp_path / "test" / "PET-MRI" / "PET" / "001.png").write_bytes(b"no image")
     result = run("--data", tmp_path, "-o", tmp_path / "out")
     assert result.exit_code == 2
-    assert re.search(r"error: CT-MRI 1: \S*MRI/1\.png: is too small for the metrics, which take 47x47", result.stderr)
+    assert re.search(
+        r"error: CT-MRI 1: \S*MRI/1\.png: is too small for the metrics; give images of 47x47", result.stderr
+    )
     assert re.search(r"error: PET-MRI 001: \S*PET/001\.png: is not an image", result.stderr)
     assert len(json.loads((tmp_path / "out" / "report.json").read_text())["pairs"]) == 2
 

@@ -39,7 +39,7 @@ from tests.synthetic_weights import SMALL, model_by_rule, random_inputs, run_mod
 EXACT = 2e-5
 
 
-@pytest.fixture(scope="module", params=["shipped", "by rule"])
+@pytest.fixture(scope="module", params=["shipped", "synthetic"])
 def model(request: pytest.FixtureRequest) -> DMFNet:
     model = load_model(shipped()["turbo"]) if request.param == "shipped" else model_by_rule(preset("tiny"))
     assert isinstance(model, DMFNet)
