@@ -39,7 +39,7 @@ def networks() -> Networks:
 def test_gpu_fusion(benchmark: Any, networks: Networks, case: Case, variant: Variant) -> None:
     reference = networks.reference(case)
     networks.machine.free()
-    with variant.arranged():
+    with variant.settings():
         running = start(variant, case, networks)
         quality = Quality.of(variant.precision, [running.image()], [reference])
         assert quality.within, str(quality)

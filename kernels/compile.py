@@ -38,7 +38,7 @@ _DIVISIBILITY = 16  # Triton specializes pointers and integers that are multiple
 
 @dataclass(frozen=True)
 class Signature:
-    """What Triton compiles a launch for: two launches with equal signatures share a binary.
+    """Everything that Triton specializes a binary for: launches with equal signatures share a binary.
 
     Attributes:
         kernel: the jitted function.

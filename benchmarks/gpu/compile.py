@@ -42,10 +42,10 @@ def _compile(job: Job) -> str | None:
     machine = find_machine()
     assert isinstance(machine, Machine)
     case, dtypes = checked_cases(machine)[job[0]]
-    return launched(case, case.make(Draw(dtypes[job[1]], machine.device.type)))
+    return try_launch(case, case.make(Draw(dtypes[job[1]], machine.device.type)))
 
 
-def launched(case: Case, arguments: Sequence[Any]) -> str | None:
+def try_launch(case: Case, arguments: Sequence[Any]) -> str | None:
     """Launches a case and returns what failed, or None."""
     try:
         launch.run(case.operation.plan(*arguments))
@@ -57,7 +57,7 @@ def launched(case: Case, arguments: Sequence[Any]) -> str | None:
     return None
 
 
-def in_processes(compile_one: Callable[[Any], str | None], todo: Sequence[Any]) -> dict[str, Any]:
+def run_in_processes(compile_one: Callable[[Any], str | None], todo: Sequence[Any]) -> dict[str, Any]:
     """Runs all jobs in processes; returns the seconds taken, the number of jobs, and messages of those that failed."""
     begun = time.monotonic()
     workers = max(1, min(MOST_PROCESSES, (os.cpu_count() or 2) - 1))
@@ -67,7 +67,7 @@ def in_processes(compile_one: Callable[[Any], str | None], todo: Sequence[Any]) 
 
 
 def compile_all(machine: Machine) -> dict[str, Any]:
-    """Like `in_processes`, for all cases that are checked or timed; the interpreter compiles nothing."""
+    """Like `run_in_processes`, for all cases that are checked or timed; the interpreter compiles nothing."""
     if machine.interpreted:
         return {"seconds": 0.0, "jobs": 0, "failed": []}
-    return in_processes(_compile, list(jobs(machine)))
+    return run_in_processes(_compile, list(jobs(machine)))

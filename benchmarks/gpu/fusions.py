@@ -60,7 +60,7 @@ class Variant:
     deterministic: bool = False
 
     @contextmanager
-    def arranged(self) -> Iterator[None]:
+    def settings(self) -> Iterator[None]:
         """Context in which the variant is built and called; compiled code is released on exit."""
         with arithmetic(self.precision == "tf32", self.benchmark, self.deterministic):
             try:
@@ -146,7 +146,7 @@ def rows(machine: Machine) -> list[tuple[Case, Variant]]:
 
 
 def start(variant: Variant, case: Case, networks: Networks) -> Running:
-    """Builds, captures or compiles a variant. Call this, and use the result, within `variant.arranged()`."""
+    """Builds, captures or compiles a variant. Call this, and use the result, within `variant.settings()`."""
     arrays = networks.inputs(case)
     forward = variant.build(networks, case.network)
     if variant.captured:
@@ -173,7 +173,7 @@ def measure(variant: Variant, case: Case, networks: Networks) -> dict[str, Any]:
     machine = networks.machine
     reference = networks.reference(case)
     before = machine.free()
-    with variant.arranged():
+    with variant.settings():
         running = start(variant, case, networks)
         if not variant.captured:
             machine.free()

@@ -33,7 +33,7 @@ def _profiled(running: Running) -> profile:
 
 def _started(variant: Variant, case: Case, networks: Networks, read: Callable[[Running], Any]) -> Any:
     networks.machine.free()
-    with variant.arranged():
+    with variant.settings():
         return read(start(variant, case, networks))
 
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from benchmarks.gpu import fusions as gpu_fusions
 from benchmarks.gpu import networks as gpu_networks
-from benchmarks.gpu.compile import in_processes, launched
+from benchmarks.gpu.compile import run_in_processes, try_launch
 from benchmarks.gpu.machine import Machine, environment, find_machine, measure_ceilings
 from benchmarks.gpu.run import attempt
 from dmfnet_fast.artifacts.atomic import replacing
@@ -223,7 +223,7 @@ def _fused(machine: Machine, number: int) -> dict[str, Any]:
     network, name, rules = rule_sets()[number]
     networks = gpu_networks.Networks(machine)
     variant = gpu_fusions.KERNELS_CAPTURED
-    with changed(convolutions=rules), variant.arranged():
+    with changed(convolutions=rules), variant.settings():
         running = gpu_fusions.start(variant, gpu_networks.Case(network, 256, 1), networks)
         times = machine.time(running.launch, running.stream)
     return {"network": network, "rules": name, **times.to_dict()}
@@ -258,7 +258,7 @@ def tried(variant: Variant) -> AbstractContextManager[None]:
 def _compile(number: int) -> str | None:
     variant = variants()[number]
     with tried(variant):
-        return launched(variant.case, variant.case.make(Draw(torch.float16, "cuda")))
+        return try_launch(variant.case, variant.case.make(Draw(torch.float16, "cuda")))
 
 
 def _by_cudnn(x: Tensor, weight: Tensor, *others: Any) -> Any:
@@ -323,7 +323,7 @@ def main(output: Path, networks: bool) -> None:
     if networks:
         content: dict[str, Any] = {"environment": environment(machine)}
         numbers = range(len(rule_sets()))
-        content["compiled"] = in_processes(_compile_fused, numbers)
+        content["compiled"] = run_in_processes(_compile_fused, numbers)
         content["networks"] = [attempt(partial(_fused, machine, number)) for number in numbers]
         write(output, content)
         for row in content["networks"]:
@@ -331,7 +331,7 @@ def main(output: Path, networks: bool) -> None:
         return
     ceilings = measure_ceilings(machine)
     todo = variants()
-    compiled = in_processes(_compile, range(len(todo)))
+    compiled = run_in_processes(_compile, range(len(todo)))
     click.echo(f"compiled {compiled['jobs']} in {compiled['seconds']:.0f} s, {len(compiled['failed'])} failed")
     rows: list[dict[str, Any]] = []
     content = dict[str, Any](environment=environment(machine), ceilings=ceilings, compiled=compiled, rows=rows)
