@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import torch
 
-from kernels import single_channel, student_ends
 from kernels.cases.attention import RECORD as _ATTENTION
 from kernels.cases.attention import attend
 from kernels.cases.convolution import RECORD as _CONVOLUTION
@@ -31,6 +30,8 @@ from kernels.cases.student_ends import RECORD as _STUDENT_ENDS
 from kernels.cases.student_ends import changed, unshuffled
 from kernels.cases.upsample_add import RECORD as _UPSAMPLE_ADD
 from kernels.cases.upsample_add import upsample
+from kernels.single_channel import first_fits
+from kernels.student_ends import PLANES
 
 # By the name of the kernel file.
 RECORDS: dict[str, Record] = {
@@ -111,7 +112,7 @@ def own_cases(
     convolutions: list[Case] = []
 
     first = from_one(images, channels, height, width)
-    if dtype != torch.float32 and single_channel.first_fits(first.make(Draw(dtype, "meta"))[0]):
+    if dtype != torch.float32 and first_fits(first.make(Draw(dtype, "meta"))[0]):
         yield first
     for level, (size, own) in enumerate(zip(sizes, widths, strict=True)):
         after, before = widths[min(level + 1, 4)], widths[max(level - 1, 0)]
@@ -146,7 +147,7 @@ def student_cases(
     size = height // factor, width // factor
     yield unshuffled(pairs, height, width, factor)
     for inputs, outputs, residual, relu in (
-        (student_ends.PLANES * factor**2, channels, False, True),
+        (PLANES * factor**2, channels, False, True),
         (channels, channels, False, True),
         (channels, channels, True, False),
         (channels, factor**2, False, False),
