@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from export.ops.record import Function, Record
-from export.ops.shared import TACTICS, ceil_div, ints, node, op, own, parts, tiles
+from export.ops.shared import ALL_TACTICS, ceil_div, ints, node, op, own, parts, tiles
 from export.tensorrt.plugin_kernels import Extent, Plugin, Sizes, times
 from kernels import fusion_gate
 from kernels.cases.fusion_gate import gate
@@ -126,7 +126,7 @@ RECORD = Record(
             _plan,
             programs=parts,
             tile="PIXELS",
-            tactics=TACTICS,
+            tactics=ALL_TACTICS,
         ),
         Plugin(
             "dmfnet_channel_kernel",
@@ -143,7 +143,7 @@ RECORD = Record(
             _plan,
             programs=tiles,
             tile="PIXELS",
-            tactics=TACTICS,
+            tactics=ALL_TACTICS,
         ),
         Plugin(
             "dmfnet_gate_kernel",
@@ -154,7 +154,7 @@ RECORD = Record(
             programs=_squares,
             tile="SIDE",
             tile_axes=2,
-            tactics=TACTICS,
+            tactics=ALL_TACTICS,
         ),
     ),
 )

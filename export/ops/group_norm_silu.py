@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from export.ops.record import Function, Record
-from export.ops.shared import TACTICS, node, own, tiles
+from export.ops.shared import ALL_TACTICS, node, own, tiles
 from export.tensorrt.plugin_kernels import Plugin
 from kernels import group_norm_silu
 from kernels.cases.group_norm_silu import norm
@@ -146,7 +146,7 @@ def _normalize(name: str, *inputs: str) -> Plugin:
         {"silu": int},
         tiles,
         "PIXELS",
-        tactics=TACTICS,
+        tactics=ALL_TACTICS,
     )
 
 

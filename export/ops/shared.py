@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dmfnet_fast.errors import require
-from export.tensorrt.plugin_kernels import Extent, Sizes
+from export.tensorrt.plugin_kernels import TACTICS, Extent, Sizes
 
 require("onnx", extra="export")
 require("onnxscript", extra="export")
@@ -20,7 +20,7 @@ own: Any = Opset(DOMAIN, 1)  # the custom nodes, once `export.onnx.functions.reg
 
 # With aot, TensorRT takes the plugin compiled ahead of time or none.
 _MARKS = f'plugin_namespace = "{DOMAIN}", plugin_version = "1", aot = 1'
-TACTICS = (1, 2, 3)  # of a plugin whose tile may grow and shrink
+ALL_TACTICS = tuple(TACTICS)  # of a plugin whose tile may grow and shrink
 
 
 def ints(*values: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from export.ops.record import Function, Record
-from export.ops.shared import TACTICS, ceil_div, node, own
+from export.ops.shared import ALL_TACTICS, ceil_div, node, own
 from export.tensorrt.plugin_kernels import Plugin
 from kernels import upsample_add
 from kernels.cases.upsample_add import upsample
@@ -39,7 +39,7 @@ def _plugin(name: str, *inputs: str) -> Plugin:
         _plan,
         programs=lambda s, constants: ceil_div(s.pixels * 4, constants["PIXELS"]),
         tile="PIXELS",
-        tactics=TACTICS,
+        tactics=ALL_TACTICS,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -72,18 +73,20 @@ def exported(nodes: Iterable[Function], dtype: torch.dtype) -> Any:
     calls = list(zip(operators, arguments, strict=True))
     sizes = dict.fromkeys((0, 2, 3), Dim.AUTO)
     dynamic = tuple(sizes if any(x is one for one in draw.features) else {} for x in tensors.values())
-    program = torch.onnx.export(
-        _Calls(calls).eval(),
-        tuple(tensors.values()),
-        dynamo=True,
-        optimize=False,
-        opset_version=OPSET,
-        input_names=list(tensors),
-        output_names=[function.name for function in nodes],
-        dynamic_shapes=(dynamic,),
-        custom_translation_table=translations(),
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        program = torch.onnx.export(
+            _Calls(calls).eval(),
+            tuple(tensors.values()),
+            dynamo=True,
+            optimize=False,
+            opset_version=OPSET,
+            input_names=list(tensors),
+            output_names=[function.name for function in nodes],
+            dynamic_shapes=(dynamic,),
+            custom_translation_table=translations(),
+            verbose=False,
+        )
     assert program is not None
     model = tidy(program.model)
     model.functions.extend(functions().values())
