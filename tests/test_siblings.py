@@ -28,6 +28,12 @@ def test_a_foreign_package_found_first_is_named_and_not_run(tmp_path: Path) -> N
     assert "does not belong to dmfnet-fast is found first" in said
 
 
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmfnet_fast.siblings.find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"kernels: is missing; install dmfnet-fast again"):
+        check_ours("kernels")
+
+
 def test_a_package_installed_over_ours_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(kernels, "OWNER")
     with pytest.raises(MissingExtraError, match=r"kernels: another distribution has installed its package 'kernels'"):

@@ -125,6 +125,15 @@ def test_two_folders(fuse: Any, fuser: Fuser, folders: tuple[Path, Path, Path]) 
     assert np.array_equal(read_image(output / "2.png"), np.asarray(expected))
 
 
+def test_two_folders_into_a_file(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
+    a, b, output = folders
+    output.write_text("mine")
+    result = fuse(a, b, "-o", output)
+    assert result.exit_code == 2
+    assert result.stderr == f"error: {output}: is a file; two folders are fused into a folder\n"
+    assert output.read_text() == "mine"
+
+
 def test_folder_resumes(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     a, b, output = folders
     fuse(a, b, "-o", output)

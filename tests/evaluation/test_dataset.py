@@ -8,6 +8,7 @@ import shutil
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dmfnet_fast.errors import ImageError
+from dmfnet_fast.errors import ImageError, OutOfMemoryError
 from dmfnet_fast.evaluation import scores
 from dmfnet_fast.evaluation.dataset import Pair, Saved, Scene, find_pairs
 from dmfnet_fast.evaluation.methods import Trivial
@@ -133,6 +134,17 @@ def test_queue_for_slow_workers_is_bounded(data: Path, monkeypatch: pytest.Monke
     evaluation = evaluate(pairs, [Trivial("maximum")], "maximum", 2, lambda items: items)
     assert [scored.pair for scored in evaluation.scored] == pairs
     assert (executor.most, executor.waiting) == (5, 0), "two for each worker, and the new one"
+
+
+def test_a_worker_that_is_killed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def result() -> Any:
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    killed = SimpleNamespace(submit=lambda *_: SimpleNamespace(result=result))
+    monkeypatch.setattr(scores, "_pool", lambda _: nullcontext(killed))
+    pairs, _ = find_pairs(data, "test")
+    with pytest.raises(OutOfMemoryError, match=r"a process that computed metrics was killed, .*; use fewer --workers"):
+        evaluate(pairs, [Trivial("maximum")], "maximum", 2, lambda items: items)
 
 
 def test_images_are_not_kept(data: Path, tmp_path: Path) -> None:

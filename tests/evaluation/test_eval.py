@@ -111,6 +111,16 @@ def test_pair_that_cannot_be_fused_is_excluded_for_all(data: Path, theirs: Path,
     assert "Pairs excluded for all methods" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_no_pair_that_all_can_fuse(data: Path, theirs: Path, tmp_path: Path) -> None:
+    shutil.copytree(theirs, tmp_path / "bad")
+    for path in (tmp_path / "bad").rglob("*.jpg"):
+        path.write_bytes(b"no image")
+    result = run("--data", data, "--fused", tmp_path / "bad", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("error: no pair was fused by all methods: CT-MRI ")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_several_workers_give_the_same(data: Path, record: Any, tmp_path: Path) -> None:
     result = CliRunner().invoke(
         main, ["--data", str(data), "--limit", "1", "--pictures", "0", "--workers", "2", "-o", str(tmp_path)]

@@ -15,15 +15,17 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch._dynamo.exc import BackendCompilerFailed
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.commands.phantom import write_phantoms
+from dmfnet_fast.config import DMFNET_PRESETS
 from dmfnet_fast.diffusion.schedule import FUSION_TIMESTEPS
 from dmfnet_fast.engines import SHIPPED_WEIGHTS
 from dmfnet_fast.errors import OutputError
 from dmfnet_fast.images.color import Canvas
 from dmfnet_fast.images.rules import Rules
-from dmfnet_fast.model import DMFNet, ModelConfig, Student, load_model, preset
+from dmfnet_fast.model import DMFNet, ModelConfig, Student, load_model, preset, save_model
 from dmfnet_fast.model.fusion import FusionNetwork
 from dmfnet_fast.model.rewrites import of_kind
 from dmfnet_fast.model.weights import load_denoiser, read_metadata, weights_hash
@@ -186,6 +188,28 @@ def test_compiled(data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest
         ((step, value),) = scalars(tmp_path, "stage2")[tag]
         assert step == 1
         assert value == pytest.approx(eager, rel=1e-4)
+
+
+def test_compiler_that_fails(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_compiler(*_: Any) -> None:
+        raise BackendCompilerFailed(lambda: None, RuntimeError("g++: not found"), None)
+
+    monkeypatch.setattr(torch, "compile", without_compiler)
+    result = invoke(stage2, "--data", data, "--out", tmp_path, "--preset", "nano", *SETTINGS, "--compile")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("error: --compile failed (backend=")
+    assert result.stderr.endswith("; a CPU needs a C++ compiler. Or leave --compile out\n")
+
+
+def test_denoiser_of_another_size(data: Path, trained: Path, tmp_path: Path) -> None:
+    save_model(DMFNet(DMFNET_PRESETS["small"]), tmp_path / "small.safetensors")
+    result = invoke(
+        stage2, "--data", data, "--out", tmp_path / "run", "--init", tmp_path / "small.safetensors",
+        "--denoiser", trained / "s1" / "denoiser.safetensors", *SETTINGS,
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "small.safetensors: is of another size than the denoiser in " in result.stderr
+    assert result.stderr.endswith("denoiser.safetensors; use two of one preset\n")
 
 
 def test_unfreezing(data: Path, trained: Path, tmp_path: Path) -> None:
