@@ -2,7 +2,7 @@
 
 Run: `pytest --benchmark-only`; `make bench` keeps the results.
 
-Variants whose output differs from the reference by more than an exported network's may are not timed.
+A variant whose output exceeds the deviation allowed for exported networks is not timed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Case:
 
 @dataclass
 class Cases:
-    """Holds only the case in use, because base takes much memory."""
+    """Keeps only the current case, because base needs a lot of memory."""
 
     current: dict[tuple[str, int], Case] = field(default_factory=dict)
 
@@ -86,7 +86,7 @@ def cases() -> Iterator[Cases]:
     torch.compiler.reset()
 
 
-# OpenVINO's converter uses deprecated torch functions, and warns that its result is for one size, as intended.
+# OpenVINO's converter uses deprecated torch functions, and warns that the converted model is fixed to one size, which is intended.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize(("name", "size", "variant"), ROWS)
 def test_fusion(benchmark: Any, cases: Cases, name: str, size: int, variant: Variant) -> None:

@@ -37,7 +37,7 @@ Run: TypeAlias = Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float3
 
 
 class Published(nn.Module):
-    """Computes like the published script: passes one by one, each to its end, keeping all their features.
+    """Computes like the published script: runs the passes one after another, each to completion, and keeps all features.
 
     A network without noise takes one pass per image.
     """
@@ -49,7 +49,7 @@ class Published(nn.Module):
         self.one_pass: Callable[[Tensor, Tensor], list[Tensor]] = self._one_pass
 
     def _one_pass(self, x: Tensor, level: Tensor) -> list[Tensor]:
-        """All features of one noisy image, with the reconstruction that nobody reads."""
+        """All features of one noisy image, including the reconstruction, which is computed but never used."""
         outputs = list(self.denoiser.up_path(x, level))
         self.denoiser.final_conv(outputs[-1])
         return outputs
@@ -226,7 +226,7 @@ def exported(name: str, precision: str = "float32") -> Path:
 
 
 def file_of(precision: str) -> str:
-    """Precision of the ONNX file from which OpenVINO runs in `precision`."""
+    """Precision that the ONNX file must have for OpenVINO to run in `precision`."""
     return "int8" if precision == "int8" else "float32"
 
 

@@ -24,7 +24,7 @@ from train.data import CropSampler, Pair, load_pairs, split, summary
 from train.recipe import Run
 from train.task import Draw, Task
 
-# Timesteps of validation, from nearly clean to mostly noise, and those of its images.
+# Timesteps that are validated, from nearly clean to mostly noise, and those shown as images.
 VALIDATION_TIMESTEPS = (50, 200, 600, 1200)
 SHOWN_TIMESTEPS = (200, 600)
 
@@ -62,7 +62,9 @@ class Denoising(Task):
     def __init__(self, run: Run, preset_name: str, accelerator: Accelerator) -> None:
         start = None if run.init is None else load_denoiser(run.init)
         if start is not None and start.config != DMFNET_PRESETS[preset_name]:
-            raise EngineError(f"{run.init}: is not of preset {preset_name}; pass its own as --preset")
+            raise EngineError(
+                f"{run.init}: is not of preset {preset_name}; pass the preset that it was trained with as --preset"
+            )
         pairs = load_pairs(run.data, run.recipe.crop)
         training, self.validation = split(pairs)
         accelerator.print(summary(pairs, training), file=sys.stderr)

@@ -1,7 +1,7 @@
 """The tables of docs/gpu.md and of docs/benchmarks.md, made from the results of `benchmarks.gpu`.
 
-Nothing is measured here, and nothing but those results is read: floors are counted from the shapes of the operators
-that the profile has, ours as their records in `kernels.cases` say.
+This module only formats those results. Lower bounds are computed from the operators' shapes in the profile; for our own
+operators, by the `work` functions in `kernels.cases`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COMPILED = "published, torch.compile reduce-overhead, autocast, channels last"
 OPERATORS_CAPTURED = "optimized, CUDA graph"
 ON_GPU, ON_CPU = "pixels to pixels in one CUDA graph", "rules on the CPU"
 BATCHES = (1, 8, 32)
-OURS_FROM = 16  # input channels; a convolution of fewer is cuDNN's for that reason, another one as it is strided
+OURS_FROM = 16  # input channels; with fewer we use cuDNN. A cuDNN convolution with at least this many is a strided one
 
 Json: TypeAlias = dict[str, Any]
 MARKED = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- /table -->", re.DOTALL)
@@ -155,14 +155,14 @@ def floor(done: Work, ceilings: Json) -> float:
 
 @dataclass
 class Gap:
-    """Measured and least microseconds of all operators of one kind in a fusion."""
+    """Measured time and lower bound, in µs per fusion, of all operators of one kind."""
 
     us: float = 0.0
     floor: float = 0.0
 
 
 def gaps(run: Json, network: str) -> dict[str, Gap]:
-    """Measured and least times by kind of operator."""
+    """Measured times and lower bounds by kind of operator."""
     found: dict[str, Gap] = defaultdict(Gap)
     for row in profile(run, network)["operators"]:
         done = work(row)
@@ -272,7 +272,7 @@ LIBRARIES = {
     "other convolutions, cuDNN's": r"fprop|^void convolve_|^void cudnn::",
     "matrix products, cuBLAS's": r"^nvjet|cublas|^sm\d+_xmma_gemm|splitK",
 }
-# Kernels by name; the first pattern that is found. Those that take most of the time stand first.
+# Kernel groups and name patterns; the first match wins. The most expensive groups come first.
 KERNELS = {
     **RECORDS["convolution"].kernels,
     **RECORDS["group_norm_silu"].kernels,
@@ -428,7 +428,7 @@ class _Costs:
 
 
 def _alone(first: _Costs, last: _Costs, x: Shape, weight: Shape) -> float:
-    """Time of cuDNN's convolution in the first run, less the strided one of equal shapes, which is in both runs."""
+    """Time per call of cuDNN's convolution in the first run, without the strided convolution of the same shapes."""
     both, strided = first.row("cudnn_convolution", x, weight), last.row("cudnn_convolution", x, weight)
     assert both is not None
     us, calls = (both[key] - (strided[key] if strided else 0) for key in ("us", "calls"))
@@ -543,7 +543,7 @@ def _goals(runs: Runs) -> str:
 
 
 def _short(runs: Runs) -> str:
-    """The one of docs/benchmarks.md."""
+    """The table in docs/benchmarks.md."""
     rows = []
     for network in NETWORKS:
         others = [fusion(runs.now, network, way) for way in (PUBLISHED, COMPILED, OPERATORS_CAPTURED)]

@@ -44,7 +44,7 @@ def _lines(items: Iterable[Item], label: str, length: int) -> Generator[Item, No
 
 
 def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """Decorator for a click command whose errors, if users can cause them, are printed as one line with exit code 2."""
+    """Decorator for a click command that prints user errors as one line and exits with 2."""
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         @functools.wraps(function)

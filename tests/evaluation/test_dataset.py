@@ -133,7 +133,7 @@ def test_queue_for_slow_workers_is_bounded(data: Path, monkeypatch: pytest.Monke
     pairs, _ = find_pairs(data, "test")
     evaluation = evaluate(pairs, [Trivial("maximum")], "maximum", 2, lambda items: items)
     assert [scored.pair for scored in evaluation.scored] == pairs
-    assert (executor.most, executor.waiting) == (5, 0), "two for each worker, and the new one"
+    assert (executor.most, executor.waiting) == (5, 0), "two queued per worker, plus the one being added"
 
 
 def test_a_worker_that_is_killed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

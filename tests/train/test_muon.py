@@ -20,7 +20,7 @@ def test_singular_values_become_one(shape: tuple[int, int]) -> None:
 
 
 def test_sizes_of_updates() -> None:
-    """A matrix changes by 0.2 of the learning rate in root mean square, as with AdamW; a bias by the rate itself."""
+    """The RMS update of a matrix is 0.2 times the learning rate, as with AdamW; that of a bias is the learning rate."""
     torch.manual_seed(0)
     layer = nn.Conv2d(32, 64, 3)
     before = copy.deepcopy(layer)
