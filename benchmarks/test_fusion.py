@@ -86,7 +86,8 @@ def cases() -> Iterator[Cases]:
     torch.compiler.reset()
 
 
-# OpenVINO's converter uses deprecated torch functions, and warns that the converted model is fixed to one size, which is intended.
+# OpenVINO's converter uses deprecated torch functions, and warns that the converted model is fixed to one size, which is
+# intended.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize(("name", "size", "variant"), ROWS)
 def test_fusion(benchmark: Any, cases: Cases, name: str, size: int, variant: Variant) -> None:

@@ -37,7 +37,7 @@ Run: TypeAlias = Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float3
 
 
 class Published(nn.Module):
-    """Computes like the published script: runs the passes one after another, each to completion, and keeps all features.
+    """Computes like the published script: runs the passes one by one, each to completion, and keeps all features.
 
     A network without noise takes one pass per image.
     """

@@ -24,7 +24,8 @@ def network_inputs(
         seed: seed for the noise.
 
     Returns:
-        The network's inputs by name, contiguous float32; and the row and column slices that crop its output to the images.
+        The network's inputs by name, contiguous float32; and the row and column slices that crop its output to the
+        images.
     """
     padded_a, places = zip(*(pad(canvas.a) for canvas in canvases), strict=True)
     padded_b = [pad(canvas.b)[0] for canvas in canvases]
