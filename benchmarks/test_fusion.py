@@ -86,7 +86,7 @@ def cases() -> Iterator[Cases]:
     torch.compiler.reset()
 
 
-# OpenVINO's converter uses deprecated torch functions, and warns that the converted model is fixed to one size, which is
+# OpenVINO's converter uses deprecated torch functions, and warns that the converted model has one fixed size, which is
 # intended.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize(("name", "size", "variant"), ROWS)
