@@ -35,9 +35,9 @@ WHOLE_STUDENT = re.compile(r"(first|last|blocks\.\d+\.[02])\.weight")
 PAIRS = 8  # calibration pairs of each modality
 SIZE = 128  # height and width of the phantoms
 LARGEST = 256  # largest height and width cropped from the middle of a given image; more takes much memory
-# Fraction of the values outside the range. Scans have outliers that widen the ranges: if none are cut off, the objective
-# changes by up to 4.6%, with this fraction by 1%. Phantoms have no outliers, and cutting would clip the largest values
-# of scans.
+# Fraction of the values outside the range. Scans have outliers that widen the ranges: if none are cut off, the
+# objective changes by up to 4.6%, with this fraction by 1%. Phantoms have no outliers, and cutting would clip the
+# largest values of scans.
 OUTLIERS, OUTLIERS_OF_PHANTOMS = 1e-4, 0.0
 FIRST_SEED = 1000  # first seed of the phantoms; the phantoms that verify exports begin at seed 0
 

@@ -58,7 +58,7 @@ class PrecisionFlag:
     Attributes:
         flag: flag on the command line.
         words: description in --help.
-        reason: why some exports do not support it; "" if no reason needs to be given.
+        reason: why some exports do not support it; "" if all do.
     """
 
     flag: str
