@@ -1,4 +1,4 @@
-"""Lists and tables in the words of messages."""
+"""Formatting of lists and tables for messages."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 
 def alternatives(words: Iterable[str], conjunction: str = "or") -> str:
-    """Of the words a, b and c: "a, b or c"."""
+    """Join words into a list such as "a, b or c". There must be at least one."""
     *first, last = words
     return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
 def with_article(words: str) -> str:
-    """The words after "a" or "an", by their first letter: "an .onnx file"."""
+    """Prefix "a" or "an", chosen by the first letter after any dot: "an .onnx file"."""
     return f"{'an' if words.lstrip('.')[0].lower() in 'aeiou' else 'a'} {words}"
 
 
 def aligned(rows: Mapping[str, Any]) -> Iterator[str]:
-    """Lines of labels and values, the values below each other; lists and dictionaries as JSON."""
+    """Lines of labels and values with the values aligned; lists and dictionaries are written as JSON."""
     width = max(map(len, rows))
     for label, value in rows.items():
         text = json.dumps(value) if isinstance(value, dict | list) else str(value)

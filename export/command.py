@@ -1,4 +1,4 @@
-"""`dmfnet-export`: weights to an engine file, verified."""
+"""`dmfnet-export`: exports weights to a verified engine file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _tell(text: str) -> None:
 
 @contextmanager
 def _step(name: str) -> Iterator[Callable[[float], None]]:
-    """Tell on standard error what is done, what part of it, in tenths, and then how long it took."""
+    """Print the name of a step, its progress in steps of 10% and finally its duration to standard error."""
     click.echo(f"{name} ...", err=True, nl=False)
     started = time.perf_counter()
     shown = 0
@@ -74,12 +74,14 @@ def _step(name: str) -> Iterator[Callable[[float], None]]:
 
 @contextmanager
 def _workplace(output: Path) -> Iterator[Path]:
-    """A folder beside `output` for what is unfinished; made at once, so that what cannot be written is found early.
+    """Create a folder for unfinished files beside `output`, and remove it on exit.
+
+    Creating it before any work is done reports an unwritable output early.
 
     Raises:
-        OutputError: nothing can be written there, now or later.
+        OutputError: writing there fails, now or later.
     """
-    made = not output.parent.exists()  # a model repository may be new
+    made = not output.parent.exists()  # a model repository may not exist yet
     try:
         output.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".dmfnet-export-", dir=output.parent) as folder:
@@ -91,7 +93,7 @@ def _workplace(output: Path) -> Iterator[Path]:
     finally:
         if made:
             with suppress(OSError):
-                output.parent.rmdir()  # unless something is in it
+                output.parent.rmdir()  # fails, as it should, if the export put something there
 
 
 def _terminate(number: int, _: Any) -> None:
@@ -100,7 +102,7 @@ def _terminate(number: int, _: Any) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """On SIGTERM leave as on an error, with what is unfinished removed."""
+    """On SIGTERM, exit as after an error, so that unfinished files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -112,7 +114,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each precision, into one parameter."""
+    """Add an option for each precision; all of them set the parameter `precision`."""
     for precision, flag in reversed(PRECISION_FLAGS.items()):
         help_ = precision_help(precision)
         function = click.option(flag.flag, "precision", flag_value=precision, multiple=True, help=help_)(function)
@@ -163,7 +165,7 @@ def main(
     inspected: Path | None,
     **options: Any,
 ) -> None:
-    """The command; HELP says what it does."""
+    """Run `dmfnet-export`; its help text is HELP."""
     if inspected is not None:
         from export.inspection import describe
 

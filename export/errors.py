@@ -1,4 +1,4 @@
-"""The error of an export that is asked for wrongly."""
+"""The error for invalid export options."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from dmfnet_fast.errors import DMFNetError
 
 
 class RequestError(DMFNetError, ValueError):
-    """Options that do not fit together, or mean nothing."""
+    """Options are invalid or contradict each other."""

@@ -1,4 +1,4 @@
-"""What a file of ours says of itself: weights, ONNX models, engines."""
+"""Descriptions of exported files from their own metadata: weights, ONNX models and engines."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dmfnet_fast.errors import EngineError
 
 
 def describe(path: Path) -> Iterator[str]:
-    """Lines on the file `path`.
+    """Yield lines that describe the file `path`.
 
     Raises:
-        EngineError: it is none of ours, or damaged.
+        EngineError: the file is missing, damaged or not of a known kind.
     """
     if not path.is_file():
         raise EngineError(f"{path}: is a folder" if path.is_dir() else f"{path}: no such file")

@@ -18,20 +18,20 @@ from export.sources import source_of
 from export.targets import TARGETS
 from export.tensorrt.builder import known_gpus
 
-# The GPUs of RTX 30, 40 and 50.
+# The RTX 30, 40 and 50 series.
 DEFAULT_GPUS = ("sm_86", "sm_89", "sm_120")
 WITHOUT_BFLOAT16 = "sm_75"
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option that not every export takes.
+    """An option that only some exports accept.
 
     Attributes:
-        name: in the rows of targets, and as `make_request` gets it.
-        flag: on the command line.
-        reason: why the other exports do not take it.
-        precision: the only one that it is for, or None.
+        name: name in `Target.options` and among the parameters of `make_request`.
+        flag: flag on the command line.
+        reason: why the other exports do not accept it.
+        precision: the only precision that accepts it; None if all do.
     """
 
     name: str
@@ -53,12 +53,12 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class PrecisionFlag:
-    """A precision on the command line.
+    """The command-line flag of a precision.
 
     Attributes:
-        flag: of the command line.
-        words: what it is, in --help.
-        reason: why some exports do not have it; "" if all do.
+        flag: flag on the command line.
+        words: description in --help.
+        reason: why some exports do not support it; "" if all do.
     """
 
     flag: str
@@ -75,7 +75,7 @@ PRECISION_FLAGS: dict[Precision, PrecisionFlag] = {
 
 
 def _takers(takes: Callable[[Target, bool], bool]) -> list[str]:
-    """The targets that take something, with or without --triton-server or both, by their names."""
+    """Names of the targets for which `takes` holds, marked if it holds only with or only without --triton-server."""
     takers = []
     for target in TARGETS.values():
         alone, served = takes(target, False), takes(target, True)
@@ -87,12 +87,12 @@ def _takers(takes: Callable[[Target, bool], bool]) -> list[str]:
 
 
 def takers_of(option: str) -> str:
-    """The targets that take an `Option`, by its name, in words."""
+    """Lists the targets that accept the `Option` with this name, for messages."""
     return alternatives(_takers(lambda target, served: target.takes(option, served)))
 
 
 def precision_help(precision: Precision) -> str:
-    """What --help says of a precision."""
+    """The help text of a precision's flag."""
     flag = PRECISION_FLAGS[precision]
     defaults = [target.name for target in TARGETS.values() if target.precisions[0] == precision]
     have = [target.name for target in TARGETS.values() if precision in target.precisions]
@@ -102,10 +102,10 @@ def precision_help(precision: Precision) -> str:
 
 
 def chosen_precision(given: tuple[Precision, ...]) -> Precision | None:
-    """The one that is asked for; None leaves it to the target.
+    """The precision given on the command line, or None for the target's default.
 
     Raises:
-        RequestError: there are several.
+        RequestError: several different precisions are given.
     """
     if len(set(given)) > 1:
         raise RequestError(f"{', '.join(flag.flag for flag in PRECISION_FLAGS.values())}: give one of them")
@@ -113,10 +113,12 @@ def chosen_precision(given: tuple[Precision, ...]) -> Precision | None:
 
 
 def _check_taken(target: Target, precision: Precision, given: Mapping[str, Any]) -> None:
-    """Raise a RequestError for a precision or an option that an export does not take.
+    """Raise a RequestError for a precision or an option that the export does not accept.
 
     Args:
-        given: values by the names of `OPTIONS`; None or False where there is none.
+        target: target of the export.
+        precision: precision of the export.
+        given: values of all `OPTIONS` by name; None or False if an option is not given.
     """
     served = given["server"] is not None and target.served is not None
     if not target.has(precision, served):
@@ -163,11 +165,11 @@ def make_request(
     server: Path | None,
     output: Path | None,
 ) -> Request:
-    """The options of the command, checked.
+    """Check the options of the command and turn them into a request.
 
     Raises:
-        RequestError, EngineError, OutputError: an option is wrong.
-        MissingExtraError: TensorRT-RTX, which knows what GPUs it builds for, is not installed.
+        RequestError, EngineError, OutputError: an option is invalid.
+        MissingExtraError: TensorRT-RTX, which provides the list of GPUs that it builds for, is not installed.
     """
     row = TARGETS[target]
     chosen = precision or row.precisions[0]
@@ -203,18 +205,23 @@ def make_request(
 
 
 def _source(named: Path | None, target: Target, precision: Precision) -> tuple[Path, str]:
-    """The file to export, and how what is made of it is called unless told otherwise."""
+    """The file to export, and the default name of the result without its suffix."""
     if named is not None and str(named) not in shipped():
         return named, named.stem
     weights = shipped()[str(named or DEFAULT)]
-    # The graph that ships needs neither torch nor the half minute of exporting it.
+    # Using the shipped graph requires no torch and saves the half minute that exporting it takes.
     graph = shipped_graph(weights)
     takes_graph = precision == "float16" and graph.exists() and graph.suffix != target.kind.suffix
     return graph if takes_graph else weights, weights.stem
 
 
 def _model_folder(server: Path, name: str) -> Path:
-    """Where a model of a server goes."""
+    """The folder of a model in the repository of a server.
+
+    Raises:
+        RequestError: `name` is no valid model name.
+        OutputError: the folder exists, or the repository cannot be created.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise RequestError(
             f"{name!r}: is no name for a model on a server: with --triton-server, -o NAME gives one of letters, "

@@ -1,4 +1,4 @@
-"""What an export is asked for, and what its target is."""
+"""Export requests, and what a target is."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from export.errors import RequestError
 from export.onnx.source import Graph, Step
 from export.tensorrt.builder import Profile
 
-Tell: TypeAlias = Callable[[str], None]  # takes remarks for the user
+Tell: TypeAlias = Callable[[str], None]  # shows a remark to the user
 
-LARGEST = 16384
+LARGEST = 16384  # largest height and width of an engine
 
 
 @dataclass(frozen=True)
 class Served:
-    """How NVIDIA Triton Inference Server takes what is exported for a target.
+    """How a target exports models for NVIDIA Triton Inference Server.
 
     Attributes:
-        platform: as its configuration calls the backend.
+        platform: name of the backend in the model's configuration.
         file: name of the model's file.
-        precisions: that it serves.
-        options: that such an export takes, by the names of `Option`s.
-        make: makes the file of a graph of one size, with what else is to be known of it, for the configuration's
-            parameters. Raises as `Target.write`.
+        precisions: precisions that the server runs.
+        options: names of the `Option`s that such an export accepts.
+        make: returns the content of the model's file for a graph of one size, and further entries for the
+            configuration's `parameters`. Raises the same errors as `Target.write`.
     """
 
     platform: str
@@ -43,20 +43,20 @@ class Served:
 
 @dataclass(frozen=True)
 class Target:
-    """One kind of file that is exported.
+    """One kind of file to export to.
 
     Attributes:
-        name: after --target.
-        kind: of the file, as engines are opened.
-        words: what it is for, in --help.
-        precisions: that it can have, the default one first.
-        cpu_precisions: those in which the graph is the one for CPUs; in the others it is the one for engines.
-        options: that its exports take, by the names of `Option`s; all take sizes.
-        check_machine: raises a MissingExtraError or an EngineError, before any work is done, if this machine lacks what
-            an export takes.
-        write: makes the file of a graph, in a folder of its own, and moves it to its place. Raises a DMFNetError if it
-            cannot be made, or is not the network; an OSError if it cannot be written.
-        served: None if the server does not run it.
+        name: value of --target.
+        kind: kind of engine that opens the file.
+        words: its purpose, for --help.
+        precisions: supported precisions, the default one first.
+        cpu_precisions: precisions whose graph is the one for CPUs; the others use the graph for TensorRT engines.
+        options: names of the `Option`s that an export accepts; every target accepts sizes.
+        check_machine: raises a MissingExtraError or an EngineError, before any work is done, if this machine lacks
+            something that the export needs.
+        write: makes the file from a graph in the given folder and moves it to the output path. Raises a DMFNetError if
+            the file cannot be made or does not compute what the network does, and an OSError if it cannot be written.
+        served: how the target exports for the server; None if the server does not run it.
     """
 
     name: str
@@ -70,13 +70,13 @@ class Target:
     served: Served | None
 
     def takes(self, option: str, served: bool) -> bool:
-        """Whether an export takes an option, by the name of its `Option`; `served` if it is for the server."""
+        """Whether an export, for the server if `served`, accepts the `Option` with this name."""
         if served:
             return self.served is not None and option in self.served.options
         return option in self.options
 
     def has(self, precision: Precision, served: bool) -> bool:
-        """Whether an export can have a precision; `served` if it is for the server."""
+        """Whether an export, for the server if `served`, supports a precision."""
         if served:
             return self.served is not None and precision in self.served.precisions
         return precision in self.precisions
@@ -87,18 +87,19 @@ class Request:
     """One export.
 
     Attributes:
-        source: weights (.safetensors), or an .onnx file that this command made.
-        target: what to make.
-        precision: of its arithmetic.
-        profile: of an engine, or of a served model. An ONNX file takes any batch and size; for one, sizes for which it
-            gets float32 results to compare engines with, beside the usual ones, or None.
-        gpus: of a TensorRT-RTX engine.
+        source: weights (.safetensors), or an .onnx file made by dmfnet-export.
+        target: kind of file to make.
+        precision: precision of the arithmetic.
+        profile: batches and sizes of an engine or a served model. An ONNX file takes any batch and size; for it, the
+            profile adds sizes to the standard ones for which the file stores float32 results to compare engines with.
+            None adds none.
+        gpus: architectures that a TensorRT-RTX engine is built for, such as "sm_89".
         plugins: whether a TensorRT engine contains our kernels.
-        timing_cache: of TensorRT.
-        calibrate: folder of pairs that ranges for int8 are taken from; None takes phantoms.
-        every_block: whether int8 is for the first and the last block too.
-        server: folder of models for Triton Inference Server to write to, in place of `output`.
-        output: file to write.
+        timing_cache: TensorRT's timing cache file, read and written; None for none.
+        calibrate: folder of calibration pairs for int8; None uses phantoms.
+        every_block: whether int8 includes the first and the last block.
+        server: model repository of Triton Inference Server, or None.
+        output: file to write; with `server`, the model's folder in the repository.
     """
 
     source: Path
@@ -114,7 +115,7 @@ class Request:
     output: Path
 
     def takes(self, option: str) -> bool:
-        """Whether this export takes an option, by the name of its `Option`."""
+        """Whether this export accepts the `Option` with this name."""
         return self.target.takes(option, self.server is not None)
 
     def __str__(self) -> str:
@@ -142,10 +143,14 @@ def shipped_graph(weights: Path) -> Path:
 
 
 def parse_size(text: str, option: str) -> tuple[int, int]:
-    """ "256" or "256x320", height first, as (height, width).
+    """Parse "256" (a square) or "256x320" (height first) to (height, width).
+
+    Args:
+        text: value of the option.
+        option: its flag, for error messages.
 
     Raises:
-        RequestError: it is no size, or none that the network takes.
+        RequestError: `text` is not a size, or the network does not accept this size.
     """
     match = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", text.strip())
     if match is None:
@@ -157,10 +162,14 @@ def parse_size(text: str, option: str) -> tuple[int, int]:
 
 
 def make_profile(size: str | None, least: str | None, best: str | None, most: str | None, batch: int) -> Profile:
-    """The profile of one size, or of a range of them.
+    """The profile of one size, by default 256x256, or of a range of sizes.
+
+    Args:
+        size, least, best, most: values of --size, --min, --opt and --max.
+        batch: largest number of pairs.
 
     Raises:
-        RequestError: they contradict each other.
+        RequestError: the options are invalid or contradict each other.
     """
     if size is not None and (least or best or most):
         raise RequestError("--size is one size, --min, --opt and --max are a range: give one or the other")

@@ -1,4 +1,4 @@
-"""What can be exported, a row each: the graph that a file gives."""
+"""Table of the kinds of files that can be exported, and how the graph is read from each."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from export.request import Request
 
 @dataclass(frozen=True)
 class Source:
-    """One kind of file that is exported from.
+    """One kind of file to export from.
 
     Attributes:
-        kind: of the file.
-        words: what it is.
-        read: gives the graph that a request is for. Raises a DMFNetError if it cannot be read, or is not the network.
+        kind: kind of engine that opens the file.
+        words: name of the content, for messages.
+        read: returns the graph for a request. Raises a DMFNetError if the file cannot be read, or if the graph does not
+            compute what the network does.
     """
 
     kind: EngineKind
@@ -43,10 +44,10 @@ SOURCES = (Source(TORCH, "weights", _from_weights), Source(OPENVINO, "a graph", 
 
 
 def source_of(path: Path) -> Source:
-    """The row of a file, which must be there.
+    """The kind of an existing file.
 
     Raises:
-        EngineError: it is not, or nothing is exported from such files.
+        EngineError: the file does not exist, or files of its kind cannot be exported.
     """
     wanted = f"give {alternatives(f'{source.words} ({source.kind.suffix})' for source in SOURCES)}"
     if path.is_dir():

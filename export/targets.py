@@ -1,4 +1,4 @@
-"""What `dmfnet-export` makes, a row each. Its options, its checks and its --help are made from these rows."""
+"""Table of the targets of `dmfnet-export`. Its options, checks and --help are derived from it."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ _ALL = (
         ),
     ),
 )
-# By their names, the default one first.
+# The first target is the default.
 TARGETS = {target.name: target for target in _ALL}

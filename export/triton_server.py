@@ -1,4 +1,4 @@
-"""A model repository for NVIDIA Triton Inference Server: one served network of one size, its noise, if any, inside."""
+"""Models for NVIDIA Triton Inference Server: one network at one size, with any noise stored in the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from export.request import Request, Target, Tell
 from export.tensorrt.builder import Profile
 from export.verify import has_onnx_runtime, on_onnx_runtime
 
-# A request waits no longer for others that would fill its batch.
+# Longest time that a request waits for others to fill its batch.
 QUEUE_MICROSECONDS = 500
 
 _CONFIGURATION = """\
@@ -48,9 +48,9 @@ _INTERVAL = """\
 
 
 def of_one_size(content: bytes, interface: Interface, profile: Profile) -> bytes:
-    """The model for one size, with the noise of seed 0 in the place of that input, if there is one.
+    """Fix the height and width of a model, and replace its noise input, if any, with the noise of seed 0.
 
-    A server's batches have no place for an input that all pairs share.
+    The server batches every input, so an input that all pairs share cannot be served.
     """
     onnx: Any = require("onnx", extra="export")
     proto = onnx.ModelProto.FromString(content)
@@ -65,7 +65,7 @@ def of_one_size(content: bytes, interface: Interface, profile: Profile) -> bytes
     for value in (*graph.input, *graph.output):
         for axis, size in zip((2, 3), (height, width), strict=True):
             value.type.tensor_type.shape.dim[axis].dim_value = size
-    # The seal is of the file that this came from.
+    # The seal in the metadata belongs to the original file.
     del proto.metadata_props[:]
     return bytes(proto.SerializeToString())
 
@@ -73,15 +73,16 @@ def of_one_size(content: bytes, interface: Interface, profile: Profile) -> bytes
 def configuration(
     name: str, target: Target, precision: Precision, interface: Interface, profile: Profile, about: Mapping[str, str]
 ) -> str:
-    """config.pbtxt, of the server's ModelConfig.
+    """The text of config.pbtxt, the server's ModelConfig.
 
     Args:
-        name: of the model, and its folder.
-        target: that the server runs.
-        precision: of the model, which runs on a CPU in a precision that the target has for CPUs, else on a GPU.
-        interface: of the network.
-        profile: one size, and the largest batch.
-        about: what else is to be known of the model, for its `parameters`.
+        name: name of the model and of its folder.
+        target: target that the model was exported for.
+        precision: precision of the model. It is served on a CPU if this is one of the target's `cpu_precisions`,
+            otherwise on a GPU.
+        interface: inputs of the network.
+        profile: the size and the largest batch.
+        about: entries of `parameters` that describe the model.
     """
     pairs, height, width = profile.max
     assert target.served is not None
@@ -115,7 +116,7 @@ def configuration(
 
 
 def write_repository(folder: Path, file: str, content: bytes, config: str) -> None:
-    """Write `folder`, which is the model's own: config.pbtxt, and version 1 of the model, in `file`."""
+    """Write the model's folder: config.pbtxt, and version 1 of the model in 1/`file`."""
     version = folder / "1"
     version.mkdir(parents=True)
     (version / file).write_bytes(content)
@@ -123,7 +124,7 @@ def write_repository(folder: Path, file: str, content: bytes, config: str) -> No
 
 
 def write(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> None:
-    """Write a model of what the request's target makes; see `Target.write`."""
+    """Write the folder of a served model; see `Target.write`."""
     target, profile = request.target, request.profile
     assert profile is not None
     assert target.served is not None

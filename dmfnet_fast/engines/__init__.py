@@ -1,4 +1,4 @@
-"""Engines: what runs the network. One kind a file; all are opened here, by the kind of their file (`kinds`)."""
+"""Engines run the network. Each module holds one kind; `open_engine` picks it by the suffix of the file (`kinds`)."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from dmfnet_fast.wording import alternatives
 
 __all__ = ["DEFAULT", "SHIPPED_WEIGHTS", "Engine", "open_engine", "shipped", "shipped_engine"]
 
-# Every network as weights for PyTorch, as .onnx for OpenVINO, and as .onnx to build TensorRT engines from.
+# Holds every network as weights for PyTorch, as .onnx for OpenVINO, and as .onnx to build TensorRT engines from.
 WEIGHTS = Path(__file__).parent.parent / "weights"
 DEFAULT = "nano"
 SHIPPED_WEIGHTS = WEIGHTS / f"dmfnet-{DEFAULT}{TORCH.suffix}"
 
 
 def shipped() -> dict[str, Path]:
-    """The weights files that come with the package, by the names of their networks."""
+    """The weights files that ship with the package, by network name."""
     return {path.stem.removeprefix("dmfnet-"): path for path in sorted(WEIGHTS.glob(f"dmfnet-*{TORCH.suffix}"))}
 
 
 def shipped_engine(name: str, device: str | None) -> Path:
-    """The file of a shipped network for the fastest library installed: on a CPU OpenVINO, then PyTorch.
+    """The file of a shipped network for the fastest installed library: on a CPU, OpenVINO before PyTorch.
 
     Args:
-        name: see `shipped`.
-        device: None means the CPU.
+        name: a key of `shipped`.
+        device: "cpu", "cuda" or "cuda:N"; None means the CPU.
 
     Raises:
-        EngineError: there is no such device.
-        MissingExtraError: no library that runs there is installed.
+        EngineError: `device` is none of these.
+        MissingExtraError: no library that runs the network on this device is installed.
     """
     device = device or "cpu"
     check_device(device)
@@ -53,12 +53,12 @@ def open_engine(path: Path, device: str | None, precision: PrecisionChoice, thre
     """Open the engine file `path`.
 
     Args:
-        device: "cpu", "cuda" or "cuda:N"; None is the default of the file's kind.
-        precision: of the arithmetic; "auto" is the engine's choice for the device.
-        threads: CPU threads; None leaves the engine's default.
+        device: "cpu", "cuda" or "cuda:N"; None means the default of this kind of file.
+        precision: precision of the arithmetic; "auto" lets the engine choose one for the device.
+        threads: number of CPU threads; None keeps the engine's default.
 
     Raises:
-        EngineError: the file is missing, of a kind that is no engine, damaged, or not for this machine.
+        EngineError: the file is missing, damaged, not an engine, or not for this machine.
         MissingExtraError: the library that runs it is not installed.
     """
     if not path.exists():

@@ -1,4 +1,4 @@
-"""The kinds of engine files, a row each. What opens, checks or lists engines is made from these rows."""
+"""Table of the kinds of engine files. Everything that opens, checks or lists engines reads it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ _ON: dict[DeviceKind, str] = {"cpu": "on a CPU", "cuda": "on a GPU"}
 
 @dataclass(frozen=True)
 class Support:
-    """What an engine does on one kind of device.
+    """What an engine supports on one kind of device.
 
     Attributes:
-        precisions: that it takes there. A file or a machine may have fewer: the engine says so when it is opened.
-        extra: of this package, that brings the libraries.
+        precisions: supported precisions. A file or a machine may support fewer, which the engine reports when it is
+            opened.
+        extra: extra of this package that installs the libraries.
     """
 
     precisions: tuple[Precision, ...]
@@ -36,13 +37,13 @@ class Support:
 
 
 class EngineFunctions(NamedTuple):
-    """What the module of an engine gives.
+    """Entry points of an engine's module.
 
     Attributes:
-        open: makes an engine of a file, a device, a precision and a number of CPU threads, the device and the precision
-            checked by `EngineKind.open`; raises as `open_engine`.
-        describe: lines on what a file says of itself, for `dmfnet-export --inspect`; raises an EngineError if it is
-            damaged.
+        open: creates an engine from a file, a device, a precision and a number of CPU threads. `EngineKind.open` has
+            already checked the device and the precision. Raises the same errors as `open_engine`.
+        describe: yields the lines that `dmfnet-export --inspect` prints for a file; raises an EngineError if the file
+            is damaged.
     """
 
     open: Callable[[Path, str, PrecisionChoice, int | None], Engine]
@@ -54,11 +55,11 @@ class EngineKind:
     """One kind of engine file.
 
     Attributes:
-        suffix: of its files, in lower case, with the dot.
-        library: that runs it, as messages call it.
-        modules: Python modules, any one of which is that library.
-        support: by the kinds of devices that it runs on, the default one first.
-        load: imports the engine's module.
+        suffix: suffix of the files, in lower case, with the dot.
+        library: name of the library that runs them, for messages.
+        modules: Python modules that provide the library; one of them is enough.
+        support: what is supported on each kind of device, the default one first.
+        load: imports the engine's module and returns its entry points.
     """
 
     suffix: str
@@ -69,7 +70,7 @@ class EngineKind:
 
     @property
     def default_device(self) -> DeviceKind:
-        """Where it runs unless told otherwise."""
+        """The kind of device that is used if none is given."""
         return next(iter(self.support))
 
     def open(self, path: Path, device: str | None, precision: PrecisionChoice, threads: int | None) -> Engine:
@@ -92,7 +93,7 @@ class EngineKind:
         return self.load().open(path, device, precision, threads)
 
     def check_output(self, path: Path) -> None:
-        """Raise an OutputError unless a file to be written is named as one of this kind."""
+        """Raise an OutputError unless the name of an output file has the suffix of this kind."""
         if path.suffix.lower() != self.suffix:
             raise OutputError(f"{path}: name {with_article(self.suffix)} file")
 
@@ -128,27 +129,27 @@ TORCH = EngineKind(
     {"cpu": Support(("float32", "bfloat16"), "torch"), "cuda": Support(FLOAT_PRECISIONS, "gpu")},
     _torch,
 )
-# The fastest on a device first.
+# For each device, the fastest kind comes first.
 ENGINE_KINDS = (TENSORRT, OPENVINO, TORCH)
 
 
 def device_kind(device: str) -> DeviceKind:
-    """The kind of a device that `check_device` lets pass."""
+    """The kind of a device whose name `check_device` accepts."""
     return "cpu" if device == "cpu" else "cuda"
 
 
 def files(kinds: Iterable[EngineKind] | None = None) -> str:
-    """Files of some kinds, or of all, in words: "an .engine, .onnx or .safetensors file"."""
+    """Names the files of some kinds, by default of all: "an .engine, .onnx or .safetensors file"."""
     return with_article(f"{alternatives(kind.suffix for kind in kinds or ENGINE_KINDS)} file")
 
 
 def files_and_libraries() -> str:
-    """The kinds of files with what runs them: ".engine (TensorRT), .onnx (OpenVINO) or .safetensors (PyTorch)"."""
+    """Names all suffixes and libraries: ".engine (TensorRT), .onnx (OpenVINO) or .safetensors (PyTorch)"."""
     return alternatives(f"{kind.suffix} ({kind.library})" for kind in ENGINE_KINDS)
 
 
 def default_devices() -> str:
-    """The default devices in words: "cuda for an .engine file, cpu for an .onnx or .safetensors file"."""
+    """Names the default devices: "cuda for an .engine file, cpu for an .onnx or .safetensors file"."""
     devices = dict.fromkeys(kind.default_device for kind in ENGINE_KINDS)
     return ", ".join(
         f"{device} for {files(kind for kind in ENGINE_KINDS if kind.default_device == device)}" for device in devices
@@ -156,7 +157,7 @@ def default_devices() -> str:
 
 
 def refuse_checkpoint(path: Path) -> None:
-    """Raise an EngineError if a file is named as a torch checkpoint."""
+    """Raise an EngineError if a file has the suffix of a torch checkpoint."""
     if path.suffix.lower() in _CHECKPOINTS:
         raise EngineError(f"{path}: is a torch checkpoint; dmfnet-convert makes {files([TORCH])} of it")
 
@@ -165,7 +166,7 @@ def kind_of(path: Path) -> EngineKind:
     """The kind of an engine file, by its suffix.
 
     Raises:
-        EngineError: it has that of none.
+        EngineError: no kind of engine has this suffix.
     """
     suffix = path.suffix.lower()
     for kind in ENGINE_KINDS:

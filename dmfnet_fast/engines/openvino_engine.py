@@ -1,4 +1,4 @@
-"""`.onnx` files made by dmfnet-export, run by OpenVINO on the CPU, x86 and Arm."""
+"""Runs `.onnx` files made by dmfnet-export with OpenVINO, on x86 and Arm CPUs."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
 from dmfnet_fast.precision import Precision, PrecisionChoice
 from dmfnet_fast.wording import aligned
 
-KEPT_SIZES = 4  # whose compiled models stay in memory
+KEPT_SIZES = 4  # number of sizes whose compiled models stay in memory
 CACHE_BYTES = 2**30
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
-# Of the files that run here; what floating-point operations are computed in is chosen when one is opened.
+# Precisions of the files that run here. The type of their floating-point operations is chosen when a file is opened.
 FILE_PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
 
 
 def cache_folder() -> Path | None:
-    """Where compiled models are kept between processes: in DMFNET_CACHE, or in the user's cache folder.
+    """The folder for compiled models, shared by all processes: in DMFNET_CACHE, or else in the user's cache folder.
 
-    None where there is no place to write to.
+    Returns None if the folder cannot be written to.
     """
-    # RuntimeError: a user without a home.
+    # Path.home raises a RuntimeError for a user without a home folder.
     with suppress(OSError, RuntimeError):
         base = os.environ.get("DMFNET_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(base) / "dmfnet-fast"
@@ -43,7 +43,7 @@ def cache_folder() -> Path | None:
 
 
 def _prune(folder: Path) -> None:
-    """Remove the compiled models beyond CACHE_BYTES that have not been used for longest."""
+    """Remove the least recently used compiled models until the rest fit in CACHE_BYTES."""
     with suppress(OSError):
         states = {file: file.stat() for file in folder.glob("*.blob")}
         kept = 0
@@ -55,10 +55,10 @@ def _prune(folder: Path) -> None:
 
 @lru_cache(maxsize=1)
 def shared_core() -> Any:
-    """OpenVINO, for the whole life of the process.
+    """The OpenVINO core, which stays loaded until the process ends.
 
-    Its CPU plugin gives the thread that loads it another stack for signals; unloaded, it can leave that dangling, and
-    the next Ctrl-C would crash.
+    OpenVINO's CPU plugin installs an alternate signal stack for the thread that loads it. Unloading the plugin can
+    leave that stack dangling, and the next Ctrl-C would crash.
     """
     return require("openvino", extra="cpu").Core()
 
@@ -69,14 +69,15 @@ def has_bfloat16() -> bool:
 
 
 def _precisions(path: Path, kind: str, asked: PrecisionChoice) -> tuple[Precision, Precision]:
-    """What a graph is said to run in, and what its floating-point operations do run in.
+    """The precision to report for a graph, and the one in which its floating-point operations run.
 
     Args:
-        path, kind: the file, and the precision of its graph, one of FILE_PRECISIONS.
-        asked: of the engine; one of its kind's, or "auto".
+        path: the file, for error messages.
+        kind: precision of the graph, one of FILE_PRECISIONS.
+        asked: requested precision: "auto", or one that this kind of engine supports.
 
     Raises:
-        EngineError: the graph, or this CPU, is not for that.
+        EngineError: the graph or this CPU does not support the requested precision.
     """
     native = has_bfloat16()
     fastest: Precision = "bfloat16" if native else "float32"
@@ -97,7 +98,7 @@ def _precisions(path: Path, kind: str, asked: PrecisionChoice) -> tuple[Precisio
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
-    """Turn OpenVINO's errors, which are many lines about its sources, into one line."""
+    """Reduce OpenVINO's errors, which are many lines long and refer to its sources, to an EngineError of one line."""
     try:
         yield
     except RuntimeError as error:
@@ -108,12 +109,12 @@ def _translated(what: str) -> Iterator[None]:
 
 
 class OpenVINOEngine(Engine):
-    """One ONNX file, compiled for each size when that is first seen, or loaded from the cache on disk.
+    """An ONNX file, compiled for each size at its first use or loaded from the cache on disk.
 
-    "auto" is bfloat16 where OpenVINO reports it for the CPU (x86 with AVX512-BF16 or AMX), else float32. A file that
-    was exported with --int8 has that precision alone; what it does not hold in 8 bits is computed as "auto" would.
+    "auto" is bfloat16 if OpenVINO reports it for the CPU (x86 with AVX512-BF16 or AMX), otherwise float32. A file that
+    was exported with --int8 supports only that precision; its operations that are not in 8 bits run as with "auto".
 
-    Pairs of a batch are fused one after the other: on a CPU that is as fast, and takes less memory.
+    The pairs of a batch are fused one after the other, which is as fast on a CPU and takes less memory.
     """
 
     largest_batch = 1
@@ -149,7 +150,7 @@ class OpenVINOEngine(Engine):
         self._cache = cache
         if cache is not None:
             self._settings["CACHE_DIR"] = str(cache)
-        self._requests: dict[tuple[int, int], Any] = {}  # by size, the last used last
+        self._requests: dict[tuple[int, int], Any] = {}  # by size, the most recently used last
 
     def _request(self, height: int, width: int) -> Any:
         """An inference request for one pair of this size."""
@@ -186,12 +187,12 @@ class OpenVINOEngine(Engine):
 
 
 def open_cached(path: Path, device: str, precision: PrecisionChoice, threads: int | None) -> OpenVINOEngine:
-    """An engine that keeps its compiled models in the user's cache folder."""
+    """Open an engine that keeps its compiled models in `cache_folder`."""
     return OpenVINOEngine(path, device, precision, threads, cache_folder())
 
 
 def describe(path: Path) -> Iterator[str]:
-    """What a file says of itself; see `EngineFunctions`."""
+    """Describe a file from its metadata; see `EngineFunctions`."""
     content = path.read_bytes()
     known = exported_properties(content, str(path))
     try:

@@ -1,7 +1,7 @@
-"""The fused operations as exports know them, one a file.
+"""How the fused operations are exported, one module for each.
 
-A file is named as the kernel file that it belongs to, and ends in its record. The records come in the order in which
-`kernels.cases` lists the kernels; a kernel that only networks on a GPU launch has no file here.
+A module has the name of its kernel's module in `kernels` and ends with its record. The records follow the order of
+`kernels.cases`. Kernels that are launched only by networks running on a GPU are never exported and have no module here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _records() -> tuple[Record, ...]:
 
 
 RECORDS = _records()
-# What the exporter writes for each torch operator dmfnet::NAME.
+# Translation of each torch operator dmfnet::NAME to ONNX.
 TRANSLATIONS: dict[str, Callable[..., Any]] = {
     name: translate for record in RECORDS for name, translate in record.translations.items()
 }

@@ -1,4 +1,4 @@
-"""Attention: one head over all pixels; queries, keys and values beside each other, (N, 3C, H, W)."""
+"""Single-head attention over all pixels; queries, keys and values are concatenated to (N, 3C, H, W)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ RECORD = Record(
             ("qkv",),
             {"out": lambda s: (s.n, s.channels // 3, s.height, s.width)},
             lambda qkv: attention.plan(qkv),
-            # One tactic: twice the queries take too much shared memory, half of them are too few for matrix units.
+            # One tactic: twice the queries need too much shared memory, half of them are too few for tensor cores.
             programs=lambda s, constants: ceil_div(s.tokens, constants["QUERIES"]),
         ),
     ),

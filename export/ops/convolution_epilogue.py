@@ -1,4 +1,4 @@
-"""What follows a convolution: plain nodes, which TensorRT fuses with the convolution before them."""
+"""The epilogue of a convolution as plain ONNX nodes, which TensorRT fuses with the convolution before them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _translate(h: Any, bias: Any = None, residual: Any = None, relu: bool = Fals
 
 
 def _translate_with_statistics(h: Any, bias: Any = None, residual: Any = None, relu: bool = False) -> Any:
-    """The statistics are left out: the normalization takes its own."""
+    """Write a placeholder for the statistics: the normalization nodes compute their own."""
     return _translate(h, bias, residual, relu), op.Constant(value_float=0.0)
 
 
@@ -34,7 +34,7 @@ RECORD = Record(
         "convolution_epilogue_with_statistics": _translate_with_statistics,
     },
     plugins=(
-        # Which normalizations begin with.
+        # The first launch of every normalization.
         Plugin(
             "dmfnet_statistics_kernel",
             convolution_epilogue.epilogue_kernel,

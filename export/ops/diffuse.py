@@ -1,4 +1,4 @@
-"""The diffusion: plain nodes, as every pixel is computed by itself."""
+"""The diffusion as plain ONNX nodes, as it is computed independently for every pixel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TYPES = {
 
 
 def _translate(a: Any, b: Any, noise: Any, levels: Any, sigmas: Any, dtype: Any) -> Any:
-    """(T x 2 x N, 1, H, W), ordered by timestep, image and pair; in float32 until the end."""
+    """Noisy images (T x 2 x N, 1, H, W), ordered by timestep, image and pair; float32 until the final cast."""
     images = op.Concat(op.Unsqueeze(a, ints(0)), op.Unsqueeze(b, ints(0)), axis=0)  # (2, N, 1, H, W)
     over_images = ints(-1, 1, 1, 1, 1, 1)
     signal = op.Mul(op.Reshape(levels, over_images), op.Unsqueeze(images, ints(0)))

@@ -1,7 +1,7 @@
 """The fusion gate.
 
-(w x + (1 - w) y + s, s = x + y, w = s sigmoid(own * s + other * spatial + gain channel + bias)), the 1x1, 7x7 and 3x3
-convolutions reflecting at the borders; gain is the sum of each kernel of `other_weight`, (1, C, 1, 1).
+It computes w x + (1 - w) y + s with s = x + y and w = s sigmoid(own * s + other * spatial + gain channel + bias). The
+7x7 and 3x3 convolutions pad by reflection; gain, (1, C, 1, 1), is the sum of each kernel of `other_weight`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _translate(
     spatial_weight: Any, spatial_bias: Any, pixel_weight: Any, pixel_bias: Any,
 ) -> Any:  # fmt: skip
     channels = int(x.shape[1])
-    # (2, 9, C): for x + y and for the attention, the taps of every channel.
+    # pixel_weight is (2, 9, C): the taps of every channel, for x + y and for the attention.
     kernels = op.Reshape(op.Transpose(pixel_weight, perm=[0, 2, 1]), ints(2, channels, 1, 9))
     own_kernel, other_kernel = (op.Squeeze(op.Slice(kernels, ints(n), ints(n + 1)), ints(0)) for n in (0, 1))
     taps = ints(channels, 1, 3, 3)
@@ -74,7 +74,7 @@ _BODY = """
     base = Add (s, y)
     out = Add (base, moved)
 """
-# The kernel's parameters of the pixel attention are (2, 9, C): taps of every channel, for s and for q.
+# The kernel takes the weights of the pixel attention as (2, 9, C): the taps of every channel, for s and for by_pixel.
 _BY_PLUGINS = (
     """
     taps = Constant <value_ints = [1, -1, 9]> ()
@@ -91,7 +91,7 @@ _BY_PLUGINS = (
 
 
 def _plan(x: Tensor, y: Tensor | None = None, **given: Tensor) -> Plan:
-    """Parameters that are not given belong to other launches."""
+    """Plan all launches of the gate; parameters that are not given belong to launches other than the plugin's own."""
     other = x.new_empty(1)
     parameters = (f"{of}_{kind}" for of in ("reduce", "expand", "spatial", "pixel") for kind in ("weight", "bias"))
     return fusion_gate.plan(x, x if y is None else y, *(given.get(name, other) for name in parameters))

@@ -1,4 +1,4 @@
-"""GroupNorm, with or without SiLU: of one feature map, of two beside each other, or with a noise bias."""
+"""GroupNorm with optional SiLU, for one feature map, a concatenation of two, or one with a noise bias."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def _translate(
 
 
 def _norm(silu: bool = True) -> str:
-    """Statements for y = SiLU of GroupNorm of v, float32, as x's type.
+    """Statements for the GroupNorm of the float32 tensor v, with optional SiLU, as y in the type of x.
 
-    As InstanceNormalization of groups: ONNX's GroupNormalization needs TensorRT 10.9, and this becomes the same
-    kernels.
+    It is written as InstanceNormalization over groups: ONNX's GroupNormalization needs TensorRT 10.9, and both become
+    the same kernels.
     """
     normalized = """
     count = Constant <value_int: int = @groups> ()
@@ -64,7 +64,7 @@ def _norm(silu: bool = True) -> str:
     return f"{normalized} {activated} y = CastLike (wide, x)"
 
 
-# v = x + noise_bias.
+# v = x + noise_bias, in float32.
 _BIASED = """
     images = Shape <start = 0, end = 1> (x)
     rows = Shape <start = 0, end = 1> (noise_bias)
@@ -97,7 +97,7 @@ def _by_plugins(silu: int = 1, joined: bool = False, biased: bool = False) -> st
 
 
 def _case(skip: bool = False, rows: int = 0, silu: bool = True) -> Any:
-    """Groups of a quarter of the channels, one of which lies on the seam."""
+    """A case with four groups, one of which spans both inputs if there is a skip connection."""
 
     def case(n: int, channels: int, height: int, width: int) -> Case:
         return norm(n, channels, channels // 2 if skip else 0, height, width, 4, rows=rows, silu=silu)
@@ -171,7 +171,7 @@ RECORD = Record(
             plugins=_by_plugins(),
             case=_case(),
         ),
-        # Of the concatenation of x and skip along the channels.
+        # Normalizes the concatenation of x and skip along the channels.
         Function(
             name="dmfnet_group_norm_silu_joined",
             inputs=("x", "skip", "weight", "bias"),
@@ -181,7 +181,7 @@ RECORD = Record(
             plugins=_by_plugins(joined=True),
             case=_case(skip=True),
         ),
-        # Of x + noise_bias, (3, C) float32: row r for the r-th third of the batch.
+        # Normalizes x + noise_bias; noise_bias is (3, C) float32, and row r is added to the r-th third of the batch.
         Function(
             name="dmfnet_group_norm_silu_biased",
             inputs=("x", "noise_bias", "weight", "bias"),

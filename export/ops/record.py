@@ -1,4 +1,4 @@
-"""What exports know of a fused operation: one record for each kernel file that graphs for others have."""
+"""Records that describe how the fused operations of a kernel module are exported."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from kernels.cases.record import Case
 
 @dataclass(frozen=True)
 class Function:
-    """A custom node, with a body that says what it computes in ONNX's own operators.
+    """A custom node whose body defines it in standard ONNX operators.
 
-    Functions do not call each other: TensorRT resolves the attributes of a function in a function wrongly (seen in
-    TensorRT-RTX 1.7). Feature maps are (N, C, H, W), of half precision or float32; normalization statistics, the
-    softmax and the sum over a group are float32 in any case. Names are lower case and our own: TensorRT's parser
-    matches its operators by name, whatever the domain.
+    Functions must not call each other: TensorRT resolves the attributes of nested functions incorrectly (seen in
+    TensorRT-RTX 1.7). Feature maps are (N, C, H, W) in half precision or float32; normalization statistics, softmax and
+    sums over a group are always float32. Names are in lower case and differ from ONNX's own, as TensorRT's parser
+    matches its operators by name and ignores the domain.
 
     Attributes:
-        name: of the node.
-        inputs: names of the tensors.
-        attributes: their types by name, "int" or "float".
-        output: name of the result.
-        body: statements in ONNX's textual syntax, from the inputs to the output.
-        plugins: the same statements with nodes of plugins, for TensorRT (see `shared.node`).
-        case: a call of the operation that becomes this node: of so many images, channels, rows and columns. For tests.
+        name: name of the node.
+        inputs: names of the input tensors.
+        attributes: types of the attributes by name, "int" or "float".
+        output: name of the output tensor.
+        body: statements in ONNX's textual syntax that compute the output from the inputs.
+        plugins: equivalent statements with plugin nodes, for TensorRT (see `shared.node`).
+        case: for tests, a call of the operation that becomes this node, given the number of images and channels, the
+            height and the width.
     """
 
     name: str
@@ -40,12 +41,12 @@ class Function:
 
 @dataclass(frozen=True)
 class Record:
-    """Of one kernel file.
+    """How the operations of one kernel module are exported.
 
     Attributes:
-        translations: what the exporter writes for its torch operators, by their names.
-        functions: the custom nodes that it writes.
-        plugins: the launches that TensorRT has in place of those.
+        translations: translation to ONNX for each of the module's torch operators, by name.
+        functions: custom nodes that the translations write.
+        plugins: kernel launches that replace the custom nodes in TensorRT.
     """
 
     translations: Mapping[str, Callable[..., Any]]

@@ -1,4 +1,4 @@
-"""What the files of the operations share: writing ONNX nodes, and sizes of plugins' grids."""
+"""Helpers for the modules of the operations: writing ONNX nodes, and grid sizes of plugins."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from onnxscript import opset20  # noqa: E402
 from onnxscript.values import Opset  # noqa: E402
 
 DOMAIN = "dmfnet"
-op: Any = opset20  # its annotations forbid what it accepts
-own: Any = Opset(DOMAIN, 1)  # the custom nodes, once `export.onnx.functions.register_schemas` was called
+op: Any = opset20  # typed Any because the annotations are stricter than the implementation
+own: Any = Opset(DOMAIN, 1)  # custom nodes; requires a prior call of `export.onnx.functions.register_schemas`
 
-# With aot, TensorRT takes the plugin compiled ahead of time or none.
+# aot = 1: TensorRT uses the implementation that was compiled ahead of time, or fails.
 _MARKS = f'plugin_namespace = "{DOMAIN}", plugin_version = "1", aot = 1'
-ALL_TACTICS = tuple(TACTICS)  # of a plugin whose tile may grow and shrink
+ALL_TACTICS = tuple(TACTICS)  # for plugins whose tile can be scaled up and down
 
 
 def ints(*values: int) -> Any:
@@ -28,7 +28,7 @@ def ints(*values: int) -> Any:
 
 
 def node(plugin: str, inputs: str, outputs: str, attributes: str = "") -> str:
-    """The statement of the plugin dmfnet_`plugin`_kernel in ONNX's textual syntax."""
+    """A call of the plugin dmfnet_`plugin`_kernel in ONNX's textual syntax."""
     marks = f"{_MARKS}, {attributes}" if attributes else _MARKS
     return f"{outputs} = {DOMAIN}.dmfnet_{plugin}_kernel <{marks}> ({inputs})\n"
 
@@ -38,10 +38,10 @@ def ceil_div(dividend: Extent, divisor: int) -> Extent:
 
 
 def tiles(sizes: Sizes, constants: Mapping[str, Any]) -> Extent:
-    """Programs that have a tile of pixels each."""
+    """Number of programs if each computes one tile of pixels."""
     return ceil_div(sizes.pixels, constants["PIXELS"])
 
 
 def parts(sizes: Sizes, _: Mapping[str, Any]) -> Extent:
-    """Programs that have a part of the statistics each."""
+    """Number of programs if each computes one part of the statistics."""
     return sizes.parts

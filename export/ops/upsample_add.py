@@ -1,4 +1,4 @@
-"""Bilinear upsampling by two, with a ReLU or added to another feature map."""
+"""Bilinear upsampling by two, followed by a ReLU or by the addition of another feature map."""
 
 from __future__ import annotations
 
