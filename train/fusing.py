@@ -139,7 +139,7 @@ def start_student(student: Student) -> None:
 
 
 def _start(run: Run, preset_name: str | None) -> tuple[Network | None, NetworkConfig | None]:
-    """The network of --init, widened if the preset is wider; and the configuration to train, None if not decided yet."""
+    """The network of --init, widened if the preset is wider; and the configuration to train, None if still open."""
     config = None if preset_name is None else preset(preset_name)
     if run.init is None:
         return None, config
