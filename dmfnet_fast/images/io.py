@@ -1,4 +1,4 @@
-"""Reading and writing images without losing their depth, in the formats of `images.formats`.
+"""Reads and writes images at full bit depth, in the formats of `images.formats`.
 
 Inside the package an image is an array: H x W (gray) or H x W x 3 (RGB) of uint8, uint16 or a float type.
 """
@@ -41,10 +41,10 @@ def _content(path: Path) -> bytes:
 
 
 def load_image(path: str | os.PathLike[str]) -> LoadedImage:
-    """Read an image of any format in `formats.READERS` at its full depth, upright.
+    """Reads an image of any format in `formats.READERS`, upright and at its full bit depth.
 
     Raises:
-        ImageError: the file is missing, empty, damaged, has several pages or is no such image.
+        ImageError: the file is missing, empty or damaged, has several pages, or is not in one of these formats.
     """
     path = Path(path)
     content = _content(path)
@@ -60,22 +60,22 @@ def load_image(path: str | os.PathLike[str]) -> LoadedImage:
 
 
 def read_image(path: str | os.PathLike[str]) -> Pixels:
-    """The pixels of `load_image` alone, for images whose range is known anyway.
+    """The pixels of `load_image` alone, for callers that do not need the value range that the file states.
 
     Returns:
         H x W or H x W x 3; uint8, uint16 or float32.
 
     Raises:
-        ImageError: as `load_image`.
+        ImageError: as for `load_image`.
     """
     return load_image(path).pixels
 
 
 def check_suffix(path: Path) -> Writer:
-    """The writer of the format that `path` names.
+    """The writer of the format that the suffix of `path` names.
 
     Raises:
-        OutputError: it names none that can be written.
+        OutputError: the suffix names no format that can be written.
     """
     writer = formats.writer_of(path)
     if writer is None:
@@ -85,10 +85,10 @@ def check_suffix(path: Path) -> Writer:
 
 
 def check_holds(path: Path, pixels: Pixels) -> Writer:
-    """The writer of the format that `path` names, which can hold pixels of this kind, if need be as 8-bit.
+    """The writer of the format that the suffix of `path` names, if it can hold such pixels, possibly reduced to 8 bits.
 
     Raises:
-        OutputError: there is no such format, or it cannot hold float.
+        OutputError: the suffix names no format that can be written, or the pixels are float and it cannot hold them.
     """
     writer = check_suffix(path)
     if pixels.dtype.kind == "f" and not writer.holds(pixels):
@@ -102,13 +102,13 @@ def check_holds(path: Path, pixels: Pixels) -> Writer:
 
 
 def write_image(path: str | os.PathLike[str], pixels: Pixels, values: tuple[float, float] = FULL_16_BIT) -> None:
-    """Write an image in the format that the suffix names, whole or not at all.
+    """Writes an image atomically, in the format that the suffix names.
 
-    What a format cannot hold (see `formats.WRITERS`) becomes 8-bit over the range `values` (black, white), with a
-    warning.
+    16-bit pixels that the format cannot hold (see `formats.WRITERS`) are reduced to 8 bits over the range `values`
+    (black, white), with a warning.
 
     Raises:
-        OutputError: the suffix is unknown, the format cannot hold float, or the file cannot be written.
+        OutputError: the suffix is unknown, the format cannot hold float pixels, or the file cannot be written.
     """
     path = Path(path)
     writer = check_holds(path, pixels)

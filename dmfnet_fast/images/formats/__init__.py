@@ -1,6 +1,6 @@
-"""The formats of images: one a file, and one row in each table for what can be done with it.
+"""Image formats: one module each, and one row in `READERS`, `WRITERS` or both.
 
-Whatever lists formats, in messages and in the help of commands, takes them from these tables.
+All messages and help texts that list formats take them from these tables.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ WRITERS: tuple[Writer, ...] = (
 
 
 def suffixes(formats: Iterable[Reader | Writer]) -> list[str]:
-    """Every suffix of these formats, in lower case, with the dot."""
+    """All suffixes of these formats, in lower case, with the dot."""
     return [suffix for kind in formats for suffix in kind.suffixes]
 
 
 def either(names: Iterable[str]) -> str:
-    """Names in a sentence: "PNG, JPEG or TIFF"."""
+    """Joins names for a sentence: "PNG, JPEG or TIFF"."""
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
 
 
 def writer_of(path: Path) -> Writer | None:
-    """The writer of the format that a file's suffix names, in any case; None if there is none."""
+    """The writer for a file's suffix, in upper or lower case; None if no format has this suffix."""
     return next((writer for writer in WRITERS if path.suffix.lower() in writer.suffixes), None)
 
 
 def name_in_folder(path: Path) -> str | None:
-    """The name, without its suffix, of a file that can be read by its suffix, in any case; None of another file."""
+    """The file's name without its suffix if some reader has the suffix, in upper or lower case; otherwise None."""
     name = path.name
     found = (suffix for suffix in suffixes(READERS) if name.lower().endswith(suffix))
     return next((name[: -len(suffix)] for suffix in found), None)

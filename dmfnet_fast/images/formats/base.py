@@ -1,4 +1,4 @@
-"""What a format is: the records that its file and the tables share."""
+"""Records that describe a format, shared by the format modules and the tables."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class LoadedImage:
 
     Attributes:
         pixels: H x W or H x W x 3; uint8, uint16 or float32; upright, without transparency.
-        name: the file's, in messages.
-        values: the values that mean black and white, if the file states them; else None, and they are inferred.
-            Of no use to uint8, which always means 0..255.
+        name: name of the file, for messages.
+        values: the values of black and white if the file states them; None if they have to be inferred. Ignored for
+            uint8, whose range is always 0..255.
     """
 
     pixels: Pixels
@@ -32,13 +32,13 @@ class LoadedImage:
 
 @dataclass(frozen=True)
 class Reader:
-    """A format that can be read. A file's content tells its format; in folders, suffixes tell which files are images.
+    """A format that can be read. The content of a file decides its format; suffixes only select images in folders.
 
     Attributes:
-        name: of the format, in messages.
-        suffixes: of its files, in lower case, with the dot; several dots are possible.
-        read: takes a file's whole content and its name. Returns None if the content is of another format; raises an
-            ImageError if it is of this one and cannot be read.
+        name: name of the format, for messages.
+        suffixes: suffixes of its files, in lower case, with the dot; a suffix may contain several dots.
+        read: takes the whole content of a file and its name. Returns None if the content is in another format, and
+            raises an ImageError if it is in this format but cannot be read.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Reader:
 
 @dataclass(frozen=True)
 class Writer:
-    """A format that can be written: 8 bits, gray and color, and what the attributes say.
+    """A format that can be written. Every format holds 8-bit gray and color; the attributes say what else it holds.
 
     Attributes:
-        name: of the format, in messages.
-        suffixes: that name it, in lower case, with the dot; the first is the usual one.
-        write: takes the file to write and pixels that the format holds.
-        gray16, color16: whether it holds uint16.
+        name: name of the format, for messages.
+        suffixes: suffixes that select the format, in lower case, with the dot; the usual one comes first.
+        write: takes the file to write, and pixels that the format holds.
+        gray16, color16: whether it holds uint16 gray and uint16 color.
         float_gray: whether it holds float gray. No format holds float color.
     """
 
@@ -66,7 +66,7 @@ class Writer:
     float_gray: bool = False
 
     def holds(self, pixels: Pixels) -> bool:
-        """Whether it keeps the depth of these pixels."""
+        """Whether the format stores these pixels without loss of bit depth."""
         if pixels.dtype.kind == "f":
             return self.float_gray and pixels.ndim == 2
         if pixels.dtype == np.uint16:

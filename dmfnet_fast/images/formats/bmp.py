@@ -1,4 +1,4 @@
-"""BMP: 8 bits a channel."""
+"""BMP: 8 bits per channel."""
 
 from __future__ import annotations
 

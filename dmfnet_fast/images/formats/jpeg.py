@@ -1,4 +1,4 @@
-"""JPEG: 8 bits."""
+"""JPEG: 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def read(content: bytes, name: str) -> LoadedImage | None:
 
 
 def write(path: Path, pixels: Pixels) -> None:
-    """See `Writer.write`. The chroma keeps its full resolution because the color of b is half of the result."""
+    """See `Writer.write`. Chroma is not subsampled, because the result takes its colors from b."""
     save_as("JPEG", path, pixels, quality=95, subsampling=0)

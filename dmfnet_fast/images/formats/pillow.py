@@ -1,4 +1,4 @@
-"""What formats that Pillow decodes have in common: opening, modes, transparency, 16-bit color, saving."""
+"""Shared code of the formats that Pillow decodes: opening, modes, transparency, 16-bit color, saving."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dmfnet_fast.errors import DMFNetError, ImageError, warn
 from dmfnet_fast.images.formats.base import LoadedImage, Pixels
 
 FULL_16_BIT = (0.0, 65535.0)
-# What Pillow raises on files that are cut off or corrupt.
+# Exceptions that Pillow raises on truncated or corrupt files.
 DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError, EOFError, struct.error,
     zlib.error,
@@ -26,13 +26,14 @@ _NATIVE = "16L" if sys.byteorder == "little" else "16B"
 
 
 def open_as(kind: str, content: bytes, name: str) -> ImageFile.ImageFile | None:
-    """A file of Pillow's format `kind`, opened but not decoded; None if the content is of another format.
+    """Opens, but does not decode, a file of Pillow's format `kind`; None if the content is in another format.
 
     Raises:
-        ImageError: it is damaged, too large, or has several pages.
+        ImageError: the file is damaged, is too large, or has several pages.
     """
     try:
-        # From memory: Pillow maps uncompressed files given by name, and mixes up the rows of rotated TIFFs then.
+        # Opened from memory: Pillow memory-maps uncompressed files given by name, and then scrambles the rows of
+        # rotated TIFFs.
         image = Image.open(io.BytesIO(content), formats=(kind,))
         frames = getattr(image, "n_frames", 1)
     except UnidentifiedImageError:
@@ -49,7 +50,7 @@ def open_as(kind: str, content: bytes, name: str) -> ImageFile.ImageFile | None:
 
 
 def read_8_bit(kind: str, content: bytes, name: str) -> LoadedImage | None:
-    """`Reader.read` of a format of 8 bits, Pillow's `kind`."""
+    """`Reader.read` for an 8-bit format, named `kind` in Pillow."""
     image = open_as(kind, content, name)
     if image is None:
         return None
@@ -58,10 +59,10 @@ def read_8_bit(kind: str, content: bytes, name: str) -> LoadedImage | None:
 
 
 def read_full_depth(image: ImageFile.ImageFile, content: bytes, name: str) -> Pixels:
-    """The pixels of a PNG or TIFF from `open_as`, 16-bit color too, of which Pillow keeps 8 bits.
+    """The pixels of a PNG or TIFF from `open_as`, including 16-bit color, which Pillow itself reduces to 8 bits.
 
     Raises:
-        ImageError: it is damaged, or its layout has no meaning here.
+        ImageError: the file is damaged, or its layout is not supported.
     """
     raw_mode, key = _raw_mode(image), image.info.get("transparency")
     if ";16" not in raw_mode or image.mode.startswith("I"):
@@ -79,7 +80,7 @@ def read_full_depth(image: ImageFile.ImageFile, content: bytes, name: str) -> Pi
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:
-    """How the file stores its samples, in Pillow's words ("RGB;16B": three big-endian 16-bit channels)."""
+    """Pillow's raw mode, the layout of the samples in the file ("RGB;16B": three big-endian 16-bit channels)."""
     if not image.tile:
         return ""
     arguments = image.tile[0].args
@@ -95,10 +96,10 @@ def _set_raw_mode(image: ImageFile.ImageFile, raw_mode: str) -> None:
 
 
 def _decode_deep_color(kind: str, content: bytes, name: str) -> Pixels:
-    """A 16-bit RGB or RGBA file as uint16.
+    """Decodes a 16-bit RGB or RGBA file to uint16.
 
-    Pillow has no such mode and keeps the upper byte of each sample. Decoded once as stored and once as if
-    in the other byte order, it yields the upper and then the lower bytes.
+    Pillow has no such mode and keeps only the upper byte of each sample. The file is therefore decoded twice: in its
+    own byte order for the upper bytes, and in the opposite one for the lower bytes.
     """
     halves = []
     for lower in (False, True):
@@ -115,7 +116,7 @@ def _decode_deep_color(kind: str, content: bytes, name: str) -> Pixels:
 
 
 def _over_black(pixels: Pixels) -> Pixels:
-    """H x W x (1 or 3) with alpha last: blended over black, alpha gone."""
+    """Blends pixels over black and drops their alpha, the last of 2 or 4 channels."""
     top = np.iinfo(pixels.dtype).max
     colors, alpha = pixels[..., :-1].astype(np.float64), pixels[..., -1:].astype(np.float64)
     blended = np.rint(colors * (alpha / top)).astype(pixels.dtype)
@@ -123,7 +124,7 @@ def _over_black(pixels: Pixels) -> Pixels:
 
 
 def _hide(pixels: Pixels, key: Any) -> Pixels:
-    """Black where the image has the value that its file declares transparent."""
+    """Sets pixels that have the transparent value of their file to black."""
     if not isinstance(key, int | tuple):
         return pixels
     hidden = pixels == key if pixels.ndim == 2 else (pixels == np.array(key)).all(axis=2)
@@ -137,7 +138,7 @@ def from_pil(image: Image.Image, name: str) -> Pixels:
         H x W or H x W x 3; uint8, uint16 (modes I;16 and I) or float32 (mode F).
 
     Raises:
-        ImageError: the image is damaged, or its mode has no meaning here.
+        ImageError: the image is damaged, or its mode is not supported.
     """
     try:
         image = ImageOps.exif_transpose(image)
@@ -174,7 +175,7 @@ def from_pil(image: Image.Image, name: str) -> Pixels:
 
 
 def to_8_bit(pixels: Pixels, values: tuple[float, float]) -> NDArray[np.uint8]:
-    """Pixels over the range `values` (black, white) as uint8; what lies outside is clipped."""
+    """Scales pixels from the range `values` (black, white) to uint8; values outside the range are clipped."""
     if pixels.dtype == np.uint8:
         return pixels
     low, high = values
@@ -184,7 +185,7 @@ def to_8_bit(pixels: Pixels, values: tuple[float, float]) -> NDArray[np.uint8]:
 def to_pil(pixels: Pixels, values: tuple[float, float] = FULL_16_BIT) -> Image.Image:
     """A PIL image of the same depth: mode L, RGB, I;16 or F.
 
-    PIL has no 16-bit color: such pixels become 8-bit RGB over the range `values`, with a warning.
+    PIL has no 16-bit color: such pixels become 8-bit RGB over the range `values` (black, white), with a warning.
     """
     if pixels.dtype == np.uint16 and pixels.ndim == 3:
         warn("PIL images cannot hold 16-bit color: the result is 8-bit RGB; give an array to keep the depth")
@@ -195,5 +196,5 @@ def to_pil(pixels: Pixels, values: tuple[float, float] = FULL_16_BIT) -> Image.I
 
 
 def save_as(kind: str, path: Path, pixels: Pixels, **options: Any) -> None:
-    """Write pixels of a depth that PIL has, in Pillow's format `kind`."""
+    """Writes pixels in Pillow's format `kind`; their bit depth must be one that PIL supports."""
     to_pil(pixels).save(path, kind, **options)

@@ -23,14 +23,14 @@ def read(content: bytes, name: str) -> LoadedImage | None:
 
 
 def _png16(pixels: NDArray[np.uint16]) -> bytes:
-    """A 16-bit RGB PNG, which Pillow cannot write (PNG specification, third edition: color type 2)."""
+    """Encodes 16-bit RGB as PNG, which Pillow cannot do (PNG specification, third edition, color type 2)."""
     height, width, _ = pixels.shape
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     rows = pixels.astype(">u2").view(np.uint8).reshape(height, -1)
-    unfiltered = np.pad(rows, ((0, 0), (1, 0))).tobytes()  # filter type 0 in front of each row
+    unfiltered = np.pad(rows, ((0, 0), (1, 0))).tobytes()  # each row begins with filter type 0 (none)
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(unfiltered)) + chunk(b"IEND", b"")
