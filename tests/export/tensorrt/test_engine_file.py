@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -183,6 +184,7 @@ class Alias(ModuleType):
         super().__init__("tensorrt")
         self.__dict__.update({n: getattr(trt, n) for n in dir(trt) if not n.startswith("_")})
         self.__version__ = version
+        self.__spec__ = ModuleSpec("tensorrt", None)  # which PyTorch asks for where it compiles
 
         class Builder(trt.Builder):  # type: ignore[misc, name-defined]
             def create_builder_config(self) -> Any:
