@@ -114,6 +114,7 @@ RECORD = Record(
     ),
     small=(
         statistics(2, 32, 5, 7),
+        epilogue(2, 32, 5, 7, bias=True, residual=True, relu=True, with_statistics=False),
         epilogue(2, 32, 5, 7, bias=True, residual=True, relu=True, with_statistics=True),
     ),
     kernels={"epilogues and statistics": r"^epilogue_kernel"},

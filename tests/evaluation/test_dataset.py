@@ -143,7 +143,7 @@ def test_a_worker_that_is_killed(data: Path, monkeypatch: pytest.MonkeyPatch) ->
     killed = SimpleNamespace(submit=lambda *_: SimpleNamespace(result=result))
     monkeypatch.setattr(scores, "_pool", lambda _: nullcontext(killed))
     pairs, _ = find_pairs(data, "test")
-    with pytest.raises(OutOfMemoryError, match=r"a process that computed metrics was killed, .*; use fewer --workers"):
+    with pytest.raises(OutOfMemoryError, match=r"a process that computes metrics was killed, .*; use fewer --workers"):
         evaluate(pairs, [Trivial("maximum")], "maximum", 2, lambda items: items)
 
 

@@ -117,7 +117,7 @@ def test_no_pair_that_all_can_fuse(data: Path, theirs: Path, tmp_path: Path) -> 
         path.write_bytes(b"no image")
     result = run("--data", data, "--fused", tmp_path / "bad", "-o", tmp_path / "out")
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1].startswith("error: no pair was fused by all methods: CT-MRI ")
+    assert result.stderr.splitlines()[-1].startswith("error: no pair could be fused by all methods: CT-MRI ")
     assert not list((tmp_path / "out").iterdir())
 
 
