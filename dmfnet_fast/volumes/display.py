@@ -75,7 +75,9 @@ def colormap(name: str) -> NDArray[np.uint8]:
     return table
 
 
-def colorized(values: NDArray[np.float32], limits: tuple[float, float], name: str = DEFAULT_COLORMAP) -> NDArray[np.uint8]:
+def colorized(
+    values: NDArray[np.float32], limits: tuple[float, float], name: str = DEFAULT_COLORMAP
+) -> NDArray[np.uint8]:
     """Gray values of any shape in the colors of a palette, its ends at `limits`: one axis more, (..., 3) uint8."""
     low, high = limits
     index = np.rint((np.asarray(values, np.float32) - low) * (255.0 / (high - low))).clip(0, 255).astype(np.uint8)

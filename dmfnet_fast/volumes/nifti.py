@@ -105,7 +105,9 @@ def read_header(path: Path) -> NiftiFile:
 def _size(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Columns, rows and slices."""
     if len(shape) > 3 and any(extra != 1 for extra in shape[3:]):
-        raise VolumeError(f"{path}: holds {int(np.prod(shape[3:]))} volumes; write the one to fuse to a file of its own")
+        raise VolumeError(
+            f"{path}: holds {int(np.prod(shape[3:]))} volumes; write the one to fuse to a file of its own"
+        )
     size = (*shape[:3], 1, 1)[:3] if len(shape) >= 2 else (0, 0, 0)
     if min(size) < 1 or size[0] * size[1] * size[2] > LARGEST_VOXELS:
         raise VolumeError(f"{path}: claims the size {shape}, which is damage or too large")

@@ -71,7 +71,9 @@ def _decoder(path: Path, pixels: PixelFormat) -> Any:
     extended = pixels.syntax == _JPEG_EXTENDED and pixels.bits_stored > 8
     if not available or extended:
         name = uid.name if uid.is_valid else "damaged or unknown"
-        raise VolumeError(f"{path}: its compression ({name}) is not read; decompress it first, for example with gdcmconv")
+        raise VolumeError(
+            f"{path}: its compression ({name}) is not read; decompress it first, for example with gdcmconv"
+        )
     return decoder
 
 

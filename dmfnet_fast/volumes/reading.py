@@ -230,7 +230,9 @@ def _air(candidate: Candidate) -> float:
     return -1000.0 if candidate.header.text("Modality") == "CT" and has_units(candidate.frames[0]) else 0.0
 
 
-def _standardize(values: np.ndarray[tuple[int, ...], np.dtype[np.float32 | np.uint8]], candidate: Candidate, notes: list[str]) -> str | None:
+def _standardize(
+    values: np.ndarray[tuple[int, ...], np.dtype[np.float32 | np.uint8]], candidate: Candidate, notes: list[str]
+) -> str | None:
     """Turn a PET into SUV in place if that is possible; returns its units."""
     units = candidate.header.text("Units").upper()
     factor = suv_factor(candidate.header)

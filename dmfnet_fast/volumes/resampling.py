@@ -36,7 +36,9 @@ def resampled_slices(
     rows = np.arange(shape[1], dtype=np.float64)[:, None]
     columns = np.arange(shape[2], dtype=np.float64)[None]
     for number in range(shape[0]):
-        at = [onto[axis, 1] * rows + onto[axis, 2] * columns + onto[axis, 0] * number + onto[axis, 3] for axis in range(3)]
+        at = [
+            onto[axis, 1] * rows + onto[axis, 2] * columns + onto[axis, 0] * number + onto[axis, 3] for axis in range(3)
+        ]
         inside = np.ones((shape[1], shape[2]), bool)
         for axis, size in enumerate(volume.shape):
             inside &= (at[axis] >= -0.5 - 1e-6) & (at[axis] <= size - 0.5 + 1e-6)

@@ -65,7 +65,9 @@ def _elapsed(header: Elements, dose_item: Elements) -> float | None:
         start = acquired
     if start is None:
         return None
-    given = _moment(dose_item.text("RadiopharmaceuticalStartDateTime")[:8], dose_item.text("RadiopharmaceuticalStartDateTime")[8:])
+    given = _moment(
+        dose_item.text("RadiopharmaceuticalStartDateTime")[:8], dose_item.text("RadiopharmaceuticalStartDateTime")[8:]
+    )
     if given is None:
         given = _moment(start.strftime("%Y%m%d"), dose_item.text("RadiopharmaceuticalStartTime"))
         if given is not None and given > start:
