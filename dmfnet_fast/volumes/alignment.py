@@ -107,7 +107,7 @@ def _fit(a: Volume, b: Volume, grid: Literal["a", "b"], transform: Affine) -> _F
     if grid == "a":
         a_here, (b_here, both) = a, resample(b, a.affine, a.shape, transform)
     else:
-        (a_here, both), b_here = resample(a, b.affine, b.shape, np.linalg.inv(transform)), b
+        (a_here, both), b_here = resample(a, b.affine, b.shape, np.asarray(np.linalg.inv(transform))), b
     head, tracer = foreground(a_here) & both, foreground(b_here) & both
     smaller = min(np.count_nonzero(head), np.count_nonzero(tracer))
     overlap = np.count_nonzero(head & tracer) / smaller if smaller else 0.0

@@ -48,7 +48,8 @@ _KEYWORDS = (
     "BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData",
     "SegmentedRedPaletteColorLookupTableData", "SegmentedGreenPaletteColorLookupTableData",
     "SegmentedBluePaletteColorLookupTableData",
-    "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+    "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence",
     "EchoTime", "EchoNumbers", "TemporalPositionIdentifier", "TriggerTime", "NominalPercentageOfCardiacPhase",
     "DiffusionBValue", "DiffusionGradientOrientation", "AcquisitionNumber", "FrameReferenceTime",
@@ -73,7 +74,7 @@ def quiet() -> Iterator[None]:
 
 @dataclass(frozen=True, repr=False)
 class PixelFormat:
-    """How a file stores its pixels. `offset` and `length` say where; None is the undefined length of compressed data."""
+    """How a file stores its pixels, and where: `offset` and `length`, which is None for compressed pixels."""
 
     rows: int
     columns: int

@@ -18,10 +18,12 @@ Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 # Directions of a panel's columns and rows in LPS as radiologists look at them (the patient's left on the right), and
 # the letters at its left, right and upper edges.
-_VIEWS: dict[Plane, tuple[tuple[float, float, float], tuple[float, float, float], str]] = {
-    "axial": ((1, 0, 0), (0, 1, 0), "RLA"),
-    "coronal": ((1, 0, 0), (0, 0, -1), "RLS"),
-    "sagittal": ((0, 1, 0), (0, 0, -1), "APS"),
+_ACROSS: dict[Plane, tuple[float, float, float]] = {"axial": (1, 0, 0), "coronal": (1, 0, 0), "sagittal": (0, 1, 0)}
+_DOWN: dict[Plane, tuple[float, float, float]] = {"axial": (0, 1, 0), "coronal": (0, 0, -1), "sagittal": (0, 0, -1)}
+_LETTERS: dict[Plane, tuple[str, str, str]] = {
+    "axial": ("R", "L", "A"),
+    "coronal": ("R", "L", "S"),
+    "sagittal": ("A", "P", "S"),
 }
 _PANEL = 320
 _CAPTION = 18
@@ -43,7 +45,7 @@ def _middle(volume: Volume) -> tuple[NDArray[np.float64], float]:
 
 def _plane(plane: Plane, center: NDArray[np.float64], half: float) -> Affine:
     """The grid of one panel, as the affine of a volume of one slice."""
-    across, down, _ = (np.array(part, float) if isinstance(part, tuple) else part for part in _VIEWS[plane])
+    across, down = np.array(_ACROSS[plane]), np.array(_DOWN[plane])
     step = 2 * half / _PANEL
     affine = np.eye(4)
     affine[:3, 0] = np.cross(across, down)
@@ -82,7 +84,7 @@ def _panel(below: Volume, above: Volume, plane: Plane, center: NDArray[np.float6
         colors[_edges(over > level)] = color
     image = Image.fromarray(colors)
     draw = ImageDraw.Draw(image)
-    left, right, top = _VIEWS[plane][2]
+    left, right, top = _LETTERS[plane]
     for place, letter in (((4, _PANEL // 2), left), ((_PANEL - 12, _PANEL // 2), right), ((_PANEL // 2, 4), top)):
         draw.text(place, letter, fill=(255, 255, 255))
     return image

@@ -70,7 +70,7 @@ def read_header(path: Path) -> NiftiFile:
         start = stream.read(540)
     with quiet(), damage(path, "is not NIfTI, or its header is damaged"):
         kinds = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
-        lengths = {int.from_bytes(start[:4], order) for order in ("little", "big")}  # type: ignore[arg-type]
+        lengths = {int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")}
         length = next(iter(lengths & set(kinds)))
         header = kinds[length](start[:length], check=True)
         if b"n+" not in bytes(header["magic"]):

@@ -30,6 +30,7 @@ _SOFTNESS = {"MR": 1.5, "CT": 1.5, "PT": 7.0, "NM": 12.0}
 _AIR = {"MR": 0.0, "CT": -1000.0, "PT": 0.0, "NM": 0.0}
 _UNITS = {"MR": None, "CT": "HU", "PT": "Bq/ml", "NM": None}
 _NAMES = {"MR": "T2 axial", "CT": "CT head", "PT": "PET FDG brain", "NM": "SPECT perfusion"}
+_KINDS = {"CT": ("AXIAL",), "NM": ("RECON TOMO", "EMISSION"), "MR": ("M",)}
 _FIELD = 240.0
 # PET: 370 MBq of F-18 in 70 kg, an hour before the scan.
 _WEIGHT, _DOSE, _HALF_LIFE = 70.0, 3.7e8, 6586.2
@@ -77,23 +78,17 @@ def _head(at: Field, softness: float, random: np.random.Generator) -> Field:
     )  # fmt: skip
     outer = _ellipsoid(at, (0, 0, 0), (76 * size, 96 * size, 90 * size))
     brain = outer + 15
-    layers: list[tuple[int, Field]] = [
-        (0, outer),
-        (1, outer + 6),
-        (2, outer + 12),
-        (3, brain + 1.5 * np.maximum(folds, 0)),
-        (4, brain + 9 + 4 * folds),
-        (2, np.abs(x) * 2 - 2.5 + 40.0 * (np.abs(y) < 40)),
-    ]
+    fissure = np.maximum.reduce([np.abs(x) - 1.5, -outer - 45, -20 - z])
+    shells = [(0, outer), (1, outer + 6), (2, outer + 12)]
+    inner = [(3, brain + 1.5 * np.maximum(folds, 0)), (4, brain + 9 + 4 * folds), (2, fissure)]
     for side in (-1, 1):
-        layers.append((3, _ellipsoid(at, (side * 18, 8, 0), (11, 17, 12))))
-        layers.append((2, _ellipsoid(at, (side * 12, -8, 14), (6, 24, 10))))
-    layers.append((5, _ellipsoid(at, (34, -34, 22), (13, 15, 12))))
+        inner.append((3, _ellipsoid(at, (side * 18, 8, 0), (11, 17, 12))))
+        inner.append((2, _ellipsoid(at, (side * 12, -8, 14), (6, 24, 10))))
+    inner.append((5, _ellipsoid(at, (34, -34, 22), (13, 15, 12))))
     tissues = np.zeros((6, *x.shape))
-    whole = _inside(outer + 15, softness)
-    for index, distance in layers:
+    # Painted from the outside in, each covering what lies below it; the brain's parts stay within it.
+    for index, distance in (*shells, *((index, np.maximum(distance, brain)) for index, distance in inner)):
         cover = _inside(distance, softness)
-        cover = cover if index in (0, 1) or distance is layers[2][1] else cover * whole
         tissues *= 1 - cover
         tissues[index] += cover
     return tissues
@@ -176,9 +171,7 @@ def _dataset(volume: Volume, sop_class: str, name: str) -> Any:
     data.file_meta = pydicom.dataset.FileMetaDataset()
     data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     data.SpecificCharacterSet = "ISO_IR 100"
-    data.ImageType = ["ORIGINAL", "PRIMARY"] + {"CT": ["AXIAL"], "NM": ["RECON TOMO", "EMISSION"], "MR": ["M"]}.get(
-        modality, []
-    )
+    data.ImageType = ["ORIGINAL", "PRIMARY", *_KINDS.get(modality, ())]
     data.SOPClassUID = sop_class
     data.SOPInstanceUID = _uid(modality, name)
     data.StudyDate = data.SeriesDate = data.AcquisitionDate = data.ContentDate = "20240102"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dmfnet_fast.errors import VolumeError, memory_guard, warn
 from dmfnet_fast.volumes.nifti import is_nifti, read_header, read_values
@@ -208,7 +210,7 @@ def _read_dicom(path: Path, candidate: Candidate, skipped: list[Skipped], told: 
     return Volume(values, grid.affine, told_or_read, units, frame_of_reference, source, _link(candidate))
 
 
-def _values(path: Path, candidate: Candidate) -> np.ndarray[tuple[int, ...], np.dtype[np.float32 | np.uint8]]:
+def _values(path: Path, candidate: Candidate) -> NDArray[Any]:
     grid = candidate.stack
     assert grid is not None
     if grid.shape[0] * grid.shape[1] * grid.shape[2] > LARGEST_VOXELS:
@@ -230,9 +232,7 @@ def _air(candidate: Candidate) -> float:
     return -1000.0 if candidate.header.text("Modality") == "CT" and has_units(candidate.frames[0]) else 0.0
 
 
-def _standardize(
-    values: np.ndarray[tuple[int, ...], np.dtype[np.float32 | np.uint8]], candidate: Candidate, notes: list[str]
-) -> str | None:
+def _standardize(values: NDArray[Any], candidate: Candidate, notes: list[str]) -> str | None:
     """Turn a PET into SUV in place if that is possible; returns its units."""
     units = candidate.header.text("Units").upper()
     factor = suv_factor(candidate.header)

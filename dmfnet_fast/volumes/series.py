@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dmfnet_fast.errors import VolumeError, require
-from dmfnet_fast.volumes.dicom_file import PATIENT, DicomFile, looks_like_dicom, read_file
+from dmfnet_fast.volumes.dicom_file import PATIENT, STUDY, DicomFile, looks_like_dicom, read_file
 from dmfnet_fast.volumes.elements import Elements, damage
 from dmfnet_fast.volumes.frames import DIFFERENCES, Frame, frames_of, why_skipped
 from dmfnet_fast.volumes.pixels import read_frame
@@ -99,7 +101,7 @@ def candidates_in(path: Path) -> tuple[list[Candidate], list[Skipped]]:
             skipped.append(Skipped(str(file.path), reason))
             continue
         _add(series, file)
-    candidates = [candidate for one in series.values() for candidate in _volumes_of(one, skipped)]
+    candidates = [candidate for one in series.values() for candidate in _volumes_of(one)]
     several = len(candidates) > 1
     candidates = [candidate for candidate in candidates if not (several and _is_lone(candidate, skipped))]
     _name(candidates)
@@ -155,7 +157,7 @@ def _alike(one: Frame, other: Frame) -> bool:
     )
 
 
-def _volumes_of(series: _Series, skipped: list[Skipped]) -> list[Candidate]:
+def _volumes_of(series: _Series) -> list[Candidate]:
     if series.problem is not None:
         return [Candidate([*series.frames, *_unplaced(series)], problem=series.problem)]
     groups: list[list[Frame]] = []
@@ -211,7 +213,7 @@ def _positions(frames: Sequence[Frame]) -> list[list[Frame]]:
     at = heights(frames)
     order = np.argsort(at, kind="stable")
     groups: list[list[Frame]] = [[frames[order[0]]]]
-    for before, index in zip(order[:-1], order[1:], strict=True):
+    for before, index in pairwise(order):
         if at[index] - at[before] > SAME_POSITION:
             groups.append([])
         groups[-1].append(frames[index])
@@ -327,10 +329,8 @@ def _name(candidates: list[Candidate]) -> None:
             candidate.uid = f"{series}#{counts[series]}"
 
 
-def copied_elements(header: Elements) -> object:
+def copied_elements(header: Elements) -> Any:
     """A Dataset of what a result shares with its source: patient and study."""
-    from dmfnet_fast.volumes.dicom_file import STUDY
-
     pydicom = require("pydicom", "dicom")
     with damage(header.path, "its patient or study cannot be understood"):
         copied = pydicom.Dataset()

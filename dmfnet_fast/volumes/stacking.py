@@ -92,7 +92,7 @@ def _spacing(frames: Sequence[Frame], at: NDArray[np.float64]) -> float:
     gaps = np.diff(at)
     usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])
     tolerance = _SPACING_TOLERANCE + _SPACING_SHARE * usual
-    for index in np.flatnonzero(np.abs(gaps - usual) > tolerance):
+    for index in np.flatnonzero(np.abs(gaps - usual) > tolerance).tolist():
         between = f"between {frames[index].name} and {frames[index + 1].name}"
         missing = round(gaps[index] / usual) - 1
         if missing >= 1 and abs(gaps[index] - (missing + 1) * usual) <= (missing + 1) * tolerance:
