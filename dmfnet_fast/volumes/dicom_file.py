@@ -66,7 +66,7 @@ def quiet() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(pydicom|nibabel)(\.|$)")
+            warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
@@ -177,14 +177,23 @@ def read_file(path: Path) -> DicomFile:
     """
     pydicom = require("pydicom", "dicom")
     _check_kind(path)
-    with quiet(), open_stream(path) as stream:
+    with open_stream(path) as stream:
         with damage(path, "is truncated or damaged"):
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS))
             at = stream.tell()
         header = Elements(path, dataset)
-        if header.get("DirectoryRecordSequence") is None and not header.text("SOPClassUID"):
-            raise VolumeError(f"{path}: is not DICOM, or is damaged: it has no SOP Class UID")
+        if header.get("DirectoryRecordSequence") is None:
+            for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+                header.uid(keyword)
+            _check_modality(header)
         return DicomFile(path, header, _pixel_format(header, stream, at))
+
+
+def _check_modality(header: Elements) -> None:
+    """Raise a VolumeError where the modality is no code, so that it can be quoted."""
+    modality = header.text("Modality")
+    if len(modality) > 16 or not all(letter.isalnum() or letter in "_ " for letter in modality):
+        raise VolumeError(f"{header.path}: its Modality is damaged; export it again")
 
 
 def _syntax(header: Elements) -> str:
@@ -199,7 +208,7 @@ def _syntax(header: Elements) -> str:
 
 def _element_length(header: Elements, stream: BinaryIO, at: int) -> tuple[str, str, int, int]:
     """Keyword, VR, offset of the value and length of the element at `at`."""
-    implicit, little = header.dataset.original_encoding
+    _, little = header.dataset.original_encoding
     order: Literal["little", "big"] = "little" if little else "big"
     stream.seek(at)
     start = stream.read(12)
@@ -207,10 +216,11 @@ def _element_length(header: Elements, stream: BinaryIO, at: int) -> tuple[str, s
     keyword = {
         (0x7FE0, 0x0008): "FloatPixelData", (0x7FE0, 0x0009): "DoubleFloatPixelData", (0x7FE0, 0x0010): "PixelData",
     }.get(tag, "")  # fmt: skip
-    short = implicit or len(start) < 12
-    length = start[4:8] if short else start[8:12]
-    vr = "OB" if start[4:6] == b"OB" and not short else "OW"
-    return keyword, vr, at + (8 if short else 12), int.from_bytes(length, order)
+    # What the element itself shows goes before what the transfer syntax says: lengths are even, these letters are not.
+    vr = start[4:6].decode("latin-1")
+    explicit = vr in ("OB", "OW", "OF", "OD", "UN")
+    length = start[8:12] if explicit else start[4:8]
+    return keyword, vr if vr == "OB" else "OW", at + (12 if explicit else 8), int.from_bytes(length, order)
 
 
 def _pixel_format(header: Elements, stream: BinaryIO, at: int) -> PixelFormat | None:
@@ -261,13 +271,11 @@ def _check_format(header: Elements, pixels: PixelFormat) -> None:
         )
     if header.integer("HighBit", pixels.bits_stored - 1) != pixels.bits_stored - 1:
         raise VolumeError(f"{path}: its high bit and its bits stored contradict each other; export it again")
-    if not pixels.photometric or (pixels.samples == 3) != pixels.photometric.startswith(("RGB", "YBR")):
-        raise VolumeError(
-            f"{path}: {pixels.samples} sample(s) a pixel and photometric interpretation "
-            f"{pixels.photometric or 'unknown'} contradict each other; export it again"
-        )
-    if pixels.samples == 1 and pixels.photometric not in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"):
-        raise VolumeError(f"{path}: has photometric interpretation {pixels.photometric}, which is not read")
+    color = pixels.photometric.startswith(("RGB", "YBR"))
+    if not color and pixels.photometric not in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"):
+        raise VolumeError(f"{path}: has a photometric interpretation that is not read; use MONOCHROME2 or RGB")
+    if color != (pixels.samples == 3):
+        raise VolumeError(f"{path}: its samples a pixel and photometric interpretation contradict each other")
 
 
 def _check_length(path: Path, pixels: PixelFormat, end: int) -> None:
@@ -286,5 +294,9 @@ def _check_length(path: Path, pixels: PixelFormat, end: int) -> None:
             f"{path}: is truncated or damaged: {pixels.frames} frame(s) of {pixels.columns}x{pixels.rows} need "
             f"{expected} bytes of pixels and it holds {max(available, 0)}; copy or export it again"
         )
-    if pixels.length > 2 * expected + 2**16:
-        raise VolumeError(f"{path}: holds far more pixels than its {pixels.columns}x{pixels.rows}; export it again")
+    # Some writers pad; what would fill a row or a column says that the size is wrong.
+    if pixels.length - expected >= max(2, min(pixels.rows, pixels.columns) * samples * pixels.bits_allocated // 8):
+        raise VolumeError(
+            f"{path}: holds more pixels than its {pixels.frames} frame(s) of {pixels.columns}x{pixels.rows}: its size "
+            "is damaged; export it again"
+        )

@@ -49,6 +49,17 @@ class Elements:
             line = "\\".join(map(str, value)) if several else str(value)
             return "".join(letter if letter.isprintable() else " " for letter in line).strip()
 
+    def uid(self, keyword: str) -> str:
+        """A unique identifier: digits and dots alone, so that it can be quoted.
+
+        Raises:
+            VolumeError: it is absent or damaged.
+        """
+        value = self.text(keyword)
+        if not value or len(value) > 64 or not set(value) <= set("0123456789."):
+            raise VolumeError(f"{self.path}: is not DICOM, or damaged: {keyword} is no identifier; export it again")
+        return value
+
     def numbers(self, keyword: str, count: int) -> tuple[float, ...] | None:
         """`count` finite numbers, or None where the element is absent."""
         value = self.get(keyword)

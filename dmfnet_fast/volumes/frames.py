@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.errors import VolumeError
+from dmfnet_fast.errors import VolumeError, require
 from dmfnet_fast.volumes.dicom_file import DicomFile, PixelFormat
 from dmfnet_fast.volumes.elements import Elements
 
@@ -60,7 +60,7 @@ def why_skipped(file: DicomFile) -> str | None:
     header = file.header
     modality = header.text("Modality").upper()
     if file.pixels is None:
-        return f"no image ({modality or 'unknown kind'})"
+        return _not_an_image(file)
     if modality in _NOT_IMAGES:
         return f"no image of a patient ({modality})"
     kinds = header.text("ImageType").upper().split("\\")
@@ -73,6 +73,19 @@ def why_skipped(file: DicomFile) -> str | None:
     if captured and not any(header.get(keyword) is not None for keyword in geometry):
         return "a secondary capture without a position in space"
     return None
+
+
+def _not_an_image(file: DicomFile) -> str:
+    """What a file without pixels is.
+
+    Raises:
+        VolumeError: by its SOP class it should have them, or that class is damaged.
+    """
+    uid = require("pydicom.uid", "dicom").UID(file.header.text("SOPClassUID"))
+    private = uid.is_valid and not uid.startswith("1.2.840.10008.")
+    if not private and (uid.name == uid or "Image Storage" in uid.name):
+        raise VolumeError(f"{file.path}: has no pixel data: it is truncated or damaged; copy or export it again")
+    return "no image (a private object)" if private else f"no image ({uid.name})"
 
 
 def frames_of(file: DicomFile) -> list[Frame]:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.errors import VolumeError, require
-from dmfnet_fast.volumes.dicom_file import quiet
 from dmfnet_fast.volumes.elements import damage
 from dmfnet_fast.volumes.volume import LARGEST_VOXELS, LPS_TO_RAS, Affine, check_affine
 
@@ -68,7 +67,7 @@ def read_header(path: Path) -> NiftiFile:
     nibabel = require("nibabel", "dicom")
     with _open(path) as stream:
         start = stream.read(540)
-    with quiet(), damage(path, "is not NIfTI, or its header is damaged"):
+    with damage(path, "is not NIfTI, or its header is damaged"):
         kinds = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
         lengths = {int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")}
         length = next(iter(lengths & set(kinds)))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.errors import VolumeError, require
-from dmfnet_fast.volumes.dicom_file import PLAIN_SYNTAXES, DicomFile, PixelFormat, open_stream, quiet
+from dmfnet_fast.volumes.dicom_file import PLAIN_SYNTAXES, DicomFile, PixelFormat, open_stream
 from dmfnet_fast.volumes.elements import damage
 from dmfnet_fast.volumes.frames import Frame
 
@@ -48,7 +48,7 @@ def _stored(file: DicomFile, wanted: Sequence[int]) -> Iterator[tuple[int, NDArr
     decoder, options = _decoder(file.path, pixels), _options(pixels)
     with open_stream(file.path) as stream:
         for index, buffer in _buffers(file, pixels, stream, wanted):
-            with quiet(), _damage(file.path, index, pixels):
+            with _damage(file.path, index, pixels):
                 image, _ = decoder.as_array(buffer, **options)
             yield index, image
 
@@ -107,18 +107,17 @@ def _buffers(
     encaps = require("pydicom.encaps", "dicom")
     offsets, lengths = (file.header.get(f"ExtendedOffsetTable{kind}") for kind in ("", "Lengths"))
     stream.seek(pixels.offset)
-    with quiet():
-        iterator = encaps.generate_frames(
-            stream, number_of_frames=pixels.frames, extended_offsets=(offsets, lengths) if offsets and lengths else None
-        )
-        for found in range(max(wanted) + 1):
-            with _damage(path, found, pixels):
-                frame = next(iterator, None)
-            if frame is None:
-                raise VolumeError(f"{path}: holds {found} of its {pixels.frames} frame(s); copy or export it again")
-            if found in wanted:
-                _check_codestream(path, frame, pixels)
-                yield found, encaps.encapsulate([frame])
+    iterator = encaps.generate_frames(
+        stream, number_of_frames=pixels.frames, extended_offsets=(offsets, lengths) if offsets and lengths else None
+    )
+    for found in range(max(wanted) + 1):
+        with _damage(path, found, pixels):
+            frame = next(iterator, None)
+        if frame is None:
+            raise VolumeError(f"{path}: holds {found} of its {pixels.frames} frame(s); copy or export it again")
+        if found in wanted:
+            _check_codestream(path, frame, pixels)
+            yield found, encaps.encapsulate([frame])
 
 
 def _plain_buffers(pixels: PixelFormat, stream: BinaryIO, wanted: Sequence[int]) -> Iterator[tuple[int, bytes]]:
@@ -185,7 +184,7 @@ def has_units(frame: Frame) -> bool:
 
 def _palette(frame: Frame, stored: NDArray[Any]) -> NDArray[np.uint8]:
     processing = require("pydicom.pixels", "dicom")
-    with quiet(), _damage(frame.file.path, frame.index, frame.pixels):
+    with _damage(frame.file.path, frame.index, frame.pixels):
         colors = np.asarray(processing.apply_color_lut(stored, frame.file.header.dataset))[..., :3]
         # Tables of 16 bits may hold 8-bit entries.
         return (colors >> 8 if colors.max(initial=0) > 255 else colors).astype(np.uint8)

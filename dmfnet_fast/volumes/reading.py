@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.errors import VolumeError, memory_guard, warn
+from dmfnet_fast.volumes.dicom_file import quiet
 from dmfnet_fast.volumes.nifti import is_nifti, read_header, read_values
 from dmfnet_fast.volumes.pixels import has_units, read_frames
 from dmfnet_fast.volumes.series import Candidate, Skipped, candidates_in, copied_elements, files_in, identity_of
@@ -77,7 +78,10 @@ def _checked(path: str | os.PathLike[str]) -> Path:
 
 
 def _description(candidate: Candidate) -> str:
-    return candidate.header.text("SeriesDescription")[:_LONGEST_DESCRIPTION]
+    """The series' description; "" where it is damaged and may hold other elements."""
+    value = candidate.header.get("SeriesDescription")
+    sound = isinstance(value, str) and value.isprintable() and len(value) <= _LONGEST_DESCRIPTION
+    return candidate.header.text("SeriesDescription") if sound else ""
 
 
 def _info(candidate: Candidate) -> VolumeInfo:
@@ -105,12 +109,14 @@ def list_volumes(path: str | os.PathLike[str]) -> Listing:
     """
     path = _checked(path)
     if path.is_file() and is_nifti(path):
-        file = read_header(path)
+        with quiet():
+            file = read_header(path)
         spacing = np.linalg.norm(file.affine[:3, :3], axis=0).tolist()
         step = (spacing[0], spacing[1], spacing[2])
         return Listing((VolumeInfo(path.name, path.name, None, file.size[::-1], step, 1, None),), ())
-    candidates, skipped = candidates_in(path)
-    return Listing(tuple(map(_info, candidates)), tuple(skipped))
+    with quiet():
+        candidates, skipped = candidates_in(path)
+        return Listing(tuple(map(_info, candidates)), tuple(skipped))
 
 
 def read_volume(
@@ -138,11 +144,15 @@ def read_volume(
     """
     path = _checked(path)
     told = None if modality is None else _MODALITIES.get(modality.upper(), modality.upper())
-    with memory_guard(f"{path} does not fit; resample it onto a coarser grid"):
+    with memory_guard(f"{path} does not fit; resample it onto a coarser grid"), quiet():
         if path.is_file() and is_nifti(path):
             return _read_nifti(path, told)
         candidates, skipped = candidates_in(path)
-        return _read_dicom(path, _chosen(path, candidates, skipped, series), skipped, told)
+        chosen = _chosen(path, candidates, skipped, series)
+        volume = _read_dicom(path, chosen, skipped, told)
+    for message in chosen.warnings:
+        warn(message)
+    return volume
 
 
 def _read_nifti(path: Path, modality: str | None) -> Volume:
@@ -191,9 +201,9 @@ def _read_dicom(path: Path, candidate: Candidate, skipped: list[Skipped], told: 
     modality = header.text("Modality") or None
     if told is not None and modality not in (None, "OT", told):
         raise VolumeError(f"{path}: is {modality}, not {told}; leave the modality out, or give the other file")
-    notes = [*candidate.notes, *candidate.warnings]
-    for message in candidate.warnings:
-        warn(message)
+    if modality is None and told is None:
+        raise VolumeError(f"{path}: does not say what it is: Modality is missing; export it again")
+    notes = list(candidate.warnings)
     values = _values(path, candidate)
     notes.extend(f"{item.path}: left out: {item.reason}" for item in skipped)
     if grid.shift is not None:

@@ -37,7 +37,6 @@ class Candidate:
     frames: list[Frame]
     stack: Stack | None = None
     problem: VolumeError | None = None
-    notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     uid: str = ""
     label: str = ""
@@ -103,7 +102,7 @@ def candidates_in(path: Path) -> tuple[list[Candidate], list[Skipped]]:
         _add(series, file)
     candidates = [candidate for one in series.values() for candidate in _volumes_of(one)]
     several = len(candidates) > 1
-    candidates = [candidate for candidate in candidates if not (several and _is_lone(candidate, skipped))]
+    candidates = [one for one in candidates if not (several and _is_lone(one, candidates, skipped))]
     _name(candidates)
     return candidates, skipped
 
@@ -307,9 +306,13 @@ def _check_count(frames: list[Frame]) -> None:
         )
 
 
-def _is_lone(candidate: Candidate, skipped: list[Skipped]) -> bool:
-    """Whether to leave out a single slice beside other volumes."""
+def _is_lone(candidate: Candidate, candidates: list[Candidate], skipped: list[Skipped]) -> bool:
+    """Whether to leave out a single slice beside other volumes: not if it could be a lost slice of one of them."""
     lone = candidate.problem is None and len(candidate.frames) == 1
+    lone = lone and not any(
+        other is not candidate and other.problem is None and _alike(other.frames[0], candidate.frames[0])
+        for other in candidates
+    )
     if lone:
         skipped.append(Skipped(candidate.frames[0].name, "a single slice, such as a localizer"))
     return lone
@@ -319,7 +322,7 @@ def _name(candidates: list[Candidate]) -> None:
     """Give each candidate a UID to choose it by: its series', numbered where several share that."""
     totals: dict[str, int] = {}
     for candidate in candidates:
-        candidate.uid = candidate.header.text("SeriesInstanceUID") or "unknown"
+        candidate.uid = candidate.header.text("SeriesInstanceUID")
         totals[candidate.uid] = totals.get(candidate.uid, 0) + 1
     counts: dict[str, int] = {}
     for candidate in candidates:
