@@ -127,7 +127,9 @@ def _plain_buffers(pixels: PixelFormat, stream: BinaryIO, wanted: Sequence[int])
         # Frames of one bit a pixel need not begin at a byte.
         start, extra = divmod(bits * index, 8)
         stream.seek(pixels.offset + start)
-        buffer = stream.read((extra + bits + 7) // 8)
+        count = (extra + bits + 7) // 8
+        # With the byte that pads an odd length: where bytes are swapped in pairs, it comes before the last one.
+        buffer = stream.read(count + count % 2)
         if extra or bits % 8:
             unpacked = np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little")[extra : extra + bits]
             buffer = np.packbits(unpacked, bitorder="little").tobytes()

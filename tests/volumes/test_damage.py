@@ -14,9 +14,9 @@ import pytest
 pytest.importorskip("pydicom", reason="needs the extra dicom")
 pytest.importorskip("gdcm", reason="needs the extra dicom")
 
-from dmfnet_fast.errors import VolumeError  # noqa: E402
-from dmfnet_fast.volumes.reading import read_volume  # noqa: E402
-from tests.volumes.damaging import DAMAGES, flipped_bytes  # noqa: E402
+from dmfnet_fast.errors import VolumeError
+from dmfnet_fast.volumes.reading import read_volume
+from tests.volumes.damaging import DAMAGES, flipped_bytes
 
 CASES = 8 * len(DAMAGES)
 MEMORY = 64 * 2**20
