@@ -97,11 +97,12 @@ class PixelFormat:
 
 @dataclass(frozen=True, repr=False)
 class DicomFile:
-    """A DICOM file without its pixels. `pixels` is None where it holds none."""
+    """A DICOM file without its pixels. `pixels` is None where it holds none, or none that can be read: `problem`."""
 
     path: Path
     header: Elements
     pixels: PixelFormat | None
+    problem: VolumeError | None = None
 
 
 def looks_like_dicom(path: Path) -> bool:
@@ -173,7 +174,7 @@ def read_file(path: Path) -> DicomFile:
     """Read a file's header.
 
     Raises:
-        VolumeError: it is no DICOM, encrypted, truncated or damaged, or its sizes contradict each other.
+        VolumeError: it is no DICOM, encrypted, or damaged so that it is unknown what it belongs to.
     """
     pydicom = require("pydicom", "dicom")
     _check_kind(path)
@@ -186,7 +187,10 @@ def read_file(path: Path) -> DicomFile:
             for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
                 header.uid(keyword)
             _check_modality(header)
-        return DicomFile(path, header, _pixel_format(header, stream, at))
+        try:
+            return DicomFile(path, header, _pixel_format(header, stream, at))
+        except VolumeError as error:
+            return DicomFile(path, header, None, error)
 
 
 def _check_modality(header: Elements) -> None:

@@ -66,11 +66,7 @@ class Listing:
 
 def _checked(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
-    try:
-        exists = path.exists()
-    except ValueError as error:
-        raise VolumeError(f"{str(path)!r}: is no possible file name") from error
-    if not exists:
+    if not path.exists():
         raise VolumeError(f"{path}: no such file or folder")
     if not path.is_dir() and not path.is_file():
         raise VolumeError(f"{path}: is neither a file nor a folder")

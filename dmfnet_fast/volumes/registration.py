@@ -71,7 +71,7 @@ def _image(itk: Any, volume: Volume) -> Any:
     low, high = np.percentile(values, (0.1, 99.9))
     if volume.units == "HU":
         low, high = -200.0, 500.0
-    image = itk.GetImageFromArray(values.clip(low, high))
+    image = itk.GetImageFromArray(values.clip(low, high).astype(np.float32))
     spacing = volume.spacing[::-1]
     image.SetSpacing(spacing)
     image.SetOrigin(volume.affine[:3, 3].tolist())

@@ -95,7 +95,7 @@ def candidates_in(path: Path) -> tuple[list[Candidate], list[Skipped]]:
     skipped: list[Skipped] = []
     series: dict[tuple[str, ...], _Series] = {}
     for file in _files(path, skipped):
-        reason = why_skipped(file)
+        reason = None if file.problem is not None else why_skipped(file)
         if reason is not None:
             skipped.append(Skipped(str(file.path), reason))
             continue
@@ -140,6 +140,8 @@ def _add(series: dict[tuple[str, ...], _Series], file: DicomFile) -> None:
     key = patient, header.text("StudyInstanceUID"), header.text("SeriesInstanceUID")
     entry = series.setdefault(key, _Series(header))
     try:
+        if file.problem is not None:
+            raise file.problem
         entry.frames.extend(frames_of(file))
     except VolumeError as error:
         entry.problem = entry.problem or error

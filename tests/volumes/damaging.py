@@ -89,7 +89,7 @@ def wrong_text(path: Path, draw: random.Random) -> None:
     value = draw.choice(
         [b"nan\\nan\\nan", b"1e400\\0\\0", b"a\\b\\c ", b"\xff\xfe\xfd\xfc", b"0\\0\\0\\0\\0\\0 ", b"1e9\\1e9\\1e9 "]
     )
-    edit(path, lambda data: _raw(data, draw.choice([name for name in GEOMETRY if name in data]), value))
+    edit(path, lambda data: _raw(data, draw.choice([name for name in GEOMETRY if name in data] or ["Rows"]), value))
 
 
 def wrong_units(path: Path, draw: random.Random) -> None:

@@ -85,7 +85,7 @@ def test_one_head_on_four_grids(index: int, grid: str, head: HeadVolumes) -> Non
         np.testing.assert_array_equal(volume.affine, target.affine)
     np.testing.assert_array_equal((result.a if grid == "a" else result.b).values, target.values)
     assert result.coverage > 0.98
-    assert result.overlap > 0.9
+    assert result.overlap > 0.85
     assert result.warnings == ()
     assert not result.registered
     np.testing.assert_array_equal(result.transform, np.eye(4))
