@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,7 @@ def register_rigid(a: Volume, b: Volume) -> tuple[Affine, float]:
             raise VolumeError(f"{volume.source.path}: is too thin to register; align by headers instead")
     box = _head_corners(a)
     try:
-        with memory_guard("registration does not fit; align by headers instead"):
+        with memory_guard("registration does not fit; align by headers instead"), _one_thread(itk):
             images = _image(itk, a), _image(itk, b)
             there = _best(itk, *images)
             back = _best(itk, *images[::-1])
@@ -53,6 +55,17 @@ def register_rigid(a: Volume, b: Volume) -> tuple[Affine, float]:
             f"apart, more than {LARGEST_INVERSE_ERROR:g} mm; align them by headers, or with other software"
         )
     return _matrix(there), error_mm
+
+
+@contextmanager
+def _one_thread(itk: Any) -> Iterator[None]:
+    """Sums over threads depend on how many there are and which is first."""
+    threads = itk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    itk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        itk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def _head_corners(volume: Volume) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -108,8 +121,6 @@ def _by_headers(itk: Any, fixed: Any) -> Any:
 
 def _method(itk: Any, sampling: float | None) -> Any:
     method = itk.ImageRegistrationMethod()
-    # Sums over threads depend on how many there are.
-    method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(50)
     method.SetInterpolator(itk.sitkLinear)
     if sampling is not None:

@@ -77,7 +77,8 @@ def resample(
     """A volume on another grid, and where it reaches; for the arguments see `resampled_slices`.
 
     Returns:
-        The volume, without the link to source slices, and (slices, rows, columns) bool.
+        The volume, whose link still names the slices that were read, not those of the grid, and (slices, rows,
+        columns) bool.
     """
     values = np.empty((*shape, *volume.values.shape[3:]), volume.values.dtype)
     inside = np.empty(shape, bool)

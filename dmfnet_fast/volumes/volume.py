@@ -57,7 +57,7 @@ class Link:
     Attributes:
         study: Study Instance UID.
         series: Series Instance UID.
-        instances: the source of each slice, in the volume's order.
+        instances: the source of each slice as it was read, in that order; resampling leaves them as they are.
         patient: a pydicom Dataset of the elements of the Patient and General Study modules to copy.
         identity: what tells patients apart, by keyword; empty values are left out.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -83,3 +85,9 @@ def test_legend() -> None:
     assert bar[0].tolist() == colormap("pet")[255].tolist()
     assert bar[-1].tolist() == colormap("pet")[0].tolist()
     assert page[:, 24:].any(), "limits are written beside it"
+
+
+def test_import_loads_no_extra() -> None:
+    code = "import sys, dmfnet_fast.volumes; print([n for n in ('pydicom', 'gdcm', 'nibabel', 'SimpleITK') if n in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
