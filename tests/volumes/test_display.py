@@ -88,6 +88,7 @@ def test_legend() -> None:
 
 
 def test_import_loads_no_extra() -> None:
-    code = "import sys, dmfnet_fast.volumes; print([n for n in ('pydicom', 'gdcm', 'nibabel', 'SimpleITK') if n in sys.modules])"
+    extras = "('pydicom', 'gdcm', 'nibabel', 'SimpleITK')"
+    code = f"import sys, dmfnet_fast.volumes; print([name for name in {extras} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
