@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.errors import VolumeError, require
+from dmfnet_fast.volumes.decoding import Decompressor
 from dmfnet_fast.volumes.dicom_file import PLAIN_SYNTAXES, DicomFile, PixelFormat, open_stream
 from dmfnet_fast.volumes.elements import damage
 from dmfnet_fast.volumes.frames import Frame
@@ -30,18 +31,26 @@ def read_frames(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[Any]]]:
     by_file: dict[Path, dict[int, int]] = {}
     for place, frame in enumerate(frames):
         by_file.setdefault(frame.file.path, {})[frame.index] = place
-    for places in by_file.values():
-        file = frames[next(iter(places.values()))].file
-        for index, stored in _stored(file, sorted(places)):
-            yield places[index], _finished(frames[places[index]], stored)
+    with ExitStack() as opened:
+        decompressors: dict[str, Decompressor] = {}
+        for places in by_file.values():
+            first = frames[next(iter(places.values()))]
+            file, syntax = first.file, first.pixels.syntax
+            if syntax not in (*PLAIN_SYNTAXES, _RLE) and syntax not in decompressors:
+                _decoder(file.path, first.pixels)
+                decompressors[syntax] = opened.enter_context(Decompressor(syntax))
+            for index, stored in _stored(file, sorted(places), decompressors.get(syntax)):
+                yield places[index], _finished(frames[places[index]], stored)
 
 
 def read_frame(frame: Frame) -> NDArray[Any]:
     """One frame as `read_frames` yields it."""
-    return next(read_frames([frame]))[1]
+    return dict(read_frames([frame]))[0]
 
 
-def _stored(file: DicomFile, wanted: Sequence[int]) -> Iterator[tuple[int, NDArray[Any]]]:
+def _stored(
+    file: DicomFile, wanted: Sequence[int], decompressor: Decompressor | None
+) -> Iterator[tuple[int, NDArray[Any]]]:
     """Stored values of some frames, (rows, columns[, 3])."""
     pixels = file.pixels
     assert pixels is not None
@@ -49,7 +58,10 @@ def _stored(file: DicomFile, wanted: Sequence[int]) -> Iterator[tuple[int, NDArr
     with open_stream(file.path) as stream:
         for index, buffer in _buffers(file, pixels, stream, wanted):
             with _damage(file.path, index, pixels):
-                image, _ = decoder.as_array(buffer, **options)
+                if decompressor is not None:
+                    image = decompressor.decode(buffer, options)
+                else:
+                    image, _ = decoder.as_array(buffer, **options)
             yield index, image
 
 

@@ -14,6 +14,7 @@ pytest.importorskip("gdcm", reason="needs the extra dicom")
 from numpy.typing import NDArray  # noqa: E402
 
 from dmfnet_fast.errors import VolumeError  # noqa: E402
+from dmfnet_fast.volumes.decoding import DecodingError, Decompressor  # noqa: E402
 from dmfnet_fast.volumes.dicom_file import DicomFile, quiet, read_file  # noqa: E402
 from dmfnet_fast.volumes.frames import Frame  # noqa: E402
 from dmfnet_fast.volumes.pixels import read_frame  # noqa: E402
@@ -119,3 +120,9 @@ def test_same_image(compressed: str, plain: str, difference: int) -> None:
 def test_jpeg_extended_is_refused() -> None:
     with pytest.raises(VolumeError, match=r"JPEG Extended.* is not read; decompress it first, for example with"):
         pixels(FILES["JPEG-lossy.dcm"])
+
+
+def test_decoder_that_ends_is_an_error() -> None:
+    """gdcm ends its process on some damaged images; here an unknown syntax does."""
+    with Decompressor("1.2.3") as decompressor, pytest.raises(DecodingError, match="the decoder ended"):
+        decompressor.decode(b"x" * 2**20, {})
