@@ -17,6 +17,10 @@ class ImageError(DMFNetError, ValueError):
     """An image or array that cannot be fused as given."""
 
 
+class VolumeError(ImageError):
+    """A DICOM series or NIfTI file that cannot be read as one volume, or two that cannot be aligned."""
+
+
 class EngineError(DMFNetError):
     """An engine or weights file that cannot be opened or does not fit this machine."""
 
