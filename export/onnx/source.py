@@ -47,8 +47,8 @@ Step: TypeAlias = Callable[[str], AbstractContextManager[Report]]
 
 MOST_PIXELS = 4 * 256 * 256  # largest batch to check; more takes minutes in float32 on a CPU
 NOTHING_WRITTEN = "nothing was written"
-# Stored references are rounded to this step so that they compress better; it is at most a twentieth of the limit for
-# float32 parity.
+# Stored references are rounded to this step so that they compress better; the error is below a twentieth of the limit
+# for float32 parity.
 _STEP = 2.0**-17
 # Activations may use 1/RESERVE of float16's range, as other images may reach further than those of the check.
 RESERVE = 4

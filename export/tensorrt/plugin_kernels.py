@@ -37,7 +37,8 @@ def times(a: Extent, b: Extent) -> Extent:
 def pixels_of_part(pixels: Extent) -> Extent:
     """Like `kernels.convolution_epilogue.pixels_of_part`, but also for a symbolic expression.
 
-    For an expression, start from the largest possible result and subtract a doubling for each size that suffices.
+    The result is FEWEST_PIXELS times a power of two. For an expression, it starts from the largest such size, and each
+    smaller size that suffices is subtracted, which leaves the smallest that suffices.
     """
     if isinstance(pixels, int):
         return epilogue.pixels_of_part(pixels)

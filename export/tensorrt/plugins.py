@@ -112,7 +112,7 @@ def _signature(trtp: Any, plugin: Plugin, after: dict[str, Any], result: Any) ->
 
 
 def _register(trt: Any, trtp: Any, plugin: Plugin) -> None:
-    """Register the three functions of a plugin; TensorRT reads a plugin's inputs and attributes off their signatures."""
+    """Register the three functions of a plugin; TensorRT reads its inputs and attributes from their signatures."""
     kinds = _Types(trt)
     count = len(plugin.inputs)
     identifier = f"{NAMESPACE}::{plugin.name}"
