@@ -1,7 +1,7 @@
-"""The fused operations as ONNX functions: one custom node each, whose body says what it computes in ONNX's own terms.
+"""The fused operations as ONNX functions: custom nodes with a body in standard ONNX operators.
 
-A parser that knows no such node takes the body. TensorRT with our plugins takes a kernel in its place (see
-`export.tensorrt.plugins`). Which there are, `export.ops` says.
+A parser that does not know the node uses the body. TensorRT with our plugins runs a kernel instead (see
+`export.tensorrt.plugins`). `export.ops` lists the functions.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def functions() -> dict[str, Any]:
 
 
 def register_schemas() -> None:
-    """Tell onnx of the custom nodes, which exporters ask it for. Safe to repeat."""
+    """Register the schemas of the custom nodes with onnx, where the exporter looks them up. Safe to repeat."""
     types = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)"]
     kinds = {"int": onnx.defs.OpSchema.AttrType.INT, "float": onnx.defs.OpSchema.AttrType.FLOAT}
     for name, function in FUNCTIONS.items():
         if onnx.defs.has(name, DOMAIN):
             continue
-        # The noise bias alone is float32 in any case.
+        # Only the noise bias is always float32.
         parameter = onnx.defs.OpSchema.FormalParameter
         given = [parameter(label, "tensor(float)" if label == "noise_bias" else "T") for label in function.inputs]
         attributes = [onnx.defs.OpSchema.Attribute(label, kinds[kind]) for label, kind in function.attributes.items()]

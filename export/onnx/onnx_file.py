@@ -1,4 +1,4 @@
-"""The graph itself as what is exported."""
+"""The target `onnx`: the graph itself is the exported file."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from export.request import Request, Tell
 
 
 def check_machine(_: Request) -> None:
-    """What it takes to read the weights, `export.onnx.source` asks for itself; nothing else is needed."""
+    """Nothing to check: `export.onnx.source` checks for the libraries that read the weights."""
 
 
 def write(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> None:
-    """Write a graph with its seal; see `Target.write`."""
-    del step, tell  # nothing takes long
+    """Seal and write a graph; see `Target.write`."""
+    del step, tell  # nothing here takes long
     path = folder / request.output.name
     path.write_bytes(seal(graph.content))
     path.replace(request.output)
 
 
 def for_server(request: Request, content: bytes, step: Step, tell: Tell) -> tuple[bytes, Mapping[str, str]]:
-    """The graph of one size as it is; see `Served.make`."""
+    """Return the graph of one size unchanged; see `Served.make`."""
     del request, step, tell
     return content, {}

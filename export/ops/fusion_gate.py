@@ -74,7 +74,7 @@ _BODY = """
     base = Add (s, y)
     out = Add (base, moved)
 """
-# The kernel takes the weights of the pixel attention as (2, 9, C): the taps of every channel, for s and for by_pixel.
+# The kernel takes the weights of the pixel attention as (2, 9, C): the taps of every channel, for s and the attention.
 _BY_PLUGINS = (
     """
     taps = Constant <value_ints = [1, -1, 9]> ()

@@ -1,4 +1,4 @@
-"""Engines from ONNX models, by TensorRT or TensorRT-RTX: one path, and where they differ."""
+"""Builds engines from ONNX models with TensorRT or TensorRT-RTX; `_BUILDERS` holds what differs between the two."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LAYER = "LayerType: "
 
 @dataclass(frozen=True)
 class Profile:
-    """The batches and sizes that an engine takes: from `min` to `max`, fastest at `opt`; each (N, H, W)."""
+    """The batches and sizes that an engine accepts: from `min` to `max`, fastest at `opt`; each is (N, H, W)."""
 
     min: Shape
     opt: Shape
@@ -51,12 +51,12 @@ class Profile:
 
 @dataclass(frozen=True)
 class Built:
-    """What a build gives.
+    """The result of a build.
 
     Attributes:
-        engine: serialized.
-        layers: that it is made of.
-        seconds: that the build took.
+        engine: the serialized engine.
+        layers: layers of the engine.
+        seconds: duration of the build.
     """
 
     engine: bytes
@@ -68,10 +68,10 @@ def require_builder(flavour: str) -> Any:
     """The module that builds engines of a flavour, a key of FLAVOURS.
 
     Raises:
-        MissingExtraError: it is not installed; says where it comes from.
+        MissingExtraError: the module or its builder is not installed; the message says how to install it.
     """
     module = require(FLAVOURS[flavour].module, extra=flavour, hint=_BUILDERS[flavour].where_from)
-    if not hasattr(module, "Builder"):  # type stubs alone, or the lean runtime
+    if not hasattr(module, "Builder"):  # only type stubs or the lean runtime are installed
         raise MissingExtraError(
             f"{FLAVOURS[flavour].module} is installed without its builder: pip install 'dmfnet-fast[{flavour}]'"
             f"{_BUILDERS[flavour].where_from}"
@@ -87,13 +87,13 @@ def known_gpus() -> list[str]:
 
 
 def capability(gpu: str) -> str:
-    """ "sm_89" as "8.9"."""
+    """Convert the name of an architecture to its compute capability: "sm_89" to "8.9"."""
     digits = gpu.removeprefix("sm_")
     return f"{digits[:-1]}.{digits[-1]}"
 
 
 def _logger(trt: Any) -> Any:
-    """A logger that keeps what can be said of a failure, and the lines that list layers."""
+    """A logger that collects error messages and the lines that list layers."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -111,7 +111,10 @@ def _logger(trt: Any) -> Any:
 
 
 class _Interruptions:
-    """Signals that ask to stop while TensorRT builds: it takes what Python raises there for an error to be logged."""
+    """Records SIGINT and SIGTERM during a build, and raises the signal again on exit.
+
+    TensorRT would swallow and only log an exception, such as KeyboardInterrupt, that is raised in one of its callbacks.
+    """
 
     def __init__(self) -> None:
         self.came: int | None = None
@@ -134,7 +137,7 @@ class _Interruptions:
 
 
 def _monitor(trt: Any, report: Callable[[float], None], interruptions: _Interruptions) -> Any:
-    """Tells `report` what part of the build's outermost phase is done, 0 to 1; stops it when asked to."""
+    """A monitor that reports the progress of the outermost phase, 0 to 1, and stops the build after a signal."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -151,13 +154,13 @@ def _monitor(trt: Any, report: Callable[[float], None], interruptions: _Interrup
             return interruptions.came is None
 
         def phase_finish(self, phase_name: str) -> None:
-            """Steps say enough."""
+            """Nothing to do: progress is reported by steps."""
 
     return Monitor()
 
 
 def _why(errors: list[str]) -> str:
-    """TensorRT's errors on one line, without its numbers and the places in its sources."""
+    """The last of TensorRT's errors on one line, without the locations in its sources."""
     words = re.sub(r"\s*\(?In \w+ at \S+\)?", "", errors[-1] if errors else "it does not say why")
     return " ".join(words.split())
 
@@ -182,17 +185,18 @@ def build(
     """Build an engine.
 
     Args:
-        content: an ONNX model, whose precision is the engine's.
+        content: a serialized ONNX model; the engine has its precision.
         flavour: the builder, a key of FLAVOURS.
-        profile: of the inputs.
-        gpus: for TensorRT-RTX, what to build for, such as "sm_89".
-        timing_cache: for TensorRT, a file of measurements that shortens builds; read if it is there, and written.
-        report: is told what part is done, 0 to 1.
+        profile: batches and sizes of the inputs.
+        gpus: for TensorRT-RTX, the architectures to build for, such as "sm_89".
+        timing_cache: for TensorRT, a file of measurements that shortens builds; read if it exists, and written. None
+            for none.
+        report: callback for the progress, 0 to 1.
 
     Raises:
-        EngineError: the builder takes the model not, or has no GPU that it needs.
+        EngineError: the builder rejects the model, needs a GPU that is not there, or cannot use the timing cache.
         MissingExtraError: the builder is not installed.
-        OutOfMemoryError: the build needs more memory.
+        OutOfMemoryError: the build needs more memory than there is.
     """
     trt: Any = require_builder(flavour)
     name = f"{FLAVOURS[flavour].module} {trt.__version__}"
@@ -200,7 +204,7 @@ def build(
     started = time.perf_counter()
     try:
         builder = trt.Builder(logger)
-    except Exception as error:  # pybind11's, of no common class, where there is no driver
+    except Exception as error:  # without a driver, pybind11 raises exceptions with no common base class
         raise EngineError(
             f"{name} cannot start: {_why([*logger.errors, str(error)][:1])}; it builds on the GPU that the engine is "
             "for: check the driver, or use --target tensorrt-rtx, which builds without a GPU"
@@ -211,7 +215,7 @@ def build(
         errors = [parser.get_error(n).desc() for n in range(parser.num_errors)]
         raise EngineError(f"{name} cannot read the ONNX model: {_why(errors or logger.errors)}")
     config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # keeps the layers' types for the inspector
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # makes the inspector report the layers' types
     config.clear_flag(trt.BuilderFlag.TF32)
     shapes = builder.create_optimization_profile()
     for given in (network.get_input(n) for n in range(network.num_inputs)):
@@ -223,7 +227,7 @@ def build(
     config.add_optimization_profile(shapes)
     _BUILDERS[flavour].configure(trt, config, gpus)
     if profile.min != profile.max and hasattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10"):
-        # A shape takes the memory that it needs, not that of the largest.
+        # Each shape takes only the memory that it needs instead of that of the largest shape.
         config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     if timing_cache is not None:
         try:
@@ -234,7 +238,7 @@ def build(
         taken = cache is not None and config.set_timing_cache(cache, False)
         _check(taken, f"{timing_cache}: is no timing cache of {name} and this GPU; remove it", logger.errors)
     with _Interruptions() as interruptions:
-        # Held here: the builder does not keep it alive.
+        # The local variable keeps the monitor alive, which the configuration does not.
         config.progress_monitor = monitor = _monitor(trt, report, interruptions)
         serialized = builder.build_serialized_network(network, config)
         del monitor
@@ -260,11 +264,11 @@ def _logged(_: Any, logger: Any, __: bytes) -> list[Layer]:
 
 
 def _for_this_gpu(_: Any, __: Any, ___: list[str]) -> None:
-    """TensorRT builds for the GPU that it runs on."""
+    """Nothing to configure: TensorRT builds for the GPU that it runs on."""
 
 
 def _for_gpus(trt: Any, config: Any, gpus: list[str]) -> None:
-    # Memory of the runtime's own could not be in a CUDA graph.
+    # Memory that the runtime allocates itself cannot be captured in a CUDA graph.
     config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     config.num_compute_capabilities = len(gpus)
     for n, gpu in enumerate(gpus):
@@ -273,12 +277,12 @@ def _for_gpus(trt: Any, config: Any, gpus: list[str]) -> None:
 
 @dataclass(frozen=True)
 class _Builder:
-    """How one of the two libraries builds.
+    """The steps of a build that are specific to one of the two libraries.
 
     Attributes:
-        where_from: words on how to install it.
-        configure: sets what is its own in a builder's configuration, of the library, the configuration and the GPUs.
-        layers: of an engine, of the library, the builder's logger and the engine.
+        where_from: hint on how to install the library, appended to error messages.
+        configure: sets the library's own options, given the module, the builder configuration and the GPUs.
+        layers: lists the layers of an engine, given the module, the builder's logger and the serialized engine.
     """
 
     where_from: str

@@ -1,4 +1,4 @@
-"""An engine with its manifest: built, verified where that is possible, and written."""
+"""Builds an engine, verifies it if this machine's GPU runs it, and writes it with its manifest."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from export.tensorrt.layers import check_precision, summary
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is given to the builder.
+    """The input of the builder.
 
     Attributes:
-        content: an ONNX model.
-        plugins: the plugins in it.
+        content: a serialized ONNX model.
+        plugins: names of the registered plugins; empty if the model has none.
     """
 
     content: bytes
@@ -38,7 +38,7 @@ class Prepared:
 
 
 def prepare(request: Request, content: bytes, tell: Tell) -> Prepared:
-    """Put our kernels in the place of the functions, if that is asked for and this TensorRT can.
+    """Replace the functions in a model by our plugins, if the request asks for it and this TensorRT supports them.
 
     Raises:
         MissingExtraError: onnx or triton is not installed.
@@ -61,7 +61,7 @@ def prepare(request: Request, content: bytes, tell: Tell) -> Prepared:
 
 
 def in_profile(references: tuple[Reference, ...], profile: Profile) -> list[Reference]:
-    """The references whose size an engine takes, in batches that it takes."""
+    """The references whose size the engine accepts, split into batches that it accepts."""
     result = []
     for reference in references:
         pairs, height, width = reference.shape
@@ -73,7 +73,7 @@ def in_profile(references: tuple[Reference, ...], profile: Profile) -> list[Refe
 
 
 def run_engine(path: Path, references: list[Reference]) -> Parity:
-    """The parity of the engine `path`, which this machine's GPU runs."""
+    """Run the engine `path` on this machine's GPU and compare it with the references."""
     engine = TensorRTEngine(path, "cuda", "auto", None)
     try:
         fused = [engine.run(reference.inputs) for reference in references]
@@ -83,7 +83,7 @@ def run_engine(path: Path, references: list[Reference]) -> Parity:
 
 
 def _gpus(request: Request) -> tuple[str, list[str]]:
-    """The name of this machine's GPU, if the engine is for it, else ""; and the compute capabilities that it is for."""
+    """The name of this machine's GPU, "" if the engine does not run on it, and the engine's compute capabilities."""
     if not request.gpus:
         name, own = current_gpu()
         return name, [own]
@@ -96,21 +96,23 @@ def _gpus(request: Request) -> tuple[str, list[str]]:
 
 
 def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> Manifest:
-    """Build an engine into `folder`, under the name of the request's output, with its manifest.
+    """Build an engine and its manifest in `folder`, under the name of the request's output.
 
-    Where the GPU that it is for is this machine's, it is run and compared with the network as trained; else it gets a
-    pair to check itself with on its target.
+    An engine for this machine's GPU is run and compared with the network as trained. Any other is verified when it is
+    first opened on its target, with the check pair that is written beside it.
 
     Args:
-        request: names the profile.
-        graph: of the request's precision.
-        folder: nobody else's.
+        request: a request with a profile.
+        graph: graph in the request's precision.
+        folder: folder that nothing else writes to.
         step: see `source.Step`.
-        tell: takes remarks.
+        tell: shows a remark to the user.
 
     Raises:
-        EngineError: it cannot be built, is not of the precision asked for, or is not the network.
-        MissingExtraError, OutOfMemoryError: as they say.
+        EngineError: the engine cannot be built, does not have the requested precision, or its results differ from the
+            network's.
+        MissingExtraError: a library that the build needs is not installed.
+        OutOfMemoryError: the build needs more memory than there is.
     """
     assert request.profile is not None
     flavour = request.target.name
@@ -166,7 +168,7 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
 
 
 def for_server(request: Request, content: bytes, step: Step, tell: Tell) -> tuple[bytes, Mapping[str, str]]:
-    """The engine of a model that Triton Inference Server runs, which has no manifest; see `Served.make`."""
+    """Build the engine of a model for Triton Inference Server, without a manifest; see `Served.make`."""
     assert request.profile is not None
     flavour = request.target.name
     prepared = prepare(request, content, tell)
@@ -177,7 +179,7 @@ def for_server(request: Request, content: bytes, step: Step, tell: Tell) -> tupl
 
 
 def publish(folder: Path, output: Path) -> None:
-    """Move a finished engine to its place, the manifest last: without one, no engine is opened."""
+    """Move a finished engine to its output path. The manifest comes last, as an engine without one is not opened."""
     made = folder / output.name
     for old in (manifest_path(output), check_path(output), cache_path(output)):
         old.unlink(missing_ok=True)
@@ -192,7 +194,7 @@ def publish(folder: Path, output: Path) -> None:
 
 
 def check_machine(request: Request) -> None:
-    """Whether there is the builder, what plugins are made with, and the GPU that the engine is for; see `Target`."""
+    """Check for the builder, the libraries that plugins need, and the GPU to build on; see `Target.check_machine`."""
     require_builder(request.target.name)
     if request.plugins:
         require("onnx", extra="export")
@@ -202,7 +204,7 @@ def check_machine(request: Request) -> None:
 
 
 def write(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> None:
-    """Write an engine and what lies beside it; see `Target.write`."""
+    """Write an engine and the files beside it; see `Target.write`."""
     made = make_engine(request, graph, folder, step, tell)
     publish(folder, request.output)
     tell(f"{made.layers['count']} layers, of which {made.layers['reformats']} only rearrange")

@@ -1,4 +1,4 @@
-"""The network as the ONNX model that TensorRT engines are built from, with its fused operations as custom nodes."""
+"""The ONNX model that TensorRT engines are built from, with the fused operations as custom nodes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from export.ops import TRANSLATIONS
 
 
 class PixelConv(nn.Module):
-    """A `PixelLinear` as the 1x1 convolution that it came from, which TensorRT fuses with what surrounds it."""
+    """A `PixelLinear` written as a 1x1 convolution again, which TensorRT fuses with its neighbors."""
 
     def __init__(self, linear: PixelLinear) -> None:
         super().__init__()
@@ -31,17 +31,19 @@ class PixelConv(nn.Module):
 
 
 class ShuffledUpsample(nn.Module):
-    """A transposed convolution of 4x4 with stride 2 as a convolution for each of the four phases, interleaved.
+    """A 4x4 transposed convolution with stride 2, computed as a 3x3 convolution and a pixel shuffle.
 
-    TensorRT-RTX 1.7 has no transposed convolution in bfloat16. An output row 2y meets the taps 3 and 1 on the rows
-    y - 1 and y, a row 2y + 1 the taps 2 and 0 on y and y + 1; columns likewise.
+    The convolution computes the four phases of the output, and the shuffle interleaves them. TensorRT-RTX 1.7 has no
+    transposed convolution in bfloat16. Output row 2y uses taps 3 and 1 on input rows y - 1 and y, output row 2y + 1
+    uses taps 2 and 0 on rows y and y + 1; columns work the same way.
     """
 
     def __init__(self, conv: nn.ConvTranspose2d) -> None:
         super().__init__()
         kernel = conv.weight.detach().transpose(0, 1)  # (outputs, inputs, 4, 4)
         weight = kernel.new_zeros(kernel.shape[0], 2, 2, kernel.shape[1], 3, 3)
-        taps = {0: ([0, 1], [3, 1]), 1: ([1, 2], [2, 0])}  # for each phase: where in the 3x3 kernel, which taps
+        # For each phase: positions in the 3x3 kernel, and the taps of the 4x4 kernel that go there.
+        taps = {0: ([0, 1], [3, 1]), 1: ([1, 2], [2, 0])}
         for i, (rows, from_rows) in taps.items():
             for j, (columns, from_columns) in taps.items():
                 for row, from_row in zip(rows, from_rows, strict=True):
@@ -53,7 +55,7 @@ class ShuffledUpsample(nn.Module):
 
 
 def _restore_convolutions(module: nn.Module, shuffle: bool) -> None:
-    """Write matrix products as convolutions, and, if asked to, transposed convolutions as plain ones."""
+    """Replace matrix products by 1x1 convolutions and, if `shuffle`, transposed convolutions by `ShuffledUpsample`."""
     for name, child in module.named_children():
         if isinstance(child, PixelLinear):
             setattr(module, name, PixelConv(child))
@@ -65,25 +67,25 @@ def _restore_convolutions(module: nn.Module, shuffle: bool) -> None:
 
 
 def translations() -> dict[Any, Any]:
-    """What the exporter writes for each torch operator of `kernels`."""
+    """The translation to ONNX of each torch operator of `kernels`; also registers the schemas of the custom nodes."""
     register_schemas()
     return {getattr(torch.ops.dmfnet, name).default: translate for name, translate in TRANSLATIONS.items()}
 
 
 def to_engine_onnx(model: DMFNet, precision: FloatPrecision, sha256: str | None = None) -> Any:
-    """Export for TensorRT, for any batch and any size that is a multiple of 16, at least 64.
+    """Export a network for TensorRT, for any batch and any size that is a multiple of 16, at least 64.
 
-    All passes of a pair are one batch. The precision is in the graph: feature maps and convolutions have it;
-    diffusion, normalization, softmax and the last convolution are float32. ONNX gives convolutions no bfloat16 before
-    opset 22, TensorRT does: a bfloat16 model is for TensorRT alone.
+    All passes of a pair form one batch. The types are fixed in the graph: feature maps and convolutions have the given
+    precision; diffusion, normalization, softmax and the last convolution are float32. ONNX allows bfloat16 convolutions
+    only from opset 22 on, but TensorRT accepts them in opset 20: a bfloat16 model works only with TensorRT.
 
     Args:
-        model: as trained; it stays as it is.
-        precision: of the arithmetic.
-        sha256: hash of the weights in the file that they come from; None computes that of `model`.
+        model: the network as trained; it is not modified.
+        precision: precision of the arithmetic.
+        sha256: hash of the weights as recorded in their file; None computes it from `model`.
 
     Returns:
-        An `onnx.ModelProto` as `export.onnx.graph.to_onnx` gives, with custom nodes and their functions.
+        An `onnx.ModelProto` like that of `export.onnx.graph.to_onnx`, with custom nodes and their functions.
 
     Raises:
         MissingExtraError: onnx, onnxscript or triton is not installed.
@@ -97,6 +99,6 @@ def to_engine_onnx(model: DMFNet, precision: FloatPrecision, sha256: str | None 
 
 
 def configuration(proto: Any) -> dict[str, Any]:
-    """What the metadata of an exported model says, JSON read."""
+    """The metadata of an exported model, with JSON values decoded."""
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     return {key: json.loads(value) if value[:1] in "{[" else value for key, value in metadata.items()}

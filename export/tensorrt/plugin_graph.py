@@ -1,4 +1,4 @@
-"""An engine's graph with our plugins in place of the fused operations."""
+"""Replaces the fused operations in an engine's graph by our plugins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import onnx_ir  # noqa: E402
 
 
 def _replaced(function: Any) -> Any:
-    """A function with the same signature, of plugins."""
+    """A function with the same signature whose body consists of plugin nodes."""
     if function.name not in FUNCTIONS:
         raise EngineError(f"the graph has a function {function.name} that there are no plugins for: export it anew")
     attributes = f"<{', '.join(function.attribute)}>" if function.attribute else ""
@@ -30,14 +30,14 @@ def with_plugins(model: Any) -> Any:
     """The graph of an engine (see `engine_graph`) with plugin nodes for its fused operations, and no functions.
 
     Args:
-        model: an `onnx.ModelProto`; it stays as it is.
+        model: an `onnx.ModelProto`; it is not modified.
 
     Returns:
-        An `onnx.ModelProto` with the same inputs, outputs and metadata. Statistics that two norms take of one tensor
-        are taken once.
+        An `onnx.ModelProto` with the same inputs, outputs and metadata. If two normalizations read the same tensor,
+        its statistics are computed once.
 
     Raises:
-        EngineError: a fused operation is one that there are no plugins for.
+        EngineError: there are no plugins for one of the fused operations.
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)

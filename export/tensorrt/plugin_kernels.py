@@ -1,7 +1,8 @@
-"""What a plugin is: one launch of a kernel of `kernels`, for shapes that may be known only when an engine runs.
+"""Plugins: single launches of kernels, for shapes that may be known only when an engine runs.
 
-Which there are, `export.ops` says. Nothing here needs TensorRT. A dimension is an integer, or an expression of
-TensorRT's, which knows + - * // and < with an expression on the left. All else about a launch is what `kernels` plans.
+`export.ops` lists the plugins. Nothing here needs TensorRT. A dimension is an integer or a symbolic expression of
+TensorRT's, which supports + - * // and < with the expression as the left operand. `kernels` plans everything else about
+a launch.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from kernels import convolution_epilogue as epilogue
 from kernels.compile import Signature, signature_of
 from kernels.launch import Launch, Plan
 
-Extent: TypeAlias = Any  # an int, or an expression of TensorRT's
+Extent: TypeAlias = Any  # an int or a symbolic expression of TensorRT's
 
-# Tensors (N, C, H, W) in channels-last memory; all others are tables and parameters, row by row.
+# Names of the tensors that are (N, C, H, W) in channels-last memory; all others are row-major tables and parameters.
 FEATURE_MAPS = frozenset({"h", "x", "y", "skip", "addend", "qkv", "out"})
-# What the pixels of a tile and the warps are multiplied and divided by, which leaves every thread its work. The first
-# is that of kernels.tiles.
+# For each tactic, the factor and the divisor that scale both the pixels of a tile and the number of warps, so that the
+# work of a thread stays the same. Tactic 1 is the tile of kernels.tiles.
 TACTICS: dict[int, tuple[int, int]] = {1: (1, 1), 2: (2, 1), 3: (1, 2)}
-# For dimensions that are not known: nothing that is taken from the plan depends on them.
+# Values for unknown dimensions; no part of the plan that is used here depends on them.
 _STAND_IN = (6, 64, 64, 64)
-_DOUBLINGS = 19  # of the fewest pixels of a part; beyond 2^31 pixels no integer of a kernel would hold them
+_DOUBLINGS = 19  # of FEWEST_PIXELS; more than 2^31 pixels would not fit in the kernels' integers
 
 
 def times(a: Extent, b: Extent) -> Extent:
@@ -34,7 +35,11 @@ def times(a: Extent, b: Extent) -> Extent:
 
 
 def pixels_of_part(pixels: Extent) -> Extent:
-    """`kernels.convolution_epilogue.pixels_of_part`, of an expression too: from the largest, what is too much."""
+    """Like `kernels.convolution_epilogue.pixels_of_part`, but also for a symbolic expression.
+
+    The result is FEWEST_PIXELS times a power of two. For an expression, it starts from the largest such size, and each
+    smaller size that suffices is subtracted, which leaves the smallest that suffices.
+    """
     if isinstance(pixels, int):
         return epilogue.pixels_of_part(pixels)
     needed = (pixels + (epilogue.MOST_PARTS - 1)) // epilogue.MOST_PARTS
@@ -47,12 +52,12 @@ def pixels_of_part(pixels: Extent) -> Extent:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a plugin's first input, a feature map, and the numbers that the kernels make of them.
+    """The dimensions of a plugin's inputs, and the numbers that kernels derive from them.
 
     Attributes:
-        n, channels, height, width: its dimensions.
-        skip_channels: of the feature map beside it, or 0.
-        rows: of the noise bias, or 0.
+        n, channels, height, width: dimensions of the first input, a feature map.
+        skip_channels: channels of the feature map that is concatenated with it, or 0.
+        rows: rows of the noise bias, or 0.
     """
 
     n: Extent
@@ -92,12 +97,12 @@ _OF_SIZES = ("pixels", "tokens", "height", "width", "pixels_per_part", "parts", 
 
 @dataclass(frozen=True)
 class PluginLaunch:
-    """A launch, as TensorRT is told of it.
+    """A launch in the form that TensorRT needs.
 
     Attributes:
-        signature: what is compiled, without runtime floats.
-        grid: programs along each axis.
-        integers: values of the kernel's integers, by name; with those that are compiled in.
+        signature: signature to compile, without runtime floats.
+        grid: number of programs along each axis.
+        integers: values of the kernel's integer parameters by name, including those that are compiled in.
     """
 
     signature: Signature
@@ -107,21 +112,24 @@ class PluginLaunch:
 
 @dataclass(frozen=True)
 class Plugin:
-    """One launch of a kernel, as an operation of a graph.
+    """One launch of a kernel as an operation of a graph.
 
     Attributes:
-        name: of the operation.
+        name: name of the operation.
         kernel: the jitted function.
-        inputs: names of the tensors: parameters of the kernel. A kernel that does not read the first takes its shape.
-        outputs: their shapes by name, parameters of the kernel too.
-        plan: of `kernels`; takes the inputs and attributes by name, and launches the kernel.
-        attributes: their types by name.
-        programs: along the grid's first axis, from the sizes and the kernel's constants; None where that is images.
-        tile: the constant that tactics scale.
-        tile_axes: axes of the tile that have that constant as their length.
-        tactics: those of `TACTICS` that there are.
-        bounds: constants that are the most that an integer may be where that is not known: by the integer's name, the
-            constant's name and value.
+        inputs: names of the input tensors, which are parameters of the kernel. A kernel that does not read the first
+            input only uses its shape.
+        outputs: functions from the sizes to the shape of each output, by name; the names are parameters of the kernel.
+        plan: a plan function of `kernels` that takes the inputs and attributes by name; one of its launches is the
+            kernel's.
+        attributes: types of the attributes by name.
+        programs: number of programs along the grid's first axis, given the sizes and the kernel's constants, with the
+            images along the second axis; None if the images are the first axis.
+        tile: name of the constant that tactics scale; None if there is none.
+        tile_axes: number of tile axes whose length is this constant.
+        tactics: supported keys of `TACTICS`.
+        bounds: for an integer that may be unknown, by its name: the name and value of the constant that is its upper
+            bound.
     """
 
     name: str
@@ -137,7 +145,7 @@ class Plugin:
     bounds: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
     def sizes(self, shapes: Mapping[str, Sequence[Extent]]) -> Sizes:
-        """From the shapes of the inputs, by name."""
+        """The sizes for the shapes of the inputs, by name."""
         skip_channels = shapes["skip"][1] if "skip" in shapes else 0
         rows = shapes["noise_bias"][0] if "noise_bias" in shapes else 0
         n, channels, height, width = shapes[self.inputs[0]]
@@ -150,7 +158,7 @@ class Plugin:
         attributes: Mapping[str, Any],
         tactic: int = 1,
     ) -> PluginLaunch:
-        """The launch for inputs of these shapes and types; `kernels.launch.assumed` says on what architecture."""
+        """The launch for these shapes, types and attributes, on the architecture set by `kernels.launch.assumed`."""
         given = {name: _meta(name, shapes[name], dtypes[name]) for name in self.inputs}
         (planned,) = (call for call in self.plan(**given, **attributes)[1] if call.kernel is self.kernel)
         planned = self._scaled(planned, tactic)
@@ -181,9 +189,12 @@ def _meta(name: str, shape: Sequence[Extent], dtype: torch.dtype) -> Tensor:
 
 
 def _signature(planned: Launch, unknown: set[str], bounds: Mapping[str, int]) -> Signature:
-    """What `kernels` would compile, but floats are constants and the integers `unknown` may have any value.
+    """The signature that `kernels` would compile, with floats as constants and without specializing unknown integers.
 
-    `bounds`: values of constants that hold for all of those.
+    Args:
+        planned: the planned launch.
+        unknown: names of the integers whose values are not known.
+        bounds: values of the constants that must hold for every value of these integers.
     """
     signature = signature_of(planned)
     types, constants = dict(signature.types), dict(signature.constants)
