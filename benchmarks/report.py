@@ -90,14 +90,14 @@ def table(results: dict[str, Any]) -> str:
         f"Version {results['version']}, {results['date']}: {machine['cores']} cores of an {machine['processor']} "
         f"({', '.join(machine['features'])}), {machine['system']}, Python {machine['python']}, "
         + ", ".join(f"{name} {machine[name]}" for name in LIBRARIES)
-        + ". Times are the median and the interquartile range of a whole fusion, the ratio is to the published way in "
+        + ". Times are the median and the interquartile range of a whole fusion, the ratio is to the published network in "
         "the same run (of nano, to the network as trained), memory is the peak above that of the process before the "
         "engine was built, errors are of the luminance in [-1, 1] and PSNR of the 8-bit image, against that in "
         "float32. base has random weights, the others those that ship."
     ]
     for network, size in dict.fromkeys((row["network"], row["size"]) for row in results["fusions"]):
         lines += ["", f"**{network}, {size}x{size}**", ""]
-        lines += ["| way | engine | ms (IQR) | rounds | ratio | peak MB | max error | PSNR |", "| --- " * 8 + "|"]
+        lines += ["| variant | engine | ms (IQR) | rounds | ratio | peak MB | max error | PSNR |", "| --- " * 8 + "|"]
         for row in results["fusions"]:
             if (row["network"], row["size"]) == (network, size):
                 psnr = "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
@@ -112,7 +112,7 @@ def table(results: dict[str, Any]) -> str:
                     psnr,
                 )
                 lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "**The machine, and what surrounds the network**", "", "| | | ms (IQR) |", "| --- | --- | --- |"]
+    lines += ["", "**The machine, and the overhead around the network**", "", "| | | ms (IQR) |", "| --- | --- | --- |"]
     for row in results["others"]:
         label = re.sub(r"^test_|\[.*", "", row["name"]) + re.sub(r"^[^[]*\[?(.*?)\]?$", r" \1", row["name"])
         lines.append(f"| {row['group']} | {label.strip()} | {row['median_ms']:.3g} ({row['iqr_ms']:.2g}) |")
@@ -131,12 +131,12 @@ def floors(results: dict[str, Any]) -> str:
             if not rows:
                 continue
             fastest, floor = min(row["median_ms"] for row in rows), gigaflop(*case) / rate * 1000
-            parts.append(f"{case[0]} {case[1]}x{case[1]} {floor:.0f} ms, reached {fastest / floor:.2f} times")
+            parts.append(f"{case[0]} {case[1]}x{case[1]} {floor:.0f} ms, measured {fastest / floor:.2f} of it")
         if parts:
             sentences.append(f"In {precision}, at {rate:.0f} GFLOP/s: {'; '.join(parts)}.")
     return (
-        "Floor: the arithmetic of the optimized network at the rate that a matrix product of 2048x2048 reaches here. "
-        + " ".join(sentences)
+        "Reference: the arithmetic of the optimized network at the rate that a matrix product of 2048x2048 reaches here; "
+        "below 1 is faster than that product. " + " ".join(sentences)
     )
 
 
@@ -173,7 +173,7 @@ def main() -> None:
     stem = f"{__version__}-{machine}"
     (RESULTS / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
     plot(results, RESULTS / f"{stem}.svg")
-    image = f"![Times as fast as the published way](../benchmarks/results/{stem}.svg)"
+    image = f"![Times as fast as the published network](../benchmarks/results/{stem}.svg)"
     PAGE.write_text(f"{before}{BEGIN}\n\n{image}\n\n{table(results)}\n\n{floors(results)}\n\n{END}{after}")
     print(f"benchmarks/results/{stem}.json, .svg and docs/benchmarks.md")
 
