@@ -22,12 +22,12 @@ from dmfnet_fast.precision import FloatPrecision
 onnx = require("onnx", extra="export")
 require("onnxscript", extra="export")
 
-import onnx_ir  # noqa: E402
-import torch  # noqa: E402
-from onnx_ir.passes import common as passes  # noqa: E402
-from onnxscript import opset20  # noqa: E402
-from onnxscript.optimizer import fold_constants  # noqa: E402
-from torch.export import Dim  # noqa: E402
+import onnx_ir
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript import opset20
+from onnxscript.optimizer import fold_constants
+from torch.export import Dim
 
 # The newest that TensorRT 10.3 (JetPack 6) reads. No newer one is needed, as GroupNorm is written in simpler operators.
 OPSET = 20

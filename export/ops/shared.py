@@ -11,8 +11,8 @@ from export.tensorrt.plugin_kernels import TACTICS, Extent, Sizes
 require("onnx", extra="export")
 require("onnxscript", extra="export")
 
-from onnxscript import opset20  # noqa: E402
-from onnxscript.values import Opset  # noqa: E402
+from onnxscript import opset20
+from onnxscript.values import Opset
 
 DOMAIN = "dmfnet"
 op: Any = opset20  # typed Any because the annotations are stricter than the implementation

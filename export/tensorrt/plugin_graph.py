@@ -13,7 +13,7 @@ from export.ops.shared import DOMAIN
 onnx = require("onnx", extra="export")
 inliner = require("onnx.inliner", extra="export")
 
-import onnx_ir  # noqa: E402
+import onnx_ir
 
 
 def _replaced(function: Any) -> Any:

@@ -16,11 +16,11 @@ import pytest
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
 pytest.importorskip("gdcm", reason="needs the extra dicom")
 
-from dmfnet_fast.errors import DMFNetWarning, VolumeError  # noqa: E402
-from dmfnet_fast.volumes.phantom import HeadVolumes, write_series, write_tomogram  # noqa: E402
-from dmfnet_fast.volumes.reading import list_volumes, read_volume  # noqa: E402
-from dmfnet_fast.volumes.volume import Source, Volume  # noqa: E402
-from tests.volumes.damaging import edit  # noqa: E402
+from dmfnet_fast.errors import DMFNetWarning, VolumeError
+from dmfnet_fast.volumes.phantom import HeadVolumes, write_series, write_tomogram
+from dmfnet_fast.volumes.reading import list_volumes, read_volume
+from dmfnet_fast.volumes.volume import Source, Volume
+from tests.volumes.damaging import edit
 
 Copier = Callable[[str], Path]
 

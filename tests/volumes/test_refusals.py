@@ -16,9 +16,9 @@ import pytest
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
 nibabel = pytest.importorskip("nibabel", reason="needs the extra dicom")
 
-from dmfnet_fast.errors import VolumeError  # noqa: E402
-from dmfnet_fast.volumes.reading import list_volumes, read_volume  # noqa: E402
-from tests.volumes.damaging import edit  # noqa: E402
+from dmfnet_fast.errors import VolumeError
+from dmfnet_fast.volumes.reading import list_volumes, read_volume
+from tests.volumes.damaging import edit
 
 Copier = Callable[[str], Path]
 

@@ -11,13 +11,13 @@ import pytest
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
 pytest.importorskip("gdcm", reason="needs the extra dicom")
 
-from numpy.typing import NDArray  # noqa: E402
+from numpy.typing import NDArray
 
-from dmfnet_fast.errors import VolumeError  # noqa: E402
-from dmfnet_fast.volumes.decoding import DecodingError, Decompressor  # noqa: E402
-from dmfnet_fast.volumes.dicom_file import DicomFile, quiet, read_file  # noqa: E402
-from dmfnet_fast.volumes.frames import Frame  # noqa: E402
-from dmfnet_fast.volumes.pixels import read_frame, read_frames  # noqa: E402
+from dmfnet_fast.errors import VolumeError
+from dmfnet_fast.volumes.decoding import DecodingError, Decompressor
+from dmfnet_fast.volumes.dicom_file import DicomFile, quiet, read_file
+from dmfnet_fast.volumes.frames import Frame
+from dmfnet_fast.volumes.pixels import read_frame, read_frames
 
 SYNTAXES = {
     "1.2.840.10008.1.2": "implicit",
