@@ -90,8 +90,8 @@ def table(results: dict[str, Any]) -> str:
         f"Version {results['version']}, {results['date']}: {machine['cores']} cores of an {machine['processor']} "
         f"({', '.join(machine['features'])}), {machine['system']}, Python {machine['python']}, "
         + ", ".join(f"{name} {machine[name]}" for name in LIBRARIES)
-        + ". Times are the median and the interquartile range of a whole fusion, the ratio is to the published network in "
-        "the same run (of nano, to the network as trained), memory is the peak above that of the process before the "
+        + ". Times are the median and the interquartile range of a whole fusion, the ratio is to the published network "
+        "in the same run (of nano, to the network as trained), memory is the peak above that of the process before the "
         "engine was built, errors are of the luminance in [-1, 1] and PSNR of the 8-bit image, against that in "
         "float32. base has random weights, the others those that ship."
     ]
@@ -135,7 +135,8 @@ def floors(results: dict[str, Any]) -> str:
         if parts:
             sentences.append(f"In {precision}, at {rate:.0f} GFLOP/s: {'; '.join(parts)}.")
     return (
-        "Reference: the arithmetic of the optimized network at the rate that a matrix product of 2048x2048 reaches here; "
+        "Reference: the arithmetic of the optimized network at the rate that a matrix product of 2048x2048 reaches "
+        "here; "
         "below 1 is faster than that product. " + " ".join(sentences)
     )
 
