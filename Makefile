@@ -6,27 +6,30 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench weights clean force
+.PHONY: demo test lint docs bench weights clean help force
 
-demo: $(VENV)/.runtime
+demo: $(VENV)/.runtime  ## fuse made-up heads into demo/
 	$(BIN)/dmfnet-demo demo
 
 # Processes share the cores, one thread each: threads of several would wait for each other.
-test: lint
+test: lint  ## run linter, type checker and tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile --cov
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev  ## run linter and type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev
+docs: $(VENV)/.dev  ## build the documents into site/
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/.dev  ## run all benchmarks and write docs/benchmarks.md
 	@mkdir -p .benchmarks
 	$(BIN)/python -m pytest --benchmark-only --benchmark-json=.benchmarks/last.json
 	$(BIN)/python -m benchmarks.report .benchmarks/last.json
 
 # The recipe of the shipped weights, from DATA to dmfnet_fast/weights: about eight hours on two cores. Interrupted, it goes
-# on where it stopped. The model card says how the weights that ship were made, which is this in more steps.
+# on where it stopped. nano ships as this makes it; turbo had more steps, which the model card lists.
 RUNS ?= runs
 SHIPPED := dmfnet_fast/weights
 STAGE1 = $(BIN)/python -m train.stage1 --data "$(DATA)" --learning-rate 1e-3
@@ -36,8 +39,9 @@ ifeq ($(MAKECMDGOALS)$(DATA),weights)
 $(error say where the training pairs are: make weights DATA=DIR)
 endif
 
-weights: $(VENV)/.dev
-	$(STAGE2) --preset nano --out $(RUNS)/nano --steps 30000 --batch 32 --learning-rate 2e-3
+weights: $(VENV)/.dev  ## train the shipped weights on DATA=DIR
+	$(STAGE2) --preset nano --out $(RUNS)/nano-1 --steps 30000 --batch 32 --learning-rate 2e-3
+	$(STAGE2) --init $(RUNS)/nano-1/dmfnet.safetensors --out $(RUNS)/nano --steps 15000 --batch 32 --learning-rate 1.5e-3
 	$(STAGE1) --preset tiny --out $(RUNS)/1 --steps 2400 --batch 8 --ema 0.998
 	$(STAGE2) --denoiser $(RUNS)/1/denoiser.safetensors --out $(RUNS)/2 --steps 5500 --batch 16 --learning-rate 1e-3 --ema 0.998
 	$(STAGE2) --init $(RUNS)/2/dmfnet.safetensors --preset turbo --unfreeze --out $(RUNS)/turbo --steps 15000 --batch 8 \
@@ -49,8 +53,11 @@ weights: $(VENV)/.dev
 		|| exit 1; \
 	done
 
-clean:
-	rm -rf $(VENV) demo
+clean:  ## remove the environment and what was built
+	rm -rf $(VENV) demo site
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 # Changes only when $(TORCH) does.
 $(VENV)/.torch: force

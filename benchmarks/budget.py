@@ -1,4 +1,4 @@
-"""What an optimized fusion must move and compute, and what eager PyTorch moves: `python -m benchmarks.budget`.
+"""Memory traffic and arithmetic of a fusion, at least and in eager PyTorch: `python -m benchmarks.budget`.
 
 Counted, not measured: the network runs on the meta device, where tensors have shapes and layouts but no values, and
 every launch that PyTorch would make on a CUDA GPU is recorded. Prints Markdown; with --write it replaces the text
@@ -29,24 +29,23 @@ from torch.utils.module_tracker import ModuleTracker
 
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.model import network_of, optimize, preset
-from kernels import cases
+from kernels.cases import OPERATIONS
+from kernels.cases.record import Operation
 from kernels.launch import assumed
 
 README = Path(__file__).parent.parent / "kernels" / "README.md"
 BEGIN, END = "<!-- budget -->", "<!-- /budget -->"
 aten = torch.ops.aten
-# The meta device has none.
+# The meta device has no autocast.
 NO_AUTOCAST = mock.patch.object(torch, "autocast", return_value=nullcontext())
 OTHERS = ("tiny", "turbo", "nano")
-OPERATIONS = {operation.name: operation for operation in cases.OPERATIONS}
-# Their arguments are pairs of a feature map and a weight, and then others.
-CONVOLUTIONS = (cases.CONVOLUTION, cases.CONVOLUTION_WITH_STATISTICS, cases.FIRST_CONVOLUTION, cases.HEAD)
+BY_NAME = {operation.name: operation for operation in OPERATIONS}
 TUNED = 90  # whose rules say which convolutions are ours
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Bytes of memory and half-precision operations per second that a good kernel reaches."""
+    """Memory bandwidth in bytes/s and half-precision FLOP/s that a good kernel reaches."""
 
     bytes: float
     flop: float
@@ -55,10 +54,10 @@ class Machine:
         return max(moved / self.bytes, flop / self.flop)
 
 
-H100 = Machine(3.0e12, 790e12)  # both measured on one
+H100 = Machine(3.0e12, 790e12)  # both measured
 ORIN = Machine(204e9, 42e12)  # data sheet, dense
 
-# Layers, by the ends of their names, that one operation computes at once; and its name.
+# Ends of layer names, as patterns, whose layers are computed by one operation, and the end of that operation's name.
 JOINED = {
     r"denoiser\.init_conv": "diffusion",
     r"conv_(x|skip)": "conv1",
@@ -67,7 +66,7 @@ JOINED = {
     r"projections\.\d": "projections",
     r"(rgb_decode\d)\.conv": r"\1",
 }
-# The row of a launch by its operation and its kind; the first that fits.
+# Rows by a pattern for a launch's operation and kind; the first match counts.
 ROWS = {
     r"^diffusion ": "diffusion and first convolution",
     r"\.norm\d ": "GroupNorm and SiLU, {size}",
@@ -97,11 +96,13 @@ def storage(x: Tensor) -> int:
 
 @dataclass
 class Launch:
-    """A kernel that eager PyTorch starts.
+    """A kernel launch of eager PyTorch.
 
     Attributes:
-        operation: the fused operation that it would be part of, named after its module, the same in every pass.
-        kind: the operator's name; "copy", "bias" and "statistics" are parts of operators.
+        operation: name of the fused operation that would contain it, after its module; the same in every pass.
+        kind: name of the operator, or of a part of one, such as "copy", "bias" or "statistics".
+        inputs, outputs: tensors that it reads and writes.
+        flop: arithmetic, multiply-adds counted as two.
     """
 
     operation: str
@@ -118,14 +119,14 @@ class Launch:
 
 
 class Recorder(TorchDispatchMode):
-    """Lists the launches of `net` on the meta device, and gives tensors the layouts that they have on CUDA."""
+    """Records the launches of `net` on the meta device, and gives tensors the layouts that they have on CUDA."""
 
     def __init__(self, net: nn.Module, modules: ModuleTracker) -> None:
         super().__init__()
         self.launches: list[Launch] = []
         self.parameters = {storage(x): name for name, x in chain(net.named_parameters(), net.named_buffers())}
         self._modules = modules
-        self._makers: dict[int, int] = {}  # by storage, the number of the launch that wrote it last
+        self._writers: dict[int, int] = {}  # by storage, the index of the launch that wrote it last
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -135,22 +136,22 @@ class Recorder(TorchDispatchMode):
         packet = func.overloadpacket
         operation = self._operation(packet, inputs)
         if packet is aten.convolution:
-            # cuDNN's layout is channels-last if the input or the weight has it; ATen adds the bias in another pass.
+            # cuDNN works in channels-last if the input or the weight is; ATen adds the bias in another pass.
             formats = [suggest_memory_format(x) for x in inputs[:2]]
             layout = torch.channels_last if torch.channels_last in formats else torch.contiguous_format
-            x, out = self._copied(inputs[0], layout, self._maker(inputs)), out.contiguous(memory_format=layout)
+            x, out = self._copied(inputs[0], layout, self._writer(inputs)), out.contiguous(memory_format=layout)
             flop = flop_registry[packet](*args, out_val=out)
             self._log(Launch(operation, "convolution", [x, inputs[1]], [out], flop))
             if args[2] is not None:
                 self._log(Launch(operation, "bias", [out, args[2]], [out]))
         elif packet is aten.native_group_norm:
-            # For CUDA the input is made contiguous (NCHW); it is read for the statistics, then again to apply them.
+            # CUDA's GroupNorm makes its input contiguous (NCHW), then reads it for the statistics and to apply them.
             x, result = self._copied(inputs[0], torch.contiguous_format, operation), out[0].contiguous()
             self._log(Launch(operation, "statistics", [x], []))
             self._log(Launch(operation, "apply", [x, *inputs[1:]], [result]))
             return (result, *out[1:])
         elif packet is aten.reflection_pad2d:
-            # For CUDA contiguous too, input and output.
+            # On CUDA, input and output are contiguous as well.
             x, out = self._copied(inputs[0], torch.contiguous_format, operation), out.contiguous()
             self._log(Launch(operation, "pad", [x], [out]))
         else:
@@ -159,7 +160,7 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _log(self, launch: Launch) -> None:
-        self._makers |= {storage(x): len(self.launches) for x in launch.outputs}
+        self._writers |= {storage(x): len(self.launches) for x in launch.outputs}
         self.launches.append(launch)
 
     def _copied(self, x: Tensor, layout: torch.memory_format, operation: str) -> Tensor:
@@ -169,18 +170,19 @@ class Recorder(TorchDispatchMode):
         self._log(Launch(operation, "copy", [x], [copy]))
         return copy
 
-    def _maker(self, inputs: Sequence[Tensor]) -> str:
-        """The operation that made the newest of the inputs; the network's own inputs belong to the diffusion."""
-        newest = max(self._makers.get(storage(x), -1) for x in inputs)
+    def _writer(self, inputs: Sequence[Tensor]) -> str:
+        """The operation that wrote the newest input; the network's own inputs belong to the diffusion."""
+        newest = max(self._writers.get(storage(x), -1) for x in inputs)
         return self.launches[newest].operation if newest >= 0 else "diffusion"
 
     def _operation(self, packet: Any, inputs: Sequence[Tensor]) -> str:
-        """Layers begin operations; what follows belongs to the operation whose result it takes."""
+        """Layers start operations; other operators belong to the operation whose result they read."""
         module = max(self._modules.parents, key=len).partition(".")[2]
         if whole := re.match(r".*\.(attention|att)\b", module):
             return whole[0]
         if packet in (aten.convolution, aten.native_group_norm, aten.clone):
-            # A GroupNorm's input is cloned before the operator; a block calls some convolutions without their modules.
+            # A GroupNorm's input is cloned before the operator. Some convolutions are called without their modules, and
+            # only their weights tell which layer they are.
             name = module if packet is aten.clone else self.parameters[storage(inputs[1])].removesuffix(".weight")
             for layers, joined in JOINED.items():
                 name = re.sub(f"{layers}$", joined, name)
@@ -190,26 +192,17 @@ class Recorder(TorchDispatchMode):
         if packet is aten.cat and module:
             return f"{module}.joint"
         if packet is aten._to_copy and module == "fusion":
-            return "fusion.rgb_decode1"  # not its maker's, which writes half precision
-        return self._maker(inputs)
+            return "fusion.rgb_decode1"  # not the writer's operation, whose result is half precision
+        return self._writer(inputs)
 
 
-def products(operation: cases.Operation, arguments: Sequence[Any]) -> float:
+def products(operation: Operation, arguments: Sequence[Any]) -> float:
     """Operations of the convolutions or matrix products in one of our operators, multiply-adds counted as two."""
-    if operation is cases.ATTENTION:
-        n, channels, height, width = arguments[0].shape
-        return 4 * n * (height * width) ** 2 * (channels // 3)
-    if operation not in CONVOLUTIONS:
-        return 0
-    total = 0
-    for x, weight in zip(arguments[::2], arguments[1::2], strict=False):
-        if all(isinstance(value, Tensor) and value.dim() == 4 for value in (x, weight)):
-            total += 2 * len(x) * x.shape[2] * x.shape[3] * weight.numel()
-    return total
+    return operation.work([list(value.shape) for value in arguments if isinstance(value, Tensor)]).flop
 
 
 class KernelRecorder(TorchDispatchMode):
-    """Adds up the launches of a network on our kernels: each reads its tensors once and writes them once."""
+    """Totals the launches of a network on our kernels; each reads its inputs once and writes its results once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,14 +215,14 @@ class KernelRecorder(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         namespace, _, name = func.name().partition("::")
         if namespace == "dmfnet":
-            flop = products(OPERATIONS[name], args)
-            for launch in OPERATIONS[name].plan(*args)[1]:  # of those with products there is one
+            flop = products(BY_NAME[name], args)
+            for launch in BY_NAME[name].plan(*args)[1]:  # of those with products there is one
                 self._add(sum(x.nbytes for x in launch.tensors), flop)
             return out
         inputs, outputs = ([x for x in tree_leaves(part) if isinstance(x, Tensor)] for part in ((args, kwargs), out))
         in_place = func._schema.is_mutable
         if in_place or not {storage(x) for x in outputs} <= {storage(x) for x in inputs}:
-            # A product that is added onto its result counts as any other product.
+            # The flop counter does not know the in-place product, which computes the same.
             packet = aten.addmm if func.overloadpacket is aten.addmm_ else func.overloadpacket
             flop = flop_registry[packet](*args, out_val=out) if packet in flop_registry else 0
             self._add(sum(x.nbytes for x in (*inputs, *outputs)), flop)
@@ -243,12 +236,12 @@ class KernelRecorder(TorchDispatchMode):
 
 
 def record(name: str = "base", size: int = 256) -> Recorder:
-    """The launches of one fusion of a pair of size x size by the optimized network called `name`, in float16."""
+    """Records one fusion of a size x size pair by the optimized network `name` in float16."""
 
     def attention(*tensors: Tensor) -> Tensor:
         return aten._scaled_dot_product_flash_attention(*tensors)[0]
 
-    # The meta device would not choose the fused attention that CUDA does.
+    # The meta device would not choose the fused attention, as CUDA does.
     fused = mock.patch.object(F, "scaled_dot_product_attention", attention)
     with torch.device("meta"), torch.no_grad(), NO_AUTOCAST, fused:
         net = optimize(network_of(preset(name)), "float16", together=True)
@@ -259,9 +252,12 @@ def record(name: str = "base", size: int = 256) -> Recorder:
 
 
 def record_kernels(own: bool, name: str = "base", size: int = 256) -> KernelRecorder:
-    """As `record`, by the network on our kernels.
+    """Like `record`, for the network on our kernels.
 
-    `own`: with our own convolutions, where they were measured to be the faster ones; otherwise cuDNN's alone.
+    Args:
+        own: use our convolutions where they were measured to be faster, instead of cuDNN's everywhere.
+        name: preset of the network.
+        size: height and width of the pair.
     """
     planned_for = assumed(TUNED) if own else nullcontext()
     with torch.device("meta"), torch.no_grad(), NO_AUTOCAST, planned_for:
@@ -279,7 +275,7 @@ def _inputs(name: str, size: int) -> dict[str, Tensor]:
 
 @dataclass
 class Row:
-    """What all operations of a kind need at least, and what eager PyTorch does for them."""
+    """Least cost of all operations in one row of the table, and their cost in eager PyTorch."""
 
     least: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # bytes, by operation
     flop: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -287,7 +283,7 @@ class Row:
     eager: float = 0  # seconds on an H100
 
     def floor(self, machine: Machine) -> float:
-        """Seconds."""
+        """Seconds at the machine's rates."""
         return sum(machine.seconds(moved, self.flop[operation]) for operation, moved in self.least.items())
 
     @property
@@ -296,7 +292,7 @@ class Row:
 
     @property
     def numbers(self) -> list[float]:
-        """As they stand in the table."""
+        """The columns of the table."""
         gflop, least = sum(self.flop.values()) / 1e9, sum(self.least.values()) / 1e6
         floors = [1e6 * self.floor(machine) for machine in (H100, ORIN)]
         return [len(self.least), gflop, least, *floors, self.eager_bytes / 1e6, 1e6 * self.eager, 1e6 * self.saving]
@@ -305,16 +301,17 @@ class Row:
 def count(recorder: Recorder) -> dict[str, Row]:
     """Rows by name, the largest saving first.
 
-    An operation reads once what others made, and its weights, and writes once what others read. What an epilogue reads
-    is in its own row, what it writes in that of its convolution. Eager launches read weights in the first pass only.
+    An operation reads its weights and other operations' results once, and writes once what other operations read. An
+    epilogue's reads are in its own row, its writes in that of its convolution. Eager launches read weights only in the
+    first pass.
     """
     rows: dict[str, Row] = defaultdict(Row)
     first: dict[str, Row] = {}
     readers: dict[int, set[str]] = defaultdict(set)
-    makers: dict[int, set[str]] = defaultdict(set)
+    writers: dict[int, set[str]] = defaultdict(set)
     for launch in recorder.launches:
         first.setdefault(launch.operation, rows[launch.row])
-        for tensors, users in ((launch.inputs, readers), (launch.outputs, makers)):
+        for tensors, users in ((launch.inputs, readers), (launch.outputs, writers)):
             for x in tensors:
                 users[storage(x)].add(launch.operation)
 
@@ -323,13 +320,13 @@ def count(recorder: Recorder) -> dict[str, Row]:
     for launch in recorder.launches:
         row, operation = rows[launch.row], launch.operation
         row.flop[operation] += launch.flop
-        row.least[operation] += 0  # so that it is counted
+        row.least[operation] += 0  # counts the operation even if it moves nothing
         moved = sum(x.nbytes for x in launch.outputs)
         for x in launch.inputs:
             part = operation, storage(x), int(x.storage_offset())
             if part not in read or storage(x) not in recorder.parameters:
                 moved += x.nbytes
-            if part not in read and operation not in makers[storage(x)]:
+            if part not in read and operation not in writers[storage(x)]:
                 row.least[operation] += x.nbytes
             read.add(part)
         for x in launch.outputs:
@@ -342,7 +339,7 @@ def count(recorder: Recorder) -> dict[str, Row]:
 
 
 def markdown(recorder: Recorder) -> str:
-    """The table, and what follows from it."""
+    """The table, a summary, and the table of smaller networks."""
     rows = count(recorder)
     cudnn, ours = (record_kernels(own) for own in (False, True))
     cells = {name: row.numbers for name, row in rows.items()}
@@ -357,25 +354,25 @@ def markdown(recorder: Recorder) -> str:
     norms = [sum(row[n] for name, row in cells.items() if name.startswith("GroupNorm")) for n in range(8)]
     text = (
         f"The floor is {h100 / 1e3:.1f} ms on an H100 and {orin / 1e3:.0f} ms on an Orin. Rows with arithmetic are "
-        f"{computing[0] / h100:.0%} and {computing[1] / orin:.0%} of it; if memory cost nothing, they would take "
+        f"{computing[0] / h100:.0%} and {computing[1] / orin:.0%} of it; if memory were free, they would take "
         f"{1e12 * gflop / H100.flop:.1f} and {1e12 * gflop / ORIN.flop:.0f} ms. Eager PyTorch moves "
-        f"{moved / 1e3:.1f} GB in {len(recorder.launches)} launches where {least / 1e3:.1f} GB would do, "
-        f"{eager / 1e3:.1f} ms at the H100's rates. GroupNorm and SiLU are {norms[-1] / saving:.0%} of the saving; "
-        f"computed while the next convolution loads its input, their floor, {norms[3] / 1e3:.1f} ms on an H100 and "
-        f"{norms[4] / 1e3:.0f} ms on an Orin, would go too.\n\nThe network on our kernels, counted in the same way: "
-        f"with cuDNN's convolutions {_told(cudnn)}; with our own, as compute capability {TUNED / 10} has them, "
-        f"{_told(ours)}. Ours take a block's shortcuts along, which are operations of their own in the floor."
+        f"{moved / 1e3:.1f} GB in {len(recorder.launches)} launches where {least / 1e3:.1f} GB would suffice: "
+        f"{eager / 1e3:.1f} ms at the H100's rates. GroupNorm and SiLU are {norms[-1] / saving:.0%} of the saving; if "
+        f"the next convolution computed them while loading its input, their floor of {norms[3] / 1e3:.1f} ms on an "
+        f"H100 and {norms[4] / 1e3:.0f} ms on an Orin would vanish too.\n\nThe network on our kernels, counted in the "
+        f"same way: with cuDNN's convolutions, {_totals(cudnn)}; with our own where compute capability {TUNED / 10} "
+        f"uses them, {_totals(ours)}. Ours include a block's shortcuts, which are separate operations in the floor."
     )
     return "\n".join([*lines, "", text, "", *_others()])
 
 
-def _told(ours: KernelRecorder) -> str:
+def _totals(ours: KernelRecorder) -> str:
     return f"{ours.bytes / 1e9:.2f} GB in {ours.launches} launches, {1e3 * ours.seconds:.1f} ms"
 
 
 def _others() -> Iterator[str]:
-    """A table of the smaller networks, each as a whole; with cuDNN's convolutions, a student is what PyTorch runs."""
-    yield "Smaller networks, counted in the same way; ours with cuDNN's convolutions, and with our own:"
+    """Table of the smaller networks, one per row. With cuDNN's convolutions, a student runs PyTorch's operators."""
+    yield "Smaller networks, counted in the same way; on our kernels with cuDNN's convolutions, and with our own:"
     yield ""
     heads = "GFLOP | floor, H100 µs | floor, Orin µs | eager launches | eager, H100 µs"
     heads += " | launches, cuDNN | H100 µs, cuDNN | launches, own | H100 µs, own"
@@ -386,13 +383,13 @@ def _others() -> Iterator[str]:
         variants = [record_kernels(own, name) for own in (False, True)]
         columns = zip(*(row.numbers for row in count(recorder).values()), strict=True)
         _, gflop, _, h100, orin, _, eager, _ = (sum(column) for column in columns)
-        ours = [number for way in variants for number in (way.launches, 1e6 * way.seconds)]
+        ours = [number for variant in variants for number in (variant.launches, 1e6 * variant.seconds)]
         numbers = (h100, orin, len(recorder.launches), eager, *ours)
         yield f"| {name} | {gflop:.1f} | {' | '.join(str(round(value)) for value in numbers)} |"
 
 
 def main() -> None:
-    """Print the budget, or with --write put it in kernels/README.md."""
+    """Prints the budget, or with --write, writes it into kernels/README.md."""
     text = markdown(record())
     if sys.argv[1:] != ["--write"]:
         print(text)

@@ -1,4 +1,4 @@
-"""Fixtures of all benchmarks."""
+"""Fixtures for all benchmarks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled models are not taken from the user's cache, nor left there."""
+    """Uses a temporary cache: compiled models neither come from the user's cache nor stay in it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DMFNET_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

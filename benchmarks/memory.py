@@ -1,4 +1,4 @@
-"""The memory of this process, as Linux counts it; elsewhere 0."""
+"""Memory of this process, as Linux reports it; 0 on other systems."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _trim() -> None:
-    """Give freed memory back to the system, where the C library can."""
+    """Returns freed memory to the system, if the C library can."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -26,17 +26,18 @@ def _field(name: str) -> int:
 
 
 def resident() -> int:
-    """Bytes in use."""
+    """Resident memory in bytes."""
     _trim()
     return _field("VmRSS")
 
 
 def peak() -> int:
-    """The most bytes in use since `reset_peak`."""
+    """Peak resident memory in bytes since `reset_peak`."""
     return _field("VmHWM")
 
 
 def reset_peak() -> None:
+    """Starts a new measurement of `peak`."""
     _trim()
     with suppress(OSError):
         _CLEAR.write_text("5")

@@ -1,7 +1,7 @@
-"""What is kept of a benchmark run: `python -m benchmarks.report RUN.json` writes results, table and plot.
+"""Condenses a benchmark run: `python -m benchmarks.report RUN.json` writes results, table and plot.
 
 Reads pytest-benchmark's JSON; writes `benchmarks/results/<version>-<machine>.json` and `.svg`, and the table between
-the two markers in the README. Ratios are of medians of one run.
+the two markers in docs/benchmarks.md. Ratios are of medians of one run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dmfnet_fast import __version__
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 MATMUL_GIGAFLOP = 2 * MATRIX**3 / 1e9
 COMPARED_WITH = ("as published", "as trained")
@@ -32,36 +32,36 @@ LIBRARIES = ("torch", "openvino", "onnxruntime", "numpy")
 
 
 def processor() -> str:
-    """The processor's name, as Linux or the platform tells it."""
+    """Name of the processor, from Linux or the platform module."""
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return (found[1] if found else platform.processor() or platform.machine()).strip()
 
 
 def features() -> list[str]:
-    """What of the processor decides how fast this is."""
+    """Processor features that determine the speed."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16", "asimd") if name in flags]
 
 
 def condense(run: dict[str, Any]) -> dict[str, Any]:
-    """What is worth keeping of pytest-benchmark's JSON; nothing that tells whose machine it was."""
-    rows, others = [], []
+    """Condenses pytest-benchmark's JSON, without anything that identifies the machine's owner."""
+    rows, other_rows = [], []
     for benchmark in run["benchmarks"]:
         stats = {name: round(benchmark["stats"][name] * 1000, 3) for name in ("min", "median", "iqr")}
         stats = {f"{name}_ms": value for name, value in stats.items()} | {"rounds": benchmark["stats"]["rounds"]}
         if "way" in benchmark["extra_info"]:
             rows.append(benchmark["extra_info"] | stats)
         else:
-            others.append({"group": benchmark["group"], "name": benchmark["name"]} | stats)
-    first = {
+            other_rows.append({"group": benchmark["group"], "name": benchmark["name"]} | stats)
+    reference_ms = {
         (row["network"], row["size"]): row["median_ms"]
         for row in rows
         if row["way"] in COMPARED_WITH and row["engine"] == "torch eager"
     }
     for row in rows:
-        row["ratio"] = round(row["median_ms"] / first[row["network"], row["size"]], 4)
+        row["ratio"] = round(row["median_ms"] / reference_ms[row["network"], row["size"]], 4)
     return {
         "version": __version__,
         "date": run["datetime"][:10],
@@ -74,30 +74,30 @@ def condense(run: dict[str, Any]) -> dict[str, Any]:
             **{name: version(name) for name in LIBRARIES},
         },
         "fusions": rows,
-        "others": others,
+        "others": other_rows,
     }
 
 
 def _ms(value: float) -> str:
-    """Milliseconds: whole ones, or where they are few, two digits."""
+    """Formats milliseconds: whole from 10 on, two significant digits below."""
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: where it was measured, and a table of each network and size."""
+    """Markdown: the machine, and a table per network and size."""
     machine = results["machine"]
     lines = [
         f"Version {results['version']}, {results['date']}: {machine['cores']} cores of an {machine['processor']} "
         f"({', '.join(machine['features'])}), {machine['system']}, Python {machine['python']}, "
         + ", ".join(f"{name} {machine[name]}" for name in LIBRARIES)
-        + ". Times are the median and the interquartile range of a whole fusion, the ratio is to the published way in "
-        "the same run (of nano, to the network as trained), memory is the peak above that of the process before the "
+        + ". Times are the median and the interquartile range of a whole fusion, the ratio is to the published network "
+        "in the same run (of nano, to the network as trained), memory is the peak above that of the process before the "
         "engine was built, errors are of the luminance in [-1, 1] and PSNR of the 8-bit image, against that in "
         "float32. base has random weights, the others those that ship."
     ]
     for network, size in dict.fromkeys((row["network"], row["size"]) for row in results["fusions"]):
         lines += ["", f"**{network}, {size}x{size}**", ""]
-        lines += ["| way | engine | ms (IQR) | rounds | ratio | peak MB | max error | PSNR |", "| --- " * 8 + "|"]
+        lines += ["| variant | engine | ms (IQR) | rounds | ratio | peak MB | max error | PSNR |", "| --- " * 8 + "|"]
         for row in results["fusions"]:
             if (row["network"], row["size"]) == (network, size):
                 psnr = "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
@@ -112,15 +112,15 @@ def table(results: dict[str, Any]) -> str:
                     psnr,
                 )
                 lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "**The machine, and what surrounds the network**", "", "| | | ms (IQR) |", "| --- | --- | --- |"]
+    lines += ["", "**The machine, and the overhead around the network**", "", "| | | ms (IQR) |", "| --- | --- | --- |"]
     for row in results["others"]:
-        what = re.sub(r"^test_|\[.*", "", row["name"]) + re.sub(r"^[^[]*\[?(.*?)\]?$", r" \1", row["name"])
-        lines.append(f"| {row['group']} | {what.strip()} | {row['median_ms']:.3g} ({row['iqr_ms']:.2g}) |")
+        label = re.sub(r"^test_|\[.*", "", row["name"]) + re.sub(r"^[^[]*\[?(.*?)\]?$", r" \1", row["name"])
+        lines.append(f"| {row['group']} | {label.strip()} | {row['median_ms']:.3g} ({row['iqr_ms']:.2g}) |")
     return "\n".join(lines)
 
 
 def floors(results: dict[str, Any]) -> str:
-    """How far the fastest row of each precision is above its arithmetic at the rate of a matrix product."""
+    """Compares the fastest row of each precision with its arithmetic at the rate of a matrix product."""
     least = {row["name"]: row["min_ms"] for row in results["others"] if row["group"] == "rate"}
     sentences = []
     for precision in ("float32", "bfloat16"):
@@ -131,17 +131,18 @@ def floors(results: dict[str, Any]) -> str:
             if not rows:
                 continue
             fastest, floor = min(row["median_ms"] for row in rows), gigaflop(*case) / rate * 1000
-            parts.append(f"{case[0]} {case[1]}x{case[1]} {floor:.0f} ms, reached {fastest / floor:.2f} times")
+            parts.append(f"{case[0]} {case[1]}x{case[1]} {floor:.0f} ms, measured {fastest / floor:.2f} of it")
         if parts:
             sentences.append(f"In {precision}, at {rate:.0f} GFLOP/s: {'; '.join(parts)}.")
     return (
-        "Floor: the arithmetic of the optimized network at the rate that a matrix product of 2048x2048 reaches here. "
-        + " ".join(sentences)
+        "Reference: the arithmetic of the optimized network at the rate that a matrix product of 2048x2048 reaches "
+        "here; "
+        "below 1 is faster than that product. " + " ".join(sentences)
     )
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Bars of how many times as fast as the published way each row is, one panel for each network and size."""
+    """Plots each row's speedup over the published network as bars, one panel per network and size."""
     cases = list(dict.fromkeys((row["network"], row["size"]) for row in results["fusions"]))
     rows = {case: [row for row in results["fusions"] if (row["network"], row["size"]) == case] for case in cases}
     colors = {"torch eager": "#7f8fa6", "torch.compile": "#c9a227", "OpenVINO": "#2a7f62"}
@@ -164,18 +165,18 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Keep the run whose JSON is named on the command line."""
-    before, _, rest = README.read_text().partition(BEGIN)
+    before, _, rest = PAGE.read_text().partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        sys.exit(f"{README}: has no line {BEGIN} with {END} after it")
+        sys.exit(f"{PAGE}: has no line {BEGIN} with {END} after it")
     results = condense(json.loads(Path(sys.argv[1]).read_text()))
     machine = re.sub(r"[^a-z0-9]+", "-", f"{results['machine']['processor']} {os.cpu_count()} cores".lower())
     stem = f"{__version__}-{machine}"
     (RESULTS / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
     plot(results, RESULTS / f"{stem}.svg")
-    image = f"![Times as fast as the published way](benchmarks/results/{stem}.svg)"
-    README.write_text(f"{before}{BEGIN}\n\n{image}\n\n{table(results)}\n\n{floors(results)}\n\n{END}{after}")
-    print(f"benchmarks/results/{stem}.json, .svg and README.md")
+    image = f"![Times as fast as the published network](../benchmarks/results/{stem}.svg)"
+    PAGE.write_text(f"{before}{BEGIN}\n\n{image}\n\n{table(results)}\n\n{floors(results)}\n\n{END}{after}")
+    print(f"benchmarks/results/{stem}.json, .svg and docs/benchmarks.md")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Whole fusions, each way beside the published one; of a student, beside it as trained.
+"""Whole fusions: variants compared with the published network, or with a student as trained.
 
 Run: `pytest --benchmark-only`; `make bench` keeps the results.
 
-A row is timed only if its image is that one's, within the limits that exported networks are held to.
+A variant whose output exceeds the deviation allowed for exported networks is not timed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ROUNDS = {
     ("base", 256): 2,
 }
 ROWS = [
-    pytest.param(name, size, way, id=f"{name}-{size}-{way.engine}-{way.precision}-{way.name}")
+    pytest.param(name, size, variant, id=f"{name}-{size}-{variant.engine}-{variant.precision}-{variant.name}")
     for name, size, variants in (
         ("nano", 256, OF_STUDENT),
         ("nano", 512, OF_STUDENT),
@@ -53,13 +53,13 @@ ROWS = [
         ("turbo-small", 256, OURS),
         ("base", 256, [*OURS, *CONVERTED]),
     )
-    for way in variants
+    for variant in variants
 ]
 
 
 @dataclass
 class Case:
-    """One network at one size: what all its rows are given, and what they are compared with."""
+    """One network at one size: inputs of its rows, and the reference that they are compared with."""
 
     model: Network
     inputs: dict[str, NDArray[np.float32]]
@@ -68,7 +68,7 @@ class Case:
 
 @dataclass
 class Cases:
-    """The case in use; only one is kept, as base takes memory."""
+    """Keeps only the current case, because base needs a lot of memory."""
 
     current: dict[tuple[str, int], Case] = field(default_factory=dict)
 
@@ -86,36 +86,37 @@ def cases() -> Iterator[Cases]:
     torch.compiler.reset()
 
 
-# OpenVINO's converter uses what torch has deprecated, and warns of what is meant: one size.
+# OpenVINO's converter uses deprecated torch functions, and warns that the converted model has one fixed size, which is
+# intended.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize(("name", "size", "way"), ROWS)
-def test_fusion(benchmark: Any, cases: Cases, name: str, size: int, way: Variant) -> None:
-    if way.missing:
-        pytest.skip(way.missing)
-    # Before memory is counted: what all rows of a library share.
-    import_module(way.needs)
-    if way in OPENVINO:
+@pytest.mark.parametrize(("name", "size", "variant"), ROWS)
+def test_fusion(benchmark: Any, cases: Cases, name: str, size: int, variant: Variant) -> None:
+    if variant.missing:
+        pytest.skip(variant.missing)
+    # Imported before memory is counted, because all rows of a library share it.
+    import_module(variant.needs)
+    if variant in OPENVINO:
         try:
-            exported(name, file_of(way.precision))
+            exported(name, file_of(variant.precision))
         except RefusedError as refused:
             pytest.skip(str(refused))
     case = cases.get(name, size)
     if case.reference is None:
         case.reference = PUBLISHED.build(case.model, size)(case.inputs)
     before = resident()
-    run: Callable[..., NDArray[np.float32]] = way.build(case.model, size)
-    if way.engine != "torch eager":
-        run(case.inputs)  # builds what is built at the first call
+    run: Callable[..., NDArray[np.float32]] = variant.build(case.model, size)
+    if variant.engine != "torch eager":
+        run(case.inputs)  # compiles at the first call
     reset_peak()
     sources = case.inputs["a"], case.inputs["b"]
-    parity = compare(way.engine, way.precision, [run(case.inputs)], [case.reference], [sources])
+    parity = compare(variant.engine, variant.precision, [run(case.inputs)], [case.reference], [sources])
     megabytes = (peak() - before) / 2**20
     assert parity.within, str(parity)
     benchmark.group = f"{name} {size}x{size}"
     benchmark.extra_info.update(
         network=name,
         size=size,
-        way=way.name,
+        way=variant.name,
         threads=torch.get_num_threads(),
         peak_mb=round(megabytes),
         **parity.to_dict(),

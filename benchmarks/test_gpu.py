@@ -1,7 +1,8 @@
 """Whole fusions on a GPU, one pair at a time: `pytest --benchmark-only benchmarks/test_gpu.py`.
 
-The variants and cases of `python -m benchmarks.gpu`, which also measures batches, memory and single operations, and
-knows the floor. Variants whose output differs from the reference by more than their precision allows are not timed.
+The variants and cases are those of `python -m benchmarks.gpu`, which also measures batches, memory and single
+operations, and compares with the floor. Variants whose output differs from the reference by more than their precision
+allows are not timed.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from benchmarks.gpu.networks import CASES, Case, Networks, Quality
 
 ROUNDS = 20
 ROWS = [
-    pytest.param(case, way, id=f"{case}-{way.name}-{way.precision}")
+    pytest.param(case, variant, id=f"{case}-{variant.name}-{variant.precision}")
     for case in CASES
     if case.batch == 1
-    for way in (*IMMEDIATE, COMPILED)
+    for variant in (*IMMEDIATE, COMPILED)
 ]
 
 
@@ -30,17 +31,17 @@ def networks() -> Networks:
     if isinstance(machine, str):
         pytest.skip(machine)
     if machine.interpreted:
-        pytest.skip("Triton interprets: no time would be a GPU's")
+        pytest.skip("TRITON_INTERPRET=1: times would not be a GPU's")
     return Networks(machine)
 
 
-@pytest.mark.parametrize(("case", "way"), ROWS)
-def test_gpu_fusion(benchmark: Any, networks: Networks, case: Case, way: Variant) -> None:
+@pytest.mark.parametrize(("case", "variant"), ROWS)
+def test_gpu_fusion(benchmark: Any, networks: Networks, case: Case, variant: Variant) -> None:
     reference = networks.reference(case)
     networks.machine.free()
-    with way.arranged():
-        running = start(way, case, networks)
-        quality = Quality.of(way.precision, [running.image()], [reference])
+    with variant.settings():
+        running = start(variant, case, networks)
+        quality = Quality.of(variant.precision, [running.image()], [reference])
         assert quality.within, str(quality)
 
         def fuse() -> None:
@@ -48,5 +49,5 @@ def test_gpu_fusion(benchmark: Any, networks: Networks, case: Case, way: Variant
             torch.cuda.synchronize(networks.machine.device)
 
         benchmark.group = f"GPU, {case}"
-        benchmark.extra_info.update(fusion=way.name, precision=way.precision, **quality.to_dict())
+        benchmark.extra_info.update(fusion=variant.name, precision=variant.precision, **quality.to_dict())
         benchmark.pedantic(fuse, rounds=ROUNDS, iterations=1, warmup_rounds=1)

@@ -1,6 +1,6 @@
-"""What a call costs beside the network, and what the machine can do at best. Run: `pytest --benchmark-only`.
+"""Overhead of a call besides the network, and the machine's best rate. Run: `pytest --benchmark-only`.
 
-Compare within one run only. The floor of a fusion is its arithmetic over the rate that `test_matmul` measures:
+Compare only within one run. The floor of a fusion is its arithmetic divided by the rate that `test_matmul` measures:
 1616 GFLOP for base at 256x256 (optimized), 1/43 of that for turbo and 1/424 for nano.
 """
 
@@ -35,7 +35,7 @@ def phantom() -> Phantom:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.benchmark(group="rate", min_rounds=5, warmup=True, warmup_iterations=1)
 def test_matmul(benchmark: Callable[..., Any], dtype: torch.dtype) -> None:
-    """2 * 2048^3 = 17.2 GFLOP: the rate that the convolutions are measured against."""
+    """The rate that fusions are compared with; one product is 2 * 2048^3 = 17.2 GFLOP."""
     x = torch.rand(MATRIX, MATRIX).to(dtype)
     benchmark(torch.mm, x, x)
 
@@ -61,7 +61,7 @@ class Nothing(Engine):
 @pytest.mark.parametrize("network", ["nano", "turbo"])
 @pytest.mark.benchmark(group=f"call, {SIZE}x{SIZE}, float32", min_rounds=8, warmup=True, warmup_iterations=1)
 def test_call(benchmark: Callable[..., Any], phantom: Phantom, network: str, what: str) -> None:
-    """The whole call with arrays in and a color image out, what of it is not the network, and the network."""
+    """The whole call, from arrays to a color image; the call without the network; and the network alone."""
     with Fuser(network, precision="float32") as fuser:
         if what == "run":
             a, b = np.random.default_rng(0).uniform(-1, 1, (2, 1, 1, SIZE, SIZE)).astype(np.float32)
@@ -75,7 +75,7 @@ def test_call(benchmark: Callable[..., Any], phantom: Phantom, network: str, wha
 @pytest.mark.parametrize("what", ["folder", "one by one"])
 @pytest.mark.benchmark(group=f"12 files, {DEFAULT} {SIZE}x{SIZE}", min_rounds=2)
 def test_files(benchmark: Any, tmp_path: Any, what: str) -> None:
-    """`dmfnet-fuse` on folders, where files are read and written while the engine computes, and a plain loop."""
+    """`dmfnet-fuse` on folders, which reads and writes files while the engine computes, and a plain loop."""
     list(write_phantoms(tmp_path, train=0, test=12, size=SIZE))
     a, b = (tmp_path / "test" / "PET-MRI" / name for name in ("MRI", "PET"))
     output = tmp_path / "fused"
@@ -96,5 +96,5 @@ def test_files(benchmark: Any, tmp_path: Any, what: str) -> None:
 @pytest.mark.parametrize("what", ["numpy, PIL.Image", "dmfnet_fast"])
 @pytest.mark.benchmark(group="import", min_rounds=10)
 def test_import(benchmark: Callable[..., Any], what: str) -> None:
-    """A fresh interpreter that imports; `dmfnet_fast` should cost less than twice `numpy, PIL.Image`."""
+    """Import in a new interpreter; `dmfnet_fast` should take less than twice as long as `numpy, PIL.Image`."""
     benchmark(subprocess.run, [sys.executable, "-c", f"import {what}"], check=True)

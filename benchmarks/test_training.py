@@ -1,7 +1,7 @@
-"""What a training step costs on this machine. Run: `pytest --benchmark-only`; compare within one run only.
+"""Time of a training step on this machine. Run: `pytest --benchmark-only`; compare only within one run.
 
-A step of stage II on tiny, 8 pairs of 64x64 crops, is 50 GFLOP of frozen denoiser and, forward and backward, 11 of
-fusion network; a step of stage I, 16 crops, 37.
+A stage II step on tiny, with 8 pairs of 64x64 crops, takes 50 GFLOP for the frozen denoiser and 11 GFLOP for the fusion
+network, forward and backward; a stage I step, with 16 crops, takes 37 GFLOP.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
 from train import loop
 from train.denoising import Denoising
 from train.fusing import Fusing
-from train.recipe import Precision, Recipe, Run
+from train.recipe import Recipe, Run, TrainingPrecision
 from train.task import Draw, Task
 
 BATCH, CROP = 8, 64
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_run(data: Path, precision: Precision, init: Path | None) -> Run:
+def make_run(data: Path, precision: TrainingPrecision, init: Path | None) -> Run:
     if precision == "bf16" and not has_native_bfloat16("cpu"):
         pytest.skip("this CPU has no native bfloat16")
     recipe = Recipe(steps=1000, batch=BATCH, crop=CROP, learning_rate=1e-4)
@@ -44,7 +44,7 @@ def make_run(data: Path, precision: Precision, init: Path | None) -> Run:
 
 
 def make_step(task: Task) -> Callable[[], float]:
-    """A whole step: data, loss, gradient, clipping, update."""
+    """Returns a whole training step: data, loss, gradient, clipping and update."""
     parameters = [p for p in task.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, 1e-4, fused=True)
 
@@ -62,20 +62,20 @@ def make_step(task: Task) -> Callable[[], float]:
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.benchmark(group="stage I step, tiny, 8 pairs of 64x64", min_rounds=10, warmup=True, warmup_iterations=1)
-def test_stage1(benchmark: Callable[..., Any], data: Path, precision: Precision) -> None:
+def test_stage1(benchmark: Callable[..., Any], data: Path, precision: TrainingPrecision) -> None:
     run = make_run(data, precision, None)
     with loop.joined(run) as accelerator:
         assert np.isfinite(benchmark(make_step(Denoising(run, "tiny", accelerator))))
 
 
-@pytest.mark.parametrize("way", ["as published", "float32", "bf16", "bf16, up-path unfrozen"])
+@pytest.mark.parametrize("variant", ["as published", "float32", "bf16", "bf16, up-path unfrozen"])
 @pytest.mark.benchmark(group="stage II step, tiny, 8 pairs of 64x64", min_rounds=10, warmup=True, warmup_iterations=1)
-def test_stage2(benchmark: Callable[..., Any], data: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As published is float32 with the denoiser's unused tail; the batch is ours (the published one is 1)."""
+def test_stage2(benchmark: Callable[..., Any], data: Path, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """'As published' is float32 with the denoiser's unused tail, but with our batch (the published one is 1)."""
     untrained = data / "tiny.safetensors"
     save_model(DMFNet(DMFNET_PRESETS["tiny"]), untrained)
-    run = make_run(data, "bf16" if way.startswith("bf16") else "float32", untrained)
-    if way == "as published":
+    run = make_run(data, "bf16" if variant.startswith("bf16") else "float32", untrained)
+    if variant == "as published":
 
         def with_tail(self: Denoiser, x: Tensor, level: Tensor) -> list[Tensor]:
             outputs = list(self.up_path(x, level))
@@ -84,12 +84,12 @@ def test_stage2(benchmark: Callable[..., Any], data: Path, way: str, monkeypatch
 
         monkeypatch.setattr(Denoiser, "features", with_tail)
     with loop.joined(run) as accelerator:
-        assert np.isfinite(benchmark(make_step(Fusing(run, None, None, way.endswith("unfrozen"), accelerator))))
+        assert np.isfinite(benchmark(make_step(Fusing(run, None, None, variant.endswith("unfrozen"), accelerator))))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.benchmark(group="stage II step, nano, 8 pairs of 64x64", min_rounds=10, warmup=True, warmup_iterations=1)
-def test_student(benchmark: Callable[..., Any], data: Path, precision: Precision) -> None:
+def test_student(benchmark: Callable[..., Any], data: Path, precision: TrainingPrecision) -> None:
     run = make_run(data, precision, None)
     with loop.joined(run) as accelerator:
         assert np.isfinite(benchmark(make_step(Fusing(run, None, "nano", False, accelerator))))

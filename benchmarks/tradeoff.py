@@ -1,7 +1,7 @@
-"""What quality costs: `python -m benchmarks.tradeoff REPORT.json -o FILE.svg` draws the objective against time.
+"""Quality against cost: `python -m benchmarks.tradeoff REPORT.json -o FILE.svg` plots the objective over time.
 
-REPORT.json is dmfnet-eval's; every method that was timed there is a point, every other a line across. The drawing holds
-no image of the data.
+REPORT.json is a report of dmfnet-eval. Methods that were timed there are points, all others horizontal lines. The plot
+contains no image of the data.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from dmfnet_fast.commands.shared import command
 from dmfnet_fast.errors import DMFNetError
 
 MEASURE = "objective"
-LABEL_HEIGHT = 0.035  # of the height of a panel
+LABEL_HEIGHT = 0.035  # as a fraction of the panel's height
 COLORS = ("#2a7f62", "#c9a227", "#3b6ea8", "#a83b5e", "#7f5fa6", "#5f8fa6", "#8f6f4f", "#4f4f4f")
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A report of dmfnet-eval.
+    """Reads a report of dmfnet-eval.
 
     Raises:
-        DMFNetError: it cannot be read, or is something else.
+        DMFNetError: the file cannot be read, or is not such a report.
     """
     try:
         report: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -41,14 +41,14 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def _panel(panel: Axes, table: dict[str, Any]) -> None:
-    """One modality."""
-    lines: list[tuple[float, str, str]] = []
+    """Plots one modality."""
+    labels: list[tuple[float, str, str]] = []
     for row, color in zip(table["rows"], COLORS * len(table["rows"]), strict=False):
         estimate = row["estimates"][MEASURE]
         mean, low, high = estimate["mean"], estimate["low"], estimate["high"]
         if row["milliseconds"] is None:
             panel.axhline(mean, color=color, linewidth=0.8, linestyle="--")
-            lines.append((mean, row["label"], color))
+            labels.append((mean, row["label"], color))
             continue
         panel.errorbar(row["milliseconds"], mean, [[mean - low], [high - mean]], fmt="o", color=color, elinewidth=0.8)
         panel.annotate(
@@ -60,10 +60,10 @@ def _panel(panel: Axes, table: dict[str, Any]) -> None:
             color=color,
         )
     low, high = panel.get_ylim()
-    place = low
-    for mean, label, color in sorted(lines):
-        place = max(mean, place + LABEL_HEIGHT * (high - low))  # beside its line, or above the label below
-        panel.annotate(label, (1, place), xycoords=("axes fraction", "data"), fontsize=7, color=color, va="center")
+    y = low
+    for mean, label, color in sorted(labels):
+        y = max(mean, y + LABEL_HEIGHT * (high - low))  # at its line, or above the previous label
+        panel.annotate(label, (1, y), xycoords=("axes fraction", "data"), fontsize=7, color=color, va="center")
     panel.set_title(f"{table['modality']}, {table['pairs']} pairs", loc="left", fontsize=9)
     panel.set_xscale("log")
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
@@ -75,7 +75,7 @@ def _panel(panel: Axes, table: dict[str, Any]) -> None:
 
 
 def draw(report: dict[str, Any]) -> Figure:
-    """Panels of the modalities side by side: the mean objective with its interval over the median time of a pair."""
+    """Plots the mean objective with its interval over the median time per pair, one panel per modality."""
     mpl.rcParams["svg.hashsalt"] = "dmfnet-fast"
     tables = report["summary"]
     figure = Figure(figsize=(4.2 * len(tables), 3.6), layout="constrained")
@@ -88,9 +88,9 @@ def draw(report: dict[str, Any]) -> Figure:
 
 @command()
 @click.argument("report", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Drawing to write (.svg).")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Plot to write (.svg).")
 def main(report: Path, output: Path) -> None:
-    """Draw the objective against time, from REPORT, the report.json of dmfnet-eval."""
+    """Plot the objective over time from REPORT, a report.json of dmfnet-eval."""
     figure = draw(read_report(report))
     with replacing(output) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""The variants to fuse that are compared: the published one, what others could do with it, and ours step by step."""
+"""The variants that are compared: the published network, alternatives to our work, and our rewrites step by step."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmfnet_fast.artifacts.interface import interface_of
+from dmfnet_fast.artifacts.network_inputs import network_inputs
 from dmfnet_fast.diffusion.schedule import fusion_levels
-from dmfnet_fast.engines import Precision, shipped
+from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.devices import has_native_bfloat16
-from dmfnet_fast.engines.network_inputs import network_inputs
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16, shared_core
 from dmfnet_fast.images.color import Canvas
 from dmfnet_fast.model import PRESETS, DMFNet, Network, inference, load_model, network_of, preset, rewrites, save_model
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
 from dmfnet_fast.phantom import make_phantom
+from dmfnet_fast.precision import Precision
 
 Run: TypeAlias = Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float32]]
 
 
 class Published(nn.Module):
-    """As the published script computes: every pass by itself, each to its end, all their features kept.
+    """Computes like the published script: runs the passes one by one, each to completion, and keeps all features.
 
-    Of a network without noise, too, there is a pass for each image.
+    A network without noise takes one pass per image.
     """
 
     def __init__(self, model: DMFNet) -> None:
@@ -48,13 +49,13 @@ class Published(nn.Module):
         self.one_pass: Callable[[Tensor, Tensor], list[Tensor]] = self._one_pass
 
     def _one_pass(self, x: Tensor, level: Tensor) -> list[Tensor]:
-        """All features of one noisy image, with the reconstruction that nobody reads."""
+        """All features of one noisy image, including the reconstruction, which is computed but never used."""
         outputs = list(self.denoiser.up_path(x, level))
         self.denoiser.final_conv(outputs[-1])
         return outputs
 
     def forward(self, a: Tensor, b: Tensor, noise: Tensor | None = None, interval: Tensor | None = None) -> Tensor:
-        kept = [
+        features = [
             [
                 self.one_pass(
                     image if noise is None else level * image + sigma * noise[step, n],
@@ -65,12 +66,12 @@ class Published(nn.Module):
             for n, image in enumerate((a, b))
         ]
         taps = [UP_BLOCKS - 1 - tap for tap in reversed(TAPS)]
-        joined = [[torch.cat([outputs[tap] for outputs in steps], dim=1) for tap in taps] for steps in kept]
+        joined = [[torch.cat([outputs[tap] for outputs in steps], dim=1) for tap in taps] for steps in features]
         return rewrites.finished(self.fusion, joined, a, b, interval)
 
 
 def as_trained(model: Network) -> nn.Module:
-    """What the others are compared with: DM-FNet as published; a student, which nobody has published, as it is."""
+    """The network that variants are compared with: DM-FNet as published, or an unpublished student as it is."""
     return (Published(model) if isinstance(model, DMFNet) else copy.deepcopy(model)).eval()
 
 
@@ -79,9 +80,9 @@ class Variant:
     """One row of the table.
 
     Attributes:
-        name: what is done.
-        engine, precision: what runs it.
-        build: makes the runnable from a network and the size of the image.
+        name: description for the table.
+        engine, precision: what runs the network.
+        build: makes the callable from a network and the size of the image.
         needs: a library without which the row is skipped.
     """
 
@@ -93,20 +94,20 @@ class Variant:
 
     @property
     def missing(self) -> str | None:
-        """Why this machine cannot run it."""
+        """Why this machine cannot run the variant, or None if it can."""
         if not find_spec(self.needs):
             return f"{self.needs} is not installed"
         if self.precision == "int8" and not find_spec("nncf"):
             return "nncf, which makes int8 networks, is not installed"
         if self.precision == "bfloat16":
             native = has_bfloat16() if self.needs == "openvino" else has_native_bfloat16("cpu")
-            # Emulated, it takes up to twenty times as long as float32.
+            # Emulated bfloat16 takes up to twenty times as long as float32.
             return None if native else f"{self.engine} has no native bfloat16 on this CPU"
         return None
 
 
 def network(name: str) -> Network:
-    """The shipped weights, or for other widths random ones whose features keep their size."""
+    """Loads the shipped weights; other networks get random weights scaled so that features keep their magnitude."""
     if name in shipped():
         return load_model(shipped()[name])
     generator = torch.Generator().manual_seed(0)
@@ -122,7 +123,7 @@ def network(name: str) -> Network:
 
 
 def gigaflop(name: str, size: int) -> float:
-    """Multiply-adds of the optimized network, counted as two, in 10^9."""
+    """GFLOP of the optimized network for a size x size pair, multiply-adds counted as two."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         shapes = interface_of(preset(name).to_dict()).shapes(1, size, size)
         inputs = {label: torch.empty(shape) for label, shape in shapes.items()}
@@ -131,7 +132,7 @@ def gigaflop(name: str, size: int) -> float:
 
 
 def inputs_of(network: Network, size: int) -> dict[str, NDArray[np.float32]]:
-    """A made-up head, MRI and PET."""
+    """Inputs of `network` for a phantom, MRI and PET."""
     head = make_phantom(0, size)
     return network_inputs(interface_of(network.config.to_dict()), [Canvas(head.mri, head.pet)])[0]
 
@@ -164,7 +165,7 @@ def _compiled(dtype: torch.dtype) -> Callable[[DMFNet, int], Run]:
     return build
 
 
-RUNG_NAMES: dict[Callable[[rewrites.PassByPass], None], str] = {
+REWRITE_NAMES: dict[Callable[[rewrites.PassByPass], None], str] = {
     rewrites.fold_noise_levels: "+ noise levels folded into biases",
     rewrites.upsample_transposed: "+ upsampling as transposed convolution",
     rewrites.avoid_concatenations: "+ no concatenations",
@@ -174,8 +175,8 @@ RUNG_NAMES: dict[Callable[[rewrites.PassByPass], None], str] = {
 }
 
 
-def _rung(count: int) -> Callable[[DMFNet, int], Run]:
-    """The unused tail dropped, features merged as they come, and the first `count` rewrites."""
+def _rewritten(count: int) -> Callable[[DMFNet, int], Run]:
+    """Drops the unused tail, merges features pass by pass, and applies the first `count` rewrites."""
 
     def build(model: DMFNet, _: int) -> Run:
         smaller = copy.deepcopy(model)
@@ -192,20 +193,21 @@ def _optimized(model: Network, _: int) -> Run:
     return _on_arrays(inference.optimize(model, "bfloat16"))
 
 
-REFUSED = "differs from the weights"  # as the command says it
+REFUSED = "differs from the weights"  # part of the message of dmfnet-export
 
 
 class RefusedError(Exception):
-    """An export was refused, as it would not be what the weights are."""
+    """An export was refused because its output differs from that of the weights."""
 
 
 @cache
 def exported(name: str, precision: str = "float32") -> Path:
-    """The ONNX file of `network(name)`, "float32" or "int8"; exported in a process of its own, whose memory is not
-    this one's.
+    """Returns the ONNX file of `network(name)` in "float32" or "int8".
+
+    The export runs in a process of its own, so that its memory does not count here.
 
     Raises:
-        RefusedError: with what the command said.
+        RefusedError: the export was refused; the message is that of the command.
     """
     if precision == "float32" and name in shipped() and shipped()[name].with_suffix(".onnx").exists():
         return shipped()[name].with_suffix(".onnx")
@@ -214,17 +216,17 @@ def exported(name: str, precision: str = "float32") -> Path:
     save_model(network(name), folder / "network.safetensors")
     command = [sys.executable, "-c", "from dmfnet_fast.commands.export import main; main()", "network.safetensors"]
     option = {"float32": "--fp32", "int8": "--int8"}[precision]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "--target", "onnx", option], cwd=folder, check=False, capture_output=True, text=True
     )
-    if REFUSED in done.stderr:
-        raise RefusedError(done.stderr.strip().splitlines()[-1])
-    done.check_returncode()
+    if REFUSED in process.stderr:
+        raise RefusedError(process.stderr.strip().splitlines()[-1])
+    process.check_returncode()
     return folder / "network.onnx"
 
 
 def file_of(precision: str) -> str:
-    """The precision of the file that OpenVINO runs in `precision`."""
+    """Precision that the ONNX file must have for OpenVINO to run in `precision`."""
     return "int8" if precision == "int8" else "float32"
 
 
@@ -237,7 +239,7 @@ def _openvino(precision: Precision) -> Callable[[Network, int], Run]:
 
 
 def _openvino_on_published(hint: str) -> Callable[[DMFNet, int], Run]:
-    """OpenVINO's own conversion of the published fusion, for one size."""
+    """OpenVINO's conversion of the published network, for one size."""
 
     def build(model: DMFNet, size: int) -> Run:
         import openvino
@@ -263,8 +265,8 @@ def _openvino_on_published(hint: str) -> Callable[[DMFNet, int], Run]:
 
 
 PUBLISHED = Variant("as published", "torch eager", "float32", _as_trained)
-TRAINED = Variant("as trained", "torch eager", "float32", _as_trained)  # of a student
-OPTIMISED = Variant("optimized", "torch eager", "bfloat16", _optimized)
+TRAINED = Variant("as trained", "torch eager", "float32", _as_trained)  # for students
+OPTIMIZED = Variant("optimized", "torch eager", "bfloat16", _optimized)
 OPENVINO = [
     Variant("optimized", "OpenVINO", "float32", _openvino("float32"), "openvino"),
     Variant("optimized", "OpenVINO", "bfloat16", _openvino("bfloat16"), "openvino"),
@@ -274,10 +276,13 @@ COMPILED = [
     Variant("as published", "torch.compile", precision, _compiled(dtype))
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
 ]
-RUNGS = [
-    Variant(name, "torch eager", "float32", _rung(count))
+REWRITTEN = [
+    Variant(name, "torch eager", "float32", _rewritten(count))
     for count, name in enumerate(
-        ["unused tail dropped, features merged as they come", *(RUNG_NAMES[rewrite] for rewrite in inference.REWRITES)]
+        [
+            "unused tail dropped, features merged as they come",
+            *(REWRITE_NAMES[rewrite] for rewrite in inference.REWRITES),
+        ]
     )
 ]
 CONVERTED = [
@@ -285,6 +290,6 @@ CONVERTED = [
     for precision, hint in (("float32", "f32"), ("bfloat16", "bf16"))
 ]
 
-ALL = [PUBLISHED, *COMPILED, *RUNGS, OPTIMISED, *CONVERTED, *OPENVINO]
-OURS = [PUBLISHED, OPTIMISED, *OPENVINO]
-OF_STUDENT = [TRAINED, OPTIMISED, *OPENVINO]
+ALL = [PUBLISHED, *COMPILED, *REWRITTEN, OPTIMIZED, *CONVERTED, *OPENVINO]
+OURS = [PUBLISHED, OPTIMIZED, *OPENVINO]
+OF_STUDENT = [TRAINED, OPTIMIZED, *OPENVINO]

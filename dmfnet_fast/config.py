@@ -1,4 +1,4 @@
-"""The sizes in which the network is built."""
+"""Network configurations and the presets built from them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from dmfnet_fast.diffusion.schedule import FUSION_TIMESTEPS, TIMESTEPS
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """DM-FNet: its widths, the timesteps whose features it fuses, and where ours may differ from the paper's.
+    """Configuration of DM-FNet: its width, the timesteps whose features it fuses, and its departures from the paper.
 
     Attributes:
         channels: base width C of the denoiser and of the fusion network; a multiple of 16.
-        norm_groups: groups of every GroupNorm; divides `channels`.
-        timesteps: of the denoiser's passes, different from each other.
-        noise: whether the images are diffused before they are denoised, as in the paper. Without it, the network has
-            no noise input and one timestep, whose level the denoiser is told.
-        interval: whether the network is told the interval that each pixel's luminance must lie in (see
-            `dmfnet_fast.images.rules`), and adds to the brighter source moved into that, in place of the paper's tanh.
+        norm_groups: number of groups of every GroupNorm; divides `channels`.
+        timesteps: distinct timesteps of the denoiser's passes.
+        noise: whether the images are diffused before they are denoised, as in the paper. Without noise, the network
+            has no noise input and a single timestep, whose noise level still conditions the denoiser.
+        interval: whether the network takes the interval in which each pixel's luminance must lie (see
+            `dmfnet_fast.images.rules`). If so, its output is added to the brighter source, clamped to that interval,
+            instead of passing through the paper's tanh.
     """
 
     channels: int
@@ -36,7 +37,7 @@ class ModelConfig:
             raise ValueError(f"norm_groups {self.norm_groups}: must divide channels {self.channels}")
         steps = self.timesteps
         if not steps or len(set(steps)) < len(steps) or not all(1 <= t <= TIMESTEPS for t in steps):
-            raise ValueError(f"timesteps {steps}: must be different numbers from 1 to {TIMESTEPS}")
+            raise ValueError(f"timesteps {steps}: must be distinct numbers from 1 to {TIMESTEPS}")
         if not self.noise and len(steps) > 1:
             raise ValueError(f"timesteps {steps}: without noise they would all see the same images; give one")
 
@@ -45,25 +46,25 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """What `to_dict` gave, as JSON returns it.
+        """Restore a configuration from the result of `to_dict`, also after a round trip through JSON.
 
         Raises:
-            TypeError, ValueError: it describes no network.
+            TypeError, ValueError: `values` is not a valid configuration.
         """
-        # Files written before there was a choice do not name the timesteps.
+        # Files written before the timesteps became configurable do not name them.
         return cls(**{**values, "timesteps": tuple(values.get("timesteps", FUSION_TIMESTEPS))})
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """A plain convolutional network for the same task: no denoiser, no normalization, no noise.
+    """Configuration of a student: a plain convolutional network without denoiser, normalization or noise.
 
-    It is told each pixel's interval, and what it computes is added to the brighter source moved into that.
+    It takes each pixel's luminance interval; its output is added to the brighter source, clamped to that interval.
 
     Attributes:
-        channels: of every feature map; a multiple of 8.
-        blocks: residual blocks of two 3x3 convolutions.
-        factor: of the pixel-unshuffle before the first convolution, 1, 2, 4 or 8.
+        channels: channels of every feature map; a multiple of 8.
+        blocks: number of residual blocks, each of two 3x3 convolutions.
+        factor: factor of the pixel-unshuffle before the first convolution: 1, 2, 4 or 8.
     """
 
     channels: int
@@ -83,7 +84,7 @@ class StudentConfig:
 
     @property
     def reach(self) -> int:
-        """How many pixels away an input can still change an output, at most."""
+        """The largest distance, in pixels, at which an input can affect an output."""
         return self.factor * (2 * self.blocks + 2) + self.factor - 1
 
 
@@ -91,16 +92,17 @@ NetworkConfig: TypeAlias = ModelConfig | StudentConfig
 
 
 def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:
-    """The configuration whose `to_dict` gave `values`, as JSON returns it.
+    """Restore either kind of configuration from the result of its `to_dict`, also after a round trip through JSON.
 
     Raises:
-        TypeError, ValueError: it describes no network.
+        TypeError, ValueError: `values` is not a valid configuration.
     """
     return StudentConfig(**values) if "blocks" in values else ModelConfig.from_dict(values)
 
 
-# The paper normalizes 4 channels together at the base width (128 / 32); the narrower presets keep that 4
-# rather than the 32 groups: at C = 32 those would be single channels, whose mean the noise bias then vanishes in.
+# The paper normalizes 4 channels together at the base width (128 / 32). The narrower presets keep the 4 channels per
+# group rather than the 32 groups: at C = 32 each group would be a single channel, and subtracting its mean would
+# cancel the noise bias.
 PRESETS: dict[str, NetworkConfig] = {
     "base": ModelConfig(channels=128, norm_groups=32),
     "small": ModelConfig(channels=64, norm_groups=16),
@@ -110,18 +112,18 @@ PRESETS: dict[str, NetworkConfig] = {
     "nano": StudentConfig(channels=32, blocks=6),
     "nano-large": StudentConfig(channels=64, blocks=8),
 }
-# The sizes of DM-FNet.
+
 DMFNET_PRESETS = {name: config for name, config in PRESETS.items() if isinstance(config, ModelConfig)}
 
 
 def preset(name: str) -> NetworkConfig:
     """The configuration called `name`.
 
-    "base" is the paper's, "small" and "tiny" are narrower; "turbo" and "turbo-small" have one timestep and no noise;
-    "nano" and "nano-large" are students.
+    "base" is the paper's network; "small" and "tiny" are narrower; "turbo" and "turbo-small" have one timestep and no
+    noise; "nano" and "nano-large" are students.
 
     Raises:
-        ValueError: no such preset.
+        ValueError: there is no preset of that name.
     """
     if name not in PRESETS:
         raise ValueError(f"preset {name!r}: must be one of {', '.join(PRESETS)}")

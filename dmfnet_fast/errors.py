@@ -1,4 +1,4 @@
-"""The errors that a user can cause and mend. Commands print them as one line and exit with 2."""
+"""Errors that a user can cause and fix. Commands print them as one line and exit with status 2."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from types import ModuleType
 
 
 class DMFNetError(Exception):
-    """Base of all errors below: the message names what is wrong and what to do."""
+    """Base of all errors below; the message says what is wrong and what to do."""
 
 
 class ImageError(DMFNetError, ValueError):
     """An image or array that cannot be fused as given."""
+
+
+class VolumeError(ImageError):
+    """A DICOM series or NIfTI file that cannot be read as one volume, or two that cannot be aligned."""
 
 
 class EngineError(DMFNetError):
@@ -22,7 +26,7 @@ class EngineError(DMFNetError):
 
 
 class OutputError(DMFNetError, OSError):
-    """A result that cannot be written where it was asked for."""
+    """A result that cannot be written to the requested path."""
 
 
 class MissingExtraError(DMFNetError, ImportError):
@@ -30,7 +34,7 @@ class MissingExtraError(DMFNetError, ImportError):
 
 
 class OutOfMemoryError(DMFNetError, MemoryError):
-    """Not enough memory, of the machine or of the GPU."""
+    """Insufficient memory on the host or the GPU."""
 
 
 class DMFNetWarning(UserWarning):
@@ -42,7 +46,7 @@ def warn(message: str) -> None:
     warnings.warn(message, DMFNetWarning, stacklevel=3)
 
 
-# CUDA; torch's CPU allocator on Linux and on Windows; OpenVINO and oneDNN under it.
+# In order: CUDA; torch's CPU allocator on Linux and on Windows; OpenVINO and its oneDNN backend.
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -55,14 +59,14 @@ _OUT_OF_MEMORY = (
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether an error says, in its library's words, that memory is lacking."""
-    words = str(error).lower()
-    return isinstance(error, MemoryError) or any(phrase in words for phrase in _OUT_OF_MEMORY)
+    """Whether an error of any supported library means that memory ran out."""
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or any(phrase in message for phrase in _OUT_OF_MEMORY)
 
 
 @contextmanager
 def memory_guard(advice: str) -> Iterator[None]:
-    """Turn a lack of memory, in whichever library's words, into an `OutOfMemoryError` that gives `advice`."""
+    """Turn any library's out-of-memory error into an `OutOfMemoryError` whose message ends in `advice`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -74,10 +78,10 @@ def memory_guard(advice: str) -> Iterator[None]:
 
 
 def require(module: str, extra: str, hint: str = "") -> ModuleType:
-    """Import an optional dependency. `hint` follows the words on how to install it.
+    """Import an optional dependency. `hint` is appended to the installation instructions in the error message.
 
     Raises:
-        MissingExtraError: `module` is not installed, or cannot be loaded; names the extra that brings it.
+        MissingExtraError: `module` is not installed or cannot be loaded; the message names the extra that provides it.
     """
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""`Fuser`: images in, fused images out, on any engine."""
+"""`Fuser`: fuses images on any engine."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, SupportsFloat, TypeAlias, get_args
+from typing import Any, Literal, SupportsFloat, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dmfnet_fast.artifacts.network_inputs import network_inputs
 from dmfnet_fast.diffusion.noise import fusion_noise
-from dmfnet_fast.engines import DEFAULT, Precision, open_engine, shipped, shipped_engine
-from dmfnet_fast.engines.network_inputs import network_inputs
+from dmfnet_fast.engines import DEFAULT, open_engine, shipped, shipped_engine
+from dmfnet_fast.engines.kinds import files
 from dmfnet_fast.errors import EngineError, ImageError, memory_guard, warn
 from dmfnet_fast.images import color as color
 from dmfnet_fast.images.color import DEFAULT_RULES, Canvas
-from dmfnet_fast.images.io import SMALLEST, Pixels, from_pil, read_image, to_pil
+from dmfnet_fast.images.io import SMALLEST, Pixels, from_pil, load_image, to_pil
 from dmfnet_fast.images.padding import STRIDE
 from dmfnet_fast.images.rules import Rules
+from dmfnet_fast.precision import PRECISION_CHOICES, PrecisionChoice
+from dmfnet_fast.wording import alternatives
 
 Range: TypeAlias = tuple[float, float]
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Source"
@@ -32,12 +35,19 @@ Batch: TypeAlias = "Sequence[ImageLike] | NDArray[Any]"
 
 @dataclass(frozen=True)
 class Source:
-    """One image: its pixels, its name in messages, and the kind in which a result goes back."""
+    """One image to fuse.
+
+    Attributes:
+        pixels: (H, W) or (H, W, 3).
+        name: used in messages.
+        kind: the type in which a result is returned, if the image is b.
+        values: the values of black and white, if already known.
+    """
 
     pixels: Pixels
     name: str
     kind: Literal["pil", "array"] = "array"
-    values: Range | None = None  # black and white, where they are known already
+    values: Range | None = None
 
 
 def _check_array(pixels: Pixels, name: str) -> None:
@@ -57,7 +67,8 @@ def _source(image: object, name: str) -> Source:
         source = image
     elif isinstance(image, str | os.PathLike):
         name = os.fspath(image)
-        source = Source(read_image(image), name, "pil")
+        loaded = load_image(image)
+        source = Source(loaded.pixels, name, "pil", loaded.values)
     elif isinstance(image, Image.Image):
         source = Source(from_pil(image, name), name, "pil")
     elif isinstance(image, np.ndarray):
@@ -75,7 +86,7 @@ def _is_stack(image: NDArray[Any]) -> bool:
 
 
 def _items(images: ImageLike | Batch, name: str) -> list[Source] | None:
-    """The images of a batch, or None for a single one."""
+    """The images of a batch; None for a single image."""
     if isinstance(images, np.ndarray):
         if not _is_stack(images):
             return None
@@ -93,7 +104,7 @@ def _range(stated: Any) -> Range | None:
 
 
 def _ranges(stated: Range | tuple[Range | None, Range | None] | None) -> tuple[Range | None, Range | None]:
-    """The stated ranges of a and of b."""
+    """The stated ranges of a and b; None where there is none."""
     if stated is None:
         return None, None
     try:
@@ -111,26 +122,27 @@ def _ranges(stated: Range | tuple[Range | None, Range | None] | None) -> tuple[R
 class Fuser:
     """Fuses registered images of two modalities: MRI with CT, PET or SPECT.
 
-    The same input gives the same output, bit for bit, on one engine with the same thread count and batch
-    shape. A Fuser may be shared by threads: calls to its engine take turns. Engine threads are the
-    library's own setting, for torch one for the whole process.
+    The same input gives the same output, bit for bit, on the same engine with the same thread count and batch shape.
+    Threads may share a Fuser; their calls to its engine are serialized. The thread count is a setting of the engine's
+    library; torch has one for the whole process.
 
     Args:
-        engine: the name of a network that ships with the package ("nano", "turbo"), opened by the fastest library that
-            is installed (see `info`), or an .engine file of dmfnet-export (TensorRT), an .onnx file of it (OpenVINO),
-            or a .safetensors weights file (PyTorch).
-        seed: of the fixed noise that is added to every image, 0 to 2^64 - 1, by networks that take noise.
-        device: "cpu", "cuda" or "cuda:N"; None is the first GPU for an .engine file, else the CPU.
-        precision: of the arithmetic: "float32", "bfloat16", on a GPU "float16"; "auto" is bfloat16 on CPUs that
-            multiply it natively (half a gray level off on average), else float32; on a GPU it is float16 (a fifth of
-            a gray level at most, on average). An .engine file has one precision, which "auto" is, and so has an .onnx
-            file of int8.
-        threads: CPU threads; None leaves the process's setting (at first one for each core).
-        keep_chroma: the least part of b's chroma that every pixel keeps, 0 to 1. The fused luminance stays where that
-            much of the color exists, so that a hot spot stays yellow on bright fat; 0 leaves the luminance to the
-            network, and colors go pale where it is bright. Hue never changes. Gray images have no such rule.
-        allow_invention: whether a pixel may be darker or brighter than everything that both sources have in its 3x3
-            neighborhood.
+        engine: the name of a network that ships with the package ("nano", "turbo"), which is run by the fastest
+            library that is installed (see `info`); or the path of an engine file, of a kind in
+            `dmfnet_fast.engines.kinds.ENGINE_KINDS`: weights, or what dmfnet-export makes.
+        seed: seed of the fixed noise, 0 to 2^64 - 1, for networks that take noise.
+        device: "cpu", "cuda" or "cuda:N"; None selects the first GPU for files that run only on GPUs, else the CPU.
+        precision: precision of the arithmetic: "float32", "bfloat16" or, on a GPU, "float16". "auto" is float16 on a
+            GPU (mean error at most a fifth of a gray level), bfloat16 on CPUs with native bfloat16 multiplication
+            (mean error half a gray level), and float32 on others. The precision of an .engine file or an int8 .onnx
+            file is fixed, and "auto" selects it.
+        threads: CPU threads; None leaves the process's setting, initially one per core.
+        keep_chroma: the least fraction of b's chroma that every pixel keeps, 0 to 1. It limits the fused luminance to
+            values at which that much of the color can be represented, so that a hot spot stays yellow on bright fat;
+            0 leaves the luminance to the network, and colors turn pale where it is bright. Hue never changes. Gray
+            images are not affected.
+        allow_invention: whether a pixel may be darker or brighter than everything in its 3x3 neighborhood in both
+            sources.
 
     Raises:
         EngineError: the engine cannot be opened on this machine.
@@ -143,7 +155,7 @@ class Fuser:
         seed: int = 0,
         *,
         device: str | None = None,
-        precision: Precision = "auto",
+        precision: PrecisionChoice = "auto",
         threads: int | None = None,
         keep_chroma: float = DEFAULT_RULES.kept_chroma,
         allow_invention: bool = DEFAULT_RULES.invention,
@@ -153,12 +165,9 @@ class Fuser:
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise EngineError(f"threads {threads!r}: must be a whole number, at least 1")
         if not isinstance(engine, str | os.PathLike) or not os.fspath(engine):
-            raise EngineError(
-                f"engine {engine!r}: must be {' or '.join(shipped())}, or the path of an .engine, .onnx or "
-                ".safetensors file"
-            )
-        if precision not in get_args(Precision):
-            raise EngineError(f"precision {precision!r}: use {', '.join(get_args(Precision))}")
+            raise EngineError(f"engine {engine!r}: must be {alternatives(shipped())}, or the path of {files()}")
+        if precision not in PRECISION_CHOICES:
+            raise EngineError(f"precision {precision!r}: use {', '.join(PRECISION_CHOICES)}")
         try:
             self._rules = Rules(keep_chroma, allow_invention)
         except (TypeError, ValueError) as error:
@@ -171,7 +180,7 @@ class Fuser:
 
     @property
     def info(self) -> dict[str, str]:
-        """What runs: file, engine, device, precision and the hash of the weights."""
+        """The file, engine, device and precision in use, and the hash of the weights."""
         return {"file": self._path.name, **self._engine.info}
 
     def run(
@@ -182,22 +191,22 @@ class Fuser:
         noise: NDArray[Any] | None = None,
         interval: NDArray[Any] | None = None,
     ) -> NDArray[np.float32]:
-        """The bare network, without the rules.
+        """Run the network alone, without the rules.
 
         Args:
-            a: the anatomical images' luminance, float (N, 1, H, W) in [-1, 1]; H and W multiples of 16,
-                at least 64.
-            b: the other modality's, of the same shape.
-            noise: for a network that takes it, (T, 2, H, W) standard normal, for each of its timesteps; None takes the
-                fixed noise of this Fuser's seed.
+            a: luminance of the anatomical images, float (N, 1, H, W) in [-1, 1]; H and W are multiples of 16 and at
+                least 64.
+            b: luminance of the other modality, of the same shape.
+            noise: for a network that takes noise, (T, 2, H, W) standard normal, one slice per timestep; None selects
+                the fixed noise of this Fuser's seed.
             interval: for a network that takes it, the least and the greatest luminance of each pixel, (N, 2, H, W) in
-                [-1, 1]; None allows all.
+                [-1, 1]; None allows the full range.
 
         Returns:
             Fused luminance, float32 (N, 1, H, W) in [-1, 1].
 
         Raises:
-            ImageError: shapes, types or values are not as above, or the network does not take one of these.
+            ImageError: a shape, type or value is not as above, or the network does not take the input.
             OutOfMemoryError: the images are too large for the machine.
         """
         images = {"a": a, "b": b}
@@ -212,7 +221,7 @@ class Fuser:
                     f"{STRIDE}, at least {SMALLEST} (fuse() takes any size)"
                 )
         if a.shape != b.shape:
-            raise ImageError(f"a has shape {a.shape}, b {b.shape}: they must be equal")
+            raise ImageError(f"a has shape {a.shape}, b has shape {b.shape}: they must be equal")
         interface = self._engine.interface
         pairs, _, height, width = a.shape
         shapes = interface.shapes(pairs, height, width)
@@ -221,7 +230,7 @@ class Fuser:
             if array is None:
                 continue
             if name not in shapes:
-                raise ImageError(f"{name}: {self._path.name} takes none")
+                raise ImageError(f"{name}: {self._path.name} does not take this input; leave it out")
             if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.shape != shapes[name]:
                 raise ImageError(f"{name}: must be a float array of shape {shapes[name]}")
             images[name] = array
@@ -229,7 +238,7 @@ class Fuser:
             finite = np.isfinite(array).all()
             if name == "noise" and not finite:
                 raise ImageError("noise: holds NaN or infinity")
-            # The tolerance admits rounding, not images in 0..255.
+            # The tolerance allows for rounding but rejects images in 0..255.
             if name != "noise" and not (finite and np.abs(array).max() <= 1.0 + 1e-3):
                 raise ImageError(f"{name}: values must be finite and lie in [-1, 1]")
         if interface.timesteps and noise is None:
@@ -239,7 +248,7 @@ class Fuser:
         return self._run(images)
 
     def _run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """The engine, on its inputs by name, which fit it."""
+        """Run the engine on valid inputs, which are given by name."""
         arrays = {name: np.ascontiguousarray(inputs[name], dtype=np.float32) for name in self._engine.interface.names}
         pairs, _, height, width = arrays["a"].shape
         with self._lock, self._memory_for(pairs, height, width):
@@ -252,38 +261,40 @@ class Fuser:
         *,
         range: Range | tuple[Range | None, Range | None] | None = None,  # noqa: A002
     ) -> Any:
-        """Fuse images: the luminance of both, the colors of `b`.
+        """Fuse images: the result combines the luminance of both and has the colors of `b`.
 
         Args:
-            a: the anatomical image (MRI): a path, a PIL image, or an array H x W or H x W x 3 of uint8,
-                uint16 or float. A list of those, or a stack N x H x W (x 3), is a batch.
-            b: the other modality, of the same size. As many as `a`.
-            range: values that mean black and white in 16-bit and float images, (lo, hi) for both or one
-                pair (or None) for each of a and b. uint8 is always 0..255; without a range float means 0..1,
-                and 16-bit data that ends below 32768 is taken as n-bit data, with a warning.
+            a: the anatomical image (MRI): a path, a PIL image, or an array H x W or H x W x 3 of uint8, uint16 or
+                float. A list of these, or a stack N x H x W (x 3), is a batch.
+            b: the image of the other modality, of the same size; for a batch, as many images as `a`.
+            range: the values of black and white in 16-bit and float images: (lo, hi) for both, or one such pair (or
+                None) for each of a and b. uint8 images always span 0..255. Without a range, float images span 0..1,
+                and 16-bit data below 32768 is treated as n-bit data, with a warning.
 
         Returns:
-            In the kind, depth and range of `b`: an array for an array, a PIL image for a PIL image or a path,
-            a list for a list, a stack for a stack.
+            The fused image in the type, depth and range of `b`: an array for an array, a PIL image for a PIL image or
+            a path, a list for a list, a stack for a stack.
 
         Raises:
-            ImageError: an image cannot be read or fused; names it and says what to do.
+            ImageError: an image cannot be read or fused; the message names it and says what to do.
             OutOfMemoryError: the images are too large for the machine.
         """
         sources_a, sources_b = _items(a, "a"), _items(b, "b")
         if (sources_a is None) != (sources_b is None):
-            raise ImageError("a is one image and b is a batch, or the other way round: give two of a kind")
+            raise ImageError("of a and b, one is a single image and the other a batch: give two images or two batches")
         single = sources_a is None or sources_b is None
         if sources_a is None or sources_b is None:
             sources_a, sources_b = [_source(a, "a")], [_source(b, "b")]
         if len(sources_a) != len(sources_b):
-            raise ImageError(f"a has {len(sources_a)} images, b {len(sources_b)}: they are fused in pairs")
+            raise ImageError(
+                f"a has {len(sources_a)} images, b has {len(sources_b)}: give as many of one as of the other"
+            )
         if not sources_a:
-            raise ImageError("a and b are empty: nothing to fuse")
+            raise ImageError("a and b are empty: give at least one pair of images")
 
         stated = _ranges(range)
         if range is not None and all(s.pixels.dtype == np.uint8 for s in sources_a + sources_b):
-            warn("range is not used: 8-bit images always mean 0..255")
+            warn("range is not used: 8-bit images always span 0..255")
         fused = self._fuse_sources(sources_a, sources_b, stated)
         if single:
             return fused[0]
@@ -292,7 +303,7 @@ class Fuser:
     def _fuse_sources(
         self, sources_a: list[Source], sources_b: list[Source], stated: tuple[Range | None, Range | None]
     ) -> list[Any]:
-        """Results in the order given; images of one size share the engine's batches."""
+        """Fuse pairs and return the results in their order; images of equal size are batched."""
         groups: dict[Hashable, list[int]] = {}
         values: list[tuple[Range, Range]] = []
         for index, (a, b) in enumerate(zip(sources_a, sources_b, strict=True)):
@@ -301,10 +312,10 @@ class Fuser:
                 raise ImageError(f"{sizes[0]}, {sizes[1]}: register them to one size first")
             if color.is_color(a.pixels) and not color.is_color(b.pixels):
                 warn(f"{a.name} is in color and {b.name} is gray: are they swapped? The MRI comes first")
-            values_a = a.values or color.value_range(a.pixels, stated[0], a.name)
-            values.append((values_a, b.values or color.value_range(b.pixels, stated[1], b.name)))
-            # An engine that takes pixels wants them of one shape; the others get luminances, whatever the images are.
-            kind = b.pixels.ndim if self._engine_alone(a.pixels, b.pixels) else 0
+            values_a = color.value_range(a.pixels, stated[0] or a.values, a.name)
+            values.append((values_a, color.value_range(b.pixels, stated[1] or b.values, b.name)))
+            # A batch of pixels must not mix gray and color images; a batch of luminances may.
+            kind = b.pixels.ndim if self._engine_takes(a.pixels, b.pixels) else 0
             groups.setdefault((a.pixels.shape[:2], kind), []).append(index)
 
         results: list[Any] = [None] * len(values)
@@ -319,8 +330,11 @@ class Fuser:
     def _fuse_images(
         self, images: list[tuple[Pixels, Pixels]], values: list[tuple[Range, Range]]
     ) -> Sequence[Pixels] | NDArray[np.uint8]:
-        """Pairs of one size, all of which the engine can fuse alone or none; then Canvas is around it."""
-        if self._engine_alone(*images[0]):
+        """Fuse pairs of one size, for either all or none of which `_engine_takes` holds.
+
+        If the engine does not take pixels, a `Canvas` converts them to its inputs and applies the rules.
+        """
+        if self._engine_takes(*images[0]):
             a, b = np.stack([color.luminance(a) for a, _ in images]), np.stack([b for _, b in images])
             with self._lock, self._memory_for(*a.shape):
                 return self._engine.fuse_pixels(a, b, self._rules, self._seed)
@@ -329,8 +343,8 @@ class Fuser:
         luminances = self._run(inputs)
         return [canvas.finish(y[0][inside]) for canvas, y in zip(canvases, luminances, strict=True)]
 
-    def _engine_alone(self, a: Pixels, b: Pixels) -> bool:
-        """Whether the engine can do all that there is to do for this pair."""
+    def _engine_takes(self, a: Pixels, b: Pixels) -> bool:
+        """Whether the engine itself fuses the pixels of this pair, rules included."""
         eight_bit = a.dtype == b.dtype == np.uint8
         return self._engine.takes_pixels and eight_bit and all(s >= SMALLEST and s % STRIDE == 0 for s in a.shape[:2])
 
@@ -338,7 +352,7 @@ class Fuser:
         return memory_guard(f"{width}x{height} in a batch of {pairs} does not fit; use smaller images")
 
     def close(self) -> None:
-        """Free the engine. A closed Fuser cannot run; closing twice does no harm."""
+        """Free the engine. A closed Fuser cannot fuse; closing it again has no effect."""
         with self._lock:
             self._engine.close()
 

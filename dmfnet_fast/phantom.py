@@ -1,6 +1,6 @@
-"""Head phantoms: one made-up head as MRI, CT, PET and SPECT would show it, pixel for pixel in register.
+"""Head phantoms: one synthetic head as MRI, CT, PET and SPECT would show it, in perfect registration.
 
-For tests, demonstrations and calibration. They are drawings of plausible anatomy, not simulations of scanners.
+They serve tests, demonstrations and calibration. They are drawings of plausible anatomy, not simulations of scanners.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ Modality = Literal["CT", "PET", "SPECT"]
 MODALITIES: tuple[Modality, ...] = ("CT", "PET", "SPECT")
 Field = NDArray[np.float64]
 
-# Gray level of each tissue by modality, 0..1, in the style of a T2-weighted MRI, a bone-windowed CT and
-# tracer uptake, in the order of TISSUES.
+# Gray levels of the tissues in each modality, 0..1, in the order of TISSUES: in the style of a T2-weighted MRI, a
+# bone-windowed CT, and tracer uptake.
 TISSUES = ("scalp", "bone", "fluid", "gray matter", "white matter", "deep nuclei", "lesion")
 _MRI = np.array([0.62, 0.06, 0.92, 0.55, 0.36, 0.45, 0.80])
 _CT = np.array([0.22, 1.00, 0.16, 0.34, 0.30, 0.35, 0.46])
 _PET = np.array([0.12, 0.03, 0.04, 0.85, 0.34, 0.80, 1.00])
 _SPECT = np.array([0.08, 0.02, 0.03, 0.80, 0.30, 0.72, 0.15])
 
-# Color scales as (position, red, green, blue): a glowing-metal one and a rainbow.
+# Color maps as rows of (position, red, green, blue): hot metal and rainbow.
 _HOT = np.array([[0, 0, 0, 0], [0.35, 0.75, 0, 0], [0.7, 1, 0.65, 0], [1, 1, 1, 0.85]])
 _RAINBOW = np.array(
     [[0, 0, 0, 0], [0.15, 0.1, 0, 0.5], [0.35, 0, 0.35, 1], [0.55, 0, 0.85, 0.45], [0.75, 1, 0.9, 0], [1, 1, 0.1, 0]]
@@ -32,7 +32,7 @@ _RAINBOW = np.array(
 
 @dataclass(frozen=True)
 class Phantom:
-    """One head. `mri` and `ct` are (H, W) uint8, `pet` and `spect` (H, W, 3) uint8."""
+    """The images of one head: `mri` and `ct` are (H, W) uint8, `pet` and `spect` (H, W, 3) uint8."""
 
     mri: NDArray[np.uint8]
     ct: NDArray[np.uint8]
@@ -40,12 +40,12 @@ class Phantom:
     spect: NDArray[np.uint8]
 
     def other(self, modality: Modality) -> NDArray[np.uint8]:
-        """The image that is fused with the MRI."""
+        """The image of `modality`, which is fused with the MRI."""
         return {"CT": self.ct, "PET": self.pet, "SPECT": self.spect}[modality]
 
 
 def _blur(image: Field, sigma: float) -> Field:
-    """Gaussian blur by Fourier transform (periodic: heads do not touch the border)."""
+    """Gaussian blur by Fourier transform, which wraps around; this is harmless as heads do not touch the border."""
     fy, fx = np.fft.fftfreq(image.shape[0])[:, None], np.fft.rfftfreq(image.shape[1])[None]
     transfer = np.exp(-2 * (np.pi * sigma) ** 2 * (fy**2 + fx**2))
     return np.fft.irfft2(np.fft.rfft2(image) * transfer, s=image.shape)
@@ -56,20 +56,20 @@ def _smooth_noise(random: np.random.Generator, size: int, sigma: float) -> Field
     return noise / noise.std()
 
 
-def _ellipse(x: Field, y: Field, centre: tuple[float, float], radii: tuple[float, float], angle: float) -> Field:
-    """Distance-like field: below 1 inside, 1 on the ellipse."""
-    dx, dy = x - centre[0], y - centre[1]
+def _ellipse(x: Field, y: Field, center: tuple[float, float], radii: tuple[float, float], angle: float) -> Field:
+    """Normalized distance from the center: below 1 inside the ellipse, 1 on it."""
+    dx, dy = x - center[0], y - center[1]
     c, s = np.cos(angle), np.sin(angle)
     return np.hypot((c * dx + s * dy) / radii[0], (c * dy - s * dx) / radii[1])
 
 
 def _inside(distance: Field, softness: float) -> Field:
-    """1 where `distance` < 1, 0 where it is more, with an edge of about `softness`."""
+    """1 where `distance` is below 1, 0 where it is above, with a linear ramp of width `softness` between."""
     return np.asarray(np.clip((1 - distance) / softness + 0.5, 0, 1))
 
 
 def _tissues(random: np.random.Generator, size: int) -> Field:
-    """How much of each tissue every pixel holds, (len(TISSUES), size, size); they sum to 1 in the head."""
+    """The fraction of each tissue in every pixel, (len(TISSUES), size, size); they sum to 1 within the head."""
     axis = (np.arange(size) + 0.5) * 2 / size - 1
     y, x = np.meshgrid(axis, axis, indexing="ij")
     tilt = random.uniform(-0.12, 0.12)
@@ -81,7 +81,7 @@ def _tissues(random: np.random.Generator, size: int) -> Field:
     bumps = 0.012 * _smooth_noise(random, size, size / 16)
     head = _ellipse(x, y, (0, 0), (width, height), 0) + bumps
     skull_outer, skull_inner = head / 0.94, head / random.uniform(0.85, 0.88)
-    # The cortex is folded: its outer border is dented by sulci, its inner border follows at a distance.
+    # The cortex is folded: sulci dent its outer border, and its inner border follows at a distance.
     folds = _smooth_noise(random, size, size / 70)
     brain = head / 0.83 + 0.035 * np.maximum(folds, 0)
     white = head / 0.70 + 0.085 * folds + 0.05 * _smooth_noise(random, size, size / 40)
@@ -104,7 +104,7 @@ def _tissues(random: np.random.Generator, size: int) -> Field:
     ragged = 0.18 * _smooth_noise(random, size, size / 50)
     lesion = _inside(_ellipse(x, y, place, (radius, radius * random.uniform(0.7, 1.3)), angle) + ragged, 0.25)
 
-    # Painted from the outside in, each covering what lies below it.
+    # Layers are painted in order, each covering the ones before it.
     tissues = np.zeros((len(TISSUES), size, size))
     layers = (
         (0, _inside(head, soft * 2)),
@@ -135,10 +135,10 @@ def _colors(field: Field, scale: Field) -> NDArray[np.uint8]:
 
 
 def make_phantom(seed: int = 0, size: int = 256) -> Phantom:
-    """Draw one head.
+    """Draw one head; the same arguments always give the same head.
 
     Args:
-        seed: which head; heads differ in shape, folds, ventricles, tilt and lesion.
+        seed: selects the head; heads differ in shape, folds, ventricles, tilt and lesion.
         size: width and height in pixels, at least 64.
 
     Raises:
@@ -160,7 +160,7 @@ def make_phantom(seed: int = 0, size: int = 256) -> Phantom:
     regions = 1 + 0.07 * _smooth_noise(random, size, size / 12)
     pet = _blur(appearance(_PET) * regions, size / 85)
     spect = _blur(appearance(_SPECT) * regions, size / 50)
-    # Blurring by Fourier transform leaves 1e-16 of ringing in the air; a scanner's background is zero.
+    # Blurring by Fourier transform leaves ringing of 1e-16 in the air; a scanner's background is zero.
     return Phantom(
         mri=_gray(mri), ct=_gray(ct), pet=_colors(pet - 0.02, _HOT), spect=_colors(1.15 * (spect - 0.02), _RAINBOW)
     )

@@ -1,4 +1,4 @@
-"""From the optimized graph to engine files."""
+"""Export of networks to ONNX models and TensorRT engines."""
 
-# Other distributions also use this name; this tells ours.
+# Identifies our package: other distributions also have a top-level package of this name.
 OWNER = "dmfnet-fast"

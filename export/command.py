@@ -1,4 +1,4 @@
-"""`dmfnet-export`: weights to an engine file, verified."""
+"""`dmfnet-export`: exports weights to a verified engine file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from typing import Any
 
 import click
 
-from dmfnet_fast.artifacts.interface import interface_of
-from dmfnet_fast.artifacts.onnx_metadata import seal
-from dmfnet_fast.artifacts.parity import check
 from dmfnet_fast.commands.shared import command
+from dmfnet_fast.engines import DEFAULT
 from dmfnet_fast.errors import DMFNetError, OutputError
-from export.onnx.source import NOTHING_WRITTEN, Graph, from_onnx, from_weights
-from export.request import DEFAULT_GPUS, Precision, Request, RequestError, check_machine, make_request
-from export.tensorrt.builder import require_builder
-from export.verify import has_onnx_runtime, on_onnx_runtime
+from dmfnet_fast.precision import Precision
+from export import triton_server
+from export.options import (
+    DEFAULT_GPUS,
+    PRECISION_FLAGS,
+    chosen_precision,
+    make_request,
+    precision_help,
+    takers_of,
+)
+from export.sources import source_of
+from export.targets import TARGETS
 
 EPILOG = """\b
 dmfnet-export                                  the shipped weights, for this machine's GPU, 256x256
@@ -34,13 +40,20 @@ dmfnet-export graph.onnx                       on the Jetson: no torch, no trito
 """
 
 
+HELP = f"""Export WEIGHTS: a shipped network by its name ({DEFAULT} if none is given), .safetensors, or a graph made by
+this.
+
+The result is compared with the network as trained, in float32, and appears only if they agree.
+"""
+
+
 def _tell(text: str) -> None:
     click.echo(f"  {text}", err=True)
 
 
 @contextmanager
 def _step(name: str) -> Iterator[Callable[[float], None]]:
-    """Tell on standard error what is done, what part of it, in tenths, and then how long it took."""
+    """Print the name of a step, its progress in steps of 10% and finally its duration to standard error."""
     click.echo(f"{name} ...", err=True, nl=False)
     started = time.perf_counter()
     shown = 0
@@ -61,12 +74,14 @@ def _step(name: str) -> Iterator[Callable[[float], None]]:
 
 @contextmanager
 def _workplace(output: Path) -> Iterator[Path]:
-    """A folder beside `output` for what is unfinished; made at once, so that what cannot be written is found early.
+    """Create a folder for unfinished files beside `output`, and remove it on exit.
+
+    Creating it before any work is done reports an unwritable output early.
 
     Raises:
-        OutputError: nothing can be written there, now or later.
+        OutputError: writing there fails, now or later.
     """
-    made = not output.parent.exists()  # a model repository may be new
+    made = not output.parent.exists()  # a model repository may not exist yet
     try:
         output.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".dmfnet-export-", dir=output.parent) as folder:
@@ -78,54 +93,7 @@ def _workplace(output: Path) -> Iterator[Path]:
     finally:
         if made:
             with suppress(OSError):
-                output.parent.rmdir()  # unless something is in it
-
-
-def _graph(request: Request) -> Graph:
-    if request.source.suffix.lower() == ".onnx":
-        return from_onnx(request.source, request.precision, _step)
-    for_engine = request.target != "onnx" or request.precision not in ("float32", "int8")
-    return from_weights(
-        request.source, request.precision, for_engine, request.profile, _step, request.calibrate, request.every_block
-    )
-
-
-def _write_onnx(request: Request, graph: Graph, folder: Path) -> None:
-    path = folder / request.output.name
-    path.write_bytes(seal(graph.content))
-    path.replace(request.output)
-
-
-def _write_engine(request: Request, graph: Graph, folder: Path) -> None:
-    from export.tensorrt.engine_file import make_engine, publish
-
-    made = make_engine(request, graph, folder, _step, _tell)
-    publish(folder, request.output)
-    _tell(f"{made.layers['count']} layers, of which {made.layers['reformats']} only rearrange")
-
-
-def _write_repository(request: Request, graph: Graph, folder: Path) -> None:
-    from export.triton_server import configuration, of_one_size, write_repository
-
-    assert request.profile is not None
-    interface = interface_of(graph.config)
-    served = of_one_size(graph.content, interface, request.profile)
-    known = [r for r in graph.references if r.shape[1:] == request.profile.opt[1:]]
-    about = {"weights": graph.weights, "precision": graph.precision}
-    if known and has_onnx_runtime() and request.precision != "bfloat16":
-        with _step("checking what is served with ONNX Runtime") as report:
-            parity = on_onnx_runtime(served, request.precision, known, report)
-        check(parity, NOTHING_WRITTEN)
-        about["parity"] = str(parity)
-    if request.target == "tensorrt":
-        from export.tensorrt.engine_file import build_for_server
-
-        about["tensorrt"] = require_builder("tensorrt").__version__
-        served = build_for_server(request, served, _step, _tell)
-    name = request.output.name
-    config = configuration(name, request.target, request.precision, interface, request.profile, about)
-    write_repository(folder / name, request.target, served, config)
-    (folder / name).replace(request.output)
+                output.parent.rmdir()  # fails, as it should, if the export put something there
 
 
 def _terminate(number: int, _: Any) -> None:
@@ -134,7 +102,7 @@ def _terminate(number: int, _: Any) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """On SIGTERM leave as on an error, with what is unfinished removed."""
+    """On SIGTERM, exit as after an error, so that unfinished files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -145,26 +113,23 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _precision(chosen: tuple[str, ...]) -> Precision | None:
-    if len(set(chosen)) > 1:
-        raise RequestError("--fp16, --bf16, --fp32, --int8: give one of them")
-    names: dict[str, Precision] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "int8": "int8"}
-    return names[chosen[0]] if chosen else None
+def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for each precision; all of them set the parameter `precision`."""
+    for precision, flag in reversed(PRECISION_FLAGS.items()):
+        help_ = precision_help(precision)
+        function = click.option(flag.flag, "precision", flag_value=precision, multiple=True, help=help_)(function)
+    return function
 
 
-@command(epilog=EPILOG)
+@command(help=HELP, epilog=EPILOG)
 @click.argument("weights", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--target",
-    type=click.Choice(["tensorrt", "tensorrt-rtx", "onnx"]),
-    default="tensorrt",
-    help="tensorrt: for the NVIDIA GPU of this machine, Jetson or datacenter; tensorrt-rtx: for RTX GPUs, built on any "
-    "machine; onnx: for CPUs, or with --fp16 or --bf16 a graph to build engines from elsewhere.",
+    type=click.Choice(list(TARGETS)),
+    default=next(iter(TARGETS)),
+    help=f"{'; '.join(f'{target.name}: {target.words}' for target in TARGETS.values())}.",
 )
-@click.option("--fp16", "precision", flag_value="fp16", multiple=True, help="float16, the default for engines.")
-@click.option("--bf16", "precision", flag_value="bf16", multiple=True, help="bfloat16.")
-@click.option("--fp32", "precision", flag_value="fp32", multiple=True, help="float32, the default for onnx.")
-@click.option("--int8", "precision", flag_value="int8", multiple=True, help="For onnx: convolutions in 8 bits.")
+@_precision_options
 @click.option(
     "--calibrate",
     type=click.Path(path_type=Path),
@@ -177,7 +142,7 @@ def _precision(chosen: tuple[str, ...]) -> Precision | None:
 @click.option("--opt", "best", metavar="HxW", help="Its fastest size; by default the largest.")
 @click.option("--max", "most", metavar="HxW", help="Its largest size.")
 @click.option("--batch", type=click.IntRange(1, 64), help="Most pairs that an engine takes at once; 1 by default.")
-@click.option("--gpu", metavar="sm_89,...", help=f"For tensorrt-rtx; by default {','.join(DEFAULT_GPUS)}.")
+@click.option("--gpu", metavar="sm_89,...", help=f"For {takers_of('gpu')}; by default {','.join(DEFAULT_GPUS)}.")
 @click.option("--plugins/--no-plugins", help="Put our Triton kernels into a TensorRT engine (10.9 and later).")
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="TensorRT's measurements: read and written.")
 @click.option(
@@ -192,7 +157,7 @@ def _precision(chosen: tuple[str, ...]) -> Precision | None:
 @click.version_option(package_name="dmfnet-fast")
 def main(
     weights: Path | None,
-    precision: tuple[str, ...],
+    precision: tuple[Precision, ...],
     timing_cache: Path | None,
     server: Path | None,
     output: Path | None,
@@ -200,29 +165,29 @@ def main(
     inspected: Path | None,
     **options: Any,
 ) -> None:
-    """Export WEIGHTS: a shipped network by its name (turbo if none is given), .safetensors, or a graph made by this.
-
-    The result is compared with the network as trained, in float32, and appears only if they agree.
-    """
+    """Run `dmfnet-export`; its help text is HELP."""
     if inspected is not None:
         from export.inspection import describe
 
         click.echo("\n".join(describe(inspected)))
         return
     request = make_request(
-        weights, precision=_precision(precision), timing_cache=timing_cache, server=server, output=output, **options
+        weights,
+        precision=chosen_precision(precision),
+        timing_cache=timing_cache,
+        server=server,
+        output=output,
+        **options,
     )
     if dry_run:
         click.echo(request)
         return
-    check_machine(request)
-    write = _write_onnx if request.target == "onnx" else _write_engine
-    if request.server is not None:
-        write = _write_repository
+    request.target.check_machine(request)
+    write = request.target.write if request.server is None else triton_server.write
     with _terminable(), _workplace(request.output) as folder:
-        graph = _graph(request)
+        graph = source_of(request.source).read(request, _step)
         for parity in graph.parity:
             _tell(str(parity))
         _tell(f"largest activation {graph.largest_activation:.0f} (float16 holds up to 65504)")
-        write(request, graph, folder)
+        write(request, graph, folder, _step, _tell)
     click.echo(request.output)

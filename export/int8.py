@@ -1,9 +1,10 @@
-"""Convolutions in 8 bits: quantized after training, by NNCF, with ranges from made-up or given pairs.
+"""Post-training quantization of convolutions to 8 bits with NNCF, calibrated on phantoms or on given pairs.
 
-Quantized are the 3x3 convolutions of the denoiser's blocks, which follow a GroupNorm and SiLU, or those of a student's.
-Unless asked for, the first and the last block are not: at full size their steps show in the image (turbo: 2.8% more
-objective with both in 8 bits, 1.6% without; nano, with ranges from phantoms, 32 dB against 38 dB at worst). All else
-stays in floating point, for what it costs or because it gains nothing.
+The quantized layers are the 3x3 convolutions in the denoiser's blocks, which follow a GroupNorm and SiLU, or those in a
+student's blocks. The first and the last block are excluded by default, as they work at full resolution, where their
+quantization steps show in the image (turbo: the objective rises by 2.8% with both in 8 bits, by 1.6% without; nano,
+calibrated on phantoms: 32 dB against 38 dB in the worst case). All other layers stay in floating point, because
+quantizing them costs too much quality or gains no speed.
 """
 
 from __future__ import annotations
@@ -31,17 +32,18 @@ from export.verify import Gray, Report
 EVERY_BLOCK = re.compile(r"denoiser\.(downs|mid|ups)\.\d+\.(conv1|conv2|conv_x|conv_skip)\.weight")
 INNER_BLOCKS = re.compile(rf"(?!denoiser\.(downs\.0|ups\.16)\.){EVERY_BLOCK.pattern}")
 WHOLE_STUDENT = re.compile(r"(first|last|blocks\.\d+\.[02])\.weight")
-PAIRS = 8  # of each modality
-SIZE = 128  # of phantoms
-LARGEST = 256  # height and width that are taken from the middle of a given image; more takes much memory
-# Scans have outliers that spread ranges: with none left out the objective changes by up to 4.6%, with these by 1%.
-# Phantoms have none, and leaving out would cut the largest values of scans.
+PAIRS = 8  # calibration pairs of each modality
+SIZE = 128  # height and width of the phantoms
+LARGEST = 256  # largest height and width cropped from the middle of a given image; more takes much memory
+# Fraction of the values outside the range. Scans have outliers that widen the ranges: if none are cut off, the
+# objective changes by up to 4.6%, with this fraction by 1%. Phantoms have no outliers, and cutting would clip the
+# largest values of scans.
 OUTLIERS, OUTLIERS_OF_PHANTOMS = 1e-4, 0.0
-FIRST_SEED = 1000  # of phantoms; those that exports are verified with begin at 0
+FIRST_SEED = 1000  # first seed of the phantoms; the phantoms that verify exports begin at seed 0
 
 
 def calibration_phantoms() -> list[tuple[Gray, Gray]]:
-    """Luminances (H, W) of made-up heads, MRI and each of the other modalities."""
+    """Luminances (H, W) of phantom pairs: MRI with each of the other modalities."""
     pairs = []
     for n in range(PAIRS):
         for k, modality in enumerate(MODALITIES):
@@ -51,14 +53,14 @@ def calibration_phantoms() -> list[tuple[Gray, Gray]]:
 
 
 def _middle(image: Gray) -> Gray:
-    """The middle of an image, of the largest size that the network takes, at most LARGEST."""
+    """Crop the middle of an image to multiples of STRIDE, at most LARGEST."""
     height, width = (min(size // STRIDE * STRIDE, LARGEST) for size in image.shape)
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
 
 
 def calibration_pairs(folder: Path) -> list[tuple[Gray, Gray]]:
-    """Luminances (H, W) of some pairs of each modality in `folder/train`, the layout that training reads.
+    """Luminances (H, W) of up to PAIRS pairs of each modality in `folder/train`, which has the layout of training data.
 
     Raises:
         ImageError: there are no pairs, or images are unpaired, unreadable, of different sizes or too small.
@@ -69,7 +71,7 @@ def calibration_pairs(folder: Path) -> list[tuple[Gray, Gray]]:
     found = []
     for modality in dict.fromkeys(pair.modality for pair in pairs):
         files = [pair for pair in pairs if pair.modality == modality]
-        # Neighboring slices look alike: every so many-th.
+        # Neighboring slices look alike, so the pairs are spread evenly over the files.
         for n in sorted({n * len(files) // PAIRS for n in range(PAIRS)}):
             a, b = files[n].read().grays
             if min(a.shape) < SMALLEST:
@@ -82,13 +84,13 @@ def calibration_pairs(folder: Path) -> list[tuple[Gray, Gray]]:
 
 @contextmanager
 def _quiet_nncf() -> Iterator[Any]:
-    """NNCF, without its lines and bars on standard output, and without the reports that it sends of its use."""
+    """Import NNCF with its output to standard output suppressed and its telemetry disabled."""
     before = os.environ.get("NNCF_CI")
-    os.environ["NNCF_CI"] = "1"  # is read when it is imported
+    os.environ["NNCF_CI"] = "1"  # read at import; disables telemetry
     try:
         with redirect_stdout(io.StringIO()):
             nncf: Any = require("nncf", extra="int8")
-            nncf.set_log_level(40)  # errors
+            nncf.set_log_level(40)  # logging.ERROR
             yield nncf
     finally:
         if before is None:
@@ -98,20 +100,20 @@ def _quiet_nncf() -> Iterator[Any]:
 
 
 def check_nncf() -> None:
-    """Raise a MissingExtraError if NNCF is not installed; names the extra that brings it."""
+    """Raise a MissingExtraError, which names the extra to install, if NNCF is not installed."""
     with _quiet_nncf():
-        """Imported."""
+        """The import is the whole check."""
 
 
 def quantized_weights(config: Mapping[str, Any], every_block: bool) -> re.Pattern[str]:
-    """The names of the weights that are put in 8 bits.
+    """A pattern for the names of the weights to quantize.
 
     Args:
-        config: of the network, as its file has it.
-        every_block: take the first and the last too, as is done of a student that has no others.
+        config: configuration of the network, as stored in its file.
+        every_block: include the first and the last block.
     """
     if "blocks" in config:  # a student
-        # With two blocks both are outer ones: then both are taken.
+        # A student of two blocks has no inner ones, so both are quantized.
         inner = "|".join(map(str, range(1, config["blocks"] - 1))) if config["blocks"] > 2 else r"\d+"
         return WHOLE_STUDENT if every_block else re.compile(rf"blocks\.({inner})\.[02]\.weight")
     return EVERY_BLOCK if every_block else INNER_BLOCKS
@@ -125,21 +127,21 @@ def quantize(
     outliers: float,
     report: Report,
 ) -> Any:
-    """Put convolutions in 8 bits.
+    """Quantize convolutions to 8 bits.
 
-    Weights are symmetric, with a scale for each output channel; activations asymmetric, with one for the whole tensor,
-    which reaches over the values of every pair.
+    Weights are quantized symmetrically with a scale for each output channel, activations asymmetrically with one scale
+    for the whole tensor. The range of an activation covers the ranges of all pairs.
 
     Args:
-        proto: an `onnx.ModelProto` as `export.onnx.graph.plain_graph` gives it; it stays as it is.
-        quantized: names of their weights.
-        interface: of the graph.
-        pairs: luminances, (H, W) each, that ranges of values are taken from.
-        outliers: part of a pair's values, at each end, that its range may leave out.
-        report: is told what part is done, 0 to 1.
+        proto: an `onnx.ModelProto` from `export.onnx.graph.plain_graph`; it is not modified.
+        quantized: pattern for the names of the weights to quantize.
+        interface: inputs of the graph.
+        pairs: calibration pairs, luminances of shape (H, W) each.
+        outliers: fraction of a pair's values, at each end, that may lie outside its range.
+        report: callback for the progress, 0 to 1.
 
     Returns:
-        An `onnx.ModelProto` with QuantizeLinear and DequantizeLinear before those convolutions.
+        An `onnx.ModelProto` with QuantizeLinear and DequantizeLinear before the quantized convolutions.
     """
 
     def inputs() -> Iterator[dict[str, Any]]:
@@ -162,7 +164,7 @@ def quantize(
         return nncf.quantize(
             proto,
             nncf.Dataset(inputs()),
-            # SiLU's values begin at -0.28: symmetric activations would waste half of the steps.
+            # SiLU is never below -0.28, so a symmetric range would waste half of the quantization steps.
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(pairs),
             ignored_scope=nncf.IgnoredScope(names=kept, types=sorted(others)),
@@ -171,7 +173,7 @@ def quantize(
                     StatisticsCollectorParameters(StatisticsType.QUANTILE, AggregatorType.MIN, None, outliers),
                     StatisticsCollectorParameters(StatisticsType.QUANTILE, AggregatorType.MAX, None, outliers),
                 ),
-                # Weights of 7 bits: CPUs without VNNI add two products in 16 bits, which those of 8 can overflow.
+                # 7-bit weights: CPUs without VNNI add two products in 16 bits, which 8-bit weights can overflow.
                 overflow_fix=OverflowFix.ENABLE,
                 disable_bias_correction=True,
             ),

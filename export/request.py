@@ -1,35 +1,85 @@
-"""What `dmfnet-export` is asked for, checked before any work is done."""
+"""Export requests, and what a target is."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
-from dmfnet_fast.engines import DEFAULT, shipped
-from dmfnet_fast.engines.cuda_runtime import current_gpu
-from dmfnet_fast.errors import DMFNetError, EngineError, OutputError, require
+from dmfnet_fast.engines.kinds import EngineKind
 from dmfnet_fast.images.io import SMALLEST
 from dmfnet_fast.images.padding import STRIDE
-from export.tensorrt.builder import Flavour, Profile, known_gpus, require_builder
+from dmfnet_fast.precision import Precision
+from export.errors import RequestError
+from export.onnx.source import Graph, Step
+from export.tensorrt.builder import Profile
 
-Target: TypeAlias = Literal["onnx"] | Flavour
-Precision: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
+Tell: TypeAlias = Callable[[str], None]  # shows a remark to the user
 
-LARGEST = 16384
-# The GPUs of RTX 30, 40 and 50.
-DEFAULT_GPUS = ("sm_86", "sm_89", "sm_120")
-WITHOUT_BFLOAT16 = "sm_75"
-
-
-class RequestError(DMFNetError, ValueError):
-    """Options that do not fit together, or mean nothing."""
+LARGEST = 16384  # largest height and width of an engine
 
 
-def shipped_graph(weights: Path) -> Path:
-    """The float16 graph that ships beside the weights file of a small network."""
-    return weights.with_name(f"{weights.stem}-fp16.onnx")
+@dataclass(frozen=True)
+class Served:
+    """How a target exports models for NVIDIA Triton Inference Server.
+
+    Attributes:
+        platform: name of the backend in the model's configuration.
+        file: name of the model's file.
+        precisions: precisions that the server runs.
+        options: names of the `Option`s that such an export accepts.
+        make: returns the content of the model's file for a graph of one size, and further entries for the
+            configuration's `parameters`. Raises the same errors as `Target.write`.
+    """
+
+    platform: str
+    file: str
+    precisions: tuple[Precision, ...]
+    options: frozenset[str]
+    make: Callable[[Request, bytes, Step, Tell], tuple[bytes, Mapping[str, str]]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of file to export to.
+
+    Attributes:
+        name: value of --target.
+        kind: kind of engine that opens the file.
+        words: its purpose, for --help.
+        precisions: supported precisions, the default one first.
+        cpu_precisions: precisions whose graph is the one for CPUs; the others use the graph for TensorRT engines.
+        options: names of the `Option`s that an export accepts; every target accepts sizes.
+        check_machine: raises a MissingExtraError or an EngineError, before any work is done, if this machine lacks
+            something that the export needs.
+        write: makes the file from a graph in the given folder and moves it to the output path. Raises a DMFNetError if
+            the file cannot be made or does not compute what the network does, and an OSError if it cannot be written.
+        served: how the target exports for the server; None if the server does not run it.
+    """
+
+    name: str
+    kind: EngineKind
+    words: str
+    precisions: tuple[Precision, ...]
+    cpu_precisions: tuple[Precision, ...]
+    options: frozenset[str]
+    check_machine: Callable[[Request], None]
+    write: Callable[[Request, Graph, Path, Step, Tell], None]
+    served: Served | None
+
+    def takes(self, option: str, served: bool) -> bool:
+        """Whether an export, for the server if `served`, accepts the `Option` with this name."""
+        if served:
+            return self.served is not None and option in self.served.options
+        return option in self.options
+
+    def has(self, precision: Precision, served: bool) -> bool:
+        """Whether an export, for the server if `served`, supports a precision."""
+        if served:
+            return self.served is not None and precision in self.served.precisions
+        return precision in self.precisions
 
 
 @dataclass(frozen=True)
@@ -37,18 +87,19 @@ class Request:
     """One export.
 
     Attributes:
-        source: weights (.safetensors), or an .onnx file that this command made.
-        target: what to make.
-        precision: of its arithmetic.
-        profile: of an engine. An ONNX file takes any batch and size; for one, sizes for which it gets float32 results
-            to compare engines with, beside the usual ones, or None.
-        gpus: of a TensorRT-RTX engine.
+        source: weights (.safetensors), or an .onnx file made by dmfnet-export.
+        target: kind of file to make.
+        precision: precision of the arithmetic.
+        profile: batches and sizes of an engine or a served model. An ONNX file takes any batch and size; for it, the
+            profile adds sizes to the standard ones for which the file stores float32 results to compare engines with.
+            None adds none.
+        gpus: architectures that a TensorRT-RTX engine is built for, such as "sm_89".
         plugins: whether a TensorRT engine contains our kernels.
-        timing_cache: of TensorRT.
-        calibrate: folder of pairs that ranges for int8 are taken from; None takes phantoms.
-        every_block: whether int8 is for the first and the last block too.
-        server: folder of models for Triton Inference Server to write to, in place of `output`.
-        output: file to write.
+        timing_cache: TensorRT's timing cache file, read and written; None for none.
+        calibrate: folder of calibration pairs for int8; None uses phantoms.
+        every_block: whether int8 includes the first and the last block.
+        server: model repository of Triton Inference Server, or None.
+        output: file to write; with `server`, the model's folder in the repository.
     """
 
     source: Path
@@ -63,16 +114,20 @@ class Request:
     server: Path | None
     output: Path
 
+    def takes(self, option: str) -> bool:
+        """Whether this export accepts the `Option` with this name."""
+        return self.target.takes(option, self.server is not None)
+
     def __str__(self) -> str:
-        lines = [f"source     {self.source}", f"target     {self.target}", f"precision  {self.precision}"]
-        if self.target == "onnx" and self.server is None:
-            lines.append("sizes      any multiple of 16 from 64 on, any batch")
-        else:
-            lines.append(f"sizes      {self.profile}")
-        if self.gpus:
+        lines = [f"source     {self.source}", f"target     {self.target.name}", f"precision  {self.precision}"]
+        any_size = "any multiple of 16 from 64 on, any batch"
+        lines.append(f"sizes      {self.profile if self.takes('batch') else any_size}")
+        if self.takes("gpu"):
             lines.append(f"GPUs       {', '.join(self.gpus)}")
-        if self.target == "tensorrt":
-            lines.append(f"GPU        the one that it is built on\nplugins    {'yes' if self.plugins else 'no'}")
+        elif "cpu" not in self.target.kind.support:
+            lines.append("GPU        the one that it is built on")
+        if self.takes("plugins"):
+            lines.append(f"plugins    {'yes' if self.plugins else 'no'}")
         if self.precision == "int8":
             lines.append(f"8 bits     {'every block' if self.every_block else 'all blocks but the first and the last'}")
             lines.append(f"calibrated {'with phantoms' if self.calibrate is None else f'on {self.calibrate}'}")
@@ -82,11 +137,20 @@ class Request:
         return "\n".join(lines)
 
 
+def shipped_graph(weights: Path) -> Path:
+    """The float16 graph that ships beside the weights file of a small network."""
+    return weights.with_name(f"{weights.stem}-fp16.onnx")
+
+
 def parse_size(text: str, option: str) -> tuple[int, int]:
-    """ "256" or "256x320", height first, as (height, width).
+    """Parse "256" (a square) or "256x320" (height first) to (height, width).
+
+    Args:
+        text: value of the option.
+        option: its flag, for error messages.
 
     Raises:
-        RequestError: it is no size, or none that the network takes.
+        RequestError: `text` is not a size, or the network does not accept this size.
     """
     match = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", text.strip())
     if match is None:
@@ -98,10 +162,14 @@ def parse_size(text: str, option: str) -> tuple[int, int]:
 
 
 def make_profile(size: str | None, least: str | None, best: str | None, most: str | None, batch: int) -> Profile:
-    """The profile of one size, or of a range of them.
+    """The profile of one size, by default 256x256, or of a range of sizes.
+
+    Args:
+        size, least, best, most: values of --size, --min, --opt and --max.
+        batch: largest number of pairs.
 
     Raises:
-        RequestError: they contradict each other.
+        RequestError: the options are invalid or contradict each other.
     """
     if size is not None and (least or best or most):
         raise RequestError("--size is one size, --min, --opt and --max are a range: give one or the other")
@@ -119,137 +187,3 @@ def make_profile(size: str | None, least: str | None, best: str | None, most: st
                 "--min, --opt and --max must ascend in height and in width"
             )
     return Profile((1, *low), (batch, *middle), (batch, *high))
-
-
-def _check_gpus(named: str | None, target: Target, precision: Precision) -> tuple[str, ...]:
-    if target != "tensorrt-rtx":
-        if named is not None:
-            raise RequestError("--gpu is for --target tensorrt-rtx: TensorRT builds for the GPU that it runs on")
-        return ()
-    known = known_gpus()
-    gpus = tuple(dict.fromkeys(name.strip() for name in named.split(","))) if named is not None else DEFAULT_GPUS
-    for name in gpus:
-        if name not in known:
-            raise RequestError(
-                f"--gpu {name or repr(name)}: TensorRT-RTX builds for {', '.join(known)}; "
-                "for Jetson and datacenter GPUs use --target tensorrt"
-            )
-    if precision == "bfloat16" and WITHOUT_BFLOAT16 in gpus:
-        raise RequestError(f"--gpu {WITHOUT_BFLOAT16}: has no bfloat16; use --fp16")
-    return gpus
-
-
-def make_request(
-    source: Path | None,
-    target: Target,
-    precision: Precision | None,
-    size: str | None,
-    least: str | None,
-    best: str | None,
-    most: str | None,
-    batch: int | None,
-    gpu: str | None,
-    plugins: bool,
-    timing_cache: Path | None,
-    calibrate: Path | None,
-    every_block: bool,
-    server: Path | None,
-    output: Path | None,
-) -> Request:
-    """The options of the command, checked.
-
-    Raises:
-        RequestError, EngineError, OutputError: an option is wrong.
-        MissingExtraError: TensorRT-RTX, which knows what GPUs it builds for, is not installed.
-    """
-    kind = precision or ("float32" if target == "onnx" else "float16")
-    if kind == "int8" and (target != "onnx" or server is not None):
-        raise RequestError("--int8 is for --target onnx without --triton-server: OpenVINO alone runs such files")
-    if calibrate is not None and kind != "int8":
-        raise RequestError("--calibrate is for --int8: no other precision needs images")
-    if every_block and kind != "int8":
-        raise RequestError("--every-block is for --int8: in other precisions all blocks are alike")
-    if calibrate is not None and not calibrate.is_dir():
-        raise RequestError(f"--calibrate {calibrate}: is no folder; give one that holds train/CT-MRI/MRI and so on")
-    if target == "onnx" and server is None and batch is not None:
-        raise RequestError("--batch is for engines: an ONNX file takes any")
-    if target != "tensorrt" and plugins:
-        raise RequestError("--plugins is for --target tensorrt: nothing else runs them")
-    if target != "tensorrt" and timing_cache is not None:
-        raise RequestError("--timing-cache is for --target tensorrt: nothing else takes timings")
-    if server is not None and target == "tensorrt-rtx":
-        raise RequestError("--triton-server: the server runs no TensorRT-RTX engines; use --target tensorrt or onnx")
-    given = make_profile(size, least, best, most, batch or 1)
-    profile = None if target == "onnx" and server is None and not any((size, least, most)) else given
-    if server is not None and profile is not None and profile.min[1:] != profile.max[1:]:
-        raise RequestError("--triton-server: a served model takes one size, so give one --size")
-    gpus = _check_gpus(gpu, target, kind)
-    if timing_cache is not None and (timing_cache.is_dir() or not timing_cache.absolute().parent.is_dir()):
-        raise RequestError(f"--timing-cache {timing_cache}: name a file in a folder that exists")
-    suffix = ".onnx" if target == "onnx" else ".engine"
-    if source is None or str(source) in shipped():
-        weights = shipped()[str(source or DEFAULT)]
-        # The graph that ships needs neither torch nor the half minute of exporting it.
-        graph = shipped_graph(weights)
-        source = graph if target != "onnx" and kind == "float16" and graph.exists() else weights
-        stem = weights.stem
-    else:
-        stem = source.stem
-    _check_source(source)
-    if server is not None:
-        name = stem if output is None else str(output)
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-            raise RequestError(
-                f"{name!r}: is no name for a model on a server: with --triton-server, -o NAME gives one of letters, "
-                "digits, '.', '_' and '-'"
-            )
-        if not server.is_dir() and (server.exists() or not server.absolute().parent.is_dir()):
-            raise OutputError(f"{server}: is no folder, and cannot be made one")
-        output = server / name
-        if output.exists():
-            raise OutputError(f"{output}: is there already; remove it, or name the new one with -o NAME")
-    elif output is None:
-        output = Path(f"{stem}{suffix}")
-    if server is None:
-        if source.suffix.lower() == ".onnx" and target == "onnx":
-            raise RequestError(f"{source}: is an ONNX file already; give weights (.safetensors)")
-        _check_output(output, source, suffix)
-    return Request(source, target, kind, profile, gpus, plugins, timing_cache, calibrate, every_block, server, output)
-
-
-def check_machine(request: Request) -> None:
-    """Whether this machine has what an export takes, before any work is done.
-
-    Raises:
-        MissingExtraError: something is not installed.
-        EngineError: there is no GPU, and TensorRT builds on the one that the engine is for.
-    """
-    if request.target != "onnx":
-        require_builder(request.target)
-    if request.plugins:
-        require("onnx", extra="export")
-        require("triton", extra="export", hint=" on Linux; or leave --plugins out")
-    if request.target == "tensorrt":
-        current_gpu()
-
-
-def _check_source(source: Path) -> None:
-    if source.is_dir():
-        raise EngineError(f"{source}: is a folder; give weights (.safetensors), or a graph (.onnx)")
-    if not source.exists():
-        raise EngineError(f"{source}: no such file")
-    if source.suffix.lower() in (".pth", ".pt", ".ckpt"):
-        raise EngineError(f"{source}: is a torch checkpoint; dmfnet-convert makes weights (.safetensors) of it")
-    if source.suffix.lower() not in (".safetensors", ".onnx"):
-        raise EngineError(f"{source}: is neither weights (.safetensors) nor a graph of this command (.onnx)")
-
-
-def _check_output(output: Path, source: Path, suffix: str) -> None:
-    if output.suffix.lower() != suffix:
-        raise OutputError(f"{output}: name an {suffix} file")
-    if output.is_dir():
-        raise OutputError(f"{output}: is a folder; name a file to write")
-    if not output.parent.is_dir():
-        raise OutputError(f"{output}: cannot be written: the folder {output.parent} does not exist")
-    if output.exists() and source.exists() and output.samefile(source):
-        raise OutputError(f"{output}: is what is exported; name another file to write")

@@ -1,4 +1,4 @@
-"""A model repository for NVIDIA Triton Inference Server: one served network of one size, its noise, if any, inside."""
+"""Models for NVIDIA Triton Inference Server: one network at one size, with any noise stored in the model."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dmfnet_fast.artifacts.interface import OUTPUT, Interface
+from dmfnet_fast.artifacts.interface import OUTPUT, Interface, interface_of
+from dmfnet_fast.artifacts.parity import check
 from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.errors import require
+from dmfnet_fast.precision import Precision
+from export.onnx.source import NOTHING_WRITTEN, Graph, Step
+from export.request import Request, Target, Tell
 from export.tensorrt.builder import Profile
+from export.verify import has_onnx_runtime, on_onnx_runtime
 
-# A request waits no longer for others that would fill its batch.
+# Longest time that a request waits for others to fill its batch.
 QUEUE_MICROSECONDS = 500
-MODEL_FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 
 _CONFIGURATION = """\
 # Fuses luminances in [-1, 1]: `a` the MRI's, `b` the other modality's, 1 x {height} x {width} float32 each.
@@ -44,9 +48,9 @@ _INTERVAL = """\
 
 
 def of_one_size(content: bytes, interface: Interface, profile: Profile) -> bytes:
-    """The model for one size, with the noise of seed 0 in the place of that input, if there is one.
+    """Fix the height and width of a model, and replace its noise input, if any, with the noise of seed 0.
 
-    A server's batches have no place for an input that all pairs share.
+    The server batches every input, so an input that all pairs share cannot be served.
     """
     onnx: Any = require("onnx", extra="export")
     proto = onnx.ModelProto.FromString(content)
@@ -61,26 +65,28 @@ def of_one_size(content: bytes, interface: Interface, profile: Profile) -> bytes
     for value in (*graph.input, *graph.output):
         for axis, size in zip((2, 3), (height, width), strict=True):
             value.type.tensor_type.shape.dim[axis].dim_value = size
-    # The seal is of the file that this came from.
+    # The seal in the metadata belongs to the original file.
     del proto.metadata_props[:]
     return bytes(proto.SerializeToString())
 
 
 def configuration(
-    name: str, target: str, precision: str, interface: Interface, profile: Profile, about: Mapping[str, str]
+    name: str, target: Target, precision: Precision, interface: Interface, profile: Profile, about: Mapping[str, str]
 ) -> str:
-    """config.pbtxt, of the server's ModelConfig.
+    """The text of config.pbtxt, the server's ModelConfig.
 
     Args:
-        name: of the model, and its folder.
-        target: "onnx" or "tensorrt".
-        precision: an ONNX model in float32 is for CPUs, all else for a GPU.
-        interface: of the network.
-        profile: one size, and the largest batch.
-        about: what else is to be known of the model, for its `parameters`.
+        name: name of the model and of its folder.
+        target: target that the model was exported for.
+        precision: precision of the model. It is served on a CPU if this is one of the target's `cpu_precisions`,
+            otherwise on a GPU.
+        interface: inputs of the network.
+        profile: the size and the largest batch.
+        about: entries of `parameters` that describe the model.
     """
     pairs, height, width = profile.max
-    on_cpu = target == "onnx" and precision == "float32"
+    assert target.served is not None
+    on_cpu = precision in target.cpu_precisions
     shapes = interface.shapes(pairs, height, width)
     inputs = {
         label: f"data_type: TYPE_FP32 dims: [ {shape[1]}, {height}, {width} ]"
@@ -91,7 +97,7 @@ def configuration(
     return _CONFIGURATION.format(
         comment=_INTERVAL.format(height=height, width=width) if interface.interval else "",
         name=name,
-        backend=f'platform: "{"onnxruntime_onnx" if target == "onnx" else "tensorrt_plan"}"',
+        backend=f'platform: "{target.served.platform}"',
         batch=pairs,
         height=height,
         width=width,
@@ -109,9 +115,30 @@ def configuration(
     )
 
 
-def write_repository(folder: Path, target: str, content: bytes, config: str) -> None:
-    """Write `folder`, which is the model's own: config.pbtxt, and version 1 of the model."""
+def write_repository(folder: Path, file: str, content: bytes, config: str) -> None:
+    """Write the model's folder: config.pbtxt, and version 1 of the model in 1/`file`."""
     version = folder / "1"
     version.mkdir(parents=True)
-    (version / MODEL_FILES[target]).write_bytes(content)
+    (version / file).write_bytes(content)
     (folder / "config.pbtxt").write_text(config)
+
+
+def write(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> None:
+    """Write the folder of a served model; see `Target.write`."""
+    target, profile = request.target, request.profile
+    assert profile is not None
+    assert target.served is not None
+    interface = interface_of(graph.config)
+    served = of_one_size(graph.content, interface, profile)
+    known = [r for r in graph.references if r.shape[1:] == profile.opt[1:]]
+    about = {"weights": graph.weights, "precision": graph.precision}
+    if known and has_onnx_runtime() and request.precision != "bfloat16":
+        with step("checking what is served with ONNX Runtime") as report:
+            parity = on_onnx_runtime(served, request.precision, known, report)
+        check(parity, NOTHING_WRITTEN)
+        about["parity"] = str(parity)
+    content, more = target.served.make(request, served, step, tell)
+    name = request.output.name
+    config = configuration(name, target, request.precision, interface, profile, {**about, **more})
+    write_repository(folder / name, target.served.file, content, config)
+    (folder / name).replace(request.output)

@@ -1,4 +1,4 @@
-"""Whether an exported network is still the network: on other engines, against float32 PyTorch."""
+"""Verification of exported networks: their results on other engines against those of float32 PyTorch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.artifacts.onnx_metadata import properties, seal
 from dmfnet_fast.artifacts.parity import Parity, Reference, Shape, compare_with
-from dmfnet_fast.engines import Precision
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.images.color import to_luminance8
 from dmfnet_fast.phantom import make_phantom
+from dmfnet_fast.precision import PrecisionChoice
 
 Gray: TypeAlias = NDArray[np.uint8]
 Report: TypeAlias = Callable[[float], None]
@@ -30,7 +30,7 @@ LARGEST_HALF = 65504.0
 
 
 def phantom_pairs(shape: Shape) -> tuple[Gray, Gray]:
-    """Luminances of made-up heads, MRI and PET, cut from the middle of larger squares."""
+    """Luminances (N, H, W) of phantoms, MRI and PET, cropped from the middle of squares."""
     n, height, width = shape
     size = max(height, width)
     top, left = (size - height) // 2, (size - width) // 2
@@ -41,7 +41,7 @@ def phantom_pairs(shape: Shape) -> tuple[Gray, Gray]:
 
 
 def _extremes(height: int, width: int) -> tuple[Gray, Gray]:
-    """Black, gray, full contrast in lines and in halves, and saturated heads: five pairs."""
+    """Five pairs of extreme images: black, gray, full contrast in lines and in halves, and saturated phantoms."""
     black, white = np.zeros((height, width), np.uint8), np.full((height, width), 255, np.uint8)
     lines, halves = black.copy(), black.copy()
     lines[::2] = 255
@@ -54,9 +54,11 @@ def _extremes(height: int, width: int) -> tuple[Gray, Gray]:
 
 
 def pairs_to_check(shapes: Sequence[Shape], most_pairs: int | None = None) -> list[tuple[Gray, Gray]]:
-    """Phantom pairs of each shape, and, of the first shape's size, extreme ones.
+    """Phantom pairs of each shape, and extreme pairs of the first shape's height and width.
 
-    `most_pairs`, if given, is what the engine takes at once: the extreme pairs come in batches of that many.
+    Args:
+        shapes: shapes (N, H, W) of the phantom pairs.
+        most_pairs: largest batch of the extreme pairs, for an engine with a limit; None puts them in one batch.
     """
     extreme_a, extreme_b = _extremes(*shapes[0][1:])
     step = most_pairs or len(extreme_a)
@@ -65,16 +67,21 @@ def pairs_to_check(shapes: Sequence[Shape], most_pairs: int | None = None) -> li
 
 
 def _nothing(_: float) -> None:
-    """Takes no notice of progress."""
+    """Ignore progress."""
 
 
 def references(
     model: Any, pairs: Sequence[tuple[Gray, Gray]], report: Report = _nothing
 ) -> tuple[list[Reference], float]:
-    """What `model`, as trained and on a CPU, makes of the pairs; and its largest activation, a magnitude.
+    """Fuse pairs with the network as trained, in float32 on the CPU.
 
-    `report` is told what part is done, 0 to 1. The largest activation is that of any tensor between operators: half
-    precision holds up to 65504.
+    Args:
+        model: the network as trained.
+        pairs: luminances (N, H, W).
+        report: callback for the progress, 0 to 1.
+
+    Returns:
+        The results, and the largest magnitude in any feature map between operators. float16 holds up to 65504.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -102,29 +109,35 @@ def references(
 
 
 def on_onnx_runtime(proto: bytes, precision: str, wanted: Sequence[Reference], report: Report = _nothing) -> Parity:
-    """Run an exported network on ONNX Runtime; `report` is told what part is done, 0 to 1.
+    """Run an exported network on ONNX Runtime and compare it with references.
+
+    Args:
+        proto: serialized ONNX model.
+        precision: precision to report.
+        wanted: the references.
+        report: callback for the progress, 0 to 1.
 
     Raises:
-        EngineError: it cannot.
+        EngineError: ONNX Runtime is not installed or cannot run the model.
     """
     try:
-        onnxruntime: Any = import_module("onnxruntime")  # which has no type hints
+        onnxruntime: Any = import_module("onnxruntime")  # has no type hints
         session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
-        names = [entry.name for entry in session.get_inputs()]  # of a served model, without the noise
+        names = [entry.name for entry in session.get_inputs()]  # a served model has no input for the noise
         fused = []
         for reference in wanted:
             given = reference.inputs
             fused.append(session.run(None, {name: given[name] for name in names})[0])
             report(sum(image.size for image in fused) / sum(r.fused.size for r in wanted))
-    except Exception as error:  # its exceptions have no common class
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise EngineError(f"ONNX Runtime cannot run the exported network: {error}; upgrade onnxruntime") from error
     return compare_with("ONNX Runtime", precision, fused, wanted)
 
 
 def widened(proto: Any) -> Any:
-    """A bfloat16 model with float32 in its place, as ONNX Runtime has no convolutions of bfloat16.
+    """Convert a bfloat16 model to float32, as ONNX Runtime has no bfloat16 convolutions.
 
-    The weights stay rounded; what is computed from them is not.
+    The weights keep their bfloat16 values, but intermediate results are no longer rounded.
     """
     import onnx
 
@@ -150,7 +163,9 @@ def has_onnx_runtime() -> bool:
 
 
 def on_openvino(proto: bytes, wanted: Sequence[Reference]) -> list[Parity]:
-    """Run an exported network on OpenVINO, at each precision that this CPU has, or at that of int8 alone.
+    """Compare an exported network with references on OpenVINO, in the file's own precision and in that of "auto".
+
+    Returns one entry if both precisions are the same.
 
     Raises:
         EngineError: OpenVINO cannot open it.
@@ -159,8 +174,8 @@ def on_openvino(proto: bytes, wanted: Sequence[Reference]) -> list[Parity]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "exported.onnx"
         path.write_bytes(seal(proto))
-        is_int8 = properties(proto).get("precision") == "int8"
-        choices: tuple[Precision, ...] = ("int8",) if is_int8 else ("float32", "auto")
+        of_file: Any = properties(proto)["precision"]
+        choices: tuple[PrecisionChoice, ...] = (of_file, "auto")
         engines = [OpenVINOEngine(path, "cpu", choice, None) for choice in choices]
         return [
             compare_with("OpenVINO", precision, [engine.run(r.inputs) for r in wanted], wanted)

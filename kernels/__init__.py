@@ -1,4 +1,4 @@
-"""Fused GPU operations, one a file: see README.md beside this file."""
+"""Fused GPU operations, one per file; see README.md in this folder."""
 
-# Other distributions also use this name; this tells ours.
+# Distinguishes this package from those of other distributions with the same name.
 OWNER = "dmfnet-fast"

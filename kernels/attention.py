@@ -1,4 +1,4 @@
-"""One head of attention over all pixels, its softmax taken as the keys come by."""
+"""Single-head self-attention over all pixels, with an online softmax."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def reference(qkv: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(C)) v for every pixel, computed in float32.
 
     Args:
-        qkv: queries, keys and values beside each other, (N, 3C, H, W).
+        qkv: queries, keys and values, concatenated over channels: (N, 3C, H, W).
 
     Returns:
         (N, C, H, W).
@@ -43,36 +43,37 @@ def attention_kernel(
     n = tl.program_id(1).to(tl.int64)
     t = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     c = tl.arange(0, CHANNELS)
-    inside = c < channels
-    mine = (t < tokens)[:, None] & inside[None, :]
+    channel_mask = c < channels
+    query_mask = (t < tokens)[:, None] & channel_mask[None, :]
     qkv += n * tokens * 3 * channels
-    query = tl.load(qkv + t[:, None] * 3 * channels + c[None, :], mask=mine, other=0.0)  # [QUERIES, CHANNELS]
+    query = tl.load(qkv + t[:, None] * 3 * channels + c[None, :], mask=query_mask, other=0.0)  # [QUERIES, CHANNELS]
 
-    largest = tl.full((QUERIES,), float("-inf"), tl.float32)
-    total = tl.zeros((QUERIES,), tl.float32)
-    result = tl.zeros((QUERIES, CHANNELS), tl.float32)
+    # Online softmax: when the running maximum grows, earlier sums are rescaled. In base 2, as GPUs have exp2.
+    running_max = tl.full((QUERIES,), float("-inf"), tl.float32)
+    running_sum = tl.zeros((QUERIES,), tl.float32)
+    accumulator = tl.zeros((QUERIES, CHANNELS), tl.float32)
     for start in range(0, tokens, KEYS):
         k = start + tl.arange(0, KEYS)
-        there = k < tokens
-        mask = there[:, None] & inside[None, :]
-        place = qkv + k[:, None] * 3 * channels + c[None, :]
-        key = tl.load(place + channels, mask=mask, other=0.0)  # [KEYS, CHANNELS]
+        key_mask = k < tokens
+        mask = key_mask[:, None] & channel_mask[None, :]
+        pointers = qkv + k[:, None] * 3 * channels + c[None, :]
+        key = tl.load(pointers + channels, mask=mask, other=0.0)  # [KEYS, CHANNELS]
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        scores = tl.where(there[None, :], scores, float("-inf"))
-        peak = tl.maximum(largest, tl.max(scores, 1))
-        weights = tl.exp2(scores - peak[:, None])
-        shrink = tl.exp2(largest - peak)
-        value = tl.load(place + 2 * channels, mask=mask, other=0.0)
-        total = total * shrink + tl.sum(weights, 1)
-        result = tl.dot(weights.to(value.dtype), value, result * shrink[:, None], input_precision="ieee")
-        largest = peak
-    result = result / total[:, None]
+        scores = tl.where(key_mask[None, :], scores, float("-inf"))
+        new_max = tl.maximum(running_max, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_max[:, None])
+        correction = tl.exp2(running_max - new_max)
+        value = tl.load(pointers + 2 * channels, mask=mask, other=0.0)
+        running_sum = running_sum * correction + tl.sum(weights, 1)
+        accumulator = tl.dot(weights.to(value.dtype), value, accumulator * correction[:, None], input_precision="ieee")
+        running_max = new_max
+    accumulator = accumulator / running_sum[:, None]
     out += n * tokens * channels
-    tl.store(out + t[:, None] * channels + c[None, :], result.to(out.dtype.element_ty), mask=mine)
+    tl.store(out + t[:, None] * channels + c[None, :], accumulator.to(out.dtype.element_ty), mask=query_mask)
 
 
 def plan(qkv: Tensor) -> Plan:
-    """The result, and one launch."""
+    """Plans a single launch."""
     qkv = channels_last(qkv)
     n, triple, height, width = qkv.shape
     channels, tokens = triple // 3, height * width

@@ -1,4 +1,4 @@
-"""How a kernel is compared with its reference: in float64, in poisoned memory, with guards around it."""
+"""Comparison of kernels with their float64 references, in NaN-filled memory surrounded by guard regions."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ import triton
 from torch import Tensor
 
 from kernels import launch
-from kernels.cases import OF_A_TYPE, STATISTICS, WITH_STATISTICS, Operation
+from kernels.cases.record import Operation
 from kernels.convolution_epilogue import statistics_reference
 
-# Relative root mean square error. Half precision: results are rounded once, which costs up to 2^-11.8 (float16) and
-# 2^-8.8 (bfloat16) on average; attention rounds its weights too.
+# Relative root mean square errors. In half precision, results are rounded once, which costs up to 2^-11.8 (float16) and
+# 2^-8.8 (bfloat16) on average; attention also rounds its weights.
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 4e-4, torch.bfloat16: 3.5e-3}
 # Triton's interpreter rounds bfloat16 towards zero, which costs twice as much.
 INTERPRETED_BFLOAT16 = 6e-3
-GUARD = 256  # elements in front of and behind a tensor
+GUARD = 256  # elements before and after a tensor
 
 
 def expected(operation: Operation, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
-    """The reference in float64."""
+    """Computes the reference results in float64."""
     wide = [value.double() if isinstance(value, Tensor) else value for value in arguments]
-    if operation in OF_A_TYPE:
+    if operation.takes_type:
         wide[-1] = torch.float64
     results = operation.reference(*wide)
     return results if isinstance(results, tuple) else (results,)
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """The largest relative root mean square error of a result of `dtype`."""
+    """Returns the largest acceptable relative root mean square error of a result of type `dtype`."""
     if dtype == torch.bfloat16 and triton.knobs.runtime.interpret:
         return INTERPRETED_BFLOAT16
     return TOLERANCES[dtype]
 
 
 def error(got: Tensor, wanted: Tensor) -> float:
-    """Relative root mean square error of the finite values; infinite if others are not those that are wanted.
+    """Relative root mean square error of the finite values; infinite if the non-finite values differ.
 
     Args:
         got: the kernel's result.
-        wanted: the reference, in float64; what overflows the type of `got` is infinite.
+        wanted: the reference in float64; values that overflow the type of `got` are expected to be infinite.
     """
     rounded = wanted.to(got.dtype)
     finite = torch.isfinite(rounded)
@@ -58,13 +58,13 @@ def error(got: Tensor, wanted: Tensor) -> float:
 
 
 class Guarded:
-    """Tensors with guards around them, which nobody may write to, and which are NaN for those who read them."""
+    """Tensors surrounded by guard regions, which are NaN and must not be written to."""
 
     def __init__(self) -> None:
-        self._kept: list[tuple[Tensor, Tensor]] = []  # what may not change, and a copy of it
+        self._kept: list[tuple[Tensor, Tensor]] = []  # memory that must not change, with a copy
 
     def copy(self, x: Any) -> Any:
-        """`x` with its strides, in guarded memory; what is not a tensor as it is."""
+        """Copies a tensor, with its strides, into guarded memory; returns any other value unchanged."""
         if not isinstance(x, Tensor):
             return x
         result = self._memory(x.shape, x.stride(), x.dtype, x.device).copy_(x)
@@ -88,7 +88,7 @@ class Guarded:
 
     @contextmanager
     def allocations(self) -> Iterator[None]:
-        """Meanwhile, what kernels allocate is guarded, and NaN until it is written."""
+        """Within this context, memory that kernels allocate is guarded, and NaN until it is written."""
         with (
             mock.patch.object(launch, "new_feature_map", self.new_feature_map),
             mock.patch.object(launch, "new_table", self.new_table),
@@ -96,23 +96,23 @@ class Guarded:
             yield
 
     def untouched(self) -> bool:
-        """Whether every guard and every input is as it was made."""
+        """Whether all guards and inputs are unchanged."""
         return all(torch.allclose(kept, copy, rtol=0, atol=0, equal_nan=True) for kept, copy in self._kept)
 
 
 def worst(operation: Operation, arguments: Sequence[Any]) -> float:
-    """The largest `error` of one call's results, as a multiple of its tolerance; infinite if it wrote out of bounds."""
+    """Returns the largest ratio of `error` to tolerance over a call's results; infinite if it wrote out of bounds."""
     guarded = Guarded()
     with guarded.allocations():
         results = launch.run(operation.plan(*[guarded.copy(value) for value in arguments]))
     if not guarded.untouched():
         return float("inf")
     wanted = list(expected(operation, arguments))
-    if operation in WITH_STATISTICS:
+    if operation.gives_statistics and len(results) > 1:
         # They are of the result as it was rounded, not as it would have been.
         wanted[1] = statistics_reference(results[0].double())
     pairs = list(zip(results, wanted, strict=True))
-    if operation in (STATISTICS, *WITH_STATISTICS):  # means and squares are of different sizes
+    if operation.gives_statistics:  # means and squares are of different sizes
         got, value = pairs.pop()
         pairs += zip(got.unbind(2), value.unbind(2), strict=True)
     return max(error(got, value) / tolerance(got.dtype) for got, value in pairs)

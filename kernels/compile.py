@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of launches, for any NVIDIA architecture, on a machine without a GPU."""
+"""Ahead-of-time compilation of launches for any NVIDIA architecture; needs no GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.launch import Launch
 
-# Shared memory that one block may use, in bytes (CUDA C++ Programming Guide, table of compute capabilities; 11.0 and
+# Most shared memory that a block can use, in bytes (CUDA C++ Programming Guide, table of compute capabilities; 11.0 and
 # 12.0 from its later editions).
 SHARED_MEMORY = {
     80: 163 * 1024,
@@ -30,20 +30,20 @@ SHARED_MEMORY = {
     110: 227 * 1024,
     120: 99 * 1024,
 }
-REGISTERS = 65536  # of a block, on all of them
+REGISTERS = 65536  # per block, on all of these architectures
 
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-_ALIGNED = 16  # bytes, and what an integer is a multiple of when the compiler may know
+_DIVISIBILITY = 16  # Triton specializes pointers and integers that are multiples of it
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What Triton compiles a launch for: two launches with equal signatures share a binary.
+    """Everything that Triton specializes a binary for: launches with equal signatures share a binary.
 
     Attributes:
         kernel: the jitted function.
-        types: of the parameters, by name; "constexpr" for those that are constants.
-        constants: their values, by name.
+        types: parameter types by name; "constexpr" for constants.
+        constants: values of the constants, by name.
         aligned: names of the pointers and integers that are multiples of 16.
         warps, stages: as in `Launch`.
     """
@@ -57,9 +57,9 @@ class Signature:
 
 
 def signature_of(launch: Launch) -> Signature:
-    """The signature by the rules that Triton follows when it launches: see its documentation of specialization.
+    """Derives the signature by Triton's specialization rules, which are part of its documentation.
 
-    Memory is taken to be aligned, as PyTorch allocates it; an integer 1, None and tl.constexpr are constants.
+    Memory is assumed to be aligned, as PyTorch allocates it. Integers equal to 1, None and tl.constexpr are constants.
     """
     types: dict[str, str] = {}
     constants = dict(launch.constants)
@@ -79,7 +79,7 @@ def signature_of(launch: Launch) -> Signature:
             types[name] = "fp32"
         else:
             types[name] = "i32" if value < 2**31 else "i64"
-            if value % _ALIGNED == 0:
+            if value % _DIVISIBILITY == 0:
                 aligned.append(name)
     return Signature(
         launch.kernel,
@@ -96,12 +96,12 @@ class Binary:
     """A compiled kernel.
 
     Attributes:
-        ptx: its assembly.
-        registers: of a thread.
-        shared: bytes of shared memory.
-        spills: bytes of registers that are spilled to memory, as ptxas counts stores and loads.
-        load, store: the widest access of a thread to global memory, in bytes. Copies to shared memory are loads;
-            what the copy engine fetches is no thread's, and not counted.
+        ptx: PTX assembly.
+        registers: registers per thread.
+        shared: bytes of shared memory per block.
+        spills: bytes of register spills, stores and loads together, as ptxas counts them.
+        load, store: the widest access of a thread to global memory, in bytes. Asynchronous copies to shared memory
+            are loads; transfers by TMA (the Tensor Memory Accelerator) are not a thread's, and do not count.
     """
 
     ptx: str
@@ -113,12 +113,12 @@ class Binary:
 
 
 def _widest(ptx: str, kind: str) -> int:
-    """Bytes of the widest instruction of `kind`, "ld" or "st", on global memory; 0 if there is none."""
+    """Width in bytes of the widest global-memory instruction of `kind`, "ld" or "st"; 0 if there is none."""
     widths = [0]
     for vector, bits in re.findall(rf"\b{kind}\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bfus](\d+)\b", ptx):
         widths.append(int(vector or 1) * int(bits) // 8)
-    # A loop with several stages loads ahead into shared memory, past the registers; with `described` tiles by
-    # cp.async.bulk.tensor, which has a box in place of a width.
+    # Pipelined loops prefetch into shared memory with cp.async, bypassing the registers. TMA's cp.async.bulk.tensor,
+    # which `described` tiles use, transfers a box and has no width.
     if kind == "ld":
         copies = re.findall(r"\bcp\.async\.c[ag]\.shared\.global\S* \[[^]]*\], \[[^]]*\], (0x\w+|\d+)", ptx)
         widths += [int(size, 0) for size in copies]
@@ -126,13 +126,13 @@ def _widest(ptx: str, kind: str) -> int:
 
 
 def compile_signature(signature: Signature, architecture: int) -> Binary:
-    """Compile for compute capability `architecture` / 10, through to machine code."""
+    """Compiles to machine code for compute capability `architecture` / 10."""
     names = [name for name, _ in signature.types]
     source = ASTSource(
         signature.kernel,
         dict(signature.types),
         dict(signature.constants),
-        {(names.index(name),): [["tt.divisibility", _ALIGNED]] for name in signature.aligned},
+        {(names.index(name),): [["tt.divisibility", _DIVISIBILITY]] for name in signature.aligned},
     )
     target = GPUTarget("cuda", architecture, 32)
     options = {"num_warps": signature.warps, "num_stages": signature.stages}
@@ -142,15 +142,15 @@ def compile_signature(signature: Signature, architecture: int) -> Binary:
         file = Path(folder) / "kernel.ptx"
         file.write_text(ptx)
         command = [get_ptxas(architecture).path, "-v", f"--gpu-name={sm_arch_from_capability(architecture)}"]
-        said = subprocess.run(
+        log = subprocess.run(
             [*command, str(file), "-o", str(file.with_suffix(".cubin"))], check=True, capture_output=True, text=True
         ).stderr
-    (registers,) = re.findall(r"Used (\d+) registers", said)
+    (registers,) = re.findall(r"Used (\d+) registers", log)
     return Binary(
         ptx,
         int(registers),
         compiled.metadata.shared,
-        sum(int(count) for count in re.findall(r"(\d+) bytes spill", said)),
+        sum(int(count) for count in re.findall(r"(\d+) bytes spill", log)),
         _widest(ptx, "ld"),
         _widest(ptx, "st"),
     )

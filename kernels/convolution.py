@@ -1,7 +1,7 @@
-"""A 3x3 or 1x1 convolution with all that follows it: shortcuts, bias, ReLU, residual, and the next norm's statistics.
+"""A 3x3 or 1x1 convolution fused with 1x1 shortcuts, bias, ReLU, residual, and the next norm's statistics.
 
-An implicit matrix product: for each tap of the kernel and some of the input channels, the pixels that the tap sees
-times the weights. The nine taps of a tile see nearly the same pixels, which the first of them brings into the cache.
+Implemented as an implicit matrix product: for each tap of the kernel and block of input channels, the pixels under the
+tap times the weights. The nine taps of a tile read nearly the same pixels; the first brings them into the cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kernels.convolution_epilogue import reference as epilogue_reference
 from kernels.launch import Launch, Plan, channels_last, tiles_of
 from kernels.tiles import ConvolutionTile
 
-SMALLEST = 16  # channels that a matrix unit takes at a time
+SMALLEST = 16  # channels: the smallest side of a matrix product on the GPU's matrix units
 
 
 def reference(
@@ -46,13 +46,13 @@ def reference(
         more, last: (N, J, H, W), J a multiple of 16, with weights (O, J, 1, 1), or None.
         bias: (O,), or None.
         residual: like the result, (N, O, H, W), or None.
-        relu: whether there is one.
+        relu: whether to apply ReLU.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     total = F.conv2d(x.to(wide), weight.to(wide), padding=weight.shape[2] // 2)
-    for other, own in ((more, more_weight), (last, last_weight)):
-        if other is not None and own is not None:
-            total = total + F.conv2d(other.to(wide), own.to(wide))
+    for other, other_weight in ((more, more_weight), (last, last_weight)):
+        if other is not None and other_weight is not None:
+            total = total + F.conv2d(other.to(wide), other_weight.to(wide))
     bias, residual = (None if value is None else value.to(wide) for value in (bias, residual))
     return channels_last(epilogue_reference(total, bias, residual, relu).to(x.dtype, copy=True))
 
@@ -68,11 +68,11 @@ def _add_products(
     total,  # [PIXELS, CHANNELS] float32
     x,  # (N, pixels, INPUTS)
     weight,  # (outputs, TAPS, INPUTS)
-    first,  # of the image
+    first,  # index of the image's first pixel
     row,
     column,
-    there,
-    o,
+    pixel_mask,
+    o,  # [CHANNELS], output channels
     height,
     width,
     outputs,
@@ -80,23 +80,25 @@ def _add_products(
     INPUTS: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    """Adds the convolution of one input."""
+    """Adds the convolution of one input map to `total`."""
     BLOCKS: tl.constexpr = INPUTS // INNER
     inner = tl.arange(0, INNER)
-    within = o < outputs
+    output_mask = o < outputs
     for step in tl.range(0, TAPS * BLOCKS):
         tap = step // BLOCKS
         c = (step % BLOCKS) * INNER + inner
-        y = row
-        z = column
+        source_row = row
+        source_column = column
         if TAPS > 1:
-            y += tap // 3 - 1
-            z += tap % 3 - 1
-        inside = there & (y >= 0) & (y < height) & (z >= 0) & (z < width)
-        place = (first + y * width + z)[:, None] * INPUTS + c[None, :]
-        values = tl.load(x + place, mask=inside[:, None], other=0.0)
-        of_weight = (o[None, :] * TAPS + tap) * INPUTS + c[:, None]
-        weights = tl.load(weight + of_weight, mask=within[None, :], other=0.0)
+            source_row += tap // 3 - 1
+            source_column += tap % 3 - 1
+        load_mask = (
+            pixel_mask & (source_row >= 0) & (source_row < height) & (source_column >= 0) & (source_column < width)
+        )
+        offsets = (first + source_row * width + source_column)[:, None] * INPUTS + c[None, :]
+        values = tl.load(x + offsets, mask=load_mask[:, None], other=0.0)
+        weight_offsets = (o[None, :] * TAPS + tap) * INPUTS + c[:, None]
+        weights = tl.load(weight + weight_offsets, mask=output_mask[None, :], other=0.0)
         total = tl.dot(values, weights, total, input_precision="ieee")
     return total
 
@@ -104,11 +106,11 @@ def _add_products(
 @triton.jit
 def finish(
     total,  # [PIXELS, CHANNELS] float32
-    first,
-    n,
-    p,
-    there,
-    o,
+    first,  # index of the image's first pixel
+    n,  # image
+    p,  # [PIXELS], within the image
+    pixel_mask,
+    o,  # [CHANNELS], output channels
     bias,
     residual,
     out,
@@ -120,31 +122,32 @@ def finish(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """What follows the products, and the writing of the result."""
-    inside = o < outputs
-    mask = there[:, None] & inside[None, :]
-    place = (first + p)[:, None] * outputs + o[None, :]
+    """The epilogue: bias, ReLU and residual, then stores the result and the statistics of its rounded values."""
+    output_mask = o < outputs
+    mask = pixel_mask[:, None] & output_mask[None, :]
+    offsets = (first + p)[:, None] * outputs + o[None, :]
     if bias is not None:
-        total += tl.load(bias + o, mask=inside, other=0.0).to(tl.float32)[None, :]
+        total += tl.load(bias + o, mask=output_mask, other=0.0).to(tl.float32)[None, :]
     if RELU:
         total = tl.where(total < 0, 0.0, total)  # keeps NaN, which a maximum may lose
     if residual is not None:
-        total += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
+        total += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
     rounded = total.to(out.dtype.element_ty)
-    tl.store(out + place, rounded, mask=mask)
+    tl.store(out + offsets, rounded, mask=mask)
     if statistics is not None:
         PARTS: tl.constexpr = PIXELS // PART
-        # Sums of up to 512 equal halves are exact, and so is the division: what is equal everywhere has no deviation.
-        values = tl.reshape(tl.where(there[:, None], rounded.to(tl.float32), 0.0), (PARTS, PART, CHANNELS))
-        counted = tl.reshape(there.to(tl.float32), (PARTS, PART))
-        count = tl.maximum(tl.sum(counted, 1), 1.0)[:, None]
+        # Sums of up to 512 equal half-precision values are exact, and so is the division by their number: a constant
+        # channel has a deviation of exactly zero.
+        values = tl.reshape(tl.where(pixel_mask[:, None], rounded.to(tl.float32), 0.0), (PARTS, PART, CHANNELS))
+        valid = tl.reshape(pixel_mask.to(tl.float32), (PARTS, PART))
+        count = tl.maximum(tl.sum(valid, 1), 1.0)[:, None]
         mean = tl.div_rn(tl.sum(values, 1), tl.broadcast_to(count, (PARTS, CHANNELS)))
-        away = tl.where(counted[:, :, None] > 0, values - mean[:, None, :], 0.0)
+        deviation = tl.where(valid[:, :, None] > 0, values - mean[:, None, :], 0.0)
         part = tl.program_id(0) * PARTS + tl.arange(0, PARTS)
-        kept = (part < parts)[:, None] & inside[None, :]
-        place_of_part = (n * parts + part)[:, None] * 2 * outputs + o[None, :]
-        tl.store(statistics + place_of_part, mean, mask=kept)
-        tl.store(statistics + place_of_part + outputs, tl.sum(away * away, 1), mask=kept)
+        part_mask = (part < parts)[:, None] & output_mask[None, :]
+        part_offsets = (n * parts + part)[:, None] * 2 * outputs + o[None, :]
+        tl.store(statistics + part_offsets, mean, mask=part_mask)
+        tl.store(statistics + part_offsets + outputs, tl.sum(deviation * deviation, 1), mask=part_mask)
 
 
 @triton.jit
@@ -167,38 +170,42 @@ def convolution_kernel(
     INPUTS: tl.constexpr,
     MORE: tl.constexpr,
     LAST: tl.constexpr,
-    INNER: tl.constexpr,  # input channels at a time
+    INNER: tl.constexpr,  # input channels per iteration
     INNER_MORE: tl.constexpr,
     INNER_LAST: tl.constexpr,
     RELU: tl.constexpr,
-    PART: tl.constexpr,  # pixels of a part, or None where there are no statistics
+    PART: tl.constexpr,  # pixels per part, or None without statistics
     PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,  # output channels of a program
+    CHANNELS: tl.constexpr,  # output channels per program
 ):
-    """Program (tile of neighboring pixels, block of output channels, image)."""
+    """Grid: (tiles of consecutive pixels, blocks of output channels, images)."""
     n = tl.program_id(2).to(tl.int64)
     pixels = height * width
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     o = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    row, column, there = p // width, p % width, p < pixels
+    row, column, pixel_mask = p // width, p % width, p < pixels
     first = n * pixels
 
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
-    total = _add_products(total, x, weight, first, row, column, there, o, height, width, outputs, TAPS, INPUTS, INNER)
+    total = _add_products(
+        total, x, weight, first, row, column, pixel_mask, o, height, width, outputs, TAPS, INPUTS, INNER
+    )
     if more is not None:
         total = _add_products(
-            total, more, more_weight, first, row, column, there, o, height, width, outputs, 1, MORE, INNER_MORE
+            total, more, more_weight, first, row, column, pixel_mask, o, height, width, outputs, 1, MORE, INNER_MORE
         )
     if last is not None:
         total = _add_products(
-            total, last, last_weight, first, row, column, there, o, height, width, outputs, 1, LAST, INNER_LAST
+            total, last, last_weight, first, row, column, pixel_mask, o, height, width, outputs, 1, LAST, INNER_LAST
         )
 
-    finish(total, first, n, p, there, o, bias, residual, out, statistics, outputs, parts, RELU, PART, PIXELS, CHANNELS)
+    finish(
+        total, first, n, p, pixel_mask, o, bias, residual, out, statistics, outputs, parts, RELU, PART, PIXELS, CHANNELS
+    )
 
 
 @triton.jit
-def _add_described(
+def _add_tma_products(
     total,  # [PIXELS, CHANNELS] float32
     x,  # descriptor of (N, H, W, INPUTS), by [1, ROWS, COLUMNS, INNER]
     weight,  # descriptor of (outputs, TAPS INPUTS), by [CHANNELS, INNER]
@@ -211,17 +218,17 @@ def _add_described(
     INNER: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """Adds the convolution of one input. What lies outside of the image is zero."""
+    """Like `_add_products`, but loads by TMA, which reads zeros outside the image."""
     BLOCKS: tl.constexpr = INPUTS // INNER
     for step in tl.range(0, TAPS * BLOCKS):
         tap = step // BLOCKS
         c = (step % BLOCKS) * INNER
-        y = row
-        z = column
+        source_row = row
+        source_column = column
         if TAPS > 1:
-            y += tap // 3 - 1
-            z += tap % 3 - 1
-        values = tl.reshape(x.load([n, y, z, c]), (PIXELS, INNER))
+            source_row += tap // 3 - 1
+            source_column += tap % 3 - 1
+        values = tl.reshape(x.load([n, source_row, source_column, c]), (PIXELS, INNER))
         weights = weight.load([o, tap * INPUTS + c])
         total = tl.dot(values, tl.trans(weights), total)
     return total
@@ -229,7 +236,7 @@ def _add_described(
 
 @triton.jit
 def described_convolution_kernel(
-    x,  # descriptors, as in `_add_described`
+    x,  # descriptors, as in `_add_tma_products`
     weight,
     more,  # or None
     more_weight,
@@ -255,49 +262,67 @@ def described_convolution_kernel(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """`convolution_kernel` where tiles are whole rows, or whole parts of one, that the copy engine of a GPU fetches."""
+    """`convolution_kernel` for tiles that TMA can load: whole rows, or an even division of one."""
     image = tl.program_id(2)
     n = image.to(tl.int64)
     begin = tl.program_id(0) * PIXELS
     row, column = begin // width, begin % width
     block = tl.program_id(1) * CHANNELS
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
-    total = _add_described(total, x, weight, image, row, column, block, TAPS, INPUTS, INNER, PIXELS)
+    total = _add_tma_products(total, x, weight, image, row, column, block, TAPS, INPUTS, INNER, PIXELS)
     if more is not None:
-        total = _add_described(total, more, more_weight, image, row, column, block, 1, MORE, INNER_MORE, PIXELS)
+        total = _add_tma_products(total, more, more_weight, image, row, column, block, 1, MORE, INNER_MORE, PIXELS)
     if last is not None:
-        total = _add_described(total, last, last_weight, image, row, column, block, 1, LAST, INNER_LAST, PIXELS)
+        total = _add_tma_products(total, last, last_weight, image, row, column, block, 1, LAST, INNER_LAST, PIXELS)
     pixels = height * width
     p = begin + tl.arange(0, PIXELS)
     o = block + tl.arange(0, CHANNELS)
-    there = p < pixels
+    pixel_mask = p < pixels
     finish(
-        total, n * pixels, n, p, there, o, bias, residual, out, statistics, outputs, parts, RELU, PART, PIXELS, CHANNELS
+        total,
+        n * pixels,
+        n,
+        p,
+        pixel_mask,
+        o,
+        bias,
+        residual,
+        out,
+        statistics,
+        outputs,
+        parts,
+        RELU,
+        PART,
+        PIXELS,
+        CHANNELS,
     )
 
 
 def _in_whole_rows(height: int, width: int, pixels: int) -> bool:
-    """Whether tiles of so many pixels are whole rows of the image, or whole parts of a row."""
+    """Whether tiles of `pixels` pixels cover the image evenly, each with whole rows or an even division of a row."""
     return (height * width) % pixels == 0 and max(width, pixels) % min(width, pixels) == 0
 
 
 def _descriptor(x: Tensor, block: Sequence[int]) -> TensorDescriptor:
-    """Of `x`, which is dense; but where there is a single image, PyTorch may give that any stride."""
+    """TMA descriptor of the dense tensor `x`.
+
+    The strides follow from the shape, because PyTorch may report any stride for a dimension of size 1.
+    """
     strides = [math.prod(x.shape[n + 1 :]) for n in range(x.dim())]
     return TensorDescriptor(x, list(x.shape), strides, list(block))
 
 
-def _power_of_2_in(number: int) -> int:
+def _largest_power_of_2_factor(number: int) -> int:
     return number & -number
 
 
 def tile_for(x: Tensor, weight: Tensor, statistics: bool) -> ConvolutionTile | None:
-    """The tile for a convolution where ours was measured to be the faster one; None where cuDNN's is to be used.
+    """Returns the tile for a convolution that was measured to be faster than cuDNN's, or None to use cuDNN.
 
     Args:
         x: (N, I, H, W).
         weight: (O, I, 3, 3) or (O, I, 1, 1).
-        statistics: whether they are wanted, of whose parts a tile holds whole ones only.
+        statistics: whether statistics are needed; a tile must then hold whole parts of them.
     """
     outputs, inputs = weight.shape[:2]
     if x.dtype not in (torch.float16, torch.bfloat16) or inputs % SMALLEST or not launch.on_gpu(x):
@@ -307,7 +332,7 @@ def tile_for(x: Tensor, weight: Tensor, statistics: bool) -> ConvolutionTile | N
     tile = tiles_of(x).convolution(inputs, outputs, len(x) * pixels)
     if tile is None or (statistics and pixels_of_part(pixels) > tile.pixels):
         return None
-    # What was measured is the copy engine's way; without it the same tile is slower than cuDNN.
+    # Described tiles were measured with TMA; without it, the same tile is slower than cuDNN.
     return None if tile.described and not _in_whole_rows(height, width, tile.pixels) else tile
 
 
@@ -324,30 +349,33 @@ def plan(
     statistics: bool = False,
     tile: ConvolutionTile | None = None,
 ) -> Plan:
-    """The result, and the statistics if asked for, in one launch; by `tile`, or what is chosen for the shape."""
+    """Plans a single launch, which also writes the statistics if asked for.
+
+    `tile` overrides the tile chosen for the shape.
+    """
     n, inputs, height, width = x.shape
     outputs, _, size, _ = weight.shape
     tile = tile or tile_for(x, weight, statistics) or ConvolutionTile()
     maps = [None if value is None else channels_last(value) for value in (x, more, last, residual)]
     weights = [None if value is None else channels_last(value) for value in (weight, more_weight, last_weight)]
     out = launch.new_feature_map((n, outputs, height, width), x)
-    kept = launch.new_table(statistics_shape(out), x) if statistics else None
+    statistics_out = launch.new_table(statistics_shape(out), x) if statistics else None
     part = pixels_of_part(height * width)
-    # A tile of statistics holds whole parts; another may be as small as it likes.
+    # With statistics, a tile must hold whole parts.
     pixels = max(tile.pixels, part) if statistics else tile.pixels
     channels = max(SMALLEST, min(tile.channels, triton.next_power_of_2(outputs)))
     widths = [0 if value is None else value.shape[1] for value in (x, more, last)]
-    inner = [min(tile.inner, _power_of_2_in(value)) for value in widths]
+    inner = [min(tile.inner, _largest_power_of_2_factor(value)) for value in widths]
     names = ("x", "weight"), ("more", "more_weight"), ("last", "last_weight")
     sources: dict[str, Tensor | TensorDescriptor | None] = {}
     described = tile.described and _in_whole_rows(height, width, pixels)
-    for (of_map, of_weight), values, own, block in zip(names, maps, weights, inner, strict=False):
-        if described and values is not None and own is not None:
+    for (map_name, weight_name), values, matrix, block in zip(names, maps, weights, inner, strict=False):
+        if described and values is not None and matrix is not None:
             columns = min(width, pixels)
-            sources[of_map] = _descriptor(values.permute(0, 2, 3, 1), (1, pixels // columns, columns, block))
-            sources[of_weight] = _descriptor(own.permute(0, 2, 3, 1).flatten(1), (channels, block))
+            sources[map_name] = _descriptor(values.permute(0, 2, 3, 1), (1, pixels // columns, columns, block))
+            sources[weight_name] = _descriptor(matrix.permute(0, 2, 3, 1).flatten(1), (channels, block))
         else:
-            sources |= {of_map: values, of_weight: own}
+            sources |= {map_name: values, weight_name: matrix}
     call = Launch(
         described_convolution_kernel if described else convolution_kernel,
         (triton.cdiv(height * width, pixels), triton.cdiv(outputs, channels), n),
@@ -356,11 +384,11 @@ def plan(
             "bias": bias,
             "residual": maps[3],
             "out": out,
-            "statistics": kept,
+            "statistics": statistics_out,
             "height": height,
             "width": width,
             "outputs": outputs,
-            "parts": 0 if kept is None else kept.shape[1],
+            "parts": 0 if statistics_out is None else statistics_out.shape[1],
         },
         {
             "TAPS": size * size,
@@ -378,7 +406,7 @@ def plan(
         tile.warps,
         tile.stages,
     )
-    return tuple(result for result in (out, kept) if result is not None), [call]
+    return tuple(result for result in (out, statistics_out) if result is not None), [call]
 
 
 def _convolution(*arguments: Any) -> Tensor:

@@ -1,8 +1,8 @@
-"""What follows a convolution: bias, ReLU, residual, and the statistics that the next GroupNorm needs.
+"""Epilogue of a convolution: bias, ReLU, residual, and the statistics that the next GroupNorm needs.
 
-The statistics are taken while the result is being written, so that the GroupNorm reads it once, not twice. They are
-kept for each channel on its own, in parts: a later GroupNorm can then merge them to groups of any width, across the
-seam of two tensors too, and add a bias to a channel by moving its mean.
+The statistics are computed while the result is written, so that the GroupNorm reads it once instead of twice. They are
+kept per channel and per part of the pixels: a later GroupNorm can merge them into groups of any width, even across the
+boundary of two concatenated tensors, and can apply a per-channel bias by shifting the mean.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ FEWEST_PIXELS = 32
 
 
 def pixels_of_part(pixels: int) -> int:
-    """Neighboring pixels whose statistics are one part: at least 32, and so many that there are at most 512 parts."""
+    """Consecutive pixels per part of the statistics: a power of two, at least 32, that gives at most 512 parts."""
     return max(FEWEST_PIXELS, triton.next_power_of_2(triton.cdiv(pixels, MOST_PARTS)))
 
 
 def statistics_shape(x: Tensor) -> tuple[int, int, int, int]:
-    """(N, parts, 2, C)."""
+    """Shape of the statistics of `x`: (N, parts, 2, C)."""
     n, channels, height, width = x.shape
     return n, triton.cdiv(height * width, pixels_of_part(height * width)), 2, channels
 
 
 def statistics_reference(x: Tensor) -> Tensor:
-    """Mean and sum of squared deviations of each channel, of each part of the pixels.
+    """Mean and sum of squared deviations, per channel and part of the pixels.
 
     Args:
         x: (N, C, H, W).
@@ -54,7 +54,7 @@ def reference(h: Tensor, bias: Tensor | None, residual: Tensor | None, relu: boo
         h: result of a convolution, (N, C, H, W).
         bias: (C,), or None.
         residual: like `h`, or None.
-        relu: whether there is one.
+        relu: whether to apply ReLU.
     """
     wide = torch.promote_types(h.dtype, torch.float32)
     result = h.to(wide, copy=True)
@@ -70,7 +70,7 @@ def reference(h: Tensor, bias: Tensor | None, residual: Tensor | None, relu: boo
 def reference_with_statistics(
     h: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool
 ) -> tuple[Tensor, Tensor]:
-    """`reference`, and the `statistics_reference` of it as it is rounded."""
+    """`reference`, and the `statistics_reference` of its rounded result."""
     result = reference(h, bias, residual, relu)
     return result, statistics_reference(result)
 
@@ -80,7 +80,7 @@ def epilogue_kernel(
     h,  # (N, pixels, C)
     bias,  # (C,), or None
     residual,  # (N, pixels, C), or None
-    out,  # (N, pixels, C), or None where only statistics are wanted
+    out,  # (N, pixels, C), or None for statistics alone
     statistics,  # (N, parts, 2, C) float32, or None
     pixels,
     channels,
@@ -93,56 +93,56 @@ def epilogue_kernel(
     n = tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     row = tl.arange(0, PIXELS)
-    inside = c < channels
-    within = row[:, None] * channels + c[None, :]  # [PIXELS, CHANNELS]
+    channel_mask = c < channels
+    tile_offsets = row[:, None] * channels + c[None, :]  # [PIXELS, CHANNELS]
     if bias is not None:
-        added = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+        channel_bias = tl.load(bias + c, mask=channel_mask, other=0.0).to(tl.float32)
     first = part * pixels_per_part
     last = tl.minimum(first + pixels_per_part, pixels)
 
-    # Welford's update, for every row of the tile by itself: nothing crosses threads before the end.
+    # Welford's update, independently for every row of the tile: threads exchange nothing before the end.
     count = tl.zeros((PIXELS,), tl.float32)
     mean = tl.zeros((PIXELS, CHANNELS), tl.float32)
     squares = tl.zeros((PIXELS, CHANNELS), tl.float32)
     for start in range(first, last, PIXELS):
-        there = start + row < last
-        mask = there[:, None] & inside[None, :]
+        row_mask = start + row < last
+        mask = row_mask[:, None] & channel_mask[None, :]
         offset = (n * pixels + start) * channels
-        value = tl.load(h + offset + within, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(h + offset + tile_offsets, mask=mask, other=0.0).to(tl.float32)
         if bias is not None:
-            value += added[None, :]
+            value += channel_bias[None, :]
         if RELU:
             value = tl.where(value < 0, 0.0, value)  # keeps NaN, which a maximum may lose
         if residual is not None:
-            value += tl.load(residual + offset + within, mask=mask, other=0.0).to(tl.float32)
+            value += tl.load(residual + offset + tile_offsets, mask=mask, other=0.0).to(tl.float32)
         if out is not None:
             rounded = value.to(out.dtype.element_ty)
-            tl.store(out + offset + within, rounded, mask=mask)
+            tl.store(out + offset + tile_offsets, rounded, mask=mask)
             value = rounded.to(tl.float32)
         if statistics is not None:
-            count += there.to(tl.float32)
-            before = value - mean
-            mean += tl.where(there, 1.0 / tl.maximum(count, 1.0), 0.0)[:, None] * before
-            squares += tl.where(there[:, None], before * (value - mean), 0.0)
+            count += row_mask.to(tl.float32)
+            delta = value - mean
+            mean += tl.where(row_mask, 1.0 / tl.maximum(count, 1.0), 0.0)[:, None] * delta
+            squares += tl.where(row_mask[:, None], delta * (value - mean), 0.0)
     if statistics is not None:
-        # About the first row's mean, so that what is equal everywhere keeps its value and has no deviation.
+        # Merged relative to the first row's mean, so that a constant channel keeps its exact mean and has no deviation.
         pivot = tl.sum(tl.where(row[:, None] == 0, mean, 0.0), 0)
         total = tl.sum(count, 0)
-        merged = pivot + tl.sum((mean - pivot[None, :]) * count[:, None], 0) / total
-        away = mean - merged[None, :]
-        spread = tl.sum(squares + count[:, None] * away * away, 0)
-        place = statistics + (n * tl.num_programs(0) + part) * 2 * channels + c
-        tl.store(place, merged, mask=inside)
-        tl.store(place + channels, spread, mask=inside)
+        merged_mean = pivot + tl.sum((mean - pivot[None, :]) * count[:, None], 0) / total
+        deviation = mean - merged_mean[None, :]
+        merged_squares = tl.sum(squares + count[:, None] * deviation * deviation, 0)
+        pointers = statistics + (n * tl.num_programs(0) + part) * 2 * channels + c
+        tl.store(pointers, merged_mean, mask=channel_mask)
+        tl.store(pointers + channels, merged_squares, mask=channel_mask)
 
 
 def plan(h: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool, write: bool, statistics: bool) -> Plan:
-    """Results are the output, if `write`, and the statistics, if asked for."""
+    """Plans a single launch; the results are the output if `write`, and the statistics if `statistics`."""
     h = channels_last(h)
     residual = None if residual is None else channels_last(residual)
     out = launch.new_feature_map(h.shape, h) if write else None
     shape = statistics_shape(h)
-    kept = launch.new_table(shape, h) if statistics else None
+    statistics_out = launch.new_table(shape, h) if statistics else None
     tile = tiles_of(h).epilogue
     channels = min(tile.channels, triton.next_power_of_2(h.shape[1]))
     pixels = h.shape[2] * h.shape[3]
@@ -154,7 +154,7 @@ def plan(h: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool, wr
             "bias": bias,
             "residual": residual,
             "out": out,
-            "statistics": kept,
+            "statistics": statistics_out,
             "pixels": pixels,
             "channels": h.shape[1],
             "pixels_per_part": pixels_of_part(pixels),
@@ -162,7 +162,7 @@ def plan(h: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool, wr
         {"RELU": relu, "PIXELS": tile.pixels, "CHANNELS": channels},
         tile.warps,
     )
-    return tuple(result for result in (out, kept) if result is not None), [call]
+    return tuple(result for result in (out, statistics_out) if result is not None), [call]
 
 
 def _epilogue(h: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool) -> Tensor:

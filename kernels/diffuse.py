@@ -1,4 +1,4 @@
-"""The noisy images of all denoiser passes at once: s x + sigma n, rounded."""
+"""Noisy images for all denoiser passes at once: level image + sigma noise, rounded to the network's precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def reference(a: Tensor, b: Tensor, noise: Tensor, levels: Tensor, sigmas: Tenso
         a, b: (N, 1, H, W).
         noise: (T, 2, H, W), the same for every pair.
         levels, sigmas: (T,).
-        dtype: of the result; the inputs are all of one other, float32 but in tests.
+        dtype: type of the result; the inputs share one other type, float32 except in tests.
 
     Returns:
         (T x 2 x N, 1, H, W).
@@ -41,7 +41,7 @@ def diffuse_kernel(
     pixels,
     PIXELS: tl.constexpr,
 ):
-    """Program (block of pixels, timestep, pair)."""
+    """Grid: (blocks of pixels, timesteps, pairs)."""
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     step = tl.program_id(1).to(tl.int64)
     n = tl.program_id(2).to(tl.int64)
@@ -55,7 +55,7 @@ def diffuse_kernel(
 
 
 def plan(a: Tensor, b: Tensor, noise: Tensor, levels: Tensor, sigmas: Tensor, dtype: torch.dtype) -> Plan:
-    """The result, and one launch."""
+    """Plans a single launch."""
     a, b, noise = a.contiguous(), b.contiguous(), noise.contiguous()
     n, _, height, width = a.shape
     steps, pixels = len(levels), height * width

@@ -1,7 +1,7 @@
 """Adaptive attention fusion of two feature maps: channel, spatial and pixel attention on their sum, and the blend.
 
-One pass over x and y takes what the channel and the spatial attention need of their sum; two small kernels make of it
-one number for each channel and one for each pixel; a second pass does the rest.
+A first pass over x and y pools their sum for the channel and the spatial attention; two small kernels turn the pooled
+values into one number per channel and one per pixel; a second pass over x and y does the rest.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from kernels import launch
 from kernels.convolution_epilogue import pixels_of_part
 from kernels.launch import Launch, Plan, channels_last, tiles_of
 
-LOADED_AT_A_TIME = 2**14  # sums of parts, by the program that adds them up
-SMALLEST = 4  # height and width, which the 7x7 convolution's reflected border asks for
+LOADED_AT_A_TIME = 2**14  # partial sums that `channel_kernel` loads per iteration
+SMALLEST = 4  # height and width that reflection at the border of the 7x7 convolution needs
 
 
 def reference(
@@ -42,7 +42,7 @@ def reference(
         reduce_weight, reduce_bias: (R, C) and (R,).
         expand_weight, expand_bias: (C, R) and (C,).
         spatial_weight, spatial_bias: (1, 2, 7, 7), on the mean and the maximum, and (1,).
-        pixel_weight, pixel_bias: (2, 9, C), for s and q the taps of every channel, and (C,).
+        pixel_weight, pixel_bias: (2, 9, C), the taps of every channel for s and for q, and (C,).
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     x_wide, y_wide = x.to(wide), y.to(wide)
@@ -68,27 +68,27 @@ def pool_kernel(
     channels,
     pixels_per_part,
     PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,  # C rounded up
+    CHANNELS: tl.constexpr,  # C rounded up to a power of two
 ):
     part = tl.program_id(0)
     n = tl.program_id(1).to(tl.int64)
     c = tl.arange(0, CHANNELS)
     row = tl.arange(0, PIXELS)
-    inside = (c < channels)[None, :]
-    within = row[:, None] * channels + c[None, :]
+    channel_mask = (c < channels)[None, :]
+    tile_offsets = row[:, None] * channels + c[None, :]
     first = part * pixels_per_part
     last = tl.minimum(first + pixels_per_part, pixels)
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
     for start in range(first, last, PIXELS):
-        there = start + row < last
-        mask = there[:, None] & inside
+        pixel_mask = start + row < last
+        mask = pixel_mask[:, None] & channel_mask
         offset = (n * pixels + start) * channels
-        s = tl.load(x + offset + within, mask=mask, other=0.0).to(tl.float32)
-        s += tl.load(y + offset + within, mask=mask, other=0.0).to(tl.float32)
+        s = tl.load(x + offset + tile_offsets, mask=mask, other=0.0).to(tl.float32)
+        s += tl.load(y + offset + tile_offsets, mask=mask, other=0.0).to(tl.float32)
         total += s
-        place = seen + 2 * n * pixels + start + row
-        tl.store(place, tl.sum(s, 1) / channels, mask=there)
-        tl.store(place + pixels, tl.max(tl.where(inside, s, float("-inf")), 1), mask=there)
+        pointers = seen + 2 * n * pixels + start + row
+        tl.store(pointers, tl.sum(s, 1) / channels, mask=pixel_mask)
+        tl.store(pointers + pixels, tl.max(tl.where(channel_mask, s, float("-inf")), 1), mask=pixel_mask)
     tl.store(sums + (n * tl.num_programs(0) + part) * channels + c, tl.sum(total, 0), mask=c < channels)
 
 
@@ -108,27 +108,27 @@ def channel_kernel(
     CHANNELS: tl.constexpr,
     REDUCED: tl.constexpr,
 ):
-    """The channel attention of one image."""
+    """Grid: (images,). Computes the channel attention."""
     n = tl.program_id(0).to(tl.int64)
     c, r, part = tl.arange(0, CHANNELS), tl.arange(0, REDUCED), tl.arange(0, PARTS)
-    inside, kept = c < channels, r < reduced
+    channel_mask, reduced_mask = c < channels, r < reduced
     total = tl.zeros((CHANNELS,), tl.float32)
     for start in range(0, parts, PARTS):
-        mask = (start + part < parts)[:, None] & inside[None, :]
+        mask = (start + part < parts)[:, None] & channel_mask[None, :]
         total += tl.sum(tl.load(sums + (n * parts + start + part[:, None]) * channels + c[None, :], mask, other=0.0), 0)
     mean = total / pixels
-    mask = kept[:, None] & inside[None, :]
+    mask = reduced_mask[:, None] & channel_mask[None, :]
     weight = tl.load(reduce_weight + r[:, None] * channels + c[None, :], mask, other=0.0).to(tl.float32)
-    hidden = tl.sum(weight * mean[None, :], 1) + tl.load(reduce_bias + r, kept, other=0.0).to(tl.float32)
+    hidden = tl.sum(weight * mean[None, :], 1) + tl.load(reduce_bias + r, reduced_mask, other=0.0).to(tl.float32)
     hidden = tl.where(hidden < 0, 0.0, hidden)
     weight = tl.load(expand_weight + c[None, :] * reduced + r[:, None], mask, other=0.0).to(tl.float32)
-    result = tl.sum(weight * hidden[:, None], 0) + tl.load(expand_bias + c, inside, other=0.0).to(tl.float32)
-    tl.store(by_channel + n * channels + c, result, mask=inside)
+    result = tl.sum(weight * hidden[:, None], 0) + tl.load(expand_bias + c, channel_mask, other=0.0).to(tl.float32)
+    tl.store(by_channel + n * channels + c, result, mask=channel_mask)
 
 
 @triton.jit
 def _reflected(at, size):
-    """`at` in [-size + 1, 2 size - 2], mirrored into [0, size - 1] without repeating the border."""
+    """Reflects `at` from [-size + 1, 2 size - 2] into [0, size - 1] without repeating the border."""
     at = tl.abs(at)
     return size - 1 - tl.abs(size - 1 - at)
 
@@ -150,7 +150,7 @@ def spatial_kernel(
     h, w = p // width, p % width
     result = tl.zeros((PIXELS,), tl.float32) + tl.load(spatial_bias).to(tl.float32)
     seen += 2 * n * pixels
-    for tap in range(49):  # unrolled it takes 10% longer on an H200
+    for tap in range(49):  # not unrolled, which would take 10% longer on an H200
         at = _reflected(h + tap // 7 - 3, height) * width + _reflected(w + tap % 7 - 3, width)
         result += tl.load(seen + at, mask, other=0.0) * tl.load(spatial_weight + tap).to(tl.float32)
         result += tl.load(seen + pixels + at, mask, other=0.0) * tl.load(spatial_weight + 49 + tap).to(tl.float32)
@@ -169,39 +169,39 @@ def gate_kernel(
     height,
     width,
     channels,
-    SIDE: tl.constexpr,  # of the square of pixels
+    SIDE: tl.constexpr,  # of a square tile of pixels
     CHANNELS: tl.constexpr,
 ):
     n = tl.program_id(1).to(tl.int64)
-    across = tl.cdiv(width, SIDE)
+    tiles_per_row = tl.cdiv(width, SIDE)
     p = tl.arange(0, SIDE * SIDE)
-    h = (tl.program_id(0) // across) * SIDE + p // SIDE
-    w = (tl.program_id(0) % across) * SIDE + p % SIDE
-    there = (h < height) & (w < width)
+    h = (tl.program_id(0) // tiles_per_row) * SIDE + p // SIDE
+    w = (tl.program_id(0) % tiles_per_row) * SIDE + p % SIDE
+    pixel_mask = (h < height) & (w < width)
     c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = c < channels
-    mask = there[:, None] & inside[None, :]
+    channel_mask = c < channels
+    mask = pixel_mask[:, None] & channel_mask[None, :]
     first = n * height * width
     x += first * channels
     y += first * channels
-    channel = tl.load(by_channel + n * channels + c, inside, other=0.0)
+    channel = tl.load(by_channel + n * channels + c, channel_mask, other=0.0)
     total = tl.zeros((SIDE * SIDE, CHANNELS), tl.float32)
-    total += tl.load(pixel_bias + c, inside, other=0.0).to(tl.float32)[None, :]
+    total += tl.load(pixel_bias + c, channel_mask, other=0.0).to(tl.float32)[None, :]
     for tap in tl.static_range(9):
         at = _reflected(h + tap // 3 - 1, height) * width + _reflected(w + tap % 3 - 1, width)
-        place = at.to(tl.int64)[:, None] * channels + c[None, :]
-        s = tl.load(x + place, mask, other=0.0).to(tl.float32) + tl.load(y + place, mask, other=0.0).to(tl.float32)
-        q = tl.load(by_pixel + first + at, there, other=0.0)[:, None] + channel[None, :]
-        own = tl.load(pixel_weight + tap * channels + c, inside, other=0.0).to(tl.float32)
-        other = tl.load(pixel_weight + (9 + tap) * channels + c, inside, other=0.0).to(tl.float32)
-        total += s * own[None, :] + q * other[None, :]
-    place = (h * width + w).to(tl.int64)[:, None] * channels + c[None, :]
-    x_here = tl.load(x + place, mask, other=0.0).to(tl.float32)
-    y_here = tl.load(y + place, mask, other=0.0).to(tl.float32)
+        offsets = at.to(tl.int64)[:, None] * channels + c[None, :]
+        s = tl.load(x + offsets, mask, other=0.0).to(tl.float32) + tl.load(y + offsets, mask, other=0.0).to(tl.float32)
+        q = tl.load(by_pixel + first + at, pixel_mask, other=0.0)[:, None] + channel[None, :]
+        s_weight = tl.load(pixel_weight + tap * channels + c, channel_mask, other=0.0).to(tl.float32)
+        q_weight = tl.load(pixel_weight + (9 + tap) * channels + c, channel_mask, other=0.0).to(tl.float32)
+        total += s * s_weight[None, :] + q * q_weight[None, :]
+    offsets = (h * width + w).to(tl.int64)[:, None] * channels + c[None, :]
+    x_here = tl.load(x + offsets, mask, other=0.0).to(tl.float32)
+    y_here = tl.load(y + offsets, mask, other=0.0).to(tl.float32)
     s = x_here + y_here
     weight = s / (1.0 + tl.exp(-total))
     result = weight * x_here + (1.0 - weight) * y_here + s
-    tl.store(out + first * channels + place, result.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + first * channels + offsets, result.to(out.dtype.element_ty), mask=mask)
 
 
 def plan(
@@ -216,7 +216,11 @@ def plan(
     pixel_weight: Tensor,
     pixel_bias: Tensor,
 ) -> Plan:
-    """The result, and four launches."""
+    """Plans four launches.
+
+    Raises:
+        ValueError: the maps are smaller than 4x4.
+    """
     x, y = channels_last(x), channels_last(y)
     n, channels, height, width = x.shape
     if min(height, width) < SMALLEST:
@@ -224,11 +228,11 @@ def plan(
     pixels, tiles = height * width, tiles_of(x)
     per_part = pixels_of_part(pixels)
     parts = triton.cdiv(pixels, per_part)
-    all_channels = triton.next_power_of_2(channels)
+    padded_channels = triton.next_power_of_2(channels)
     seen, sums = launch.new_table((n, 2, pixels), x), launch.new_table((n, parts, channels), x)
     by_channel, by_pixel = launch.new_table((n, channels), x), launch.new_table((n, pixels), x)
     out = launch.new_feature_map(x.shape, x)
-    block = min(tiles.gate.channels, all_channels)
+    block = min(tiles.gate.channels, padded_channels)
     side = int(tiles.gate.pixels**0.5)
     pool = Launch(
         pool_kernel,
@@ -242,7 +246,7 @@ def plan(
             "channels": channels,
             "pixels_per_part": per_part,
         },
-        {"PIXELS": max(1, tiles.pool.pixels * tiles.pool.channels // all_channels), "CHANNELS": all_channels},
+        {"PIXELS": max(1, tiles.pool.pixels * tiles.pool.channels // padded_channels), "CHANNELS": padded_channels},
         tiles.pool.warps,
     )
     channel = Launch(
@@ -260,10 +264,10 @@ def plan(
             "channels": channels,
             "reduced": len(reduce_bias),
         },
-        # One program for each image: it has to have much in flight.
+        # A single program per image hides latency only with many loads in flight.
         {
-            "PARTS": max(1, LOADED_AT_A_TIME // all_channels),
-            "CHANNELS": all_channels,
+            "PARTS": max(1, LOADED_AT_A_TIME // padded_channels),
+            "CHANNELS": padded_channels,
             "REDUCED": triton.next_power_of_2(len(reduce_bias)),
         },
         16,

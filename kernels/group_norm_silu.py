@@ -1,4 +1,4 @@
-"""SiLU of GroupNorm of a feature map, or of two beside each other, after a bias for each channel."""
+"""GroupNorm with optional SiLU, of one feature map or the concatenation of two, after an optional bias per channel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from kernels.convolution_epilogue import pixels_of_part
 from kernels.convolution_epilogue import plan as plan_epilogue
 from kernels.launch import Launch, Plan, channels_last, tiles_of
 
-MOST_TO_FOLD = 2**10  # parts times channels of a program's tile; with twice as many an H200 takes longer
+# Parts times channels of a program's tile, up to which merging them again in every program beats a launch of its own;
+# with twice as many, an H200 takes longer.
+MOST_TO_FOLD = 2**10
 
 
 def reference(
@@ -34,14 +36,15 @@ def reference(
 
     Args:
         x: (N, C1, H, W).
-        x_statistics, skip_statistics: what `channel_statistics` gives for `x` and `skip`, if it is known already; it
-            spares the kernel a pass. The reference takes no notice of them.
+        x_statistics, skip_statistics: results of `channel_statistics` for `x` and `skip`, if already known, which
+            spares the kernel a pass. The reference ignores them.
         skip: (N, C2, H, W), or None.
-        noise_bias: (R, C) float32, C = C1 + C2, R a divisor of N: row r for the r-th part of the batch. Or None.
-        weight, bias: of the normalization, (C,).
-        groups: into which the C channels are divided.
+        noise_bias: (R, C) float32 with C = C1 + C2 and R a divisor of N, row r for the r-th of R equal parts of the
+            batch; or None.
+        weight, bias: scale and shift of the normalization, (C,).
+        groups: number of groups of channels.
         eps: added to the variance.
-        silu: False leaves the SiLU out.
+        silu: whether to apply SiLU.
     """
     del x_statistics, skip_statistics
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -59,7 +62,7 @@ def moments_kernel(
     skip_statistics,  # (N, parts, 2, C2) float32, or None
     noise_bias,  # (R, C) float32, or None
     weight,  # (C,)
-    moments,  # (N, 2, C) float32, out: what to subtract from a value, what to multiply the difference by
+    moments,  # (N, 2, C) float32, out: what to subtract from a value, and what to multiply the difference by
     pixels,
     parts,
     pixels_per_part,
@@ -67,58 +70,60 @@ def moments_kernel(
     skip_channels,
     images_per_row,  # N / R
     eps,
-    GROUP: tl.constexpr,  # channels of a group
+    GROUP: tl.constexpr,  # channels per group
     PARTS: tl.constexpr,
-    CHANNELS: tl.constexpr,  # GROUP rounded up
+    CHANNELS: tl.constexpr,  # GROUP rounded up to a power of two
 ):
-    """One program for each group of each image."""
+    """Grid: (images, groups)."""
     n = tl.program_id(0).to(tl.int64)
     channels = x_channels + skip_channels
     inner = tl.arange(0, CHANNELS)
     c = tl.program_id(1) * GROUP + inner
-    inside = inner < GROUP
+    channel_mask = inner < GROUP
     part = tl.arange(0, PARTS)
-    mask = (part < parts)[:, None] & inside[None, :]
+    mask = (part < parts)[:, None] & channel_mask[None, :]
     count = tl.minimum(pixels - part * pixels_per_part, pixels_per_part).to(tl.float32)
 
-    of_x = mask & (c < x_channels)[None, :]
-    place = x_statistics + (n * parts + part[:, None]) * 2 * x_channels + c[None, :]
-    mean = tl.load(place, mask=of_x, other=0.0)
-    squares = tl.load(place + x_channels, mask=of_x, other=0.0)
+    x_mask = mask & (c < x_channels)[None, :]
+    pointers = x_statistics + (n * parts + part[:, None]) * 2 * x_channels + c[None, :]
+    mean = tl.load(pointers, mask=x_mask, other=0.0)
+    squares = tl.load(pointers + x_channels, mask=x_mask, other=0.0)
     if skip_statistics is not None:
-        of_skip = mask & (c >= x_channels)[None, :]
-        place = skip_statistics + (n * parts + part[:, None]) * 2 * skip_channels + (c - x_channels)[None, :]
-        mean += tl.load(place, mask=of_skip, other=0.0)
-        squares += tl.load(place + skip_channels, mask=of_skip, other=0.0)
-    added = tl.zeros((CHANNELS,), tl.float32)
+        skip_mask = mask & (c >= x_channels)[None, :]
+        pointers = skip_statistics + (n * parts + part[:, None]) * 2 * skip_channels + (c - x_channels)[None, :]
+        mean += tl.load(pointers, mask=skip_mask, other=0.0)
+        squares += tl.load(pointers + skip_channels, mask=skip_mask, other=0.0)
+    shift = tl.zeros((CHANNELS,), tl.float32)
     if noise_bias is not None:
-        added = tl.load(noise_bias + (n // images_per_row) * channels + c, mask=inside, other=0.0)
-    mean += added[None, :]
+        shift = tl.load(noise_bias + (n // images_per_row) * channels + c, mask=channel_mask, other=0.0)
+    mean += shift[None, :]
 
-    size = pixels * 1.0 * GROUP  # a single pixel is a constant, and has no `to`
-    # About one of the means, so that what is equal everywhere keeps its value and has no deviation.
+    size = pixels * 1.0 * GROUP  # not pixels.to(float32): if it is 1, Triton makes it a constant without `to`
+    # Merged relative to one of the means, so that a constant group keeps its exact mean and has no deviation.
     pivot = tl.sum(tl.sum(tl.where((part == 0)[:, None] & (inner == 0)[None, :], mean, 0.0), 1), 0)
     weighted = tl.where(mask, count[:, None] * (mean - pivot), 0.0)
-    centre = pivot + tl.sum(tl.sum(weighted, 1), 0) / size
-    away = mean - centre
-    spread = tl.where(mask, squares + count[:, None] * away * away, 0.0)
-    scale = 1.0 / tl.sqrt(tl.sum(tl.sum(spread, 1), 0) / size + eps)
-    place = moments + n * 2 * channels + c
-    tl.store(place, centre - added, mask=inside)
-    tl.store(place + channels, scale * tl.load(weight + c, mask=inside, other=0.0).to(tl.float32), mask=inside)
+    center = pivot + tl.sum(tl.sum(weighted, 1), 0) / size
+    deviation = mean - center
+    merged_squares = tl.where(mask, squares + count[:, None] * deviation * deviation, 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(tl.sum(merged_squares, 1), 0) / size + eps)
+    pointers = moments + n * 2 * channels + c
+    tl.store(pointers, center - shift, mask=channel_mask)
+    tl.store(
+        pointers + channels, scale * tl.load(weight + c, mask=channel_mask, other=0.0).to(tl.float32), mask=channel_mask
+    )
 
 
 @triton.jit
 def _moments_of(
-    statistics,  # (N, parts, 2, own) float32
+    statistics,  # (N, parts, 2, source_channels) float32
     noise_bias,  # (R, C) float32, or None
     n,
-    c,  # [CHANNELS], whole groups
-    inside,
+    c,  # [CHANNELS], whole groups, within this map
+    channel_mask,
     pixels,
     parts,
     pixels_per_part,
-    own,
+    source_channels,
     first,
     channels,
     images_per_row,
@@ -127,46 +132,46 @@ def _moments_of(
     PARTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """What `moments_kernel` gives but for the weight: what to subtract, and what to multiply by."""
+    """The moments of `moments_kernel`, except for the weight: what to subtract, and what to multiply by."""
     part = tl.arange(0, PARTS)
-    there = (part < parts)[:, None] & inside[None, :]
+    mask = (part < parts)[:, None] & channel_mask[None, :]
     count = tl.where(part < parts, tl.minimum(pixels - part * pixels_per_part, pixels_per_part), 0).to(tl.float32)
-    place = statistics + (n * parts + part[:, None]) * 2 * own + c[None, :]
-    mean = tl.load(place, mask=there, other=0.0)
-    squares = tl.load(place + own, mask=there, other=0.0)
-    added = tl.zeros((CHANNELS,), tl.float32)
+    pointers = statistics + (n * parts + part[:, None]) * 2 * source_channels + c[None, :]
+    mean = tl.load(pointers, mask=mask, other=0.0)
+    squares = tl.load(pointers + source_channels, mask=mask, other=0.0)
+    shift = tl.zeros((CHANNELS,), tl.float32)
     if noise_bias is not None:
-        added = tl.load(noise_bias + (n // images_per_row) * channels + first + c, mask=inside, other=0.0)
-    mean += added[None, :]
+        shift = tl.load(noise_bias + (n // images_per_row) * channels + first + c, mask=channel_mask, other=0.0)
+    mean += shift[None, :]
 
-    size = pixels * 1.0  # a single pixel is a constant, and has no `to`
+    size = pixels * 1.0  # not pixels.to(float32), as in `moments_kernel`
     pivot = tl.sum(tl.where(part[:, None] == 0, mean, 0.0), 0)
-    of_channel = pivot + tl.sum(count[:, None] * (mean - pivot[None, :]), 0) / size
-    away = mean - of_channel[None, :]
-    spread = tl.sum(squares + count[:, None] * away * away, 0)
+    channel_mean = pivot + tl.sum(count[:, None] * (mean - pivot[None, :]), 0) / size
+    deviation = mean - channel_mean[None, :]
+    merged_squares = tl.sum(squares + count[:, None] * deviation * deviation, 0)
 
-    grouped = tl.reshape(of_channel, (CHANNELS // GROUP, GROUP))
+    grouped = tl.reshape(channel_mean, (CHANNELS // GROUP, GROUP))
     start = tl.sum(tl.where(tl.arange(0, GROUP)[None, :] == 0, grouped, 0.0), 1)
-    centre = start + tl.sum(grouped - start[:, None], 1) / GROUP
-    apart = grouped - centre[:, None]
-    spread = tl.reshape(spread, (CHANNELS // GROUP, GROUP)) + size * apart * apart
-    scale = 1.0 / tl.sqrt(tl.sum(spread, 1) / (size * GROUP) + eps)
+    center = start + tl.sum(grouped - start[:, None], 1) / GROUP
+    group_deviation = grouped - center[:, None]
+    merged_squares = tl.reshape(merged_squares, (CHANNELS // GROUP, GROUP)) + size * group_deviation * group_deviation
+    scale = 1.0 / tl.sqrt(tl.sum(merged_squares, 1) / (size * GROUP) + eps)
     shape: tl.constexpr = (CHANNELS // GROUP, GROUP)
-    centres = tl.reshape(tl.broadcast_to(centre[:, None], shape), (CHANNELS,))
-    return centres - added, tl.reshape(tl.broadcast_to(scale[:, None], shape), (CHANNELS,))
+    centers = tl.reshape(tl.broadcast_to(center[:, None], shape), (CHANNELS,))
+    return centers - shift, tl.reshape(tl.broadcast_to(scale[:, None], shape), (CHANNELS,))
 
 
 @triton.jit
 def _normalize(
-    source,  # (N, pixels, own): the channels from `first` on
-    statistics,  # (N, parts, 2, own) float32, or None where there are moments
+    source,  # (N, pixels, source_channels), the result's channels from `first` on
+    statistics,  # (N, parts, 2, source_channels) float32, or None with moments
     moments,  # (N, 2, C) float32, or None
     noise_bias,  # (R, C) float32, or None
     weight,  # (C,)
     bias,  # (C,)
     out,  # (N, pixels, C)
     pixels,
-    own,
+    source_channels,
     first,
     channels,
     block,
@@ -184,22 +189,22 @@ def _normalize(
     row = tl.arange(0, PIXELS)
     start = tl.program_id(0).to(tl.int64) * PIXELS
     c = block * CHANNELS + tl.arange(0, CHANNELS)
-    inside = c < own
-    mask = (start + row < pixels)[:, None] & inside[None, :]
+    channel_mask = c < source_channels
+    mask = (start + row < pixels)[:, None] & channel_mask[None, :]
     if moments is not None:
-        centre = tl.load(moments + n * 2 * channels + first + c, mask=inside, other=0.0)
-        scale = tl.load(moments + (n * 2 + 1) * channels + first + c, mask=inside, other=0.0)
+        center = tl.load(moments + n * 2 * channels + first + c, mask=channel_mask, other=0.0)
+        scale = tl.load(moments + (n * 2 + 1) * channels + first + c, mask=channel_mask, other=0.0)
     else:
-        centre, scale = _moments_of(
+        center, scale = _moments_of(
             statistics,
             noise_bias,
             n,
             c,
-            inside,
+            channel_mask,
             pixels,
             parts,
             pixels_per_part,
-            own,
+            source_channels,
             first,
             channels,
             images_per_row,
@@ -208,22 +213,26 @@ def _normalize(
             PARTS,
             CHANNELS,
         )
-        scale *= tl.load(weight + first + c, mask=inside, other=0.0).to(tl.float32)
-    added = tl.load(bias + first + c, mask=inside, other=0.0).to(tl.float32)
-    value = tl.load(source + (n * pixels + start) * own + row[:, None] * own + c[None, :], mask=mask, other=0.0)
-    # The centre is subtracted first: folded into the shift, a large mean would cancel badly.
-    value = (value.to(tl.float32) - centre[None, :]) * scale[None, :] + added[None, :]
+        scale *= tl.load(weight + first + c, mask=channel_mask, other=0.0).to(tl.float32)
+    shift = tl.load(bias + first + c, mask=channel_mask, other=0.0).to(tl.float32)
+    value = tl.load(
+        source + (n * pixels + start) * source_channels + row[:, None] * source_channels + c[None, :],
+        mask=mask,
+        other=0.0,
+    )
+    # The center is subtracted before scaling: folding it into the shift would lose precision where the mean is large.
+    value = (value.to(tl.float32) - center[None, :]) * scale[None, :] + shift[None, :]
     if SILU:
         value = value / (1.0 + tl.exp(-value))
-    place = out + (n * pixels + start) * channels + first + row[:, None] * channels + c[None, :]
-    tl.store(place, value.to(out.dtype.element_ty), mask=mask)
+    pointers = out + (n * pixels + start) * channels + first + row[:, None] * channels + c[None, :]
+    tl.store(pointers, value.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def normalize_kernel(
     x,  # (N, pixels, C1)
     skip,  # (N, pixels, C2), or None
-    x_statistics,  # (N, parts, 2, C1) float32; None where there are moments, as all that they were made of
+    x_statistics,  # (N, parts, 2, C1) float32; None with moments, as is everything that they were computed from
     skip_statistics,  # (N, parts, 2, C2) float32, or None
     moments,  # (N, 2, C) float32, or None
     noise_bias,  # (R, C) float32, or None
@@ -237,17 +246,17 @@ def normalize_kernel(
     skip_channels,
     images_per_row,  # N / R, or None
     eps,  # or None
-    GROUP: tl.constexpr,  # channels of a group, or None
+    GROUP: tl.constexpr,  # channels per group, or None
     PARTS: tl.constexpr,  # or None
     SILU: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Program (tile of pixels, image, block of channels)."""
+    """Grid: (tiles of pixels, images, blocks of channels)."""
     channels = x_channels + skip_channels
     block = tl.program_id(2)
-    of_x = tl.cdiv(x_channels, CHANNELS)
-    if skip is None or block < of_x:
+    x_blocks = tl.cdiv(x_channels, CHANNELS)
+    if skip is None or block < x_blocks:
         _normalize(
             x,
             x_statistics,
@@ -284,7 +293,7 @@ def normalize_kernel(
             skip_channels,
             x_channels,
             channels,
-            block - of_x,
+            block - x_blocks,
             parts,
             pixels_per_part,
             images_per_row,
@@ -310,9 +319,9 @@ def plan(
     silu: bool,
     fold: bool = True,
 ) -> Plan:
-    """The result: a launch for each statistics that are not given, one to merge them, and one.
+    """Plans a launch for each map without statistics, one that merges them, and one that normalizes.
 
-    `fold`: few parts are merged in the last launch.
+    With `fold`, statistics of few parts are merged by the last launch.
     """
     x = channels_last(x)
     launches: list[Launch] = []
@@ -333,7 +342,7 @@ def plan(
     blocks = triton.cdiv(x_channels, block) + triton.cdiv(skip_channels, block)
     group = channels // groups
     sizes = {"pixels": pixels, "x_channels": x_channels, "skip_channels": skip_channels}
-    of_moments = {
+    moment_arguments = {
         "x_statistics": x_statistics,
         "skip_statistics": skip_statistics,
         "noise_bias": noise_bias,
@@ -345,19 +354,19 @@ def plan(
     }
     constants: dict[str, int | None] = {"GROUP": group, "PARTS": triton.next_power_of_2(parts)}
     moments = None
-    # Few parts are merged by every program anew, if it has whole groups: a launch of its own would take longer.
+    # If programs have whole groups, each merges few parts itself: a separate launch would take longer.
     if not fold or parts * block > MOST_TO_FOLD or block % group or x_channels % group or group & (group - 1):
         moments = launch.new_table((n, 2, channels), x)
         widths = {"CHANNELS": triton.next_power_of_2(group)}
-        arguments = {**sizes, **of_moments, "moments": moments}
+        arguments = {**sizes, **moment_arguments, "moments": moments}
         launches.append(Launch(moments_kernel, (n, groups), arguments, {**constants, **widths}))
-        # Not given what it does not read, so that one binary is for all groups and numbers of parts.
-        of_moments, constants = dict.fromkeys(of_moments), dict.fromkeys(constants)
+        # Without arguments that it does not read, one binary serves all group sizes and numbers of parts.
+        moment_arguments, constants = dict.fromkeys(moment_arguments), dict.fromkeys(constants)
     launches.append(
         Launch(
             normalize_kernel,
             (triton.cdiv(pixels, tile.pixels), n, blocks),
-            {"x": x, "skip": skip, **sizes, **of_moments, "moments": moments, "bias": bias, "out": out},
+            {"x": x, "skip": skip, **sizes, **moment_arguments, "moments": moments, "bias": bias, "out": out},
             {**constants, "SILU": silu, "PIXELS": tile.pixels, "CHANNELS": block},
             tile.warps,
         )

@@ -1,4 +1,4 @@
-"""What every kernel file shares: a launch as data, memory for results, and the registration of operators.
+"""Shared by all kernel files: launches as data, allocation of results, and registration of operators.
 
 Feature maps are (N, C, H, W) tensors in channels-last memory, which the kernels see as N x pixels x C.
 """
@@ -19,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.tiles import Tiles, tiles_for
 
-# Whose tiles are planned with for tensors that are not on a GPU: shapes alone, or interpreted.
+# Architecture whose tiles are used for tensors that are not on a GPU: shapes without data, or the interpreter's.
 OLDEST = 80
 _assumed: ContextVar[int | None] = ContextVar("architecture", default=None)
 
@@ -31,9 +31,9 @@ class Launch:
     Attributes:
         kernel: the jitted function.
         grid: programs along each axis.
-        arguments: by name; tensors, descriptors of them, None for one that is left out, integers and floats.
+        arguments: by name: tensors, tensor descriptors, None for an omitted tensor, integers and floats.
         constants: the tl.constexpr parameters, by name.
-        warps, stages: warps of a program, and stages of its software pipeline.
+        warps, stages: warps per program, and stages of its software pipeline.
     """
 
     kernel: Any
@@ -45,7 +45,7 @@ class Launch:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All that it reads or writes."""
+        """All tensors that the launch reads or writes."""
         values = (x.base if isinstance(x, TensorDescriptor) else x for x in self.arguments.values())
         return [x for x in values if isinstance(x, Tensor)]
 
@@ -59,17 +59,17 @@ Plan: TypeAlias = tuple[tuple[Tensor, ...], Sequence[Launch]]
 
 
 def new_feature_map(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Memory for a channels-last result (N, C, H, W), by default of the dtype of `like`."""
+    """Allocates a channels-last result (N, C, H, W), by default of the dtype of `like`."""
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def new_table(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Memory for a float32 table that one kernel leaves to another."""
+    """Allocates a contiguous float32 table, such as one kernel passes to another."""
     return torch.empty(shape, dtype=torch.float32, device=like.device)
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """`x` with the channels of a pixel beside each other; copied only if they are not."""
+    """Returns `x` in channels-last memory, copied only if necessary."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -81,13 +81,13 @@ def _architecture(device: torch.device) -> int:
 
 @torch.compiler.assume_constant_result
 def _planned_for(device: torch.device) -> int | None:
-    """The architecture of a GPU, or what is assumed, if anything is. torch.compile could trace neither."""
+    """The GPU's architecture, or else the assumed one, if any. A constant to torch.compile, which can trace neither."""
     return _architecture(device) if device.type == "cuda" else _assumed.get()
 
 
 @contextmanager
 def assumed(architecture: int) -> Iterator[None]:
-    """Plan for compute capability `architecture` / 10 what is not on a GPU."""
+    """Within this context, tensors that are not on a GPU are planned for compute capability `architecture` / 10."""
     token = _assumed.set(architecture)
     try:
         yield
@@ -96,19 +96,19 @@ def assumed(architecture: int) -> Iterator[None]:
 
 
 def tiles_of(x: Tensor) -> Tiles:
-    """The launch configurations of the GPU that `x` is on, or of the assumed one."""
+    """Launch configurations for the GPU that `x` is on; elsewhere for the assumed architecture, or the oldest."""
     return tiles_for(_planned_for(x.device) or OLDEST)
 
 
 def on_gpu(x: Tensor) -> bool:
-    """Whether `x` is on a GPU, or planned for one; a graph for others to run is neither."""
+    """Whether `x` is on a GPU or planned for an assumed one, which is not the case in graphs for other runtimes."""
     return _planned_for(x.device) is not None
 
 
 def run(plan: Plan) -> tuple[Tensor, ...]:
-    """Launch what was planned, and return its results."""
+    """Runs the planned launches and returns the results."""
     results, launches = plan
-    # Triton launches on the current GPU, which need not be the one that the tensors are on.
+    # Triton launches on the current GPU, which need not be the tensors' GPU.
     with torch.cuda.device(results[0].device) if results[0].is_cuda else nullcontext():
         for launch in launches:
             launch.run()
@@ -120,12 +120,12 @@ Result = TypeVar("Result", covariant=True)
 
 
 class Operator(Protocol[Arguments, Result]):
-    """A torch operator, called as its reference is."""
+    """A torch operator with the call signature of its reference."""
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result: ...
 
     def register_kernel(self, device: str, function: Callable[..., Any], /) -> Any:
-        """Compute it by `function` on devices of this type from now on."""
+        """Makes `function` the implementation on devices of this type."""
 
 
 def register(
@@ -135,10 +135,10 @@ def register(
     launcher: Callable[..., Result],
     fake: Callable[..., Result],
 ) -> Operator[Arguments, Result]:
-    """The torch operator dmfnet::`name`: `reference` on a CPU, `launcher` on a GPU, `fake` for tracing.
+    """Registers the torch operator dmfnet::`name`: `reference` on CPUs, `launcher` on GPUs, `fake` for tracing.
 
-    Where Triton interprets its kernels (TRITON_INTERPRET=1), `launcher` on a CPU too. There are no gradients: what
-    trains uses PyTorch's own operators.
+    In Triton's interpreter (TRITON_INTERPRET=1), `launcher` also runs on CPUs. The operators have no gradients:
+    training uses PyTorch's own.
     """
     on_cpu = launcher if triton.knobs.runtime.interpret else reference
     operator = torch.library.custom_op(f"dmfnet::{name}", on_cpu, mutates_args=(), device_types="cpu", schema=schema)

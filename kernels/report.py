@@ -1,7 +1,8 @@
-"""What every kernel takes of a GPU, for every architecture: `python -m kernels.report` writes resources.json.
+"""GPU resources of every kernel on every architecture: `python -m kernels.report` writes resources.json.
 
-Needs no GPU: everything is compiled ahead of time, in the launch configurations that the network uses. The file tells
-the Triton release and the sources that it belongs to.
+It also writes the table of the operators in README.md, from their records in `kernels.cases`. Needs no GPU: everything
+is compiled ahead of time, in the launch configurations that the network uses. resources.json tells the Triton release
+and the sources that it belongs to.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from typing import Any
 import torch
 import triton
 
-from kernels.cases import Case, Draw, convolve, network_cases, own_cases, student_cases
+from kernels.cases import OPERATIONS, network_cases, own_cases, student_cases
+from kernels.cases.convolution import convolve
+from kernels.cases.record import Case, Draw
 from kernels.compile import SHARED_MEMORY, Signature, compile_signature, signature_of
 from kernels.launch import assumed
 from kernels.tiles import ARCHITECTURES
 
 FOLDER = Path(__file__).parent
 RESOURCES = FOLDER / "resources.json"
+README = FOLDER / "README.md"
+BEGIN, END = "<!-- operators -->", "<!-- /operators -->"
+NOT_COMPILED = ("__init__.py", "report.py", "checks.py")
 # Channels and groups of the presets "base" and "tiny", and the precisions that each is compiled for.
 NETWORKS = (
     (128, 32, torch.float16),
@@ -33,12 +39,13 @@ NETWORKS = (
     (128, 32, torch.bfloat16),
     (128, 32, torch.float32),
 )
-# Channels, groups and timesteps of "base" and "turbo", and whether they end with tanh: what they call on a GPU besides
-# or instead, in float16. Channels of "nano", likewise.
+# For the float16 calls that networks make only on a GPU: channels, groups and timesteps of "base" and "turbo", and
+# whether they end with tanh; channels of "nano".
 OWN = ((128, 32, 3, True), (32, 8, 1, False))
 STUDENT = 32
 SIZE = 256
-# Convolutions that are cuDNN's where no tile was measured; there, by the tile that a first measurement begins with.
+# Convolutions that cuDNN computes on architectures without measured tiles. They are compiled even there, with the
+# default tile, from which a first measurement starts.
 UNTUNED = (
     convolve(1, 32, 32, 128, 128, relu=True),
     convolve(1, 32, 32, 128, 128, residual=True),
@@ -48,16 +55,17 @@ UNTUNED = (
 
 
 def sources_hash() -> str:
-    """Of the sources of this folder that decide what is compiled."""
+    """SHA-256 of the sources in this folder that determine what is compiled."""
     digest = sha256()
-    for file in sorted(FOLDER.glob("*.py")):
-        if file.name not in ("__init__.py", "report.py", "checks.py"):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    for file in sorted(FOLDER.rglob("*.py")):
+        name = file.relative_to(FOLDER).as_posix()
+        if name not in NOT_COMPILED:
+            digest.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
 def _cases() -> Iterator[tuple[Case, torch.dtype]]:
-    """Everything that the networks call on the architecture that is assumed, and in what precision."""
+    """Every call of the networks on the assumed architecture, with its precision."""
     for channels, groups, dtype in NETWORKS:
         yield from ((case, dtype) for case in network_cases(channels, groups, SIZE, SIZE))
     half = torch.float16
@@ -68,7 +76,7 @@ def _cases() -> Iterator[tuple[Case, torch.dtype]]:
 
 
 def signatures(architecture: int) -> dict[Signature, tuple[Case, torch.dtype]]:
-    """Everything that the networks launch on `architecture`, each once, with a case that does."""
+    """Every distinct signature that the networks launch on `architecture`, with one case that launches it."""
     found: dict[Signature, tuple[Case, torch.dtype]] = {}
     with assumed(architecture):
         for case, dtype in _cases():
@@ -78,7 +86,7 @@ def signatures(architecture: int) -> dict[Signature, tuple[Case, torch.dtype]]:
 
 
 def rows(architecture: int) -> list[dict[str, Any]]:
-    """One row for each binary of `architecture`."""
+    """One row per binary for `architecture`."""
     result = []
     for signature, (case, dtype) in signatures(architecture).items():
         resources = asdict(compile_signature(signature, architecture))
@@ -98,7 +106,7 @@ def rows(architecture: int) -> list[dict[str, Any]]:
 
 
 def write(table: Iterable[dict[str, Any]], path: Path) -> None:
-    """The file: a row a line, so that changes show."""
+    """Writes the file, one row per line for readable diffs."""
     head = json.dumps({"triton": triton.__version__, "sources": sources_hash()})[1:-1]
     lines = ",\n".join(f"  {json.dumps(row)}" for row in table)
     temporary = path.with_suffix(".part")
@@ -107,7 +115,7 @@ def write(table: Iterable[dict[str, Any]], path: Path) -> None:
 
 
 def summary(table: Iterable[dict[str, Any]]) -> str:
-    """Markdown: each kernel's largest needs on each architecture."""
+    """Markdown table of each kernel's largest needs on each architecture."""
     worst: dict[tuple[str, int], dict[str, Any]] = {}
     for row in table:
         largest = worst.setdefault((row["kernel"], row["architecture"]), dict.fromkeys(("registers", "shared"), 0))
@@ -115,7 +123,7 @@ def summary(table: Iterable[dict[str, Any]]) -> str:
             largest[name] = max(largest[name], row[name])
     architectures = sorted({architecture for _, architecture in worst})
     lines = [
-        "Registers a thread and bytes of shared memory a block, at most:",
+        "Largest number of registers per thread / bytes of shared memory per block:",
         "",
         f"| kernel | {' | '.join(f'sm_{number}' for number in architectures)} |",
         f"| --- {'| ---: ' * len(architectures)}|",
@@ -130,7 +138,19 @@ def summary(table: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def with_operators(text: str) -> str:
+    """README.md's `text` with the table of the operators made anew between its markers."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{README.name} has no {BEGIN} ... {END}")
+    lines = ["| operator `dmfnet::` | what it does | passes over feature maps |", "| --- | --- | --- |"]
+    lines += [f"| `{operation.name}` | {operation.does} | {operation.passes} |" for operation in OPERATIONS]
+    return "\n".join([f"{before}{begin}", "", *lines, "", f"{end}{after}"])
+
+
 def main() -> None:
+    README.write_text(with_operators(README.read_text()))
     workers = min(len(ARCHITECTURES), os.cpu_count() or 1)
     table: list[dict[str, Any]] = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:

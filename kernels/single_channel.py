@@ -1,4 +1,4 @@
-"""Convolutions of which one side has a single channel: a network's first, and the last, with its activation.
+"""Convolutions from and to a single channel: a network's first, and its last with the activations around it.
 
 The first is a matrix product over the taps, the last a sum over taps and channels.
 """
@@ -17,11 +17,11 @@ from kernels.convolution_epilogue import pixels_of_part, statistics_reference, s
 from kernels.launch import Launch, Plan, channels_last, tiles_of
 
 SLOPE = 0.2  # of the leaky ReLU
-TAPS = 16  # 9, and zeros
+TAPS = 16  # 9, zero-padded to what a matrix unit takes
 
 
 def first_reference(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """conv3x3(x) + bias, computed in float32, and the `statistics_reference` of it as it is rounded.
+    """conv3x3(x) + bias, computed in float32, and the `statistics_reference` of the rounded result.
 
     Args:
         x: (N, 1, H, W).
@@ -34,7 +34,7 @@ def first_reference(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Te
 
 
 def head_reference(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> Tensor:
-    """conv3x3(leaky_relu(x, 0.2)) + bias, and the hyperbolic tangent of it if `tanh`; in float32.
+    """conv3x3(leaky_relu(x, 0.2)) + bias, followed by tanh if `tanh`, computed in the type of `weight`.
 
     Args:
         x: (N, C, H, W).
@@ -59,27 +59,42 @@ def first_kernel(
     width,
     channels,
     parts,
-    TAPS: tl.constexpr,  # rounded up to what a matrix unit takes
-    PART: tl.constexpr,  # pixels of a part
+    TAPS: tl.constexpr,  # 9 rounded up to what a matrix unit takes
+    PART: tl.constexpr,  # pixels per part
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Program (tile of neighboring pixels, block of channels, image)."""
+    """Grid: (tiles of consecutive pixels, blocks of channels, images)."""
     n = tl.program_id(2).to(tl.int64)
     pixels = height * width
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     o = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    there = p < pixels
+    pixel_mask = p < pixels
     tap = tl.arange(0, TAPS)
-    y = (p // width)[:, None] + (tap // 3 - 1)[None, :]
-    z = (p % width)[:, None] + (tap % 3 - 1)[None, :]
-    seen = there[:, None] & (tap < 9)[None, :] & (y >= 0) & (y < height) & (z >= 0) & (z < width)
-    values = tl.load(x + n * pixels + y * width + z, mask=seen, other=0.0)
-    known = (tap < 9)[:, None] & (o < channels)[None, :]
-    weights = tl.load(weight + o[None, :] * 9 + tap[:, None], mask=known, other=0.0)
+    row = (p // width)[:, None] + (tap // 3 - 1)[None, :]
+    column = (p % width)[:, None] + (tap % 3 - 1)[None, :]
+    mask = pixel_mask[:, None] & (tap < 9)[None, :] & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    values = tl.load(x + n * pixels + row * width + column, mask=mask, other=0.0)
+    weight_mask = (tap < 9)[:, None] & (o < channels)[None, :]
+    weights = tl.load(weight + o[None, :] * 9 + tap[:, None], mask=weight_mask, other=0.0)
     total = tl.dot(values, weights, input_precision="ieee")
     finish(
-        total, n * pixels, n, p, there, o, bias, None, out, statistics, channels, parts, False, PART, PIXELS, CHANNELS
+        total,
+        n * pixels,
+        n,
+        p,
+        pixel_mask,
+        o,
+        bias,
+        None,
+        out,
+        statistics,
+        channels,
+        parts,
+        False,
+        PART,
+        PIXELS,
+        CHANNELS,
     )
 
 
@@ -97,37 +112,39 @@ def head_kernel(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Program (tile of neighboring pixels, image)."""
+    """Grid: (tiles of consecutive pixels, images)."""
     n = tl.program_id(1).to(tl.int64)
     pixels = height * width
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
-    row, column, there = p // width, p % width, p < pixels
+    row, column, pixel_mask = p // width, p % width, p < pixels
     c = tl.arange(0, CHANNELS)
-    inside = c < channels
+    channel_mask = c < channels
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
     for tap in tl.static_range(9):
-        y, z = row + (tap // 3 - 1), column + (tap % 3 - 1)
-        seen = there & (y >= 0) & (y < height) & (z >= 0) & (z < width)
-        place = (n * pixels + y * width + z)[:, None] * channels + c[None, :]
-        value = tl.load(x + place, mask=seen[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        source_row, source_column = row + (tap // 3 - 1), column + (tap % 3 - 1)
+        tap_mask = (
+            pixel_mask & (source_row >= 0) & (source_row < height) & (source_column >= 0) & (source_column < width)
+        )
+        offsets = (n * pixels + source_row * width + source_column)[:, None] * channels + c[None, :]
+        value = tl.load(x + offsets, mask=tap_mask[:, None] & channel_mask[None, :], other=0.0).to(tl.float32)
         value = tl.where(value < 0, slope * value, value)
-        total += value * tl.load(weight + tap * channels + c, mask=inside, other=0.0)[None, :]
+        total += value * tl.load(weight + tap * channels + c, mask=channel_mask, other=0.0)[None, :]
     result = tl.sum(total, 1) + tl.load(bias)
     if TANH:
-        # Of a magnitude, so that the exponential cannot overflow.
-        shrunk = tl.exp(-2.0 * tl.abs(result))
-        size = (1.0 - shrunk) / (1.0 + shrunk)
-        result = tl.where(result < 0, -size, size)
-    tl.store(out + n * pixels + p, result, mask=there)
+        # Computed from the magnitude, so that the exponential cannot overflow.
+        decay = tl.exp(-2.0 * tl.abs(result))
+        magnitude = (1.0 - decay) / (1.0 + decay)
+        result = tl.where(result < 0, -magnitude, magnitude)
+    tl.store(out + n * pixels + p, result, mask=pixel_mask)
 
 
 def first_fits(x: Tensor) -> bool:
-    """Whether a tile holds whole parts of statistics, for images (N, 1, H, W); where it must grow, registers spill."""
+    """Whether the tile holds whole parts of the statistics of images (N, 1, H, W); larger tiles spill registers."""
     return pixels_of_part(x.shape[2] * x.shape[3]) <= tiles_of(x).first.pixels
 
 
 def first_plan(x: Tensor, weight: Tensor, bias: Tensor) -> Plan:
-    """The result and its statistics, in one launch."""
+    """Plans a single launch that writes the result and its statistics."""
     x = x.contiguous()
     n, _, height, width = x.shape
     channels = weight.shape[0]
@@ -159,7 +176,7 @@ def first_plan(x: Tensor, weight: Tensor, bias: Tensor) -> Plan:
 
 
 def head_plan(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> Plan:
-    """The result, in one launch."""
+    """Plans a single launch."""
     x = channels_last(x)
     n, channels, height, width = x.shape
     out = launch.new_table((n, 1, height, width), x)

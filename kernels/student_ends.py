@@ -1,4 +1,4 @@
-"""What stands before a student's first convolution and after its last: unshuffled inputs, and the change applied."""
+"""Both ends of a student network: pixel-unshuffled inputs, and the predicted change applied to the sources."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.nn import functional as F
 from kernels import launch
 from kernels.launch import Launch, Plan, channels_last, tiles_of
 
-PLANES = 4  # a, b, and both ends of the interval
+PLANES = 4  # a, b, and both bounds of the interval
 
 
 def inputs_reference(a: Tensor, b: Tensor, interval: Tensor, factor: int, dtype: torch.dtype) -> Tensor:
-    """Pixel-unshuffle of all planes beside each other.
+    """Pixel-unshuffle of a, b and interval, concatenated over channels.
 
     Args:
         a, b: (N, 1, H, W).
         interval: (N, 2, H, W).
-        factor: of the unshuffling, a divisor of H and W.
-        dtype: of the result; the inputs are all of one other, float32 but in tests.
+        factor: downscaling of the unshuffle, a divisor of H and W.
+        dtype: type of the result; the inputs share one other type, float32 except in tests.
 
     Returns:
         (N, 4 factor^2, H / factor, W / factor).
@@ -33,14 +33,14 @@ def inputs_reference(a: Tensor, b: Tensor, interval: Tensor, factor: int, dtype:
 
 
 def change_reference(change: Tensor, a: Tensor, b: Tensor, interval: Tensor, factor: int) -> Tensor:
-    """Pixel-shuffle of `change`, added to the brighter source moved into the interval; the sum moved into it too.
+    """Pixel-shuffle of `change`, added to the brighter source clamped to the interval; the sum is clamped again.
 
     Args:
         change: (N, factor^2, H / factor, W / factor).
         a, b, interval, factor: as in `inputs_reference`.
 
     Returns:
-        (N, 1, H, W) of the type of `a`.
+        (N, 1, H, W), of the type of `a`.
     """
     low, high = interval.split(1, 1)
     start = torch.minimum(torch.maximum(torch.maximum(a, b), low), high)
@@ -57,30 +57,30 @@ def inputs_kernel(
     width,
     FACTOR: tl.constexpr,
     PIXELS: tl.constexpr,
-    SAMPLES: tl.constexpr,  # FACTOR^2 rounded up
+    SAMPLES: tl.constexpr,  # FACTOR^2 rounded up to a power of two
 ):
-    """Program (tile of the result's pixels, image)."""
+    """Grid: (tiles of the result's pixels, images)."""
     n = tl.program_id(1).to(tl.int64)
     pixels = height * width
-    coarse = pixels // (FACTOR * FACTOR)
+    coarse_pixels = pixels // (FACTOR * FACTOR)
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     sample = tl.arange(0, SAMPLES)
     row = (p // (width // FACTOR))[:, None] * FACTOR + (sample // FACTOR)[None, :]
     column = (p % (width // FACTOR))[:, None] * FACTOR + (sample % FACTOR)[None, :]
-    mask = (p < coarse)[:, None] & (sample < FACTOR * FACTOR)[None, :]
+    mask = (p < coarse_pixels)[:, None] & (sample < FACTOR * FACTOR)[None, :]
     source = n * pixels + row * width + column
-    place = out + (n * coarse + p)[:, None] * (4 * FACTOR * FACTOR) + sample[None, :]
-    kind = out.dtype.element_ty
-    tl.store(place, tl.load(a + source, mask=mask).to(kind), mask=mask)
-    tl.store(place + FACTOR * FACTOR, tl.load(b + source, mask=mask).to(kind), mask=mask)
+    pointers = out + (n * coarse_pixels + p)[:, None] * (4 * FACTOR * FACTOR) + sample[None, :]
+    dtype = out.dtype.element_ty
+    tl.store(pointers, tl.load(a + source, mask=mask).to(dtype), mask=mask)
+    tl.store(pointers + FACTOR * FACTOR, tl.load(b + source, mask=mask).to(dtype), mask=mask)
     source += n * pixels
-    tl.store(place + 2 * FACTOR * FACTOR, tl.load(interval + source, mask=mask).to(kind), mask=mask)
-    tl.store(place + 3 * FACTOR * FACTOR, tl.load(interval + source + pixels, mask=mask).to(kind), mask=mask)
+    tl.store(pointers + 2 * FACTOR * FACTOR, tl.load(interval + source, mask=mask).to(dtype), mask=mask)
+    tl.store(pointers + 3 * FACTOR * FACTOR, tl.load(interval + source + pixels, mask=mask).to(dtype), mask=mask)
 
 
 @triton.jit
 def _larger(x, y):
-    """As torch.maximum, which keeps NaN."""
+    """Like torch.maximum, which propagates NaN."""
     return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -101,15 +101,15 @@ def change_kernel(
     FACTOR: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """Program (tile of pixels, image)."""
+    """Grid: (tiles of pixels, images)."""
     n = tl.program_id(1).to(tl.int64)
     pixels = height * width
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     mask = p < pixels
     row, column = p // width, p % width
-    coarse = (row // FACTOR) * (width // FACTOR) + column // FACTOR
+    coarse_pixel = (row // FACTOR) * (width // FACTOR) + column // FACTOR
     sample = (row % FACTOR) * FACTOR + column % FACTOR
-    added = tl.load(change + n * pixels + coarse * FACTOR * FACTOR + sample, mask=mask).to(tl.float32)
+    added = tl.load(change + n * pixels + coarse_pixel * FACTOR * FACTOR + sample, mask=mask).to(tl.float32)
     low = tl.load(interval + 2 * n * pixels + p, mask=mask)
     high = tl.load(interval + (2 * n + 1) * pixels + p, mask=mask)
     brighter = _larger(tl.load(a + n * pixels + p, mask=mask), tl.load(b + n * pixels + p, mask=mask))
@@ -118,7 +118,7 @@ def change_kernel(
 
 
 def inputs_plan(a: Tensor, b: Tensor, interval: Tensor, factor: int, dtype: torch.dtype) -> Plan:
-    """The result, in one launch."""
+    """Plans a single launch."""
     a, b, interval = a.contiguous(), b.contiguous(), interval.contiguous()
     n, _, height, width = a.shape
     out = launch.new_feature_map((n, PLANES * factor**2, height // factor, width // factor), a, dtype)
@@ -135,7 +135,7 @@ def inputs_plan(a: Tensor, b: Tensor, interval: Tensor, factor: int, dtype: torc
 
 
 def change_plan(change: Tensor, a: Tensor, b: Tensor, interval: Tensor, factor: int) -> Plan:
-    """The result, in one launch."""
+    """Plans a single launch."""
     change, a, b, interval = channels_last(change), a.contiguous(), b.contiguous(), interval.contiguous()
     n, _, height, width = a.shape
     out = launch.new_table((n, 1, height, width), a)

@@ -1,7 +1,8 @@
-"""Launch configurations, data only: the shape of a program's tile, its warps and stages, for each architecture.
+"""Launch configurations as data: tile shape, warps and pipeline stages, for each architecture.
 
-Chosen so that every thread loads 16 bytes at once and, with channels in multiples of 16, no register spills
-(`python -m kernels.report` shows it). Those of compute capability 9.0 were tuned on an H200 (docs/gpu.md), no others.
+They are chosen so that every thread loads 16 bytes at once and, with channels in multiples of 16, registers do not
+spill; `python -m kernels.report` shows both, and the exceptions. Only those of compute capability 9.0 were tuned, on an
+H200 (docs/gpu.md).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Tile:
-    """Pixels and channels that a program handles at a time."""
+    """Pixels and channels that a program handles per iteration."""
 
     pixels: int
     channels: int
@@ -20,7 +21,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class AttentionTile:
-    """Queries of a program, keys that it looks at at a time."""
+    """Queries per program, and keys per iteration."""
 
     queries: int
     keys: int
@@ -30,10 +31,10 @@ class AttentionTile:
 
 @dataclass(frozen=True)
 class ConvolutionTile:
-    """Pixels and output channels of a program, and the input channels that it looks at at a time.
+    """Pixels and output channels per program, and input channels per iteration.
 
-    `described`: tiles are fetched by the copy engine that GPUs have from compute capability 9.0 on, where they are
-    whole rows of the image or parts of one.
+    `described`: tiles that are whole rows of the image, or an even division of one, are loaded through tensor
+    descriptors by TMA, the Tensor Memory Accelerator of compute capability 9.0 and later.
     """
 
     pixels: int = 64
@@ -49,7 +50,7 @@ ANY = 2**62
 
 @dataclass(frozen=True)
 class ConvolutionRule:
-    """Which convolutions a tile is for: up to so many channels in and out, and pixels of all images together."""
+    """The largest convolution that a tile is for: input channels, output channels, and pixels over the whole batch."""
 
     inputs: int
     outputs: int
@@ -59,19 +60,20 @@ class ConvolutionRule:
 
 @dataclass(frozen=True)
 class Tiles:
-    """One architecture's.
+    """Configurations of one architecture.
 
     Attributes:
-        epilogue: of a convolution; also of the statistics alone.
-        normalize: GroupNorm and SiLU applied.
-        pool: of the fusion gate's pass over x + y, for this many channels; with others more or fewer pixels.
-        spatial: pixels of the fusion gate's 7x7 convolution.
-        gate: of the fusion gate's last pass; the pixels are a square.
-        upsample: bilinear.
-        diffuse: pixels.
-        first, head: of the convolutions from and to a single channel; the head takes all channels at a time.
-        convolutions: the first rule that holds is taken; where none does, the convolution is cuDNN's.
-        attention, attention_float32: by element size, for up to 128 and up to 256 channels.
+        epilogue: epilogue of a convolution; also statistics alone.
+        normalize: application of GroupNorm and SiLU.
+        pool: the fusion gate's pooling of x + y, for this number of channels; with fewer channels the tile has
+            proportionally more pixels, and vice versa.
+        spatial: the fusion gate's 7x7 convolution; pixels only.
+        gate: the fusion gate's last pass; the pixels form a square.
+        upsample: bilinear upsampling.
+        diffuse: noisy images, and both ends of a student; pixels only.
+        first, head: convolutions from and to a single channel; the head always takes all channels.
+        convolutions: rules in order of precedence; cuDNN computes a convolution that none applies to.
+        attention, attention_float32: tiles by the largest number of channels, in half precision and in float32.
     """
 
     epilogue: Tile = Tile(32, 64)
@@ -92,14 +94,14 @@ class Tiles:
     )
 
     def convolution(self, inputs: int, outputs: int, pixels: int) -> ConvolutionTile | None:
-        """The tile for a convolution of so many channels and pixels, of all images together; None for cuDNN's."""
+        """The tile for a convolution with `pixels` over the whole batch, or None where cuDNN is to be used."""
         for rule in self.convolutions:
             if inputs <= rule.inputs and outputs <= rule.outputs and pixels <= rule.pixels:
                 return rule.tile
         return None
 
 
-# By compute capability, times ten.
+# By compute capability times ten.
 ARCHITECTURES: dict[int, Tiles] = {
     80: Tiles(),
     86: Tiles(),
@@ -125,7 +127,7 @@ ARCHITECTURES: dict[int, Tiles] = {
 
 
 def tiles_for(architecture: int) -> Tiles:
-    """The configurations of compute capability `architecture` / 10, or of the nearest one below it.
+    """Configurations for compute capability `architecture` / 10, or the nearest known one below it.
 
     Raises:
         ValueError: the GPU is older than Triton supports.

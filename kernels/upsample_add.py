@@ -1,4 +1,4 @@
-"""Bilinear upsampling by two with corners aligned, added to another feature map, or with a ReLU."""
+"""Bilinear upsampling by two with aligned corners, with optional ReLU and addition of another feature map."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kernels.launch import Launch, Plan, channels_last, tiles_of
 
 
 def reference(x: Tensor, addend: Tensor | None, relu: bool) -> Tensor:
-    """relu(upsampled x) + addend, computed in float32.
+    """relu(upsample(x)) + addend, computed in float32.
 
     Args:
         x: (N, C, H, W).
         addend: (N, C, 2H, 2W), or None.
-        relu: whether there is one.
+        relu: whether to apply ReLU.
 
     Returns:
         (N, C, 2H, 2W) of the dtype of `x`.
@@ -50,7 +50,7 @@ def upsample_kernel(
     c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     mask = (p < pixels)[:, None] & (c < channels)[None, :]
 
-    # Output row i lies at i (H - 1) / (2H - 1): whole part and remainder are exact in integers.
+    # Output row i lies at i (H - 1) / (2H - 1). In integers, quotient and remainder are exact.
     at_row, at_column = (p // (2 * width)) * (height - 1), (p % (2 * width)) * (width - 1)
     top, left = at_row // (2 * height - 1), at_column // (2 * width - 1)
     down = (at_row - top * (2 * height - 1)).to(tl.float32) / (2 * height - 1)
@@ -58,7 +58,7 @@ def upsample_kernel(
     below, beside = tl.minimum(top + 1, height - 1), tl.minimum(left + 1, width - 1)
 
     x += n * height * width * channels
-    # Between two rows first, then between the two columns, each a + t (b - a).
+    # Interpolates between two rows in both columns, then between the columns.
     here = tl.load(x + (top * width + left).to(tl.int64)[:, None] * channels + c[None, :], mask=mask, other=0.0)
     under = tl.load(x + (below * width + left).to(tl.int64)[:, None] * channels + c[None, :], mask=mask, other=0.0)
     value = here.to(tl.float32) * (1.0 - down)[:, None] + under.to(tl.float32) * down[:, None]
@@ -67,15 +67,15 @@ def upsample_kernel(
     other = here.to(tl.float32) * (1.0 - down)[:, None] + under.to(tl.float32) * down[:, None]
     value = value * (1.0 - right)[:, None] + other * right[:, None]
     if RELU:
-        value = tl.where(value < 0, 0.0, value)  # keeps NaN
-    place = n * pixels * channels + p.to(tl.int64)[:, None] * channels + c[None, :]
+        value = tl.where(value < 0, 0.0, value)  # keeps NaN, which a maximum may lose
+    offsets = n * pixels * channels + p.to(tl.int64)[:, None] * channels + c[None, :]
     if addend is not None:
-        value += tl.load(addend + place, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
+        value += tl.load(addend + offsets, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + offsets, value.to(out.dtype.element_ty), mask=mask)
 
 
 def plan(x: Tensor, addend: Tensor | None, relu: bool) -> Plan:
-    """The result, and one launch."""
+    """Plans a single launch."""
     x = channels_last(x)
     addend = None if addend is None else channels_last(addend)
     n, channels, height, width = x.shape

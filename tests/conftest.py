@@ -1,4 +1,4 @@
-"""Weights made by rule, small models on disk, phantom pairs."""
+"""Shared fixtures: synthetic checkpoints, small models on disk, and phantom pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.synthetic_weights import GOLDEN, rule_tensor
 
 @pytest.fixture(scope="session")
 def published_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two .pth files with the published names and shapes, filled by rule."""
+    """Two .pth files with the published names and shapes and synthetic values."""
     shapes = json.loads((GOLDEN / "checkpoint_shapes.json").read_text())
     folder = tmp_path_factory.mktemp("published")
     paths = folder / "I630000_E14000_gen.pth", folder / "MIF.pth"
@@ -32,7 +32,7 @@ def published_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 @pytest.fixture(scope="session")
 def converted(published_checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Base weights made by rule, through dmfnet-convert."""
+    """Synthetic weights of the base preset, converted by dmfnet-convert."""
     denoiser, fusion = published_checkpoints
     path = tmp_path_factory.mktemp("converted") / "dmfnet-base.safetensors"
     convert(["--denoiser", str(denoiser), "--fusion", str(fusion), "-o", str(path)], standalone_mode=False)
@@ -41,7 +41,7 @@ def converted(published_checkpoints: tuple[Path, Path], tmp_path_factory: pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled models are not left in the user's cache, nor taken from it."""
+    """Keep compiled models out of the user's cache, and do not read from it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DMFNET_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -49,7 +49,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained tiny network: what a test needs that does not look at the image."""
+    """An untrained tiny network, for tests that do not depend on the quality of the image."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_model(DMFNet(DMFNET_PRESETS["tiny"]), path)

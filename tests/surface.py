@@ -29,6 +29,7 @@ MODULES = (
     "dmfnet_fast.metrics",
     "dmfnet_fast.model",
     "dmfnet_fast.phantom",
+    "dmfnet_fast.volumes",
 )
 WITH_SUBMODULES = ("dmfnet_fast.images", "dmfnet_fast.metrics")
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""Fuser: what goes in comes back in kind, the same every time, or with one clear error."""
+"""Fuser: results have the type of the input and are reproducible; invalid input gives one clear error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_run_is_the_network(fuser: Fuser, tiny_weights: Path) -> None:
     np.testing.assert_allclose(fuser.run(a, b, noise=noise), expected, rtol=0, atol=1e-5)
 
 
-def test_default_noise_is_the_seeds(tiny_weights: Path) -> None:
+def test_default_noise_depends_on_the_seed(tiny_weights: Path) -> None:
     a, b = np.zeros((2, 1, 1, 64, 64), np.float32)
     for seed in (0, 7):
         with Fuser(tiny_weights, seed) as fuser:
@@ -58,7 +58,7 @@ def test_shipped_weights() -> None:
     phantom = make_phantom(1, 64)
     with Fuser() as fuser:
         fused = fuser.fuse(phantom.mri, phantom.ct)
-    # Trained on the published objective, whose first term is the brighter of the two.
+    # The first term of the published training objective is the distance to the brighter source.
     brighter = np.maximum(phantom.mri, phantom.ct).astype(float)
     assert np.corrcoef(fused.ravel(), brighter.ravel())[0, 1] > 0.95
     assert np.abs(fused - brighter).mean() < 16
@@ -87,7 +87,7 @@ def test_run_of_a_network_with_an_interval(student_weights: Path) -> None:
         np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
         assert (result >= interval[:, :1] - 1e-6).all()
         np.testing.assert_allclose(fuser.run(a, b), free, rtol=0, atol=1e-5)
-        with pytest.raises(ImageError, match=r"noise: student\.safetensors takes none"):
+        with pytest.raises(ImageError, match=r"noise: student\.safetensors does not take this input"):
             fuser.run(a, b, noise=np.zeros((1, 2, 64, 80), np.float32))
         with pytest.raises(ImageError, match=r"interval: must be a float array of shape \(2, 2, 64, 80\)"):
             fuser.run(a, b, interval=interval[:, :1])
@@ -95,7 +95,7 @@ def test_run_of_a_network_with_an_interval(student_weights: Path) -> None:
 
 @pytest.mark.parametrize("weights", ["tiny_weights", "student_weights"])
 def test_rules_hold(weights: str, phantom: Phantom, request: pytest.FixtureRequest) -> None:
-    """For networks that know them and for those that do not: a hot spot keeps its color on white."""
+    """A hot spot keeps its color on white, with networks that take the interval and with those that do not."""
     hot = np.zeros((64, 64, 3), np.uint8)
     hot[20:40, 20:40] = 255, 255, 0
     white = np.full((64, 64), 255, np.uint8)
@@ -115,7 +115,7 @@ def test_arrays_come_back_in_kind(fuser: Fuser, phantom: Phantom, dtype: Any, co
     assert result.dtype == dtype
     assert result.shape == b.shape
     reference = fuser.fuse(phantom.mri, phantom.pet if color else phantom.ct)
-    # Of the 8-bit image b's luminance, the fused one, and the channels are rounded.
+    # For 8-bit images, b's luminance, the fused luminance and the channels are rounded.
     assert np.abs(result / scale - reference).max() <= 2
 
 
@@ -144,12 +144,12 @@ def test_12_bit_data(fuser: Fuser, phantom: Phantom) -> None:
         guessed = fuser.fuse(phantom.mri, ct)
     assert np.array_equal(stated, guessed)
     assert stated.dtype == np.uint16
-    assert 2000 < stated.max() <= 4095, "in b's own range, not near-black"
+    assert 2000 < stated.max() <= 4095, "the result spans b's own range and is not nearly black"
     both = fuser.fuse(phantom.mri.astype(np.uint16) * 16, ct, range=(0, 4095))
     assert np.abs(both.astype(int) - stated).max() < 100
 
 
-def test_unused_range_is_said(fuser: Fuser, phantom: Phantom) -> None:
+def test_unused_range_warns(fuser: Fuser, phantom: Phantom) -> None:
     with pytest.warns(DMFNetWarning, match="range is not used"):
         fuser.fuse(phantom.mri, phantom.ct, range=(0, 100))
 
@@ -169,7 +169,7 @@ def test_batches(fuser: Fuser) -> None:
     assert isinstance(listed, list)
     assert np.array_equal(np.stack(listed), stack)
     for head, result in zip(heads, listed, strict=True):
-        # Another batch shape may sum in another order: at most the last bit of 8.
+        # Another batch shape may change the order of summation, and with it the last of 8 bits.
         assert np.abs(fuser.fuse(head.mri, head.pet).astype(int) - result).max() <= 1
 
 
@@ -204,7 +204,7 @@ def test_threads_share_a_fuser(fuser: Fuser, phantom: Phantom) -> None:
     assert all(np.array_equal(result, expected) for result in results)
 
 
-def test_swapped_modalities_are_said(fuser: Fuser, phantom: Phantom) -> None:
+def test_swapped_modalities_warn(fuser: Fuser, phantom: Phantom) -> None:
     with pytest.warns(DMFNetWarning, match="swapped"):
         fuser.fuse(phantom.pet, phantom.mri)
 
@@ -231,13 +231,13 @@ GRAY = np.zeros((64, 64), np.uint8)
         (GRAY, 5, "b: is a int"),
         (GRAY, None, "b: is a NoneType"),
         (GRAY, "missing.png", "missing.png: no such file"),
-        ([GRAY], GRAY, "one image"),
-        ([GRAY], [GRAY, GRAY], "a has 1 images, b 2"),
+        ([GRAY], GRAY, "one is a single image and the other a batch"),
+        ([GRAY], [GRAY, GRAY], "a has 1 images, b has 2"),
         ([], [], "empty"),
         ([GRAY, GRAY[:60]], [GRAY, GRAY[:60]], r"a\[1\]: is 64x60"),
     ],
 )
-def test_unfit_images(fuser: Fuser, a: Any, b: Any, message: str) -> None:
+def test_invalid_images(fuser: Fuser, a: Any, b: Any, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         fuser.fuse(a, b)
 
@@ -260,12 +260,12 @@ LUMINANCE = np.zeros((1, 1, 64, 64), np.float32)
         (LUMINANCE, LUMINANCE, np.full((3, 2, 64, 64), np.nan), "noise: holds NaN"),
     ],
 )
-def test_unfit_luminances(fuser: Fuser, a: Any, b: Any, noise: Any, message: str) -> None:
+def test_invalid_luminances(fuser: Fuser, a: Any, b: Any, noise: Any, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         fuser.run(a, b, noise=noise)
 
 
-def test_unfit_engines(tmp_path: Path, tiny_weights: Path) -> None:
+def test_invalid_engines(tmp_path: Path, tiny_weights: Path) -> None:
     corrupt = tmp_path / "corrupt.safetensors"
     corrupt.write_bytes(tiny_weights.read_bytes()[:5000])
     for name, message in (
@@ -289,7 +289,7 @@ def test_unfit_engines(tmp_path: Path, tiny_weights: Path) -> None:
      {"device": "meta"}, {"device": 3}, {"engine": 3}, {"engine": ""}, {"keep_chroma": 1.5},
      {"keep_chroma": None}],
 )  # fmt: skip
-def test_unfit_arguments(tiny_weights: Path, arguments: dict[str, Any]) -> None:
+def test_invalid_arguments(tiny_weights: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(EngineError, match=next(iter(arguments))):
         Fuser(**{"engine": tiny_weights, **arguments})
 
@@ -326,7 +326,7 @@ def test_gpu_agrees_with_cpu(tiny_weights: Path, fuser: Fuser, phantom: Phantom)
 
 
 class TakesPixels(Engine):
-    """Fuses 8-bit images by itself: b in negative, so that it shows."""
+    """Fuses 8-bit images itself, into the negative of b, so that its results are recognizable."""
 
     takes_pixels = True
     largest_batch = 2
@@ -356,14 +356,14 @@ def pixel_fuser(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Fu
 
 
 def test_pixels_to_the_engine(pixel_fuser: tuple[Fuser, TakesPixels]) -> None:
-    """8-bit pairs as they are, but for a's colors; in batches of one size and kind."""
+    """The engine gets 8-bit pairs unchanged, except that a is converted to gray, in batches of one shape."""
     fuser, engine = pixel_fuser
     heads = [make_phantom(seed, 64) for seed in range(3)]
     mri, pet = [head.mri for head in heads], [head.pet for head in heads]
     given: list[ImageLike] = [*mri, Image.fromarray(mri[0]), np.stack([mri[1]] * 3, -1)]
     others = [*pet, heads[0].ct, pet[1]]
     results = fuser.fuse(given, others)
-    assert [len(a) for a, *_ in engine.calls] == [2, 2, 1], "pet twice, the rest of it, ct"
+    assert [len(a) for a, *_ in engine.calls] == [2, 2, 1], "two batches of PET pairs, then the CT pair"
     seen = [image for a, *_ in engine.calls for image in a]
     assert all(np.array_equal(image, one) for image, one in zip(seen, [*mri, mri[1], mri[0]], strict=True))
     assert all(image.dtype == np.uint8 for a, b, *_ in engine.calls for image in (a, b))
@@ -378,14 +378,14 @@ def test_pixels_to_the_engine(pixel_fuser: tuple[Fuser, TakesPixels]) -> None:
 @pytest.mark.parametrize(
     ("height", "width", "dtype_a", "dtype_b"),
     [
-        (72, 64, np.uint8, np.uint8),  # no multiple of 16
+        (72, 64, np.uint8, np.uint8),  # not a multiple of 16
         (64, 80, np.uint16, np.uint8),
         (64, 80, np.uint8, np.uint16),
         (64, 80, np.float32, np.uint8),
         (64, 80, np.uint8, np.float64),
     ],
 )
-def test_what_the_engine_does_not_take_as_pixels(
+def test_pairs_that_the_engine_does_not_take_as_pixels(
     pixel_fuser: tuple[Fuser, TakesPixels], height: int, width: int, dtype_a: Any, dtype_b: Any
 ) -> None:
     fuser, engine = pixel_fuser
@@ -400,7 +400,7 @@ def test_what_the_engine_does_not_take_as_pixels(
     assert engine.runs == 1
 
 
-def test_lack_of_memory_for_pixels(
+def test_out_of_memory_for_pixels(
     pixel_fuser: tuple[Fuser, TakesPixels], phantom: Phantom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*_: Any) -> None:

@@ -1,3 +1,5 @@
+"""Head phantoms and the command that writes them."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -19,7 +21,7 @@ def test_appearances() -> None:
     for image in (phantom.mri, phantom.ct, phantom.pet, phantom.spect):
         assert image.dtype == np.uint8
         assert image.max() > 200
-        assert not image[:4].any(), "the air is black"
+        assert not image[:4].any(), "air is black"
     bone = phantom.ct > 230
     assert 0.01 < bone.mean() < 0.3
     assert phantom.mri[bone].mean() < 60, "bone is bright in CT and dark in MRI"

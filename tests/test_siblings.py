@@ -25,7 +25,7 @@ def test_a_foreign_package_found_first_is_named_and_not_run(tmp_path: Path) -> N
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     said = result.stderr.splitlines()[-1]
     assert said.startswith(f"dmfnet_fast.errors.MissingExtraError: {tmp_path / 'kernels'}: a package named 'kernels'")
-    assert "not dmfnet-fast's is found first" in said
+    assert "does not belong to dmfnet-fast is found first" in said
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

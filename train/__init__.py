@@ -1,4 +1,4 @@
 """Training of both stages."""
 
-# Other distributions also use this name; this tells ours.
+# Distinguishes this package from those of other distributions with the same name.
 OWNER = "dmfnet-fast"

@@ -1,4 +1,4 @@
-"""Training pairs: found, checked and held in memory, and random crops of them.
+"""Training pairs, which are found, checked and kept in memory, and random crops of them.
 
 Layout: `DIR/{train,test}/{CT,PET,SPECT}-MRI/{MRI,CT|PET|SPECT}/NAME`, paired by name.
 """
@@ -22,18 +22,20 @@ from train.task import Draw
 
 MODALITIES = ("CT", "PET", "SPECT")
 
-# Crops as other scanners and readers would have them, see `varied`.
-VARIED = 0.5  # this part of the pairs
-GAMMA = (0.6, 1.6)  # of a
-GAIN = (0.6, 1.0)  # of a, and of b
-INVERTED = 0.1  # of the varied pairs: a
+# Augmentation that imitates other scanners and windowing, see `varied`.
+VARIED = 0.5  # fraction of pairs that are varied
+GAMMA = (0.6, 1.6)  # range for a
+GAIN = (0.6, 1.0)  # range for a, and for b
+INVERTED = 0.1  # fraction of the varied pairs whose a is inverted
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A registered pair of 8 bits; `source` is the file of `b`.
+    """A registered 8-bit pair.
 
     Attributes:
+        modality: of the other image, b: "CT", "PET" or "SPECT".
+        source: the file of b.
         planes: (5, H, W): luminance of the MRI, luminance of b, and b's red, green and blue.
     """
 
@@ -61,30 +63,31 @@ class Pair:
         return self.source.name
 
 
-def _numbers_by_value(name: str) -> list[tuple[int, str]]:
-    """Sorts 2.png before 10.png: neighbors in name are to be neighboring slices."""
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts 2.png before 10.png, so that neighboring names are neighboring slices."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _eight_bit(path: Path) -> NDArray[np.uint8]:
-    """(H, W) or (H, W, 3)."""
+    """Reads an 8-bit image, (H, W) or (H, W, 3)."""
     pixels = read_image(path)
     if pixels.dtype != np.uint8:
-        # Which values mean black and white would be guessed for each slice alone, and differ within a series.
+        # The intensity range would be inferred for each slice, and would differ within a series.
         raise ImageError(
-            f"{path}: has more than 8 bits; training takes 8-bit images: convert the series, one range for all"
+            f"{path}: has more than 8 bits, but training takes 8-bit images; convert the whole series with one range"
         )
     return pixels
 
 
 def _planes(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """See `Pair`. Of b as gray, all channels are its luminance."""
+    """Stacks the planes of a `Pair`; a gray b is repeated as red, green and blue."""
     luminances = [luminance(a), luminance(b)]
     channels = [b[..., n] for n in range(3)] if b.ndim == 3 else [b] * 3
     return np.stack([*luminances, *channels])
 
 
 def _modality_pairs(folder: Path, modality: str, smallest: int, problems: list[str]) -> list[Pair]:
+    """Reads the pairs of one modality, and appends a message to `problems` for every file that cannot be used."""
     names = {
         kind: {p.name for p in (folder / kind).glob("*") if p.is_file() and not p.name.startswith(".")}
         for kind in ("MRI", modality)
@@ -96,9 +99,9 @@ def _modality_pairs(folder: Path, modality: str, smallest: int, problems: list[s
     pairs = []
     if not any(names.values()):
         problems.append(
-            f"{folder}: holds no pairs; expected {folder / 'MRI'}/NAME.png with {folder / modality}/NAME.png"
+            f"{folder}: contains no pairs; expected {folder / 'MRI'}/NAME.png with {folder / modality}/NAME.png"
         )
-    for name in sorted(names["MRI"] & names[modality], key=_numbers_by_value):
+    for name in sorted(names["MRI"] & names[modality], key=_natural_order):
         try:
             a, b = (_eight_bit(folder / kind / name) for kind in ("MRI", modality))
         except ImageError as error:
@@ -106,11 +109,11 @@ def _modality_pairs(folder: Path, modality: str, smallest: int, problems: list[s
             continue
         if a.shape[:2] != b.shape[:2]:
             problems.append(
-                f"{folder / modality / name}: is {b.shape[1]}x{b.shape[0]}, its MRI {a.shape[1]}x{a.shape[0]}"
+                f"{folder / modality / name}: is {b.shape[1]}x{b.shape[0]}, but its MRI is {a.shape[1]}x{a.shape[0]}"
             )
         elif min(a.shape[:2]) < smallest:
             problems.append(
-                f"{folder / modality / name}: is {a.shape[1]}x{a.shape[0]}, smaller than the crop {smallest}"
+                f"{folder / modality / name}: is {a.shape[1]}x{a.shape[0]}, smaller than the crop size {smallest}"
             )
         else:
             pairs.append(Pair(modality, folder / modality / name, _planes(a, b)))
@@ -118,15 +121,15 @@ def _modality_pairs(folder: Path, modality: str, smallest: int, problems: list[s
 
 
 def load_pairs(data: str | Path, smallest: int) -> list[Pair]:
-    """All pairs of `data/train`, in memory.
+    """Loads all pairs of `data/train` into memory.
 
     Args:
-        data: the folder that holds `train` and `test`.
+        data: the folder that contains `train` and `test`.
         smallest: least height and width in pixels.
 
     Raises:
-        ImageError: there are no pairs, a folder is of no known modality, or images are unpaired, unreadable, of
-            more than 8 bits, of different sizes or too small; every one is listed.
+        ImageError: there are no pairs, a folder is not of a known modality, or images are unpaired, unreadable, of
+            more than 8 bits, of different sizes or too small; the message lists every problem.
     """
     root = Path(data) / "train"
     problems: list[str] = []
@@ -136,7 +139,7 @@ def load_pairs(data: str | Path, smallest: int) -> list[Pair]:
         if folder.name in known:
             pairs += _modality_pairs(folder, known[folder.name], smallest, problems)
         else:
-            problems.append(f"{folder}: is none of {', '.join(known)}")
+            problems.append(f"{folder}: is not one of {', '.join(known)}")
     if problems:
         raise ImageError(f"{root}: {len(problems)} files or folders cannot be used:\n  " + "\n  ".join(problems))
     if not pairs:
@@ -147,10 +150,10 @@ def load_pairs(data: str | Path, smallest: int) -> list[Pair]:
 
 
 def held_out(count: int) -> list[int]:
-    """Which of `count` pairs in order of name are for validation: about a tenth, in two runs of neighbors.
+    """Indices of the validation pairs among `count` pairs in order of name: about a tenth, in two runs of neighbors.
 
-    Neighboring slices look alike, so single pairs would tell how well training remembers, not how well it fuses.
-    At least one is held out, but never the only one.
+    Neighboring slices look alike, so that isolated validation pairs would measure memorization. At least one pair is
+    held out, unless it is the only one.
     """
     if count < 10:
         return [count // 2] if count > 1 else []
@@ -159,7 +162,7 @@ def held_out(count: int) -> list[int]:
 
 
 def split(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
-    """Pairs to train on and pairs to validate on, modality by modality; fixed, whatever the run."""
+    """Splits every modality into training and validation pairs; the split is the same for all runs."""
     training: list[Pair] = []
     validation: list[Pair] = []
     for modality in MODALITIES:
@@ -171,12 +174,12 @@ def split(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
 
 
 def summary(pairs: list[Pair], training: list[Pair]) -> str:
-    """How many pairs there are to train and to validate on, in words."""
+    """The numbers of training and validation pairs by modality, as text."""
     counts = []
     for modality in MODALITIES:
-        of_all, of_training = (sum(pair.modality == modality for pair in group) for group in (pairs, training))
-        counts.append(f"{modality} {of_training} + {of_all - of_training}")
-    return f"pairs to train + to validate on: {', '.join(counts)}"
+        total, trained = (sum(pair.modality == modality for pair in group) for group in (pairs, training))
+        counts.append(f"{modality} {trained} + {total - trained}")
+    return f"training + validation pairs: {', '.join(counts)}"
 
 
 def fingerprint(pairs: list[Pair]) -> str:
@@ -189,11 +192,11 @@ def fingerprint(pairs: list[Pair]) -> str:
 
 
 class CropSampler:
-    """Random crops, flipped and turned at random by right angles, each modality as often as the others.
+    """Random crops with random flips and right-angle rotations; all modalities are equally likely.
 
     Args:
-        pairs: to cut from; held in memory.
-        crop: side of the crops, pixels.
+        pairs: the pairs to crop.
+        crop: side of the square crops in pixels.
     """
 
     def __init__(self, pairs: list[Pair], crop: int) -> None:
@@ -202,10 +205,15 @@ class CropSampler:
         self.groups = [group for group in by_modality.values() if group]
 
     def planes(self, batch: int, draw: Draw, first: int = 5) -> Tensor:
-        """Crops are drawn for the whole batch, and cut for the share of it that is asked for, n pairs.
+        """Draws crops for the whole batch, and cuts the n crops of this process's share.
+
+        Args:
+            batch: pairs in the whole batch.
+            draw: the step's randomness and share.
+            first: number of planes of each pair, see `Pair`.
 
         Returns:
-            (first, n, 1, crop, crop) float32 in 0..255: the first of a pair's planes, see `Pair`.
+            (first, n, 1, crop, crop) float32 in 0..255.
         """
         places = [self._place(draw.random) for _ in range(batch)][draw.share]
         crops = np.empty((first, len(places), 1, self.crop, self.crop), np.uint8)
@@ -215,7 +223,7 @@ class CropSampler:
         return draw.upload(crops).float()
 
     def pairs(self, batch: int, draw: Draw) -> Tensor:
-        """As `planes`, of luminances alone: (2, n, 1, crop, crop) in [-1, 1], images a, then images b."""
+        """Like `planes`, for the luminances: (2, n, 1, crop, crop) in [-1, 1], images a, then images b."""
         return self.planes(batch, draw, first=2).div_(127.5).sub_(1)
 
     def _place(self, random: np.random.Generator) -> tuple[Pair, slice, slice, tuple[slice, ...], bool]:
@@ -228,20 +236,20 @@ class CropSampler:
 
 
 def varied(planes: Tensor, batch: int, draw: Draw) -> Tensor:
-    """`VARIED` of the pairs as other scanners would have made them: a through a gain and a gamma, b through a gain.
+    """Imitates other scanners on a fraction `VARIED` of the pairs: a gain and a gamma for a, and a gain for b.
 
-    `INVERTED` of those have a dark for bright. Variations are drawn for the whole batch, as crops are.
+    In a fraction `INVERTED` of those, a is also inverted. Variations are drawn for the whole batch, like crops.
 
     Args:
         planes: this process's share of the batch, (5, n, 1, H, W) in 0..255, see `Pair`.
 
     Returns:
-        Planes of the same form, whole numbers.
+        Planes of the same shape, with integral values.
     """
     numbers = draw.random.random((5, batch, 1, 1, 1), np.float32)
-    which, inverted, gamma, *gains = draw.upload(numbers[:, draw.share])
+    selected, inverted, gamma, *gains = draw.upload(numbers[:, draw.share])
     gain_a, gain_b = (GAIN[0] + (GAIN[1] - GAIN[0]) * gain for gain in gains)
     a = (planes[0] / 255) ** (GAMMA[0] + (GAMMA[1] - GAMMA[0]) * gamma)
     a = 255 * gain_a * torch.where(inverted < INVERTED, 1 - a, a)
-    changed = torch.cat([a[None], gain_b * planes[1:]]).round()
-    return torch.where(which < VARIED, changed, planes)
+    result = torch.cat([a[None], gain_b * planes[1:]]).round()
+    return torch.where(selected < VARIED, result, planes)

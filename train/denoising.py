@@ -1,4 +1,4 @@
-"""Stage I: the denoiser learns to reconstruct clean images from noisy ones."""
+"""Stage I: training the denoiser to reconstruct clean images from noisy ones."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from train.data import CropSampler, Pair, load_pairs, split, summary
 from train.recipe import Run
 from train.task import Draw, Task
 
-# Timesteps of validation: from nearly clean to mostly noise.
-JUDGED = (50, 200, 600, 1200)
-IMAGED = (200, 600)
+# Timesteps that are validated, from nearly clean to mostly noise, and those shown as images.
+VALIDATION_TIMESTEPS = (50, 200, 600, 1200)
+SHOWN_TIMESTEPS = (200, 600)
 
 
 def diffuse(images: Tensor, s: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
@@ -34,19 +34,22 @@ def diffuse(images: Tensor, s: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
 
     Args:
         images: clean, (N, 1, H, W) in [-1, 1].
-        s, sigma: sqrt(alpha_bar) and sqrt(1 - alpha_bar) of each, (N, 1).
-        noise: standard normal, like `images`.
+        s, sigma: sqrt(alpha_bar) and sqrt(1 - alpha_bar) for each image, (N, 1).
+        noise: standard normal, shaped like `images`.
     """
     return s[..., None, None] * images + sigma[..., None, None] * noise
 
 
 def with_sigma(level: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Levels s (...) and their sigmas, (2, ..., 1): from a float32 s, sigma would lose the digits that matter."""
+    """Stacks levels s (...) and their sigmas, (2, ..., 1) float32.
+
+    Sigma is computed from a float64 s: 1 - s^2 cancels, and a float32 s would lose its significant digits.
+    """
     return np.stack([level, sigma_of(level)])[..., None].astype(np.float32)
 
 
 def random_levels(count: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """A timestep of the cosine schedule for each of `count` images, and a level uniform in its interval."""
+    """Draws `count` levels, each uniform in the interval of a random timestep of the cosine schedule."""
     low, high = level_interval(cosine_alpha_bar(), random.integers(1, TIMESTEPS + 1, size=count))
     return random.uniform(low, high)
 
@@ -59,7 +62,9 @@ class Denoising(Task):
     def __init__(self, run: Run, preset_name: str, accelerator: Accelerator) -> None:
         start = None if run.init is None else load_denoiser(run.init)
         if start is not None and start.config != DMFNET_PRESETS[preset_name]:
-            raise EngineError(f"{run.init}: is not of preset {preset_name}; give its own as --preset")
+            raise EngineError(
+                f"{run.init}: is not of preset {preset_name}; pass the preset that it was trained with as --preset"
+            )
         pairs = load_pairs(run.data, run.recipe.crop)
         training, self.validation = split(pairs)
         accelerator.print(summary(pairs, training), file=sys.stderr)
@@ -89,10 +94,10 @@ class Denoising(Task):
 
     @property
     def scores(self) -> list[str]:
-        return [f"reconstruction error/t = {t}" for t in JUDGED] if self.validation else []
+        return [f"reconstruction error/t = {t}" for t in VALIDATION_TIMESTEPS] if self.validation else []
 
     def _reconstruct(self, pair: Pair, timesteps: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean, noisy and reconstructed images, (2 T, 1, H, W) each: all timesteps of a, then of b."""
+        """Clean, noisy and reconstructed images, (2 T, 1, H, W) each: all timesteps for a, then for b."""
         height, width = (size - size % STRIDE for size in pair.a.shape)
         clean = torch.from_numpy(np.stack([pair.a, pair.b])[:, None, :height, :width]).float().div(127.5).sub(1)
         clean = clean.repeat_interleave(len(timesteps), dim=0)
@@ -104,29 +109,31 @@ class Denoising(Task):
             return clean, noisy, self.network(noisy.to(self.device), s.to(self.device)).cpu()
 
     def validate(self, part: int, parts: int) -> Tensor:
-        """Mean squared errors of reconstructions of both images, in units of [-1, 1] squared."""
-        sums = torch.zeros(len(JUDGED), 2, dtype=torch.float64)
+        """Sums and counts of the mean squared errors of both images' reconstructions, for luminances in [-1, 1]."""
+        sums = torch.zeros(len(VALIDATION_TIMESTEPS), 2, dtype=torch.float64)
         for pair in self.validation[part::parts]:
-            clean, _, reconstruction = self._reconstruct(pair, JUDGED)
-            errors = (reconstruction - clean).square().mean(dim=(1, 2, 3)).reshape(2, len(JUDGED)).sum(0)
+            clean, _, reconstruction = self._reconstruct(pair, VALIDATION_TIMESTEPS)
+            errors = (reconstruction - clean).square().mean(dim=(1, 2, 3)).reshape(2, len(VALIDATION_TIMESTEPS)).sum(0)
             sums += torch.stack([errors.double(), torch.full_like(errors, 2.0, dtype=torch.float64)], dim=1)
         return sums
 
     def images(self) -> NDArray[np.uint8]:
-        """Rows: an MRI and the other image of each modality; columns: clean, then noisy and reconstructed ones."""
+        """Rows: an MRI and the other image per modality; columns: clean, then noisy and reconstructed images."""
         rows = []
         for pair in {pair.modality: pair for pair in self.validation}.values():
             clean, noisy, reconstruction = (
-                to_8_bit(images[:, 0].numpy(), (-1.0, 1.0)) for images in self._reconstruct(pair, IMAGED)
+                to_8_bit(images[:, 0].numpy(), (-1.0, 1.0)) for images in self._reconstruct(pair, SHOWN_TIMESTEPS)
             )
-            for first in (0, len(IMAGED)):
-                columns = [(noisy[first + n], reconstruction[first + n]) for n in range(len(IMAGED))]
+            for first in (0, len(SHOWN_TIMESTEPS)):
+                columns = [(noisy[first + n], reconstruction[first + n]) for n in range(len(SHOWN_TIMESTEPS))]
                 rows.append([clean[first], *(image for column in columns for image in column)])
-        return montage(rows, ["clean", *(f"{what}, t = {t}" for t in IMAGED for what in ("noisy", "reconstructed"))])
+        return montage(
+            rows, ["clean", *(f"{kind}, t = {t}" for t in SHOWN_TIMESTEPS for kind in ("noisy", "reconstructed"))]
+        )
 
 
 def train_denoiser(run: Run, preset_name: str) -> int:
-    """Train the denoiser and write `denoiser.safetensors`; returns how many steps are done."""
+    """Trains the denoiser and writes `denoiser.safetensors`; returns the number of completed steps."""
     with loop.joined(run) as accelerator:
         task = Denoising(run, preset_name, accelerator)
         record = loop.train(task, run, accelerator)

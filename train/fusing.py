@@ -1,4 +1,4 @@
-"""Stage II: a network learns to fuse: DM-FNet's on the denoiser's features, at first as they are, or a student."""
+"""Stage II: trains the fusion network of DM-FNet on the features of a denoiser, or a student network on its own."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dmfnet_fast.artifacts.interface import interface_of
+from dmfnet_fast.artifacts.network_inputs import network_inputs
 from dmfnet_fast.config import ModelConfig, NetworkConfig, StudentConfig
 from dmfnet_fast.diffusion.schedule import fusion_levels, level_interval, linear_alpha_bar
-from dmfnet_fast.engines.network_inputs import network_inputs
 from dmfnet_fast.errors import EngineError, warn
 from dmfnet_fast.images.color import DEFAULT_RULES, EIGHT_BIT, Canvas, to_network
 from dmfnet_fast.images.montage import montage
@@ -27,40 +27,39 @@ from dmfnet_fast.model.rewrites import of_kind
 from dmfnet_fast.model.weights import load_denoiser, weights_hash
 from train import loop
 from train.data import GAIN, GAMMA, INVERTED, MODALITIES, VARIED, CropSampler, Pair, load_pairs, split, summary, varied
-from train.losses import hybrid_loss, invented_specks
-from train.recipe import Run
+from train.losses import hybrid_loss, loss_identity, loss_named
+from train.recipe import DEFAULT_LOSS, Run
 from train.task import Draw, Task
 from train.widen import widen
 
-# This part of the pairs is shown to a network that takes an interval as other rules would have it: it is to serve them
-# all, but first the usual ones.
+# Fraction of the pairs for which a network that takes the interval sees other rules than the default ones. It has to
+# work under all rules, but best under the default ones.
 OTHER_RULES = 0.15
-# Of the mean distance to the interval, in the loss: outside it the fused image does not change, and would not teach.
+# Weight of the mean distance to the interval, added to every loss. Values outside the interval are clamped, so the loss
+# itself has no gradient there.
 DISTANCE_WEIGHT = 0.5
-# A dot of height 1 can take 16 from the hybrid loss's sum over pixels, as the weights of both Sobel kernels add up to.
-SPECK_WEIGHT = 16.0
-# Of the second convolutions of a student's blocks, at the start: their sum begins near the identity.
+# Initial scale of the second convolution in each block of a student: residual blocks begin near the identity.
 SMALL_START = 0.3
 
 
 def random_levels(timesteps: tuple[int, ...], pairs: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """Levels (timesteps, pairs), float64, uniform in the interval of each timestep."""
+    """Random noise levels, (timesteps, pairs) in float64, uniform in the interval of each timestep."""
     low, high = level_interval(linear_alpha_bar(), np.array(timesteps))
     return random.uniform(low[:, None], high[:, None], size=(len(low), pairs))
 
 
 def start_fusion(fusion: nn.Module, start: nn.Module) -> None:
-    """Give a fusion network the weights of one of the same widths, which may fuse other timesteps.
+    """Initializes a fusion network from one of the same widths, which may have other timesteps.
 
-    The features of one image at these small timesteps are nearly the same: every timestep begins with the mean of
-    what `start` gives one, times the ratio of their numbers. A convolution of the interval that `start` does not have
-    begins with zeros.
+    The features of an image are nearly the same at all of these small timesteps. Every timestep therefore begins with
+    the mean over the timesteps of `start`, times the ratio of its number of timesteps to that of `fusion`. The
+    convolution of the interval begins with zeros if `start` has none.
     """
     ours = fusion.state_dict()
     weights = {name: weight.clone() for name, weight in start.state_dict().items() if name in ours}
     weights |= {name: torch.zeros_like(weight) for name, weight in ours.items() if name not in weights}
     for name, weight in weights.items():
-        if weight.shape != ours[name].shape:  # of a timestep merge, (D, timesteps x D, 1, 1)
+        if weight.shape != ours[name].shape:  # a timestep merge, (D, timesteps x D, 1, 1)
             width = weight.shape[0]
             count = ours[name].shape[1] // width
             weights[name] = weight.unflatten(1, (-1, width)).sum(1).div(count).repeat(1, count, 1, 1)
@@ -68,15 +67,15 @@ def start_fusion(fusion: nn.Module, start: nn.Module) -> None:
 
 
 def unfreeze_up_path(denoiser: Denoiser) -> None:
-    """Let the up-path learn, as far as the fusion network sees it."""
+    """Makes the part of the up-path trainable whose features the fusion network uses."""
     blocks = 0
     for module in denoiser.ups:
         module.requires_grad_()
         blocks += isinstance(module, Block)
         if blocks == UP_BLOCKS - min(TAPS):
             break
-    # The backward pass of PyTorch 2.13's group_norm crashes on a CPU, in channels-last, where only the scale learns
-    # and not what it scales; here that is the frozen part's output.
+    # On a CPU, in channels-last, the backward pass of group_norm in PyTorch 2.13 crashes if the scale requires a
+    # gradient and the input does not. The input of this norm is the output of the frozen part.
     first = denoiser.ups[0]
     assert isinstance(first, Block)
     first.res_block.block1.block[0].requires_grad_(False)
@@ -84,18 +83,18 @@ def unfreeze_up_path(denoiser: Denoiser) -> None:
 
 @dataclass(frozen=True)
 class ValidationPair:
-    """A pair to validate on, ready to be fused as the product does."""
+    """A validation pair, prepared to be fused as `Fuser` does."""
 
     pair: Pair
     canvas: Canvas
 
 
 def fuse_pair(model: Network, held: ValidationPair, device: torch.device) -> tuple[float, list[NDArray[np.uint8]]]:
-    """Fuse a pair as the product does, with the fixed noise and levels of inference, in float32.
+    """Fuses a pair as `Fuser` does, with the fixed noise and levels of inference, in float32.
 
     Returns:
-        The hybrid loss of the saved image's luminance, so with what the rules and rounding do; and the images of a, of
-        b and fused.
+        The hybrid loss of the saved image's luminance, which includes the effects of the rules and of rounding; and
+        three images: a, b and the fused one.
     """
     inputs, inside = network_inputs(interface_of(model.config.to_dict()), [held.canvas])
     with torch.no_grad(), loop.exact():
@@ -107,15 +106,15 @@ def fuse_pair(model: Network, held: ValidationPair, device: torch.device) -> tup
 
 
 def intervals(planes: Tensor, kept_chroma: Tensor, invention: Tensor) -> Tensor:
-    """The interval of each pixel, as `Canvas` has it.
+    """The interval of each pixel, as in `Canvas`.
 
     Args:
         planes: (5, N, 1, H, W) in 0..255, see `data.Pair`.
-        kept_chroma: (N, 1, 1, 1), 0 to 1.
-        invention: whether it is allowed, (N, 1, 1, 1), bool.
+        kept_chroma: fraction of the chroma to keep, (N, 1, 1, 1), 0 to 1.
+        invention: whether invention is allowed, (N, 1, 1, 1), bool.
 
     Returns:
-        (N, 2, H, W) in [-1, 1].
+        Lowest and highest luminance, (N, 2, H, W) in [-1, 1].
     """
     black, white = EIGHT_BIT
     color = color_interval(chroma_of(*planes[2:]), kept_chroma, black, white, whole=True)
@@ -125,7 +124,7 @@ def intervals(planes: Tensor, kept_chroma: Tensor, invention: Tensor) -> Tensor:
 
 
 def drawn_rules(pairs: int, random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """For each pair the part of the chroma to keep and whether invention is allowed, (pairs, 1, 1, 1) each."""
+    """Draws for each pair the fraction of chroma to keep and whether invention is allowed, (pairs, 1, 1, 1) each."""
     other, kept, invention = random.random((3, pairs, 1, 1, 1))
     other = other < OTHER_RULES
     kept = np.where(other, kept, DEFAULT_RULES.kept_chroma).astype(np.float32)
@@ -133,14 +132,14 @@ def drawn_rules(pairs: int, random: np.random.Generator) -> tuple[NDArray[np.flo
 
 
 def start_student(student: Student) -> None:
-    """Let a network that is initialized begin with the brighter source, and its blocks near the identity."""
+    """Makes an initialized student begin with the brighter source, and its blocks near the identity."""
     for block in student.blocks:
         of_kind(of_kind(block, nn.Sequential)[2], nn.Conv2d).weight.data.mul_(SMALL_START)
     nn.init.zeros_(student.last.weight)
 
 
 def _start(run: Run, preset_name: str | None) -> tuple[Network | None, NetworkConfig | None]:
-    """The weights of --init, made as wide as the preset if they are narrower; and the preset, if one is asked for."""
+    """The network of --init, widened if the preset is wider; and the configuration to train, None if still open."""
     config = None if preset_name is None else preset(preset_name)
     if run.init is None:
         return None, config
@@ -167,7 +166,7 @@ def _same_widths(one: ModelConfig, other: ModelConfig) -> bool:
 
 @dataclass(frozen=True)
 class _Begun:
-    """A network with its start weights, and what the run's identity says of them."""
+    """A network with its initial weights, and the part of the run's identity that describes them."""
 
     model: Network
     identity: dict[str, Any]
@@ -214,7 +213,7 @@ def _dmfnet(
     if start is not None:
         start_fusion(model.fusion, start.fusion)
     if config.interval and not (start is not None and start.config.interval):
-        # It begins with the brighter source.
+        # With zeros in the last layer the network begins with the brighter source.
         for parameter in model.fusion.rgb_decode1.parameters():
             nn.init.zeros_(parameter)
     model.denoiser.requires_grad_(False)
@@ -237,8 +236,10 @@ class Fusing(Task):
     name, label = "stage2", "stage II"
 
     def __init__(
-        self, run: Run, denoiser_path: Path | None, preset_name: str | None, unfreeze: bool, accelerator: Accelerator
-    ) -> None:
+        self, run: Run, denoiser_path: Path | None, preset_name: str | None, unfreeze: bool, accelerator: Accelerator,
+        loss: str = DEFAULT_LOSS,
+    ) -> None:  # fmt: skip
+        self._loss = loss_named(loss)
         start, config = _start(run, preset_name)
         if isinstance(config, StudentConfig):
             assert start is None or isinstance(start, Student)
@@ -253,19 +254,19 @@ class Fusing(Task):
         self.run, self.device = run, accelerator.device
         self.sampler = CropSampler(training, run.recipe.crop)
         self.network = self.model = begun.model
-        # Without dropout: the denoiser's features are an input here, until at the end its up-path joins in.
+        # Evaluation mode turns dropout off: the denoiser is a fixed feature extractor, apart from an unfrozen up-path.
         self.model.eval()
         self.identity = {
             "stage": 2,
             "init": loop.started_from(None if run.init is None else load_model(run.init), "stage2"),
             "varied": {"part": VARIED, "gamma": list(GAMMA), "gain": list(GAIN), "inverted": INVERTED},
-            "loss": {"distance": DISTANCE_WEIGHT, "specks": SPECK_WEIGHT, "other rules": OTHER_RULES},
+            "loss": {"distance": DISTANCE_WEIGHT, "other rules": OTHER_RULES, **loss_identity(loss)},
             **begun.identity,
             **loop.common_identity(run, pairs, training),
         }
 
     def loss(self, network: nn.Module, draw: Draw) -> Tensor:
-        """The hybrid loss of what would be saved, after both rules; its invented specks; how far the rules moved it."""
+        """Loss of the luminance that would be saved, after both rules, plus the weighted distance that they move it."""
         batch, crop = self.run.recipe.batch, self.run.recipe.crop
         planes = varied(self.sampler.planes(batch, draw), batch, draw)
         a, b = planes[:2].div(127.5).sub(1)
@@ -274,7 +275,8 @@ class Fusing(Task):
         interface = interface_of(config.to_dict())
         given: dict[str, Tensor | bool] = {}
         if isinstance(config, ModelConfig):
-            # Those of inference too are uploaded here: the network would wait for the GPU in every step.
+            # Fixed levels are uploaded here too: if the network copied them itself, the host would wait for the GPU in
+            # every step.
             levels = (
                 random_levels(config.timesteps, batch, draw.random)
                 if config.noise
@@ -296,7 +298,7 @@ class Fusing(Task):
         with loop.exact():
             saved = within(fused, Interval(*interval.split(1, dim=1)))
             outside = (fused - saved).abs().mean()
-            return hybrid_loss(saved, a, b) + SPECK_WEIGHT * invented_specks(saved, a, b) + DISTANCE_WEIGHT * outside
+            return self._loss.of(saved, a, b) + DISTANCE_WEIGHT * outside
 
     @property
     def scores(self) -> list[str]:
@@ -304,7 +306,7 @@ class Fusing(Task):
         return [f"objective/{modality}" for modality in MODALITIES if modality in present]
 
     def validate(self, part: int, parts: int) -> Tensor:
-        """Objectives of the saved images."""
+        """Hybrid loss of the saved images, whatever loss the run trains on."""
         sums = torch.zeros(len(self.scores), 2, dtype=torch.float64)
         for held in self.validation[part::parts]:
             row = self.scores.index(f"objective/{held.pair.modality}")
@@ -312,25 +314,28 @@ class Fusing(Task):
         return sums
 
     def images(self) -> NDArray[np.uint8]:
-        """One pair of each modality: MRI, the other, fused."""
+        """Montage of one pair for each modality: MRI, the other image, fused."""
         pairs = {held.pair.modality: held for held in self.validation}.values()
         rows = [fuse_pair(self.model, held, self.device)[1] for held in pairs]
         return montage(rows, ["MRI", "other", "fused"])
 
 
 def train_fusion(
-    run: Run, denoiser_path: Path | None = None, preset_name: str | None = None, unfreeze: bool = False
-) -> int:
-    """Train the fusion network and write `dmfnet.safetensors`; returns how many steps are done.
+    run: Run, denoiser_path: Path | None = None, preset_name: str | None = None, unfreeze: bool = False,
+    loss: str = DEFAULT_LOSS,
+) -> int:  # fmt: skip
+    """Trains a fusion network and writes `dmfnet.safetensors`; returns how many steps are done.
 
     Args:
-        denoiser_path: weights that hold the denoiser; that of `run.init` when not given.
-        preset_name: what to train, if not what the weights it starts from are: of other timesteps, or wider.
+        denoiser_path: weights that hold the denoiser; by default the denoiser of `run.init`.
+        preset_name: preset to train; by default that of the initial weights. It may have other timesteps or be wider.
         unfreeze: train the denoiser's up-path too.
+        loss: name of the loss, see `losses.LOSSES`.
     """
     with loop.joined(run) as accelerator:
-        task = Fusing(run, denoiser_path, preset_name, unfreeze, accelerator)
+        task = Fusing(run, denoiser_path, preset_name, unfreeze, accelerator, loss)
         record = loop.train(task, run, accelerator)
+        record["loss"] = {"name": loss, **record["loss"]}
         if accelerator.is_main_process:
             task.model.record = {**task.model.record, task.name: record}
             save_model(task.model, run.out / "dmfnet.safetensors")

@@ -1,4 +1,4 @@
-"""The training loop that both stages share, on one device or, by Hugging Face Accelerate, on several."""
+"""The training loop of both stages, on one device or, with Hugging Face Accelerate, on several."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from train.recipe import Recipe, Run
 from train.task import Draw, Task
 
 CHECKPOINT_SECONDS = 300.0
-# Reading a loss makes the CPU wait for the GPU, so there it is read only now and then.
-GPU_STEPS_PER_LOOK = 10
+# Reading a loss makes the CPU wait for the GPU, so on GPUs it is read only once in this number of steps.
+GPU_STEPS_PER_REPORT = 10
 
 
 def _check_device(run: Run) -> torch.device:
@@ -43,43 +43,50 @@ def _check_device(run: Run) -> torch.device:
     if device.type == "cuda":
         number, present = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if number >= present:
-            raise EngineError(f"process {number} of this machine has no GPU of its own: torch sees {present}")
+            raise EngineError(
+                f"process {number} on this machine has no GPU of its own: torch sees {present}; start fewer processes"
+            )
         if run.precision != "float32" and torch.cuda.get_device_capability(number) < (8, 0):
             raise EngineError(f"{torch.cuda.get_device_name(number)}: has no {run.precision}; use --precision float32")
     return device
 
 
 def _check_launcher(accelerator: Accelerator, device: torch.device) -> None:
-    """What a launcher's configuration file can change behind a run's back."""
+    """Rejects settings of the launcher's configuration file that would silently change the run.
+
+    Raises:
+        DMFNetError: it has such settings.
+    """
     kinds = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    wrong = []
+    unsupported = []
     if accelerator.distributed_type not in kinds:
-        wrong.append(f"{accelerator.distributed_type.value} (only data-parallel training is supported)")
+        unsupported.append(f"{accelerator.distributed_type.value} (only data-parallel training is supported)")
     if accelerator.gradient_accumulation_steps != 1:
-        wrong.append("gradient accumulation (use a smaller --batch)")
+        unsupported.append("gradient accumulation (use a smaller --batch)")
     if accelerator.device.type != device.type:
-        wrong.append(f"device {accelerator.device.type} (--device says {device.type})")
-    if wrong:
-        raise DMFNetError(f"the accelerate configuration asks for {'; '.join(wrong)}: change it or use torchrun")
+        unsupported.append(f"device {accelerator.device.type} (--device says {device.type})")
+    if unsupported:
+        raise DMFNetError(f"the accelerate configuration asks for {'; '.join(unsupported)}: change it or use torchrun")
 
 
 @contextmanager
 def joined(run: Run) -> Iterator[Accelerator]:
-    """Join the other processes of this run, if there are any, and leave them at the end.
+    """Context in which this process takes part in the run, together with any others that were launched.
 
     Raises:
-        DMFNetError: the batch does not divide over the processes, or the launcher asks for what is not supported.
-        EngineError: this machine has no such device.
+        DMFNetError: the batch does not divide over the processes, the launcher asks for something unsupported, or
+            torch.compile failed.
+        EngineError: this machine lacks the device.
     """
     device = _check_device(run)
-    # Precision stays ours: Accelerate's covers only the network that is trained, and is fixed for a process's life.
+    # We set the precision: Accelerate's covers only the trained network, and is fixed for the life of the process.
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", rng_types=[])
     try:
         _check_launcher(accelerator, device)
         if run.recipe.batch % accelerator.num_processes:
             raise DMFNetError(f"--batch {run.recipe.batch}: does not divide over {accelerator.num_processes} processes")
         if device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # all steps have one shape
+            torch.backends.cudnn.benchmark = True  # all steps have the same shapes
             torch.backends.cudnn.allow_tf32 = run.precision == "tf32"
             torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
         yield accelerator
@@ -87,14 +94,15 @@ def joined(run: Run) -> Iterator[Accelerator]:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         raise DMFNetError(
-            f"--compile failed ({str(error).splitlines()[0]}); a CPU needs a C++ compiler. Or leave --compile out"
+            f"--compile failed ({str(error).splitlines()[0]}); install a C++ compiler if on a CPU, or omit --compile"
         ) from error
     finally:
         accelerator.end_training()
 
 
 def initialize(model: nn.Module, run: Run, accelerator: Accelerator) -> None:
-    """Start weights as published (orthogonal, zero biases), on the device, in channels-last, in training mode."""
+    """Initializes weights as published (orthogonal, zero biases), and moves the model to the device in channels-last
+    memory and training mode."""
     torch.manual_seed(run.recipe.seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -107,23 +115,23 @@ def initialize(model: nn.Module, run: Run, accelerator: Accelerator) -> None:
 
 
 def autocast(run: Run) -> torch.autocast:
-    """bf16 autocast where asked for."""
+    """bf16 autocast if the run's precision is "bf16", otherwise disabled autocast."""
     return torch.autocast(run.device, torch.bfloat16, enabled=run.precision == "bf16")
 
 
 def exact() -> AbstractContextManager[None]:
-    """Convolutions in float32 as they should be: losses and scores are not for TF32."""
+    """Context in which convolutions do not use TF32, for losses and scores."""
     cudnn = torch.backends.cudnn
     return cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, allow_tf32=False)
 
 
 def started_from(model: Network | Denoiser | None, stage: str) -> dict[str, Any] | None:
-    """What a run's record says about the weights that it started from."""
+    """The entry of a run's record about the weights that it started from; None for random weights."""
     return None if model is None else {"weights": weights_hash(model.state_dict()), **model.record.get(stage, {})}
 
 
 def common_identity(run: Run, pairs: list[Pair], training: list[Pair]) -> dict[str, Any]:
-    """The part of a run's identity that both stages have: data, precision and recipe."""
+    """The part of a run's identity that both stages share: data, precision and recipe."""
     return {
         "data": fingerprint(pairs),
         "pairs": len(training),
@@ -133,10 +141,10 @@ def common_identity(run: Run, pairs: list[Pair], training: list[Pair]) -> dict[s
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event instead of breaking a step in the middle; the second one does break it.
+def _stop_requests() -> Iterator[threading.Event]:
+    """Yields an event that Ctrl-C and SIGTERM set, instead of interrupting a step; a second signal does interrupt.
 
-    Only Python's main thread hears signals; elsewhere nothing sets the event.
+    Python only handles signals in the main thread; in others, nothing sets the event.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -149,12 +157,12 @@ def _asked_to_stop() -> Iterator[threading.Event]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def ask(*_: Any) -> None:
+    def request(*_: Any) -> None:
         event.set()
         restore()
 
     for number in signals:
-        signal.signal(number, ask)
+        signal.signal(number, request)
     try:
         yield event
     finally:
@@ -162,14 +170,14 @@ def _asked_to_stop() -> Iterator[threading.Event]:
 
 
 class _Average:
-    """The moving average of the parameters."""
+    """Exponential moving average of the parameters."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = parameters
         self.values = [p.detach().clone() for p in parameters]
 
     def _current(self) -> list[Tensor]:
-        # Looked up anew: being prepared for several processes can give parameters other memory.
+        # Detached anew each time: preparation for several processes can move parameters to other memory.
         return [p.detach() for p in self._parameters]
 
     def update(self, decay: float) -> None:
@@ -177,21 +185,21 @@ class _Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The parameters hold their averages."""
+        """Context in which the parameters hold their averages."""
         before = [p.clone() for p in self._current()]
-        self.deliver()
+        self.load()
         try:
             yield
         finally:
-            self.deliver(before)
+            self.load(before)
 
-    def deliver(self, values: list[Tensor] | None = None) -> None:
-        """Put the averages, or other values, into the parameters."""
+    def load(self, values: list[Tensor] | None = None) -> None:
+        """Copies the averages, or other values, into the parameters."""
         torch._foreach_copy_(self._current(), self.values if values is None else values)
 
 
 class _Draws:
-    """The randomness of every step: it depends on the seed and the step alone."""
+    """Randomness of every step; it depends only on the seed and the step."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.seed, self.process = recipe.seed, accelerator.process_index
@@ -207,15 +215,15 @@ class _Draws:
         return Draw(np.random.default_rng(common), self.generator, self.share)
 
 
-class _Journal:
-    """What is shown of a run: the progress bar and the TensorBoard log, both of the main process alone."""
+class _Log:
+    """Progress bar and TensorBoard log, both only in the main process."""
 
     def __init__(self, task: Task, run: Run, step: int, accelerator: Accelerator) -> None:
         self.task, self.run, self.accelerator = task, run, accelerator
-        self.sums = torch.zeros(2, device=accelerator.device)  # of losses and gradient norms since the last look
+        self.sums = torch.zeros(2, device=accelerator.device)  # of losses and gradient norms since the last report
         self.step, self.clock, self.shown = step, time.monotonic(), math.nan
         main = accelerator.is_main_process
-        # What an interrupted run logged after its last checkpoint is told again.
+        # Events that an interrupted run logged after its last checkpoint are replaced.
         self.writer = SummaryWriter(str(run.out / "tensorboard" / task.name), purge_step=step + 1) if main else None
         self.bar = tqdm(
             total=run.recipe.steps,
@@ -228,19 +236,19 @@ class _Journal:
         )
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
-        """Take in a step, without waiting for it."""
+        """Adds a step, without waiting for it."""
         self.sums += torch.stack([loss.detach(), norm])
         self.bar.update()
 
-    def look(self, step: int, rate: float, wishes: list[bool]) -> list[bool]:
-        """Wait for the steps since the last look, show them, and tell which wishes any process has.
+    def report(self, step: int, rate: float, requests: list[bool]) -> list[bool]:
+        """Waits for the steps since the last report and logs them; returns the requests that any process makes.
 
         Raises:
-            DMFNetError: a loss or gradient was not finite.
+            DMFNetError: a loss or its gradient was not finite.
         """
-        # One sum over all processes tells both.
-        told = torch.cat([self.sums, self.sums.new_tensor(wishes)])
-        loss, norm, *wanted = self.accelerator.reduce(told, "sum").tolist()
+        # A single reduction over all processes covers both.
+        values = torch.cat([self.sums, self.sums.new_tensor(requests)])
+        loss, norm, *requested = self.accelerator.reduce(values, "sum").tolist()
         if not math.isfinite(loss + norm):
             raise DMFNetError(
                 f"step {step}: the loss or its gradient is not finite; start again in another --out with a lower "
@@ -256,10 +264,10 @@ class _Journal:
         self.bar.set_postfix({"loss": f"{self.shown:.4f}", "images/s": f"{speed:.0f}"}, refresh=False)
         self.sums.zero_()
         self.step, self.clock = step, now
-        return [wish > 0 for wish in wanted]
+        return [count > 0 for count in requested]
 
     def validate(self, average: _Average) -> dict[str, float]:
-        """Judge the averaged weights; every process takes its part of the pairs."""
+        """Validates the averaged weights; every process takes its part of the pairs."""
         training = self.task.network.training
         self.task.network.eval()
         with average.in_place():
@@ -284,8 +292,8 @@ class _Journal:
             self.writer.close()
 
 
-def _agree(accelerator: Accelerator, step: int, identity: dict[str, Any]) -> None:
-    """Every process reads the checkpoint for itself; make sure that they found the same.
+def _check_agreement(accelerator: Accelerator, step: int, identity: dict[str, Any]) -> None:
+    """Checks that all processes, each of which reads the checkpoint itself, found the same one.
 
     Raises:
         DMFNetError: they did not.
@@ -294,24 +302,24 @@ def _agree(accelerator: Accelerator, step: int, identity: dict[str, Any]) -> Non
     own = torch.tensor([step, int.from_bytes(digest[:6])], device=accelerator.device)
     if (accelerator.gather(own).reshape(-1, 2) != own).any():
         raise DMFNetError(
-            f"process {accelerator.process_index} stands at step {step}, others do not or have other data: "
+            f"process {accelerator.process_index} is at step {step}, but others are not, or have other data: "
             "--data and --out must be the same folders on all machines"
         )
 
 
 def train(task: Task, run: Run, accelerator: Accelerator) -> dict[str, Any]:
-    """Train the task's network in place to the recipe's last step, or for `minutes`.
+    """Trains the task's network in place to the recipe's last step, or for the run's `minutes`.
 
-    Afterwards it holds the averaged weights. Continues from the checkpoint in the run's folder if there is one.
-    Every step's random draws depend on the seed and the step alone, so an interrupted and continued run takes
-    the same steps as one that was not.
+    Afterwards it holds the averaged weights. Training continues from the checkpoint in the run's folder if there is
+    one. Every step's random draws depend only on the seed and the step, so that an interrupted and continued run takes
+    the same steps as an uninterrupted one.
 
     Returns:
         The record of the run: its identity, `steps_done`, and the last `validation`.
 
     Raises:
-        KeyboardInterrupt: asked for by Ctrl-C or SIGTERM, after a checkpoint.
-        DMFNetError: the checkpoint belongs to another run, or the loss stopped being finite.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, and after writing a checkpoint.
+        DMFNetError: the checkpoint is damaged or belongs to another run, or the loss is no longer finite.
         OutputError: the run's folder cannot be created or written.
     """
     make_folder(run.out)
@@ -324,17 +332,17 @@ def train(task: Task, run: Run, accelerator: Accelerator) -> dict[str, Any]:
         optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
     network = torch.compile(task.network) if run.compiled else task.network
     network, optimizer = accelerator.prepare(network, optimizer)
-    average = _Average(parameters)  # only now have all processes the same weights
+    average = _Average(parameters)  # only after prepare() do all processes have the same weights
     step = 0
     validation: dict[str, float] | None = None
     if path.exists():
         state = checkpoint.read(path, task.identity)
         step, validation = state["step"], state["validation"]
         optimizer.load_state_dict(state["optimizer"])
-        average.deliver(state["parameters"])
+        average.load(state["parameters"])
         torch._foreach_copy_(average.values, state["average"])
         del state
-    _agree(accelerator, step, task.identity)
+    _check_agreement(accelerator, step, task.identity)
 
     def save() -> None:
         if accelerator.is_main_process:
@@ -355,13 +363,13 @@ def train(task: Task, run: Run, accelerator: Accelerator) -> dict[str, Any]:
         return due and bool(task.scores) and (validation is None or validation["step"] != step)
 
     draws = _Draws(recipe, accelerator)
-    steps_per_look = 1 if accelerator.device.type == "cpu" else GPU_STEPS_PER_LOOK
+    steps_per_report = 1 if accelerator.device.type == "cpu" else GPU_STEPS_PER_REPORT
     started = saved_at = time.monotonic()
     interrupted = late = False
-    with _asked_to_stop() as asked, closing(_Journal(task, run, step, accelerator)) as journal:
+    with _stop_requests() as stop, closing(_Log(task, run, step, accelerator)) as log:
         while not interrupted:
             if to_validate():
-                validation = journal.validate(average)
+                validation = log.validate(average)
             if step == recipe.steps or late:
                 break
             rate = recipe.rate_at(step)
@@ -373,21 +381,23 @@ def train(task: Task, run: Run, accelerator: Accelerator) -> dict[str, Any]:
             norm = accelerator.clip_grad_norm_(parameters, recipe.clip)
             optimizer.step()
             step += 1
-            # A short memory at first, or the average would remember the random start.
+            # The decay starts small, so that the average forgets the random initial weights.
             average.update(min(recipe.ema, (1 + step) / (10 + step)))
-            journal.add(loss, norm)
+            log.add(loss, norm)
 
-            if step % steps_per_look == 0 or to_validate() or step == recipe.steps:
+            if step % steps_per_report == 0 or to_validate() or step == recipe.steps:
                 over = run.minutes is not None and time.monotonic() - started > 60 * run.minutes
-                interrupted, late = journal.look(step, rate, [asked.is_set(), over])
+                interrupted, late = log.report(step, rate, [stop.is_set(), over])
                 if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                     save()
                     saved_at = time.monotonic()
         save()
-    # Whoever leaves first would be taken for failed, and the one that writes be killed.
+    # Barrier: an early exit would make the launcher kill the process that is still writing.
     accelerator.wait_for_everyone()
     if interrupted:
-        accelerator.print(f"{path}: holds step {step} of {recipe.steps}; the same command goes on", file=sys.stderr)
+        accelerator.print(
+            f"{path}: holds step {step} of {recipe.steps}; run the same command to continue", file=sys.stderr
+        )
         raise KeyboardInterrupt
-    average.deliver()
+    average.load()
     return {**task.identity, "steps_done": step, "validation": validation}

@@ -1,22 +1,33 @@
-"""The hybrid loss of stage II, on luminances in [-1, 1] (DM-FNet, arXiv 2506.15218)."""
+"""The losses of stage II, by name, and their terms, all on luminances in [-1, 1].
+
+Validation always uses `hybrid_loss` (DM-FNet, arXiv 2506.15218), whatever loss a network is trained on.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dmfnet_fast.errors import DMFNetError
+from train.recipe import DEFAULT_LOSS
+
 WINDOW = 11
 WINDOW_SIGMA = 1.5
 C2 = 0.03**2
+# A dot of height 1 can lower the hybrid loss, summed over pixels, by 16: the absolute weights of both Sobel kernels
+# add up to that.
+SPECK_WEIGHT = 16.0
 
 
 def sobel_magnitude(z: Tensor) -> Tensor:
-    """|S_x * z| + |S_y * z| of (N, 1, H, W), the kernels not normalized, zero padding."""
-    # Sums of slices: a CPU takes five times as long for convolutions of one channel.
+    """|S_x * z| + |S_y * z| for z of shape (N, 1, H, W), with unnormalized kernels and zero padding."""
+    # Sums of slices, because single-channel convolutions take a CPU five times as long.
     padded = F.pad(z, (1, 1, 1, 1))
     columns = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
     rows = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
@@ -25,8 +36,8 @@ def sobel_magnitude(z: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _gaussian_band(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrix (size, size) that applies the Gaussian window along an axis, with zeros beyond its ends."""
-    with torch.inference_mode(False):  # or no training could use what a validation has made
+    """Matrix (size, size) that applies the Gaussian window along one axis, with zero padding."""
+    with torch.inference_mode(False):  # autograd rejects inference tensors, and validation may fill the cache first
         x = torch.arange(size, dtype=torch.float64, device=device)
         distance = (x[:, None] - x).abs()
         weights = torch.exp(-distance.square() / (2 * WINDOW_SIGMA**2))
@@ -36,9 +47,9 @@ def _gaussian_band(size: int, dtype: torch.dtype, device: torch.device) -> Tenso
 
 
 def _local_means(*images: Tensor) -> tuple[Tensor, ...]:
-    """Gaussian window, zero padding, of images (N, 1, H, W).
+    """Means of images (N, 1, H, W) under the Gaussian window, with zero padding.
 
-    As two products with band matrices: of crops as in training, a CPU takes a tenth of the time of convolutions.
+    Computed as two products with band matrices: for training crops, a CPU takes a tenth of the time of convolutions.
     """
     z = torch.cat(images, dim=1)
     rows, columns = (_gaussian_band(size, z.dtype, z.device) for size in z.shape[2:])
@@ -46,13 +57,13 @@ def _local_means(*images: Tensor) -> tuple[Tensor, ...]:
 
 
 class Sources(NamedTuple):
-    """What the loss compares a fused image with, (N, 1, H, W) each; no gradients pass.
+    """What the loss compares a fused image with, (N, 1, H, W) each, without gradients.
 
     Attributes:
         brighter: max(a, b).
-        gradient: the larger Sobel magnitude.
-        is_a: where a varies more than b, or as much.
-        mean, variance: local ones of the source that varies more.
+        gradient: the larger of both Sobel magnitudes.
+        is_a: where the local variance of a is at least that of b.
+        mean, variance: local mean and variance of the source with the larger local variance.
     """
 
     a: Tensor
@@ -66,7 +77,7 @@ class Sources(NamedTuple):
 
 @torch.no_grad()
 def sources_of(a: Tensor, b: Tensor) -> Sources:
-    """Prepare `a` and `b`, (N, 1, H, W) in [-1, 1]."""
+    """Precomputes the terms of the loss that depend only on `a` and `b`, (N, 1, H, W) in [-1, 1]."""
     mean_a, mean_b, aa, bb = _local_means(a, b, a**2, b**2)
     var_a, var_b = (aa - mean_a**2).clamp(min=0), (bb - mean_b**2).clamp(min=0)
     is_a = var_a >= var_b
@@ -82,10 +93,10 @@ def sources_of(a: Tensor, b: Tensor) -> Sources:
 
 
 def structure_similarity(fused: Tensor, sources: Sources) -> Tensor:
-    """Mean structure term of SSIM between `fused` and, at each pixel, the source that varies more there.
+    """Mean structure term of SSIM between `fused` and, at each pixel, the source with the larger local variance.
 
     (2 cov + C2) / (var_1 + var_2 + C2) in an 11x11 Gaussian window of sigma 1.5; ties choose `a`. Variances
-    are clamped at 0: rounding can take them below, and the published code's NaNs then chose b.
+    are clamped at 0, because rounding can make them negative. The published code gets NaN there, and so chooses `b`.
     """
     mean_f, ff, fa, fb = _local_means(fused, fused**2, fused * sources.a, fused * sources.b)
     var_f = (ff - mean_f**2).clamp(min=0)
@@ -97,7 +108,7 @@ def hybrid_loss(fused: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """1.5 L1(f, max(a, b)) + L1(|Sobel f|, max(|Sobel a|, |Sobel b|)) + 0.5 (1 - structure similarity).
 
     Args:
-        fused, a, b: (N, 1, H, W) in [-1, 1], float32 or wider: half precision loses the variances.
+        fused, a, b: (N, 1, H, W) in [-1, 1], float32 or wider: variances cancel in half precision.
 
     Returns:
         The mean over the batch, a scalar.
@@ -109,10 +120,10 @@ def hybrid_loss(fused: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def specks(z: Tensor) -> Tensor:
-    """How far each pixel stands out from all around it: (N, 2, H, W), peaks and pits, of (N, 1, H, W).
+    """How far each pixel of (N, 1, H, W) stands out from its neighborhood: (N, 2, H, W), peaks and pits.
 
-    That is the least difference, over four directions, to the mean of both neighbors in that direction: a line is
-    nothing, a dot its height, and a tooth of a serrated edge half of it.
+    The height is the smallest difference, over four directions, to the mean of the two neighbors in that direction. A
+    line counts as nothing, a dot as its height, and a tooth of a serrated edge as half of its height.
     """
     height, width = z.shape[2:]
     padded = F.pad(z, (1, 1, 1, 1), mode="replicate")
@@ -127,10 +138,10 @@ def specks(z: Tensor) -> Tensor:
 
 
 def invented_specks(fused: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """The mean height by which specks of `fused` exceed all that either source has within one pixel.
+    """Mean height by which specks of `fused` exceed all specks of either source within one pixel.
 
-    The gradient term of the hybrid loss alone would draw dotted lines where a source's edge lies in what the other
-    saturates: dots have twice the gradient of a line that is as dark.
+    The hybrid loss alone draws dotted lines where one source has an edge and the other is saturated, because dots have
+    twice the Sobel magnitude of an equally dark line.
 
     Args:
         fused, a, b: (N, 1, H, W) in [-1, 1].
@@ -141,3 +152,52 @@ def invented_specks(fused: Tensor, a: Tensor, b: Tensor) -> Tensor:
     with torch.no_grad():
         own = F.max_pool2d(torch.maximum(specks(a), specks(b)), 3, stride=1, padding=1)
     return (specks(fused) - own).clamp(min=0).sum(dim=1).mean()
+
+
+def hybrid_and_specks(fused: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`hybrid_loss` plus SPECK_WEIGHT times `invented_specks`."""
+    return hybrid_loss(fused, a, b) + SPECK_WEIGHT * invented_specks(fused, a, b)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss that stage II can be trained on.
+
+    Attributes:
+        of: function of the luminance as it would be saved, after both rules, and the luminances of a and b, each
+            (N, 1, H, W) in [-1, 1], float32; returns the mean over the batch, a scalar.
+        settings: every number in the loss that may change, by name, in plain types; part of a run's identity and
+            record.
+    """
+
+    of: Callable[[Tensor, Tensor, Tensor], Tensor]
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+
+LOSSES = {
+    "hybrid": Loss(hybrid_and_specks, {"specks": SPECK_WEIGHT}),
+    "hybrid-plain": Loss(hybrid_loss),
+}
+
+
+def loss_named(name: str) -> Loss:
+    """The loss with this name.
+
+    Raises:
+        DMFNetError: no loss has this name.
+    """
+    if name not in LOSSES:
+        raise DMFNetError(f"unknown loss {name!r}; use one of {', '.join(LOSSES)}")
+    return LOSSES[name]
+
+
+def loss_identity(name: str) -> dict[str, Any]:
+    """The part of a run's identity that describes its loss."""
+    # The default loss is stored without a name, so that runs from before losses had names can be continued.
+    named = {} if name == DEFAULT_LOSS else {"name": name}
+    return {**named, **loss_named(name).settings}
+
+
+def loss_name(identity: Mapping[str, Any]) -> str:
+    """The name of the loss in a run's identity."""
+    return str(identity["loss"].get("name", DEFAULT_LOSS))

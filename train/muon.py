@@ -1,8 +1,8 @@
-"""Muon: momentum whose matrices are made orthogonal before they are applied.
+"""Muon: SGD with momentum whose update matrices are orthogonalized.
 
 Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". A convolution's weight counts as a matrix
-of outputs and inputs. Step sizes are scaled as by Liu et al. 2025 (arXiv 2502.16982), so that AdamW's learning rates
-and decay serve. `torch.optim.Muon` takes matrices alone.
+(outputs, inputs x taps). Updates are scaled as in Liu et al. 2025 (arXiv 2502.16982), so that learning rates and decay
+of AdamW apply. `torch.optim.Muon` only takes matrices.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Of the quintic iteration that takes singular values to about 1.
+# Coefficients of the quintic Newton-Schulz iteration, which maps singular values close to 1.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 MOMENTUM = 0.95
-SCALE = 0.2  # the root mean square of AdamW's updates
+SCALE = 0.2  # typical root mean square of AdamW's updates
 BETAS = (0.9, 0.999)
 EPS = 1e-8
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """`matrices` (..., R, C) with singular values of about 1, by Newton-Schulz iteration."""
+    """Replaces the singular values of `matrices` (..., R, C) with about 1, by Newton-Schulz iteration."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -35,14 +35,14 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for convolutions' and linear layers' weights of several outputs, AdamW for all else.
+    """Muon for weights of convolutions and linear layers with several outputs, AdamW for all other parameters.
 
-    A step works on all parameters at once, matrices of one shape as a batch: a network has hundreds of them, and a
-    GPU would wait for one launch after another.
+    A step updates all parameters together, and matrices of equal shape as a batch: a network has hundreds of them, and
+    with separate launches a GPU would be idle most of the time.
 
     Args:
-        parameters: to optimize.
-        lr, weight_decay: as of AdamW.
+        parameters: the parameters to optimize.
+        lr, weight_decay: as for AdamW.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
@@ -53,7 +53,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient; `closure` is not called."""
+        """Updates all parameters that have a gradient; `closure` is not called."""
         del closure
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -69,15 +69,15 @@ class Muon(torch.optim.Optimizer):
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         by_shape: dict[torch.Size, tuple[list[Tensor], list[Tensor]]] = {}
-        for parameter, ahead in zip(parameters, torch._foreach_lerp(gradients, momenta, MOMENTUM), strict=True):
-            matrix = ahead.flatten(1)  # Nesterov's
-            alike, matrices = by_shape.setdefault(matrix.shape, ([], []))
-            alike.append(parameter)
+        for parameter, nesterov in zip(parameters, torch._foreach_lerp(gradients, momenta, MOMENTUM), strict=True):
+            matrix = nesterov.flatten(1)
+            same_shape, matrices = by_shape.setdefault(matrix.shape, ([], []))
+            same_shape.append(parameter)
             matrices.append(matrix)
-        for shape, (alike, matrices) in by_shape.items():
+        for shape, (same_shape, matrices) in by_shape.items():
             changes = orthogonalized(torch.stack(matrices))
-            fitting = [change.view_as(parameter) for change, parameter in zip(changes, alike, strict=True)]
-            torch._foreach_add_(alike, fitting, alpha=-rate * SCALE * max(shape) ** 0.5)
+            updates = [change.view_as(parameter) for change, parameter in zip(changes, same_shape, strict=True)]
+            torch._foreach_add_(same_shape, updates, alpha=-rate * SCALE * max(shape) ** 0.5)
 
     def _adamw(self, parameters: list[Tensor], gradients: list[Tensor], rate: float) -> None:
         for parameter in parameters:

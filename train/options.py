@@ -1,4 +1,4 @@
-"""Command-line options that both stages share."""
+"""Command-line options of both stages."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from dmfnet_fast.engines.devices import has_native_bfloat16
 from dmfnet_fast.errors import require
 from dmfnet_fast.images.padding import STRIDE
-from train.recipe import Recipe, Run
+from train.recipe import Recipe, Run, TrainingPrecision
 
 RECIPE = ("steps", "batch", "crop", "learning_rate", "optimizer", "ema", "seed")
 MACHINE = ("data", "out", "init", "minutes", "validate_every", "precision", "compiled", "device")
@@ -22,15 +22,17 @@ LIBRARIES = ("torch", "safetensors", "tqdm", "accelerate", "tensorboard")
 
 
 def report(run: Run, done: int, result: str) -> None:
-    """Say what came of a run: once, if several processes took part."""
+    """Prints the result of a run, in the first process only."""
     if int(os.environ.get("RANK", "0")) > 0:
         return
-    rest = "" if done >= run.recipe.steps else f"; stopped at step {done} of {run.recipe.steps}: repeat to go on"
-    click.echo(f"{run.out / result}{rest}")
+    message = str(run.out / result)
+    if done < run.recipe.steps:
+        message += f"; stopped at step {done} of {run.recipe.steps}: repeat the command to continue"
+    click.echo(message)
 
 
 class Positive(click.FloatRange):
-    """A finite number above 0."""
+    """A finite number greater than 0."""
 
     def __init__(self) -> None:
         super().__init__(0, min_open=True)
@@ -43,7 +45,7 @@ class Positive(click.FloatRange):
 
 
 class Crop(click.IntRange):
-    """A side that the network can take."""
+    """A crop size that the networks accept: a multiple of their stride."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         side: int = super().convert(value, param, ctx)
@@ -63,7 +65,7 @@ def _precision(name: str, device: str) -> str:
     if name == "tf32" and device != "cuda":
         raise click.UsageError("--precision tf32 needs a CUDA GPU; use bf16 or float32")
     if name == "auto":
-        # Where bfloat16 is emulated, a step takes up to twenty times as long.
+        # With emulated bfloat16, a step takes up to twenty times as long.
         return "bf16" if has_native_bfloat16(device) else "float32"
     return name
 
@@ -71,37 +73,44 @@ def _precision(name: str, device: str) -> str:
 def training_options(
     steps: int, batch: int, learning_rate: float, optimizer: str
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Data, output, recipe and machine options, with a stage's own defaults.
+    """Options for data, output, recipe and machine, with the stage's own defaults.
 
-    The command gets them as one `Run`, after it is known that what training imports is installed.
+    The command receives them as one `Run`, after a check that the libraries for training are installed.
     """
     folder = click.Path(path_type=Path)
     options = [
         click.option(
             "--data", type=folder, required=True, help="Folder with train/MODALITY-MRI/{MRI,MODALITY}/NAME.png."
         ),
-        click.option("--out", type=folder, required=True, help="Folder of the run: checkpoint and result."),
+        click.option("--out", type=folder, required=True, help="Folder of the run, for checkpoint and result."),
         click.option("--init", type=folder, help="Weights of an earlier run to start from."),
         click.option("--steps", default=steps, type=click.IntRange(1), help="Steps of the whole run."),
         click.option(
-            "--batch", default=batch, type=click.IntRange(1), help="Pairs of crops a step, over all processes."
+            "--batch", default=batch, type=click.IntRange(1), help="Pairs of crops per step, over all processes."
         ),
-        click.option("--crop", default=64, type=Crop(64), help="Side of the square crops; a multiple of 16."),
-        click.option("--learning-rate", default=learning_rate, type=Positive(), help="The peak; decays over --steps."),
+        click.option("--crop", default=64, type=Crop(64), help="Side of the square crops in pixels; a multiple of 16."),
+        click.option("--learning-rate", default=learning_rate, type=Positive(), help="Peak rate; decays over --steps."),
         click.option(
             "--optimizer",
             default=optimizer,
             type=click.Choice(["adamw", "muon"]),
-            help="muon learns faster for each step, which takes a little longer.",
+            help="muon learns more per step; its steps take a little longer.",
         ),
-        click.option("--ema", default=0.999, type=click.FloatRange(0, 1, max_open=True), help="Decay of the average."),
-        click.option("--seed", default=0, type=click.IntRange(0, 2**31 - 1), help="Of weights and random draws."),
-        click.option("--minutes", type=Positive(), help="Stop after this long; the same command continues."),
+        click.option(
+            "--ema",
+            default=0.999,
+            type=click.FloatRange(0, 1, max_open=True),
+            help="Decay of the weights' moving average.",
+        ),
+        click.option(
+            "--seed", default=0, type=click.IntRange(0, 2**31 - 1), help="Seed of initial weights and random draws."
+        ),
+        click.option("--minutes", type=Positive(), help="Stop after this time; the same command continues."),
         click.option("--validate-every", default=2000, type=click.IntRange(1), help="Steps between validations."),
         click.option(
             "--precision",
             default="auto",
-            type=click.Choice(["auto", "bf16", "tf32", "float32"]),
+            type=click.Choice(["auto", *get_args(TrainingPrecision)]),
             help="bfloat16 autocast, or float32 with or without a GPU's TF32; auto is bf16 where it is native.",
         ),
         click.option(
@@ -111,24 +120,24 @@ def training_options(
             "--device",
             default="auto",
             type=click.Choice(["auto", "cpu", "cuda"]),
-            help="auto is cuda where there is a GPU. Several: launch with torchrun or accelerate launch.",
+            help="auto is cuda if there is a GPU. For several GPUs, use torchrun or accelerate launch.",
         ),
     ]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def assembled(**given: Any) -> Any:
-            recipe = Recipe(**{name: given.pop(name) for name in RECIPE})
+        def wrapped(**arguments: Any) -> Any:
+            recipe = Recipe(**{name: arguments.pop(name) for name in RECIPE})
             for module in LIBRARIES:
                 require(module, extra="train")
-            machine = {name: given.pop(name) for name in MACHINE}
+            machine = {name: arguments.pop(name) for name in MACHINE}
             machine["device"] = _device(machine["device"])
             machine["precision"] = _precision(machine["precision"], machine["device"])
             run = Run(recipe=recipe, **machine)
-            return function(run, **given)
+            return function(run, **arguments)
 
         for option in reversed(options):
-            assembled = option(assembled)
-        return assembled
+            wrapped = option(wrapped)
+        return wrapped
 
     return decorate

@@ -1,4 +1,4 @@
-"""What a training run is told."""
+"""Settings of a training run."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-Precision: TypeAlias = Literal["bf16", "tf32", "float32"]
+TrainingPrecision: TypeAlias = Literal["bf16", "tf32", "float32"]
 Optimizer: TypeAlias = Literal["adamw", "muon"]
+DEFAULT_LOSS = "hybrid"  # of `train.losses.LOSSES`, which needs PyTorch
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """Settings that determine the result.
 
     Attributes:
         steps: optimizer steps of the whole run; the learning-rate schedule spans them.
-        batch: pairs of crops a step, over all processes.
-        crop: side of the square crops, pixels; a multiple of 16, at least 64.
-        learning_rate: the peak, after `warmup` steps but at most a tenth of all; then a half cosine to 1% of it.
-        optimizer: "adamw", as published but for its decay, or "muon" (see `train.muon`).
-        weight_decay: of the optimizer.
-        ema: decay of the weights' moving average, which is what the run delivers.
+        batch: pairs of crops per step, over all processes.
+        crop: side of the square crops in pixels; a multiple of 16, at least 64.
+        learning_rate: peak rate, reached after `warmup` steps; then decays to 1% along a half cosine.
+        optimizer: "adamw", as published except for its weight decay, or "muon" (see `train.muon`).
+        weight_decay: weight decay of the optimizer.
+        warmup: steps of linear warm-up, but at most a tenth of all.
+        ema: decay of the weights' moving average, which is the run's result.
         clip: largest gradient norm.
-        seed: of the weights' start and of every random draw.
+        seed: seed of the initial weights and of every random draw.
     """
 
     steps: int
@@ -39,7 +41,7 @@ class Recipe:
     seed: int = 0
 
     def rate_at(self, step: int) -> float:
-        """Learning rate of step 0..steps-1."""
+        """Learning rate of a step, 0 to steps - 1."""
         warmup = min(self.warmup, self.steps // 10)
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
@@ -49,17 +51,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe, its data, and how this machine works on it.
+    """A recipe, its data, and settings for this machine.
 
     Attributes:
-        data: folder that holds `train/MODALITY-MRI/...`.
+        data: folder that contains `train/MODALITY-MRI/...`.
         out: folder for the checkpoint, the TensorBoard log and the result.
-        init: weights to start from; None starts from random ones.
-        minutes: stop after this long, to be continued; None trains to the end.
+        init: file of weights to start from; None for random weights.
+        minutes: stop after this time, to be continued; None trains to the end.
         validate_every: steps between validations.
-        precision: "bf16" is autocast; "tf32" lets a GPU round products of float32 to 10 bits.
-        compiled: use torch.compile.
-        device: "cpu", or "cuda" (each process its own GPU).
+        precision: "bf16" is autocast; "tf32" lets a GPU round the inputs of float32 products to 10 bits of mantissa.
+        compiled: whether to use torch.compile.
+        device: "cpu", or "cuda" with one GPU per process.
     """
 
     data: Path
@@ -68,6 +70,6 @@ class Run:
     init: Path | None
     minutes: float | None
     validate_every: int
-    precision: Precision
+    precision: TrainingPrecision
     compiled: bool
     device: str

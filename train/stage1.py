@@ -12,11 +12,11 @@ from train.recipe import Run
 
 @command()
 @training_options(steps=20_000, batch=16, learning_rate=1e-3, optimizer="adamw")
-@click.option("--preset", default="tiny", type=click.Choice(list(DMFNET_PRESETS)), help="Size.")
+@click.option("--preset", default="tiny", type=click.Choice(list(DMFNET_PRESETS)), help="Size of the network.")
 def main(run: Run, preset: str) -> None:
     """Train the denoiser on all images of DATA/train; write OUT/denoiser.safetensors.
 
-    The same command again continues an interrupted run.
+    Repeating the command continues an interrupted run.
     """
     from train.denoising import train_denoiser
 

@@ -1,4 +1,4 @@
-"""Stage II: train a network that fuses. `python -m train.stage2 --data DIR --denoiser FILE --out RUN`."""
+"""Stage II: train a fusion network. `python -m train.stage2 --data DIR --denoiser FILE --out RUN`."""
 
 from __future__ import annotations
 
@@ -9,27 +9,34 @@ import click
 from dmfnet_fast.commands.shared import command
 from dmfnet_fast.config import PRESETS
 from train.options import report, training_options
-from train.recipe import Run
+from train.recipe import DEFAULT_LOSS, Run
 
 
 @command()
 @training_options(steps=20_000, batch=16, learning_rate=5e-4, optimizer="muon")
-@click.option("--denoiser", type=click.Path(path_type=Path), help="The denoiser of stage 1 (if not that of --init).")
+@click.option("--denoiser", type=click.Path(path_type=Path), help="The denoiser from stage I, if not that of --init.")
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
-    help="nano is trained from scratch; else what to make of weights that have other timesteps, or fewer channels.",
+    help="A student such as nano, or what to convert weights of other timesteps or fewer channels to.",
 )
 @click.option("--unfreeze", is_flag=True, help="Train the denoiser's up-path too, at the end.")
-def main(run: Run, denoiser: Path | None, preset: str | None, unfreeze: bool) -> None:
+@click.option(
+    "--loss",
+    metavar="NAME",
+    default=DEFAULT_LOSS,
+    show_default=True,
+    help="What to train on (train/losses.py lists the names); validation is of the hybrid loss in any case.",
+)
+def main(run: Run, denoiser: Path | None, preset: str | None, unfreeze: bool, loss: str) -> None:
     """Train the fusion network, or a student, on all pairs of DATA/train; write OUT/dmfnet.safetensors.
 
-    The denoiser stays as it is, but for --unfreeze; a student (--preset nano) has none. The same command again
-    continues an interrupted run.
+    The denoiser stays frozen without --unfreeze; a student (--preset nano) has none. Repeating the command continues an
+    interrupted run.
     """
     from train.fusing import train_fusion
 
-    report(run, train_fusion(run, denoiser, preset, unfreeze), "dmfnet.safetensors")
+    report(run, train_fusion(run, denoiser, preset, unfreeze, loss), "dmfnet.safetensors")
 
 
 if __name__ == "__main__":

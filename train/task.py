@@ -1,4 +1,4 @@
-"""What the training loop asks of a stage."""
+"""Interface between the training loop and a stage."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Draw:
-    """The randomness of one step, the same in every process, and this process's share of its batch.
+    """Randomness of one step, the same in every process, and this process's share of the batch.
 
-    Whoever draws for the whole batch and then takes the share trains the same way on any number of processes.
+    A task that draws for the whole batch and then takes its share trains the same way on any number of processes.
+
+    Attributes:
+        random: generator on the CPU.
+        generator: generator on the device.
+        share: this process's part of the batch.
     """
 
     random: np.random.Generator
@@ -24,23 +29,23 @@ class Draw:
     share: slice
 
     def upload(self, values: NDArray[Any]) -> Tensor:
-        """A copy on the device, made without waiting for what a GPU has still to do."""
+        """Copies `values` to the device, without waiting for a GPU's pending work."""
         tensor, device = torch.from_numpy(values), self.generator.device
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers, on the device."""
+        """Draws standard normal numbers on the device."""
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
 
 
 class Task(ABC):
-    """One stage: what it trains, on what loss, and how that is judged.
+    """One stage: its network, loss and validation.
 
     Attributes:
-        name: of the stage's files in the run's folder, and in the record.
-        label: of the progress bar.
-        network: what is trained.
-        identity: all that the result depends on, in plain types.
+        name: prefix of the stage's files in the run's folder, and key of its record.
+        label: label of the progress bar.
+        network: the network to train.
+        identity: everything that the result depends on, in plain types.
     """
 
     name: str
@@ -50,11 +55,11 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, network: nn.Module, draw: Draw) -> Tensor:
-        """The mean loss of this process's share of a new batch; `network` is the trained one as prepared to run."""
+        """Mean loss of this process's share of a batch; `network` is `self.network`, wrapped or compiled if need be."""
 
     @abstractmethod
     def validate(self, part: int, parts: int) -> Tensor:
-        """Sums over every `parts`-th validation pair from number `part`: (scores, 2) float64, value and count."""
+        """Sums over validation pairs `part`, `part + parts`, ...: (scores, 2) float64, of values and of counts."""
 
     @property
     @abstractmethod
@@ -63,4 +68,4 @@ class Task(ABC):
 
     @abstractmethod
     def images(self) -> NDArray[np.uint8]:
-        """What the network makes of some validation pairs, (H, W, 3), to look at."""
+        """An overview of the network's results on some validation pairs, (H, W, 3)."""

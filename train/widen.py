@@ -1,4 +1,4 @@
-"""A wider network that begins with what a narrower one has learned (Net2Net: Chen, Goodfellow and Shlens 2016)."""
+"""Widening of a trained network that keeps its function (Net2Net: Chen, Goodfellow and Shlens 2016)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from dmfnet_fast.model import DMFNet, ModelConfig
 from dmfnet_fast.model.denoiser import Block, Upsample
 from dmfnet_fast.model.rewrites import of_kind
 
-# Copies of a channel would stay copies: they differ by this, relative to what they carry on to the next layer.
+# Equal copies of a channel would get equal gradients for ever, so their weights in the next layer differ, by up to this
+# fraction before normalization.
 DIFFERENCE = 0.5
 
 
 def _inputs_of(name: str, model: DMFNet) -> list[int] | None:
-    """Channels of the parts that a block of the up-path gets joined, or None for what gets one tensor."""
+    """Channels of the two concatenated inputs of an up-path block, or None for a layer with a single input."""
     if ".ups." not in f".{name}":
         return None
     number = int(name.split("ups.")[1].split(".")[0])
@@ -26,7 +27,7 @@ def _inputs_of(name: str, model: DMFNet) -> list[int] | None:
     if not isinstance(block, Block) or not any(part in name for part in ("block1", "res_conv")):
         return None
     before = ups[number - 1] if number else model.denoiser.mid[-1]
-    # An upsampling keeps the channels of the block before it.
+    # Upsampling keeps the number of channels of the preceding block.
     before = ups[number - 2] if isinstance(before, Upsample) else before
     assert isinstance(before, Block)
     from_below = of_kind(before.res_block.block2.block[3], nn.Conv2d).out_channels
@@ -34,25 +35,25 @@ def _inputs_of(name: str, model: DMFNet) -> list[int] | None:
 
 
 def _repeated(tensor: Tensor, dim: int, times: int, parts: list[int] | None = None) -> Tensor:
-    """Channels along `dim` once more after themselves, in each of the joined parts."""
+    """Repeats the channels along `dim` `times` times, within each concatenated part."""
     pieces = tensor.split(parts, dim) if parts is not None and sum(parts) == tensor.shape[dim] else [tensor]
     return torch.cat([piece for part in pieces for piece in [part] * times], dim)
 
 
 def widen(model: DMFNet, config: ModelConfig, seed: int = 0) -> DMFNet:
-    """A network of more channels that gives nearly the same images.
+    """Returns a network with more channels that gives nearly the same images.
 
-    Every channel is there several times, and what takes it in adds up shares of it that differ from copy to copy, or
-    the copies would learn the same. It is not exactly the same function where a GroupNorm's groups reach over the seam
-    of joined tensors, and in the noise that is left of training in float16.
+    Every channel is repeated, and the next layer's weights for its copies are unequal shares of the original weight,
+    so that the copies can learn different things. The function differs slightly where a GroupNorm's groups span the
+    boundary of concatenated tensors, and by float16 rounding in training.
 
     Args:
-        model: as trained.
-        config: its channels and groups a multiple of the model's; the same timesteps.
-        seed: of the shares.
+        model: the trained network.
+        config: configuration whose channels and groups are the same multiple of the model's, with its timesteps.
+        seed: seed of the shares.
 
     Raises:
-        ValueError: the configurations do not fit.
+        ValueError: `config` is not such a multiple.
     """
     old = model.config
     times = config.channels // old.channels
@@ -66,7 +67,7 @@ def widen(model: DMFNet, config: ModelConfig, seed: int = 0) -> DMFNet:
         shape = wanted[name].shape
         parts = _inputs_of(name, model)
         if name == "denoiser.noise_level_mlp.1.weight":
-            # Frequencies f_j = exp(-ln(1e4) j / (C / 2)): every `times`-th of the wider embedding is one of the old.
+            # Frequencies are f_j = exp(-ln(1e4) j / (C / 2)): every `times`-th of the wider embedding is an old one.
             spread = torch.zeros(tensor.shape[0], *shape[1:])
             spread[:, ::times] = tensor
             result[name] = _repeated(spread, 0, times)
@@ -84,7 +85,7 @@ def widen(model: DMFNet, config: ModelConfig, seed: int = 0) -> DMFNet:
             rows = [tensor.shape[0] // 3] * 3 if name.endswith("qkv.weight") else None
             value = _repeated(value, 0, times, rows)
         if name.endswith("qkv.weight"):
-            # Products of q and k have `times` as many terms, and are divided by a root that is larger.
+            # q k^T sums `times` as many terms but is divided by sqrt(C), which only grows by sqrt(times).
             value = value.clone()
             value[: shape[0] // 3] /= math.sqrt(times)
         result[name] = value
@@ -94,13 +95,13 @@ def widen(model: DMFNet, config: ModelConfig, seed: int = 0) -> DMFNet:
 
 
 def _is_merge(name: str) -> bool:
-    """Whether it is the first convolution of a timestep merge: fusion.decoder.EVEN.block.0."""
+    """Whether `name` is the first convolution of a timestep merge: fusion.decoder.EVEN.block.0."""
     _, _, number, *rest = name.split(".")
     return int(number) % 2 == 0 and rest[:2] == ["block", "0"] if number.isdigit() else False
 
 
 def _shared(copies: Tensor, parts: list[int] | None, times: int, generator: torch.Generator) -> Tensor:
-    """A weight (copies, out, in, ...) as one (out, copies x in, ...), in which the copies' shares add up to it."""
+    """Joins a weight (copies, out, in, ...) into (out, copies x in, ...), scaled by random shares that sum to 1."""
     shares = 1 + DIFFERENCE * (2 * torch.rand(copies.shape, generator=generator) - 1)
     shares = shares / shares.sum(0)
     weighted = copies * shares

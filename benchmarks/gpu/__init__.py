@@ -1,1 +1,1 @@
-"""What only a GPU can tell: `python -m benchmarks.gpu`."""
+"""Measurements that need a GPU: `python -m benchmarks.gpu`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`."""
+"""Entry point of `python -m benchmarks.gpu`."""
 
 from benchmarks.gpu.run import main
 

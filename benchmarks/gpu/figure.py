@@ -1,7 +1,7 @@
-"""What a GPU run measured, drawn and in tables: `python -m benchmarks.gpu.figure` prints the tables.
+"""Plot and tables of the measurements on a GPU: `python -m benchmarks.gpu.figure` prints the tables.
 
 With --write it draws how long each way to fuse takes, beside the results, and makes the tables of docs/gpu.md and of
-the README anew, between their markers.
+docs/benchmarks.md anew, between their markers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dmfnet_fast.commands.shared import command
 
 ROOT = Path(__file__).parents[2]
 DRAWING = RESULTS / f"{NAME}.svg"
-PAGES = (ROOT / "docs" / "gpu.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "gpu.md", ROOT / "docs" / "benchmarks.md")
 WAYS = {
     PUBLISHED: "as published, float32",
     "published, eager, TF32": "as published, TF32",
@@ -55,7 +55,7 @@ CALLS = {ON_GPU: "whole call, all on the GPU", ON_CPU: "whole call, rules on the
 
 @dataclass(frozen=True)
 class Look:
-    """Colors are Okabe and Ito's, which all kinds of color vision tell apart; the marker tells the same."""
+    """Color and marker of a point; the colors are Okabe and Ito's, and the marker makes the same distinction."""
 
     color: str
     marker: str
@@ -66,7 +66,7 @@ OTHERS, MINE, BEFORE, CALL = Look("#555555", "o"), Look("#0072b2", "D"), Look("#
 
 @dataclass(frozen=True)
 class Point:
-    """A way to fuse; milliseconds are None where it was not measured."""
+    """One variant; its milliseconds are None if it was not measured."""
 
     name: str
     milliseconds: float | None
@@ -74,7 +74,7 @@ class Point:
 
 
 def points(runs: Runs, network: str) -> list[Point]:
-    """From top to bottom."""
+    """The points of a network's panel, from top to bottom."""
     found = []
     for way, name in WAYS.items():
         row = fusion(runs.now, network, way)
@@ -121,7 +121,7 @@ def _panel(panel: Axes, runs: Runs, network: str) -> None:
 
 
 def draw(runs: Runs) -> Figure:
-    """Panels of the networks side by side: milliseconds of a pair of 256x256 by each way; dotted, the arithmetic."""
+    """Plots the milliseconds of each variant for a 256x256 pair, one panel per network; the floor is dotted."""
     mpl.rcParams["svg.hashsalt"] = "dmfnet-fast"
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     panels = figure.subplots(1, len(NETWORKS), sharey=True, squeeze=False)[0]
@@ -131,7 +131,7 @@ def draw(runs: Runs) -> Figure:
 
 
 @command()
-@click.option("--write", is_flag=True, help="Write the drawing, and the tables of docs/gpu.md and README.md.")
+@click.option("--write", is_flag=True, help="Write the drawing, and the tables of docs/gpu.md and docs/benchmarks.md.")
 def main(write: bool) -> None:
     """Print the tables of what was measured on a GPU."""
     runs = Runs.read()

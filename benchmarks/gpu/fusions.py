@@ -1,4 +1,4 @@
-"""Whole fusions on a GPU: each way to fuse, checked, then timed beside the published one."""
+"""Whole fusions on a GPU: each variant is checked, then timed and compared with the published network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dmfnet_fast.model.layout import store_channels_last
 
 Forward: TypeAlias = Callable[..., Tensor]
 
-# Before memory is counted and time taken: algorithms are chosen, compiled graphs are recorded at the second fusion.
+# Fusions before memory and time are measured: the first chooses algorithms, the second records compiled graphs.
 SETTLING = 3
 
 
@@ -28,9 +28,9 @@ class Running:
     """A network with the inputs of a case.
 
     Attributes:
-        launch: fuses them; need not wait for the GPU.
-        image: fuses them and returns the images.
-        stream: that `launch` uses; None is the current one.
+        launch: fuses the inputs, possibly without waiting for the GPU.
+        image: fuses the inputs and returns the images.
+        stream: the stream that `launch` uses; None for the current one.
     """
 
     launch: Callable[[], object]
@@ -40,14 +40,14 @@ class Running:
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to fuse.
+    """A variant of the fusion.
 
     Attributes:
-        name: what is done.
-        precision: of the arithmetic, a key of LIMITS.
-        build: makes a forward, which takes its inputs by name, on the machine's device from the network of a name.
-        compiled: the mode of torch.compile, if it is used.
-        captured: in a CUDA graph, as the engine has it.
+        name: description for tables.
+        precision: precision of the arithmetic, a key of LIMITS.
+        build: makes a forward function, which takes inputs by name, on the machine's device for a network's name.
+        compiled: mode of torch.compile, if used.
+        captured: whether it runs as a CUDA graph, like the engine.
         benchmark, deterministic: as in `arithmetic`.
     """
 
@@ -60,8 +60,8 @@ class Variant:
     deterministic: bool = False
 
     @contextmanager
-    def arranged(self) -> Iterator[None]:
-        """Meanwhile it may be built and called; afterwards what it compiled is given back."""
+    def settings(self) -> Iterator[None]:
+        """Context in which the variant is built and called; compiled code is released on exit."""
         with arithmetic(self.precision == "tf32", self.benchmark, self.deterministic):
             try:
                 yield
@@ -71,7 +71,7 @@ class Variant:
 
 
 def _published(half: bool, compiled: str | None = None) -> Callable[[Networks, str], Forward]:
-    """As published; `half`: channels-last, under float16 autocast."""
+    """The published network; with `half`, in channels-last memory under float16 autocast."""
 
     def build(networks: Networks, name: str) -> Forward:
         device = networks.machine.device
@@ -86,7 +86,7 @@ def _published(half: bool, compiled: str | None = None) -> Callable[[Networks, s
 
         def forward(**tensors: Tensor) -> Tensor:
             if compiled:
-                # Six passes are one step: a graph may not write over the features that the fusion still needs.
+                # All passes are one step: a graph must not overwrite features that the fusion still needs.
                 torch.compiler.cudagraph_mark_step_begin()
             with torch.autocast(device.type, torch.float16, enabled=half):
                 return net(**tensors)
@@ -122,34 +122,34 @@ IMMEDIATE = (
     Variant("optimized, CUDA graph", "float16", _ours(False), captured=True, deterministic=True),
 )
 COMPILED, TUNED = _compiled("reduce-overhead"), _compiled("max-autotune")
-TELLING = (KERNELS_CAPTURED, PUBLISHED, AUTOCAST)  # of larger cases
-FIRST, THROUGHPUT = 3, 4  # of CASES: one pair at 256x256, then several
-MOST_TELLING = FIRST * len(IMMEDIATE) + 1  # rows that are done first
-TELLING_TOO = MOST_TELLING + THROUGHPUT * len(TELLING)  # and next
+FOR_LARGER = (KERNELS_CAPTURED, PUBLISHED, AUTOCAST)  # variants for larger cases
+SINGLE_PAIRS, BATCHES = 3, 4  # numbers of CASES: single pairs at 256x256, then batches
+FIRST_ROWS = SINGLE_PAIRS * len(IMMEDIATE) + 1  # measured first
+EARLY_ROWS = FIRST_ROWS + BATCHES * len(FOR_LARGER)  # measured before the other sections end
 
 
 def rows(machine: Machine) -> list[tuple[Case, Variant]]:
-    """All rows, the most telling first: compiling takes a minute, tuning several."""
+    """All rows, the most informative first: compilation takes a minute, autotuning several."""
     if machine.interpreted:
-        variants = [way for way in IMMEDIATE if not way.captured and way.precision != "tf32"]
-        return [(INTERPRETED_CASE, way) for way in variants]
-    first, others = CASES[:FIRST], CASES[FIRST:]
+        variants = [each for each in IMMEDIATE if not each.captured and each.precision != "tf32"]
+        return [(INTERPRETED_CASE, variant) for variant in variants]
+    first, others = CASES[:SINGLE_PAIRS], CASES[SINGLE_PAIRS:]
     return [
-        *((case, way) for case in first for way in IMMEDIATE),
+        *((case, variant) for case in first for variant in IMMEDIATE),
         (first[0], COMPILED),
-        *((case, way) for case in others[:THROUGHPUT] for way in TELLING),
+        *((case, variant) for case in others[:BATCHES] for variant in FOR_LARGER),
         *((case, COMPILED) for case in first[1:]),
-        *((case, way) for case in others[THROUGHPUT:] for way in TELLING),
+        *((case, variant) for case in others[BATCHES:] for variant in FOR_LARGER),
         *((case, COMPILED) for case in others),
         *((case, TUNED) for case in CASES),
     ]
 
 
-def start(way: Variant, case: Case, networks: Networks) -> Running:
-    """Build, capture or compile; call it, and use the result, under `way.arranged()`."""
+def start(variant: Variant, case: Case, networks: Networks) -> Running:
+    """Builds, captures or compiles a variant. Call this, and use the result, within `variant.settings()`."""
     arrays = networks.inputs(case)
-    forward = way.build(networks, case.network)
-    if way.captured:
+    forward = variant.build(networks, case.network)
+    if variant.captured:
         captured = CapturedFusion(forward, {name: x.shape for name, x in arrays.items()}, networks.machine.device)
         return Running(captured.replay, lambda: captured.run(arrays), captured.stream)
     tensors = networks.tensors(arrays)
@@ -164,21 +164,21 @@ def start(way: Variant, case: Case, networks: Networks) -> Running:
     return running
 
 
-def measure(way: Variant, case: Case, networks: Networks) -> dict[str, Any]:
+def measure(variant: Variant, case: Case, networks: Networks) -> dict[str, Any]:
     """One row: quality, memory and, unless the image is wrong, time.
 
-    Memory is what is allocated and what is reserved at most, beyond what was before the network was built. A captured
-    network's includes the capture, as a replay allocates nothing, and what cuDNN tried in its benchmark.
+    Memory is the peak of allocated and of reserved memory above the level before the network was built. For a captured
+    network, it includes the capture, because replays allocate nothing, and the workspaces of cuDNN's benchmark.
     """
     machine = networks.machine
     reference = networks.reference(case)
     before = machine.free()
-    with way.arranged():
-        running = start(way, case, networks)
-        if not way.captured:
+    with variant.settings():
+        running = start(variant, case, networks)
+        if not variant.captured:
             machine.free()
-        quality = Quality.of(way.precision, [running.image()], [reference])
-        megabytes = [(most - least) / 2**20 for most, least in zip(machine.peak(), before, strict=True)]
+        quality = Quality.of(variant.precision, [running.image()], [reference])
+        megabytes = [(peak - base) / 2**20 for peak, base in zip(machine.peak(), before, strict=True)]
         row: dict[str, Any] = quality.to_dict()
         if not machine.interpreted:
             row |= {"peak_mb": megabytes[0], "reserved_mb": megabytes[1]}
@@ -189,7 +189,7 @@ def measure(way: Variant, case: Case, networks: Networks) -> dict[str, Any]:
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
-    """Put into every row that has a time its ratio to the published way's in the same case, if that has one."""
+    """Adds to every timed row its ratio to the published network's time in the same case, if that was timed."""
     published: dict[tuple[Any, ...], float] = {}
     for row in rows:
         if "ms" in row:

@@ -16,23 +16,24 @@ from dmfnet_fast.phantom import make_phantom
 SIZE = 256
 CALLS, WARM_UPS = 100, 5
 ALL_ON_GPU, RULES_ON_CPU = "pixels to pixels in one CUDA graph", "rules on the CPU"
+VARIANTS = (ALL_ON_GPU, RULES_ON_CPU)
 
 
 def rows(machine: Machine) -> list[tuple[str, str]]:
-    """Network and way; none where Triton interprets."""
-    return [] if machine.interpreted else [(name, way) for name in shipped() for way in (ALL_ON_GPU, RULES_ON_CPU)]
+    """Networks and variants to measure; none in Triton's interpreter."""
+    return [] if machine.interpreted else [(name, variant) for name in shipped() for variant in VARIANTS]
 
 
-def measure(name: str, way: str) -> dict[str, Any]:
+def measure(name: str, variant: str) -> dict[str, Any]:
     """One row: milliseconds of a call, and whether both variants give the same pixels."""
     head = make_phantom(0, SIZE)
     mri, other = head.mri, head.other("PET")
     with Fuser(shipped()[name], device="cuda") as fuser:
         images = []
-        for takes_pixels in (way == ALL_ON_GPU, way != ALL_ON_GPU):
+        for takes_pixels in (variant == ALL_ON_GPU, variant != ALL_ON_GPU):
             fuser._engine.takes_pixels = takes_pixels
             images.append(fuser.fuse(mri, other))
-        fuser._engine.takes_pixels = way == ALL_ON_GPU
+        fuser._engine.takes_pixels = variant == ALL_ON_GPU
         times = []
         for call in range(WARM_UPS + CALLS):
             begun = time.perf_counter()

@@ -1,50 +1,26 @@
-"""Every fused operation: checked against its reference in float64, then timed beside the same in eager PyTorch."""
+"""Checks every fused operation against its float64 reference, then times it and its equivalent in eager PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.gpu.machine import Machine
 from dmfnet_fast.config import DMFNET_PRESETS, PRESETS, StudentConfig
 from dmfnet_fast.engines.arithmetic import arithmetic
-from dmfnet_fast.model.student import from_brighter
 from kernels import launch
-from kernels.cases import (
-    ATTENTION,
-    CONVOLUTION,
-    CONVOLUTION_WITH_STATISTICS,
-    DIFFUSE,
-    EPILOGUE,
-    EPILOGUE_WITH_STATISTICS,
-    FIRST_CONVOLUTION,
-    FUSION_GATE,
-    GROUP_NORM_SILU,
-    HEAD,
-    ODD_CASES,
-    OF_MATRICES,
-    OPERATIONS,
-    STUDENT_CHANGE,
-    STUDENT_INPUTS,
-    UPSAMPLE_ADD,
-    Case,
-    Draw,
-    Operation,
-    network_cases,
-    own_cases,
-    student_cases,
-)
+from kernels.cases import ODD_CASES, OPERATIONS, network_cases, own_cases, student_cases
+from kernels.cases.attention import ATTENTION
+from kernels.cases.record import Case, Draw
 from kernels.checks import worst
 from kernels.launch import assumed
-from kernels.single_channel import head_reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SIZE = 256
-MOST_SETS = 256  # of inputs, which are drawn one by one
+MOST_SETS = 256  # of inputs, each of which takes time to draw
 
 
 def _unique(cases: Iterable[Case]) -> list[Case]:
@@ -52,13 +28,13 @@ def _unique(cases: Iterable[Case]) -> list[Case]:
 
 
 def _of_network(name: str) -> list[Case]:
-    """What DM-FNet called `name` calls where no convolution is ours."""
+    """Calls of the DM-FNet `name` where cuDNN computes all convolutions."""
     config = DMFNET_PRESETS[name]
     return _unique(network_cases(config.channels, config.norm_groups, SIZE, SIZE))
 
 
 def _own(machine: Machine, *names: str) -> list[Case]:
-    """What networks call besides or instead on `machine`."""
+    """Further calls of the networks on `machine`, with our own convolutions."""
     found: list[Case] = []
     with assumed(machine.architecture):
         for config in (PRESETS[name] for name in names):
@@ -77,7 +53,7 @@ def _few() -> list[Case]:
 
 
 def checked_cases(machine: Machine) -> list[tuple[Case, tuple[torch.dtype, ...]]]:
-    """The odd cases in every type, and what networks give their operations at 256x256 in float16."""
+    """The odd cases in every type, and the networks' calls at 256x256 in float16."""
     if machine.interpreted:
         return [(case, DTYPES) for case in _few()]
     of_networks = _unique([*_own(machine, "base", "turbo", "nano"), *_of_network("base"), *_of_network("tiny")])
@@ -85,9 +61,9 @@ def checked_cases(machine: Machine) -> list[tuple[Case, tuple[torch.dtype, ...]]
 
 
 def timed_cases(machine: Machine) -> list[Case]:
-    """What the network base gives its operations at 256x256, and what others call besides."""
+    """Calls of the network base at 256x256, and those that others make in addition."""
     if machine.interpreted:
-        return [case for case in _few() if case.operation in EAGER]
+        return [case for case in _few() if case.operation.eager is not None]
     return _unique([*_own(machine, "nano", "base", "turbo"), *_of_network("base")])
 
 
@@ -96,9 +72,9 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def _error(case: Case, arguments: Sequence[Any]) -> float:
-    """Of the case's results, as a multiple of its tolerance.
+    """Largest error of the case's results, as a multiple of its tolerance.
 
-    Without cuDNN, which is not known to have every convolution of the reference in float64.
+    Disables cuDNN, which may lack some of the reference's convolutions in float64.
     """
     before, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
     try:
@@ -108,133 +84,19 @@ def _error(case: Case, arguments: Sequence[Any]) -> float:
 
 
 def check(case: Case, dtypes: Sequence[torch.dtype], machine: Machine) -> dict[str, Any]:
-    """One row: the case's largest error in every one of `dtypes`, as a multiple of its tolerance (see kernels.checks).
+    """One row: the case's largest error for each of `dtypes`, as a multiple of its tolerance (see kernels.checks).
 
-    Results are poisoned with NaN first, and must have the reference's infinities and NaN, and no others.
+    Results are filled with NaN first, and must have infinities and NaN exactly where the reference has.
     """
     errors: dict[str, float | str] = {}
     with arithmetic():
         for dtype in dtypes:
-            if machine.interpreted and case.operation in OF_MATRICES and dtype == torch.bfloat16:
+            if machine.interpreted and case.operation.multiplies_matrices and dtype == torch.bfloat16:
                 errors[name_of(dtype)] = "left out: the interpreter multiplies bfloat16 matrices wrongly"
             else:
                 errors[name_of(dtype)] = _error(case, case.make(Draw(dtype, machine.device.type)))
     within = all(isinstance(error, str) or error <= 1 for error in errors.values())
     return {"operation": case.operation.name, "case": case.name, "errors": errors, "within": within}
-
-
-def _epilogue(h: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool) -> Tensor:
-    if bias is not None:
-        h = h + bias[:, None, None]
-    if relu:
-        h = F.relu(h)
-    return h if residual is None else h + residual
-
-
-def _group_norm_silu(
-    x: Tensor,
-    _x_statistics: Tensor | None,
-    skip: Tensor | None,
-    _skip_statistics: Tensor | None,
-    noise_bias: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    silu: bool,
-) -> Tensor:
-    if skip is not None:
-        x = torch.cat([x, skip], 1)
-    if noise_bias is not None:
-        x = x + noise_bias.to(x.dtype).repeat_interleave(len(x) // len(noise_bias), 0)[:, :, None, None]
-    x = F.group_norm(x, groups, weight, bias, eps)
-    return F.silu(x) if silu else x
-
-
-def _fusion_gate(
-    x: Tensor,
-    y: Tensor,
-    reduce_weight: Tensor,
-    reduce_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    spatial_weight: Tensor,
-    spatial_bias: Tensor,
-    pixel_weight: Tensor,
-    pixel_bias: Tensor,
-) -> Tensor:
-    s = x + y
-    hidden = F.relu(F.linear(s.mean((2, 3)), reduce_weight, reduce_bias))
-    by_channel = F.linear(hidden, expand_weight, expand_bias)[:, :, None, None]
-    seen = F.pad(torch.cat([s.mean(1, keepdim=True), s.amax(1, keepdim=True)], 1), (3, 3, 3, 3), mode="reflect")
-    q = by_channel + F.conv2d(seen, spatial_weight, spatial_bias)
-    both = F.pad(torch.stack([s, q], 2).flatten(1, 2), (1, 1, 1, 1), mode="reflect")
-    kernel = pixel_weight.permute(2, 0, 1).unflatten(2, (3, 3))
-    w = s * torch.sigmoid(F.conv2d(both, kernel, pixel_bias, groups=s.shape[1]))
-    return w * x + (1 - w) * y + s
-
-
-def _upsample_add(x: Tensor, addend: Tensor | None, relu: bool) -> Tensor:
-    result = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
-    if relu:
-        result = F.relu(result)
-    return result if addend is None else result + addend
-
-
-def _attention(qkv: Tensor) -> Tensor:
-    tokens = qkv.unflatten(1, (3, 1, -1)).flatten(4).transpose(3, 4)
-    attended = F.scaled_dot_product_attention(*tokens.unbind(1))
-    return attended.transpose(2, 3).flatten(1, 2).unflatten(2, qkv.shape[2:])
-
-
-def _diffuse(a: Tensor, b: Tensor, noise: Tensor, levels: Tensor, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
-    steps = zip(levels, sigmas, noise, strict=True)
-    return torch.cat([level * x + sigma * n[i] for level, sigma, n in steps for i, x in enumerate((a, b))]).to(dtype)
-
-
-def _convolution(
-    x: Tensor,
-    weight: Tensor,
-    more: Tensor | None,
-    more_weight: Tensor | None,
-    last: Tensor | None,
-    last_weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
-) -> Tensor:
-    total = F.conv2d(x, weight, bias, padding=weight.shape[2] // 2)
-    for other, own in ((more, more_weight), (last, last_weight)):
-        if other is not None and own is not None:
-            total = total + F.conv2d(other, own)
-    return _epilogue(total, None, residual, relu)
-
-
-def _inputs(a: Tensor, b: Tensor, interval: Tensor, factor: int, dtype: torch.dtype) -> Tensor:
-    return F.pixel_unshuffle(torch.cat([a, b, interval], 1).to(dtype), factor)
-
-
-def _change(change: Tensor, a: Tensor, b: Tensor, interval: Tensor, factor: int) -> Tensor:
-    return from_brighter(F.pixel_shuffle(change, factor).to(a.dtype), a, b, interval)
-
-
-# What a user of PyTorch runs for the same: its own operators in the dtype of the features, which are channels-last. An
-# epilogue's statistics are no part of it, as PyTorch's GroupNorm takes its own.
-EAGER: dict[Operation, Callable[..., Tensor]] = {
-    EPILOGUE: _epilogue,
-    EPILOGUE_WITH_STATISTICS: _epilogue,
-    GROUP_NORM_SILU: _group_norm_silu,
-    FUSION_GATE: _fusion_gate,
-    UPSAMPLE_ADD: _upsample_add,
-    ATTENTION: _attention,
-    DIFFUSE: _diffuse,
-    CONVOLUTION: _convolution,
-    CONVOLUTION_WITH_STATISTICS: _convolution,
-    FIRST_CONVOLUTION: lambda x, weight, bias: F.conv2d(x, weight, bias, padding=1),
-    HEAD: head_reference,  # PyTorch's operators, in float32 as the network has them
-    STUDENT_INPUTS: _inputs,
-    STUDENT_CHANGE: _change,
-}
 
 
 def _bytes(values: Sequence[Any]) -> int:
@@ -244,14 +106,15 @@ def _bytes(values: Sequence[Any]) -> int:
 def measure(case: Case, machine: Machine) -> dict[str, Any]:
     """One row: the case's time in float16 and that of eager PyTorch, or why it was refused.
 
-    Launches are replayed from a CUDA graph, theirs as ours. The bytes are each input read once and each result written
-    once, whatever a kernel reads again. As many inputs take turns as it needs for twice the second-level cache, if
-    MOST_SETS suffice; the row says whether they did.
+    The launches of both are replayed from a CUDA graph. Bytes count each input read once and each result written once,
+    even if a kernel reads more. Enough sets of inputs take turns to exceed twice the L2 cache, up to MOST_SETS; the row
+    says whether they did.
     """
 
     def call(*arguments: Any) -> tuple[Tensor, ...]:
         return launch.run(case.operation.plan(*arguments))
 
+    assert case.operation.eager is not None, "nothing to time it beside"
     row: dict[str, Any] = {"operation": case.operation.name, "case": case.name, "dtype": "float16"}
     with arithmetic():
         first = case.make(Draw(torch.float16, machine.device.type))
@@ -263,7 +126,7 @@ def measure(case: Case, machine: Machine) -> dict[str, Any]:
         seeds = range(1, number)
         inputs = [first, *(case.make(Draw(torch.float16, machine.device.type, seed)) for seed in seeds)]
         ours = machine.time_over(call, inputs)
-        eager = machine.time_over(EAGER[case.operation], inputs)
+        eager = machine.time_over(case.operation.eager, inputs)
     rate = moved / ours.median * 1e3
     row |= {
         **ours.to_dict(),

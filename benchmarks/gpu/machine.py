@@ -1,4 +1,4 @@
-"""The machine that `benchmarks.gpu` measures: what it is, what it reaches at best, and how time is taken on it."""
+"""The machine that `benchmarks.gpu` runs on: its properties, its best rates, and timing."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ import triton
 from dmfnet_fast.engines.arithmetic import arithmetic
 
 OLDEST = (8, 0)  # compute capability that the kernels need
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 100  # of one measurement
-SECONDS = 0.5  # that it should last
-COPIED = 2**31  # bytes
-MATRIX = 8192  # rows and columns
-# What of it the interpreter gets, on a CPU.
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 100  # per measurement
+SECONDS = 0.5  # target duration of a measurement
+COPIED = 2**31  # bytes of the copy that measures bandwidth
+MATRIX = 8192  # rows and columns of the product that measures arithmetic
+# Smaller sizes for the interpreter, on a CPU.
 INTERPRETED_COPIED, INTERPRETED_MATRIX, INTERPRETED_L2 = 2**20, 64, 2**14
 
 
 @dataclass(frozen=True)
 class Times:
-    """Of one call, in milliseconds.
+    """Times of one call, in milliseconds.
 
     Attributes:
-        median, least: of all rounds.
-        spread: their interquartile range.
-        rounds: how many.
-        interpreted: the time is a CPU's, in Triton's interpreter, and says nothing of any GPU.
+        median, least: median and minimum over all rounds.
+        spread: interquartile range.
+        rounds: number of rounds.
+        interpreted: whether the times are those of Triton's interpreter on a CPU, and tell nothing about a GPU.
     """
 
     median: float
@@ -57,14 +57,14 @@ class Times:
 
 @dataclass
 class Machine:
-    """Where everything is run.
+    """The device that everything runs on.
 
     Attributes:
-        device: a GPU, or the CPU where Triton interprets.
-        interpreted: whether it does.
-        l2: bytes of the second-level cache.
-        copy_rate: bytes read and written per second by a large copy on the device; 0 until it is measured.
-        matrix_rates: operations per second of a large matrix product, by precision; likewise.
+        device: a GPU, or the CPU in Triton's interpreter.
+        interpreted: whether Triton interprets its kernels.
+        l2: bytes of L2 cache.
+        copy_rate: bytes read and written per second by a large copy on the device; 0 until measured.
+        matrix_rates: FLOP/s of a large matrix product, by precision; empty until measured.
     """
 
     device: torch.device
@@ -75,14 +75,14 @@ class Machine:
 
     @property
     def architecture(self) -> int:
-        """The compute capability times ten; interpreted, the oldest that the kernels know."""
+        """Compute capability times ten; in the interpreter, the oldest that the kernels support."""
         if self.interpreted:
             return 10 * OLDEST[0] + OLDEST[1]
         major, minor = torch.cuda.get_device_capability(self.device)
         return 10 * major + minor
 
     def _samples(self, launch: Callable[[], object], stream: Any, rounds: int) -> list[float]:
-        """Milliseconds of each of `rounds` launches."""
+        """Times `rounds` launches, each in milliseconds."""
         if self.interpreted:
             samples = []
             for _ in range(rounds):
@@ -99,11 +99,11 @@ class Machine:
         return [first.elapsed_time(last) for first, last in events]
 
     def time(self, launch: Callable[[], object], stream: Any = None) -> Times:
-        """Time `launch`, which must have been called before, for about SECONDS.
+        """Times `launch`, which must have been called before, for about SECONDS.
 
         Args:
-            launch: puts work on `stream`; it need not wait for it.
-            stream: the current one if not given.
+            launch: puts work on `stream`, possibly without waiting for it.
+            stream: the current stream by default.
         """
         if self.interpreted:
             return Times.of(self._samples(launch, None, 1), True)
@@ -113,9 +113,9 @@ class Machine:
         return Times.of(self._samples(launch, stream, rounds), False)
 
     def time_over(self, call: Callable[..., Any], inputs: Sequence[Sequence[Any]]) -> Times:
-        """Time one of the calls `call(*arguments)` for all arguments in `inputs`, launched together as a CUDA graph.
+        """Times one call `call(*arguments)`, averaged over all arguments in `inputs`, launched as one CUDA graph.
 
-        Their results have memory of their own each, so that one call does not find the last one's in the cache.
+        Every call has its own memory for results, so that none finds an earlier call's results in the cache.
         """
         if self.interpreted:
             return self.time(lambda: call(*inputs[0]))
@@ -123,7 +123,7 @@ class Machine:
         stream.wait_stream(torch.cuda.current_stream(self.device))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(stream):
-            for _ in range(2):  # compiles, chooses algorithms, makes the libraries' handles
+            for _ in range(2):  # compiles, chooses algorithms, creates library handles
                 call(*inputs[0])
             stream.synchronize()
             with torch.cuda.graph(graph, stream=stream):
@@ -135,7 +135,7 @@ class Machine:
         return Times(times.median / number, times.least / number, times.spread / number, times.rounds, False)
 
     def free(self) -> tuple[int, int]:
-        """Give back what is no longer used, and forget peaks; returns what stays allocated and reserved, in bytes."""
+        """Frees unused memory and resets peaks; returns the bytes that stay allocated and reserved."""
         gc.collect()
         if self.interpreted:
             return 0, 0
@@ -144,21 +144,21 @@ class Machine:
         return torch.cuda.memory_allocated(self.device), torch.cuda.memory_reserved(self.device)
 
     def works(self) -> bool:
-        """Whether the device still answers: after an access out of bounds a GPU refuses the process everything."""
+        """Whether the device still works: after an out-of-bounds access, a GPU fails all later calls of the process."""
         try:
             return bool(torch.ones(1, device=self.device).item() == 1)
         except RuntimeError:
             return False
 
     def peak(self) -> tuple[int, int]:
-        """The most bytes allocated and reserved since `free`."""
+        """Peak bytes allocated and reserved since `free`."""
         if self.interpreted:
             return 0, 0
         return torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
 
 
 def find_machine() -> Machine | str:
-    """This machine's GPU, or its CPU where Triton interprets; otherwise why there is neither."""
+    """Returns this machine's GPU, or its CPU in Triton's interpreter; otherwise a message that says why not."""
     if triton.knobs.runtime.interpret:
         return Machine(torch.device("cpu"), True, INTERPRETED_L2)
     if not torch.cuda.is_available():
@@ -170,17 +170,17 @@ def find_machine() -> Machine | str:
 
 
 def _driver() -> str | None:
-    """The driver's version, if its own tool tells."""
+    """Version of the driver, or None if nvidia-smi does not report it."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
     command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    return said.stdout.split("\n")[0].strip() if said.returncode == 0 else None
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return process.stdout.split("\n")[0].strip() if process.returncode == 0 else None
 
 
 def environment(machine: Machine) -> dict[str, Any]:
-    """What decides how fast the machine is; nothing that tells whose it is."""
+    """Properties that determine the machine's speed, without any that identify its owner."""
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -204,7 +204,7 @@ def environment(machine: Machine) -> dict[str, Any]:
 
 
 def measure_ceilings(machine: Machine) -> dict[str, Any]:
-    """Measure what the machine reaches at best, and note it in `machine`: random data, as zeros can run faster."""
+    """Measures the machine's best rates and stores them in `machine`, on random data because zeros can run faster."""
     size = INTERPRETED_COPIED if machine.interpreted else COPIED
     source = torch.randint(-(2**62), 2**62, (size // 8,), device=machine.device)
     target = torch.empty_like(source)

@@ -1,4 +1,4 @@
-"""Networks, their inputs and images on a GPU, and the check of the optimized network against the trained one."""
+"""Networks with their inputs and reference images, and the check of optimized networks against trained ones."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from torch import Tensor, nn
 from benchmarks.gpu.machine import Machine
 from benchmarks.variants import as_trained, gigaflop, network
 from dmfnet_fast.artifacts.interface import interface_of
-from dmfnet_fast.artifacts.parity import LIMITS as OF_ENGINES
+from dmfnet_fast.artifacts.network_inputs import network_inputs
+from dmfnet_fast.artifacts.parity import LIMITS as ENGINE_LIMITS
 from dmfnet_fast.artifacts.parity import Reference, gray_levels
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.engines.base import some_pairs
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
-from dmfnet_fast.engines.network_inputs import network_inputs
 from dmfnet_fast.images.color import Canvas
 from dmfnet_fast.metrics.similarity import psnr
 from dmfnet_fast.model import Network, optimize
-from dmfnet_fast.model.inference import Precision
 from dmfnet_fast.phantom import make_phantom
+from dmfnet_fast.precision import FloatPrecision
 from export.verify import STANDARD_SHAPES, phantom_pairs
 from tests.synthetic_weights import GOLDEN, golden_model
 
 Array: TypeAlias = NDArray[np.float32]
 Arrays: TypeAlias = dict[str, Array]  # by the names of a network's inputs
 
-# TF32 rounds the inputs of products to the mantissa of float16, and nothing else.
-LIMITS = OF_ENGINES | {"tf32": OF_ENGINES["float16"]}
+# TF32 only rounds the inputs of products, to the mantissa of float16.
+LIMITS = ENGINE_LIMITS | {"tf32": ENGINE_LIMITS["float16"]}
 GOLDEN_FILES = ("golden_64", "golden_64x96")
-PRECISIONS: tuple[Precision, ...] = ("float16", "bfloat16", "float32")
+PRECISIONS: tuple[FloatPrecision, ...] = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How far images are from those of the network as trained, in float32.
+    """Differences of images from those of the trained network in float32.
 
     Attributes:
         precision: a key of LIMITS.
-        max_abs, mean_abs: errors of the luminance in [-1, 1].
-        psnr: of the 8-bit images, in dB; infinite where they are equal.
+        max_abs, mean_abs: absolute errors of the luminance in [-1, 1].
+        psnr: PSNR of the 8-bit images in dB; infinite if they are equal.
     """
 
     precision: str
@@ -66,7 +66,7 @@ class Quality:
         return self.max_abs <= limit.max_abs and self.psnr >= limit.psnr
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, which has no infinity."""
+        """The numbers for JSON, with None for an infinite PSNR."""
         psnr = self.psnr if math.isfinite(self.psnr) else None
         return {"max_abs": self.max_abs, "mean_abs": self.mean_abs, "psnr": psnr}
 
@@ -80,7 +80,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Case:
-    """Pairs that are fused at once by the network called `network`."""
+    """A batch of `batch` size x size pairs, fused at once by the network named `network`."""
 
     network: str
     size: int
@@ -90,7 +90,7 @@ class Case:
         return f"{self.network} {self.size}x{self.size} batch {self.batch}"
 
 
-# The most telling first.
+# The most informative first.
 CASES = (
     Case("base", 256, 1),
     Case("turbo", 256, 1),
@@ -111,22 +111,22 @@ INTERPRETED_CASE = Case("tiny", 64, 1)
 
 @dataclass
 class Networks:
-    """Networks, inputs and the images that they should give, each made once."""
+    """Networks, inputs and reference images, each made once."""
 
     machine: Machine
     _trained: dict[str, Network] = field(default_factory=dict)
-    _optimized: dict[tuple[str, Precision, bool], nn.Module] = field(default_factory=dict)
+    _optimized: dict[tuple[str, FloatPrecision, bool], nn.Module] = field(default_factory=dict)
     _inputs: dict[Case, Arrays] = field(default_factory=dict)
     _references: dict[Case, Array] = field(default_factory=dict)
     _gigaflop: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def trained(self, name: str) -> Network:
-        """As trained, on the CPU: base with the golden files' weights, or as `variants.network` makes it."""
+        """The trained network on the CPU; "golden" is base with the golden files' weights."""
         if name not in self._trained:
             self._trained[name] = (golden_model() if name == "golden" else network(name)).eval()
         return self._trained[name]
 
-    def optimized(self, name: str, precision: Precision, kernels: bool) -> nn.Module:
+    def optimized(self, name: str, precision: FloatPrecision, kernels: bool) -> nn.Module:
         """Optimized as the engine does it, but on the device, where that takes less time."""
         key = name, precision, kernels
         if key not in self._optimized:
@@ -138,7 +138,7 @@ class Networks:
         return {name: torch.tensor(array, device=self.machine.device) for name, array in arrays.items()}
 
     def inputs(self, case: Case) -> Arrays:
-        """Phantom pairs, a different one for each place in the batch."""
+        """Phantom pairs, all different."""
         if case not in self._inputs:
             heads = [make_phantom(seed, case.size) for seed in range(case.batch)]
             interface = interface_of(self.trained(case.network).config.to_dict())
@@ -146,7 +146,7 @@ class Networks:
         return self._inputs[case]
 
     def reference(self, case: Case) -> Array:
-        """What the network gives as published, in float32 without TF32, pair by pair to spare memory."""
+        """The published network's images in float32 without TF32, computed pair by pair to save memory."""
         if case not in self._references:
             net = as_trained(self.trained(case.network)).to(self.machine.device)
             alone = [some_pairs(self.inputs(case), slice(n, n + 1)) for n in range(case.batch)]
@@ -156,7 +156,7 @@ class Networks:
         return self._references[case]
 
     def floor(self, case: Case) -> float:
-        """Milliseconds of the optimized network's arithmetic at the measured rate of float16 matrix products."""
+        """Milliseconds for the optimized network's arithmetic at the measured rate of float16 matrix products."""
         key = case.network, case.size
         if key not in self._gigaflop:
             self._gigaflop[key] = gigaflop(*key)
@@ -168,7 +168,7 @@ def checked_weights(machine: Machine) -> tuple[str, ...]:
 
 
 def _check_inputs(weights: str, networks: Networks) -> tuple[list[Arrays], list[Array]]:
-    """Inputs for a check, and the images that the network as trained gives in float32."""
+    """Inputs for a check, and the trained network's images in float32."""
     batches: list[Arrays] = []
     images: list[Array] = []
     if weights == "golden":
@@ -187,7 +187,7 @@ def _check_inputs(weights: str, networks: Networks) -> tuple[list[Arrays], list[
 
 
 def _twice(net: nn.Module, arrays: Arrays, captured: bool, networks: Networks) -> tuple[Array, Array]:
-    """The image of the same input, fused two times."""
+    """Fuses the same inputs twice."""
     if captured:
         fusion = CapturedFusion(net, {name: x.shape for name, x in arrays.items()}, networks.machine.device)
         return fusion.run(arrays), fusion.run(arrays)
@@ -196,11 +196,11 @@ def _twice(net: nn.Module, arrays: Arrays, captured: bool, networks: Networks) -
     return first, second
 
 
-def check(weights: str, precision: Precision, captured: bool, networks: Networks) -> dict[str, Any]:
+def check(weights: str, precision: FloatPrecision, captured: bool, networks: Networks) -> dict[str, Any]:
     """One row: the optimized network on the kernels beside the network as trained, each input fused twice.
 
     Args:
-        captured: in a CUDA graph, as the engine has it, or launch by launch.
+        captured: run as a CUDA graph, like the engine, instead of launch by launch.
     """
     with arithmetic():
         batches, reference = _check_inputs(weights, networks)

@@ -1,4 +1,4 @@
-"""Where the time of one fusion goes: its kernels by name and its operators by shape, told by PyTorch's profiler."""
+"""Profile of one fusion with PyTorch's profiler: time by kernel name, and by operator and input shapes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.networks import Case, Networks
 
 CASES = (Case("base", 256, 1), Case("turbo", 256, 1), Case("nano", 256, 1))
-FUSIONS = 5  # in one profile
-LONGEST_NAME = 160  # characters of a kernel's
+FUSIONS = 5  # per profile
+LONGEST_NAME = 160  # characters of a kernel's name
 
 
 def profiled_cases(machine: Machine) -> tuple[Case, ...]:
-    """None where Triton interprets: a CPU has no kernels to profile."""
+    """The cases to profile; none in Triton's interpreter, which launches no kernels."""
     return () if machine.interpreted else CASES
 
 
@@ -31,14 +31,14 @@ def _profiled(running: Running) -> profile:
     return recorded
 
 
-def _with(way: Variant, case: Case, networks: Networks, read: Callable[[Running], Any]) -> Any:
+def _started(variant: Variant, case: Case, networks: Networks, read: Callable[[Running], Any]) -> Any:
     networks.machine.free()
-    with way.arranged():
-        return read(start(way, case, networks))
+    with variant.settings():
+        return read(start(variant, case, networks))
 
 
 def _kernels(recorded: profile) -> Iterator[dict[str, Any]]:
-    """One row for each name of a kernel, of one fusion, the longest first."""
+    """One row per kernel name, per fusion, by descending time."""
     times: dict[str, list[float]] = {}
     for event in recorded.events() or ():
         if event.device_type.name == "CUDA":
@@ -48,9 +48,9 @@ def _kernels(recorded: profile) -> Iterator[dict[str, Any]]:
 
 
 def _operators(recorded: profile) -> Iterator[dict[str, Any]]:
-    """One row for each operator that launches kernels itself, and shapes of its inputs; as `_kernels`."""
+    """One row per operator that launches kernels itself and its input shapes, per fusion, by descending time."""
     averages = recorded.key_averages(group_by_input_shape=True)
-    # Kernels stand among them too, some under C++ names with colons.
+    # The averages include kernels, some with colons in their C++ names.
     rows = [row for row in averages if row.self_device_time_total > 0 and re.fullmatch(r"\w+::\w+", row.key)]
     for row in sorted(rows, key=lambda row: -row.self_device_time_total):
         shapes = [shape for shape in row.input_shapes if shape]
@@ -63,14 +63,14 @@ def _operators(recorded: profile) -> Iterator[dict[str, Any]]:
 
 
 def measure(case: Case, networks: Networks) -> dict[str, Any]:
-    """One row: a fusion's kernels as a CUDA graph replays them, and, launched one by one, its operators by shape."""
+    """One row: a fusion's kernels as replayed from a CUDA graph, and its operators as launched one by one."""
 
     def replayed(running: Running) -> tuple[float, list[dict[str, Any]]]:
         whole = networks.machine.time(running.launch, running.stream).median
         return whole, list(_kernels(_profiled(running)))
 
-    whole, kernels = _with(KERNELS_CAPTURED, case, networks, replayed)
-    operators = _with(KERNELS_LAUNCHED, case, networks, lambda running: list(_operators(_profiled(running))))
+    whole, kernels = _started(KERNELS_CAPTURED, case, networks, replayed)
+    operators = _started(KERNELS_LAUNCHED, case, networks, lambda running: list(_operators(_profiled(running))))
     return {
         "ms": whole,
         "kernels_ms": sum(row["us"] for row in kernels) / 1e3,

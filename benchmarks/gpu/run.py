@@ -1,13 +1,13 @@
-"""Everything that only a GPU can tell, in one run: `python -m benchmarks.gpu -o RESULTS.json`.
+"""Runs every measurement and check that needs a GPU: `python -m benchmarks.gpu -o RESULTS.json`.
 
-What the machine is and reaches at best; where the time of a fusion goes; whole fusions beside what others could run;
-every operation and whole networks against their references; the time of every operation beside eager PyTorch. What
-failed its check is not timed. The most telling steps come first, as time on a GPU may be short.
-The file is written anew after every step, so that a run that is stopped leaves what it had; "running" names the step
-that it was in. Exits with 1 if anything was wrong, and with 2 where there is no GPU.
+These are the machine's properties and best rates, profiles of fusions, whole fusions compared with alternatives, checks
+of every operation and of whole networks against their references, and the time of every operation compared with eager
+PyTorch. Whatever fails its check is not timed. The most informative steps come first, because GPU time may be short.
+The file is rewritten after every step, so that a stopped run leaves its results; "running" names the current step.
+Exits with 1 if anything was wrong, and with 2 without a GPU.
 
-With TRITON_INTERPRET=1 it tries itself out on a CPU, with a few small cases: the file says "interpreted", and its times
-are no measurements.
+With TRITON_INTERPRET=1, the script runs a few small cases on a CPU, to test itself: the file says "interpreted", and
+its times are no measurements.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Step:
     """One row of the results.
 
     Attributes:
-        section, table: where it stands; the table is the section itself, or a part of it.
-        row: what tells it from the others.
-        run: the rest of it.
-        show: that in a few words.
+        section, table: where the row belongs; the table is the section itself, or a part of it.
+        row: the entries that identify the row.
+        run: computes the other entries.
+        show: summarizes those in one line.
     """
 
     section: str
@@ -100,11 +100,13 @@ def _show_profile(row: dict[str, Any]) -> str:
 
 
 def _show_images(row: dict[str, Any]) -> str:
-    return f"{row['ms']:.3f} ms a call, {'the same pixels as' if row['within'] else 'OTHER PIXELS than'} the other way"
+    return (
+        f"{row['ms']:.3f} ms a call, {'the same pixels as' if row['within'] else 'OTHER PIXELS than'} the other variant"
+    )
 
 
 def steps(machine: Machine) -> Iterator[Step]:
-    """All steps, in the order in which they are done."""
+    """All steps, in order of execution."""
     networks = gpu_networks.Networks(machine)
     for fused in gpu_profile.profiled_cases(machine):
         row: dict[str, Any] = {"network": fused.network, "size": fused.size, "batch": fused.batch}
@@ -114,47 +116,47 @@ def steps(machine: Machine) -> Iterator[Step]:
             "fusions",
             "fusions",
             {"network": fusion.network, "size": fusion.size, "batch": fusion.batch}
-            | {"way": way.name, "precision": way.precision},
-            partial(gpu_fusions.measure, way, fusion, networks),
+            | {"way": variant.name, "precision": variant.precision},
+            partial(gpu_fusions.measure, variant, fusion, networks),
             _show_fusion,
         )
-        for fusion, way in gpu_fusions.rows(machine)
+        for fusion, variant in gpu_fusions.rows(machine)
     ]
-    yield from fusions[: gpu_fusions.MOST_TELLING]
-    for name, image_way in gpu_images.rows(machine):
-        row = {"network": name, "way": image_way}
-        yield Step("pictures", "pictures", row, partial(gpu_images.measure, name, image_way), _show_images)
+    yield from fusions[: gpu_fusions.FIRST_ROWS]
+    for name, image_variant in gpu_images.rows(machine):
+        row = {"network": name, "way": image_variant}
+        yield Step("pictures", "pictures", row, partial(gpu_images.measure, name, image_variant), _show_images)
     for weights in gpu_networks.checked_weights(machine):
         for precision in gpu_networks.PRECISIONS:
             for captured in (False,) if machine.interpreted else (False, True):
                 row = {"weights": weights, "precision": precision, "way": "CUDA graph" if captured else "launched"}
                 run = partial(gpu_networks.check, weights, precision, captured, networks)
                 yield Step("checks", "networks", row, run, _show_network)
-    yield from fusions[gpu_fusions.MOST_TELLING : gpu_fusions.TELLING_TOO]
+    yield from fusions[gpu_fusions.FIRST_ROWS : gpu_fusions.EARLY_ROWS]
     for case, dtypes in gpu_kernels.checked_cases(machine):
         row = {"operation": case.operation.name, "case": case.name}
         yield Step("checks", "operations", row, partial(gpu_kernels.check, case, dtypes, machine), _show_case)
     for case in gpu_kernels.timed_cases(machine):
         row = {"operation": case.operation.name, "case": case.name, "dtype": "float16"}
         yield Step("kernels", "kernels", row, partial(gpu_kernels.measure, case, machine), _show_kernel)
-    yield from fusions[gpu_fusions.TELLING_TOO :]
+    yield from fusions[gpu_fusions.EARLY_ROWS :]
 
 
 def attempt(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The row, or what went wrong."""
+    """Returns the row, or the message of the exception under "failed"."""
     try:
         return run()
-    except Exception as error:  # drivers and compilers raise what they like; what it was is kept, and the run goes on
+    except Exception as error:  # drivers and compilers may raise anything; it is recorded, and the run continues
         return {"failed": f"{type(error).__name__}: {error}"[:LONGEST_MESSAGE]}
 
 
 def _wrong(step: Step, row: dict[str, Any]) -> bool:
-    """Whether a result is not right. A fusion may be missing: it may need more memory than there is."""
+    """Whether a result is wrong. A fusion may fail, because it may need more memory than the GPU has."""
     return "refused" in row or row.get("within") is False or (step.section != "fusions" and "failed" in row)
 
 
 def _plain(value: Any) -> Any:
-    """`value` for JSON, which has no infinity and no NaN."""
+    """Replaces infinities and NaN, which JSON lacks, with strings."""
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -164,7 +166,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass
 class Results:
-    """What is written."""
+    """The content of the results file."""
 
     path: Path
     content: dict[str, Any]
@@ -208,7 +210,7 @@ def _lines(head: str, table: Iterable[Iterable[str]]) -> Iterator[str]:
 
 
 def summary(content: dict[str, Any]) -> str:
-    """Markdown: checks counted, what is wrong, operations summed, fusions row by row."""
+    """Markdown: counts of checks, failures, totals by operation, and a table of fusions."""
     lines = []
     for name, rows in content["checks"].items():
         wrong = [row for row in rows if not row.get("within")]
@@ -255,13 +257,13 @@ def summary(content: dict[str, Any]) -> str:
 
 
 def _interpret_no_networks() -> None:
-    """Let the torch operators run their references: interpreted, a network takes minutes."""
+    """Makes the torch operators run their references on the CPU: interpreted, a network takes minutes."""
     for operation in OPERATIONS:
         operation.operator.register_kernel("cpu", operation.reference)
 
 
 def run(machine: Machine, results: Results, chosen: tuple[str, ...], deadline: float) -> bool:
-    """Do all steps of the `chosen` sections that can be started before `deadline`; returns whether all were right."""
+    """Runs the steps of the `chosen` sections that can start before `deadline`; returns whether all were right."""
     content, begun, right = results.content, time.monotonic(), True
     content["running"] = "ceilings"
     results.write()
@@ -298,12 +300,14 @@ def run(machine: Machine, results: Results, chosen: tuple[str, ...], deadline: f
 
 @click.command(help=(__doc__ or "").partition("\n\n")[0])
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The JSON file to write.")
-@click.option("--minutes", type=float, default=9.0, show_default=True, help="Start no step after so many.")
+@click.option(
+    "--minutes", type=float, default=9.0, show_default=True, help="Start no step after this number of minutes."
+)
 @click.option(
     "--only",
     type=click.Choice(SECTIONS),
     multiple=True,
-    help="Do this section alone, or several; rows check themselves all the same.",
+    help="Run only this section (repeatable); rows are checked all the same.",
 )
 def main(output: Path, minutes: float, only: tuple[str, ...]) -> None:
     deadline = time.monotonic() + 60 * minutes
@@ -315,7 +319,7 @@ def main(output: Path, minutes: float, only: tuple[str, ...]) -> None:
         _interpret_no_networks()
     results = Results.new(output, machine, minutes)
     click.echo(", ".join(f"{name} {value}" for name, value in results.content["environment"].items()))
-    gc.freeze()  # what was imported is no garbage, and every step looks for some
+    gc.freeze()  # excludes imported objects from the collection in every step
     right = run(machine, results, only or SECTIONS, deadline)
     click.echo(f"\n{summary(results.content)}")
     sys.exit(0 if right else WRONG)

@@ -1,7 +1,7 @@
-"""The tables of docs/gpu.md and of the README's part on GPUs, made from the results of `benchmarks.gpu`.
+"""The tables of docs/gpu.md and of docs/benchmarks.md, made from the results of `benchmarks.gpu`.
 
-Nothing is measured here, and nothing but those results is read: floors are counted from the shapes of the operators
-that the profile has.
+This module only formats those results. Lower bounds are computed from the operators' shapes in the profile; for our own
+operators, by the `work` functions in `kernels.cases`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from kernels.cases import OPERATIONS, RECORDS
+from kernels.cases.record import HALF, Shape, Work, values
+
 RESULTS = Path(__file__).parents[1] / "results"
 NAME = "0.1.0-H200"
 NETWORKS = ("base", "turbo", "nano")
@@ -24,23 +27,20 @@ COMPILED = "published, torch.compile reduce-overhead, autocast, channels last"
 OPERATORS_CAPTURED = "optimized, CUDA graph"
 ON_GPU, ON_CPU = "pixels to pixels in one CUDA graph", "rules on the CPU"
 BATCHES = (1, 8, 32)
-HALF, SINGLE = 2, 4  # bytes
-ENDS = "a student's ends"
-OURS_FROM = 16  # input channels; a convolution of fewer is cuDNN's for that reason, another one as it is strided
+OURS_FROM = 16  # input channels; with fewer we use cuDNN. A cuDNN convolution with at least this many is a strided one
 
 Json: TypeAlias = dict[str, Any]
-Shape: TypeAlias = list[int]
 MARKED = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- /table -->", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Runs:
-    """What was measured.
+    """The measurements.
 
     Attributes:
         now: the last run.
-        before: the first one, of the code that no GPU had run yet.
-        tuning: candidates of tiles and rules, and what two runs between those told.
+        before: the first run, of code that had not run on a GPU before.
+        tuning: candidates for tiles and rules, and two runs between the first and the last.
     """
 
     now: Json
@@ -54,7 +54,7 @@ class Runs:
 
 
 def fusion(run: Json, network: str, way: str, batch: int = 1) -> Json | None:
-    """The row of a way to fuse, if it was timed."""
+    """The row of a variant, or None if it was not timed."""
     rows = [
         row
         for row in run["fusions"]
@@ -70,7 +70,7 @@ def ours(run: Json, network: str) -> Json:
 
 
 def images(run: Json, network: str, way: str = ON_GPU) -> Json | None:
-    """The row of whole calls, if they were timed."""
+    """The row of whole calls, or None if they were not timed."""
     rows = [row for row in run["pictures"] if (row["network"], row["way"]) == (network, way)]
     return rows[0] if rows else None
 
@@ -81,7 +81,7 @@ def profile(run: Json, network: str) -> Json:
 
 
 def three(value: float | None) -> str:
-    """Three digits; nothing for what was not measured."""
+    """Formats three significant digits; empty if not measured."""
     if value is None:
         return ""
     return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
@@ -100,7 +100,7 @@ def _median(row: Json | None) -> str:
 
 
 def _table(heads: str, rows: Iterable[Sequence[str]]) -> str:
-    """`heads` are parted by bars; all columns but the first are numbers where a head ends in a colon."""
+    """Markdown table; `heads` are separated by bars, and those of right-aligned columns end in a colon."""
     names = [head.strip() for head in heads.split("|")]
     lines = [f"| {' | '.join(name.rstrip(':') for name in names)} |"]
     lines.append(f"| {' | '.join('---:' if name.endswith(':') else '---' for name in names)} |")
@@ -108,36 +108,7 @@ def _table(heads: str, rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-# What an operator computes and moves.
-
-
-@dataclass(frozen=True)
-class Work:
-    """Of one call: the row of the table that it belongs to, operations, and bytes that are read and written once."""
-
-    kind: str
-    flop: float
-    bytes: float
-
-    def floor(self, ceilings: Json) -> float:
-        """Microseconds at the rates that the same run measured."""
-        return 1e6 * max(
-            self.flop / ceilings["float16"]["flop_per_second"], self.bytes / ceilings["copy"]["bytes_per_second"]
-        )
-
-
-def _values(*shapes: Shape) -> int:
-    return sum(math.prod(shape) for shape in shapes)
-
-
-def _of_convolution(shapes: list[Shape]) -> Work:
-    """Ours: a map and its weights, up to two more of such pairs, then bias and residual where there are any."""
-    (n, _, height, width), weight = shapes[:2]
-    weights = [shape for shape in shapes[1::2] if len(shape) == 4 and shape[2:] in ([1, 1], [3, 3])]
-    inner = sum(math.prod(shape[1:]) for shape in weights)
-    out = n * height * width * weight[0]
-    kind = f"3x3 convolution, {height}x{width}" if weight[2] == 3 else "1x1 convolution"
-    return Work(kind, 2.0 * out * inner, HALF * (_values(*shapes) + out))
+# Arithmetic and memory traffic of operators.
 
 
 def _of_cudnn(shapes: list[Shape]) -> Work:
@@ -145,113 +116,59 @@ def _of_cudnn(shapes: list[Shape]) -> Work:
     strided = inputs >= OURS_FROM
     out = n * height * width * weight[0] // (4 if strided else 1)
     kind = "downsampling (strided convolution)" if strided else "convolution of the interval"
-    return Work(kind, 2.0 * out * math.prod(weight[1:]), HALF * (_values(*shapes) + out))
+    return Work(kind, 2.0 * out * math.prod(weight[1:]), HALF * (values(*shapes) + out))
 
 
 def _of_transposed(shapes: list[Shape]) -> Work:
     (n, _, height, width), weight = shapes
     flop, out = 2.0 * n * height * width * math.prod(weight), 4 * n * height * width * weight[1]
-    return Work("upsampling (transposed convolution)", flop, HALF * (_values(*shapes) + out))
-
-
-def _of_norm(shapes: list[Shape]) -> Work:
-    n, _, height, width = shapes[0]
-    return Work(f"GroupNorm and SiLU, {height}x{width}", 0, HALF * 2 * n * height * width * shapes[-1][0])
-
-
-def _of_epilogue(shapes: list[Shape]) -> Work:
-    kind = "epilogue of a convolution of cuDNN's"
-    return Work(kind, 0, HALF * _values(shapes[0], *(shape for shape in shapes if len(shape) == 4)))
-
-
-def _of_gate(shapes: list[Shape]) -> Work:
-    return Work("fusion gate", 0, HALF * 3 * _values(shapes[0]))
-
-
-def _of_upsampling(shapes: list[Shape]) -> Work:
-    return Work("bilinear upsampling", 0, HALF * (_values(*shapes) + 4 * _values(shapes[0])))
-
-
-def _of_attention(shapes: list[Shape]) -> Work:
-    n, triple, height, width = shapes[0]
-    values = _values(shapes[0])
-    flop = 4.0 * n * (height * width) ** 2 * (triple // 3)
-    return Work("attention", flop, HALF * (values + values // 3))
-
-
-def _of_diffusion(shapes: list[Shape]) -> Work:
-    a, b, noise = shapes[:3]
-    return Work("diffusion", 0, SINGLE * _values(a, b, noise) + HALF * noise[0] * _values(a, b))
-
-
-def _of_first(shapes: list[Shape]) -> Work:
-    (n, _, height, width), weight = shapes[:2]
-    out = n * height * width * weight[0]
-    return Work("first convolution", 2.0 * out * 9, HALF * (_values(*shapes) + out))
-
-
-def _of_head(shapes: list[Shape]) -> Work:
-    x = shapes[0]
-    return Work("head", 2.0 * 9 * _values(x), HALF * _values(x) + SINGLE * _values(x) / x[1])
-
-
-def _of_inputs(shapes: list[Shape]) -> Work:
-    return Work(ENDS, 0, (SINGLE + HALF) * _values(*shapes))
-
-
-def _of_change(shapes: list[Shape]) -> Work:
-    change, *planes = shapes
-    return Work(ENDS, 0, HALF * _values(change) + SINGLE * (_values(*planes) + _values(planes[0])))
+    return Work("upsampling (transposed convolution)", flop, HALF * (values(*shapes) + out))
 
 
 def _of_product(shapes: list[Shape]) -> Work:
     (rows, inner), (_, columns) = shapes[-2:]
-    return Work("matrix product", 2.0 * rows * inner * columns, HALF * (_values(*shapes) + rows * columns))
+    return Work("matrix product", 2.0 * rows * inner * columns, HALF * (values(*shapes) + rows * columns))
 
 
 COUNTED: dict[str, Callable[[list[Shape]], Work]] = {
-    "convolution": _of_convolution,
-    "convolution_with_statistics": _of_convolution,
+    **{operation.name: operation.work for operation in OPERATIONS},
     "cudnn_convolution": _of_cudnn,
     "cudnn_convolution_transpose": _of_transposed,
-    "convolution_epilogue_with_statistics": _of_epilogue,
-    "first_convolution": _of_first,
-    "head": _of_head,
-    "group_norm_silu": _of_norm,
-    "fusion_gate": _of_gate,
-    "upsample_add": _of_upsampling,
-    "attention": _of_attention,
-    "diffuse": _of_diffusion,
-    "student_inputs": _of_inputs,
-    "student_change": _of_change,
     "mm": _of_product,
     "addmm": _of_product,
 }
-OTHER = "PyTorch's own"  # what another network would do without
+OTHER = "PyTorch's own"  # operators that are not counted
 
 
 def work(row: Json) -> Work | None:
-    """Of one call of an operator in a profile of the last run; None where it need not be."""
+    """Work of one call of a profiled operator of the last run; None for operators that are not counted."""
     name = row["operator"].partition("::")[2]
     return COUNTED[name](row["shapes"]) if name in COUNTED else None
 
 
+def floor(done: Work, ceilings: Json) -> float:
+    """Microseconds of a call at the rates that the same run measured."""
+    return 1e6 * max(
+        done.flop / ceilings["float16"]["flop_per_second"], done.bytes / ceilings["copy"]["bytes_per_second"]
+    )
+
+
 @dataclass
 class Gap:
-    """All operators of a kind in one fusion: microseconds measured, and at least."""
+    """Measured time and lower bound, in µs per fusion, of all operators of one kind."""
 
     us: float = 0.0
     floor: float = 0.0
 
 
 def gaps(run: Json, network: str) -> dict[str, Gap]:
-    """By kind."""
+    """Measured times and lower bounds by kind of operator."""
     found: dict[str, Gap] = defaultdict(Gap)
     for row in profile(run, network)["operators"]:
         done = work(row)
         gap = found[done.kind if done else OTHER]
         gap.us += row["us"]
-        gap.floor += row["calls"] * done.floor(run["ceilings"]) if done else 0.0
+        gap.floor += row["calls"] * floor(done, run["ceilings"]) if done else 0.0
     return found
 
 
@@ -296,7 +213,7 @@ def _latency(runs: Runs) -> str:
             quality = f"{row['max_abs']:.1e}", psnr
             cells = three(first["ms"] if first else None), _median(row), _times(row["ms"] / mine)
             name = f"**{row['way']}**" if row["way"] == OURS else row["way"]
-            # Below nothing: a compiled way's graphs keep their memory from before it is counted.
+            # Not positive for compiled variants: their graphs keep memory from before the measurement.
             memory = f"{row['peak_mb']:.0f}" if row["peak_mb"] > 0 else ""
             rows.append((network, name, row["precision"], *cells, memory, *quality))
     heads = "network | way | precision | first run, ms: | ms (IQR): | times ours: | peak MB: | max error: | PSNR:"
@@ -334,7 +251,7 @@ def _floor(runs: Runs) -> str:
     rows = []
     for network in NETWORKS:
         row, ceilings = ours(runs.now, network), runs.now["ceilings"]
-        arithmetic = row["ms"] / row["of_floor"]  # the script counted it
+        arithmetic = row["ms"] / row["of_floor"]  # as counted by the benchmark
         done = [(one["calls"], work(one)) for one in profile(runs.now, network)["operators"]]
         moved = sum(calls * each.bytes for calls, each in done if each)
         by_bytes = 1e3 * moved / ceilings["copy"]["bytes_per_second"]
@@ -350,22 +267,18 @@ def _floor(runs: Runs) -> str:
     return _table(heads, rows)
 
 
-# Kernels by name; the first pattern that is found.
-KERNELS = {
-    "our convolution": r"^(described_)?convolution_kernel",
-    "GroupNorm and SiLU": r"^normalize_kernel",
-    "moments of norms with many parts": r"^moments_kernel",
-    "epilogues and statistics": r"^epilogue_kernel",
+LIBRARIES = {
     "transposed convolutions, cuDNN's": r"dgrad",
     "other convolutions, cuDNN's": r"fprop|^void convolve_|^void cudnn::",
     "matrix products, cuBLAS's": r"^nvjet|cublas|^sm\d+_xmma_gemm|splitK",
-    "first convolution": r"^first_kernel",
-    "head": r"^head_kernel",
-    "fusion gate": r"^(pool|channel|spatial|gate)_kernel",
-    "bilinear upsampling": r"^upsample_kernel",
-    "attention": r"^attention_kernel",
-    "diffusion": r"^diffuse_kernel",
-    ENDS: r"^(inputs|change)_kernel",
+}
+# Kernel groups and name patterns; the first match wins. The most expensive groups come first.
+KERNELS = {
+    **RECORDS["convolution"].kernels,
+    **RECORDS["group_norm_silu"].kernels,
+    **RECORDS["convolution_epilogue"].kernels,
+    **LIBRARIES,
+    **{group: pattern for record in RECORDS.values() for group, pattern in record.kernels.items()},
     "PyTorch's own, and memory set": r"",
 }
 
@@ -391,7 +304,7 @@ def _time(runs: Runs) -> str:
 
 
 def _kind_order(kind: str) -> tuple[int, int]:
-    """Convolutions and norms first, each from the largest maps on; the others stay as they are."""
+    """Sort key: convolutions, then norms, each by descending size of the maps; the others keep their order."""
     found = re.search(r"(\d+)x\d+$", kind)
     place = 0 if kind.startswith("3x3") else 1 if kind.startswith("GroupNorm") else 3 if kind == OTHER else 2
     return place, -int(found[1]) if found and place < 2 else 0
@@ -499,7 +412,7 @@ def _rules(runs: Runs) -> str:
 
 
 class _Costs:
-    """Microseconds of a call of an operator, in a network's profile."""
+    """Microseconds per call of operators in a network's profile."""
 
     def __init__(self, run: Json, network: str) -> None:
         self._rows = {
@@ -515,7 +428,7 @@ class _Costs:
 
 
 def _alone(first: _Costs, last: _Costs, x: Shape, weight: Shape) -> float:
-    """cuDNN's convolution in the first run, without the strided one of equal shapes, which it still is in the last."""
+    """Time per call of cuDNN's convolution in the first run, without the strided convolution of the same shapes."""
     both, strided = first.row("cudnn_convolution", x, weight), last.row("cudnn_convolution", x, weight)
     assert both is not None
     us, calls = (both[key] - (strided[key] if strided else 0) for key in ("us", "calls"))
@@ -524,12 +437,12 @@ def _alone(first: _Costs, last: _Costs, x: Shape, weight: Shape) -> float:
 
 @dataclass(frozen=True)
 class Convolution:
-    """One of a denoiser's block, in multiples of the network's channels.
+    """A convolution of a denoiser's block.
 
     Attributes:
-        inputs, outputs: channels.
-        side: of the feature map.
-        after: what follows: nothing but statistics, a residual, or two shortcuts.
+        inputs, outputs: channels, in multiples of the network's.
+        side: height and width of the feature map.
+        after: what follows it: "statistics", "residual" or "two shortcuts".
     """
 
     inputs: int
@@ -538,7 +451,7 @@ class Convolution:
     after: str
 
     def costs(self, first: _Costs, last: _Costs, n: int, channels: int) -> tuple[float, float, float]:
-        """cuDNN's alone, with what surrounded it, and ours."""
+        """Microseconds of cuDNN's convolution alone, of the same with its surrounding operators, and of ours."""
         inputs, outputs, side = self.inputs * channels, self.outputs * channels, self.side
         x, weight, out = [n, inputs, side, side], [outputs, inputs, 3, 3], [n, outputs, side, side]
         alone = _alone(first, last, x, weight)
@@ -630,7 +543,7 @@ def _goals(runs: Runs) -> str:
 
 
 def _short(runs: Runs) -> str:
-    """The README's."""
+    """The table in docs/benchmarks.md."""
     rows = []
     for network in NETWORKS:
         others = [fusion(runs.now, network, way) for way in (PUBLISHED, COMPILED, OPERATORS_CAPTURED)]
@@ -667,7 +580,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
 
 
 def filled(text: str, runs: Runs) -> str:
-    """`text` with every table between markers made anew."""
+    """Returns `text` with every table between markers regenerated."""
 
     def table(found: re.Match[str]) -> str:
         return f"<!-- table: {found[1]} -->\n\n{TABLES[found[1]](runs)}\n\n<!-- /table -->"

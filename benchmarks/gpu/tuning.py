@@ -1,8 +1,8 @@
-"""Which launch configurations are fastest on this GPU: `python -m benchmarks.gpu.tuning -o TUNING.json`.
+"""Finds the fastest launch configurations on this GPU: `python -m benchmarks.gpu.tuning -o TUNING.json`.
 
-Every candidate of every kind of tile is timed on calls of the networks base, turbo and nano at 256x256, and our
-convolution beside cuDNN's with an epilogue. What comes out is written into kernels/tiles.py by hand: a table of a few
-rules, not of every measurement.
+Every candidate for every kind of tile is timed on calls of the networks base, turbo and nano at 256x256; our
+convolution is compared with cuDNN's followed by an epilogue. The winners are written into kernels/tiles.py by hand, as
+a table of a few rules rather than of every measurement.
 """
 
 from __future__ import annotations
@@ -24,37 +24,30 @@ from torch.nn import functional as F
 
 from benchmarks.gpu import fusions as gpu_fusions
 from benchmarks.gpu import networks as gpu_networks
-from benchmarks.gpu.compile import in_processes, launched
+from benchmarks.gpu.compile import run_in_processes, try_launch
 from benchmarks.gpu.machine import Machine, environment, find_machine, measure_ceilings
 from benchmarks.gpu.run import attempt
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.engines.arithmetic import arithmetic
 from kernels import convolution_epilogue, launch
-from kernels.cases import (
-    CONVOLUTION_WITH_STATISTICS,
-    Case,
-    Draw,
-    convolve,
-    epilogue,
-    from_one,
-    gate,
-    is_own,
-    norm,
-    statistics,
-    to_one,
-    upsample,
-)
+from kernels.cases.convolution import CONVOLUTION_WITH_STATISTICS, convolve, is_own
+from kernels.cases.convolution_epilogue import epilogue, statistics
+from kernels.cases.fusion_gate import gate
+from kernels.cases.group_norm_silu import norm
+from kernels.cases.record import Case, Draw
+from kernels.cases.single_channel import from_one, to_one
+from kernels.cases.upsample_add import upsample
 from kernels.compile import Signature, signature_of
 from kernels.single_channel import first_fits
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tile
 
 Rules: TypeAlias = tuple[ConvolutionRule, ...]
-SETS = 6  # of inputs that take turns
+SETS = 6  # of inputs, which take turns
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A case with one field of the tiles changed."""
+    """A candidate: a case with one field of the tiles changed."""
 
     case: Case
     field: str
@@ -103,8 +96,8 @@ WIDE = tuple(
 
 
 def _convolutions() -> Iterator[tuple[Case, tuple[ConvolutionTile, ...]]]:
-    """(N, I, O, side) of the 3x3 convolutions that take most of the time, and what to try."""
-    for n, inputs, outputs, side, given in (
+    """The convolutions that take most of the time, with candidate tiles."""
+    for n, inputs, outputs, side, candidates in (
         (6, 128, 128, 256, WIDE),
         (6, 128, 128, 128, WIDE),
         (6, 256, 128, 128, WIDE),
@@ -118,7 +111,7 @@ def _convolutions() -> Iterator[tuple[Case, tuple[ConvolutionTile, ...]]]:
         (2, 32, 32, 32, NARROW),
         (2, 64, 64, 16, NARROW),
     ):
-        yield convolve(n, inputs, outputs, side, side, with_statistics=True), given
+        yield convolve(n, inputs, outputs, side, side, with_statistics=True), candidates
     for n, inputs, outputs, side in ((1, 16, 32, 128), (1, 32, 32, 128), (8, 32, 32, 128), (1, 32, 4, 128)):
         yield convolve(n, inputs, outputs, side, side, relu=True), NARROW
     yield convolve(2, 32, 32, 128, 128, size=1, relu=True), NARROW
@@ -145,7 +138,7 @@ BLOCKS = _tiles(
 
 
 def variants() -> list[Variant]:
-    """All that is timed, nothing twice for a case and field; every process makes the same list."""
+    """All variants to time, without duplicates per case and field; the same list in every process."""
     known: set[Any] = set()
     found = []
     for variant in _all_variants():
@@ -158,7 +151,7 @@ def variants() -> list[Variant]:
 
 
 def planned(variant: Variant) -> tuple[tuple[Signature, tuple[int, ...]], ...] | None:
-    """What is launched, and on what grid; None where the tile is not used, as it holds no whole part of statistics."""
+    """Signatures and grids of a variant's launches, or None if its tile holds no whole part of statistics."""
     arguments = variant.case.make(Draw(torch.float16, "meta"))
     with tried(variant), launch.assumed(launch.OLDEST):
         if variant.field == "convolutions" and not is_own(variant.case, torch.float16):
@@ -196,12 +189,12 @@ def _all_variants() -> list[Variant]:
     return found
 
 
-def _instead(rules: Rules, before: ConvolutionTile, after: ConvolutionTile) -> Rules:
+def _replaced(rules: Rules, before: ConvolutionTile, after: ConvolutionTile) -> Rules:
     return tuple(replace(rule, tile=after) if rule.tile == before else rule for rule in rules)
 
 
 def rule_sets() -> list[tuple[str, str, Rules]]:
-    """Network, name and rules: those in force, cuDNN alone, and those in force with one tile exchanged."""
+    """Networks, names and rules to time: the current rules, cuDNN alone, and the current rules with a tile changed."""
     present = ARCHITECTURES[max(ARCHITECTURES, key=lambda number: len(ARCHITECTURES[number].convolutions))].convolutions
     wide, small = (rule.tile for rule in (present[-1], present[-2]))
     narrow = next(rule.tile for rule in present if rule.outputs == 32 and rule.pixels == ANY)
@@ -214,24 +207,24 @@ def rule_sets() -> list[tuple[str, str, Rules]]:
         ("small: 3 stages", small, replace(small, stages=3)),
         ("small as wide", small, wide),
     ):
-        found.append(("base", name, _instead(present, before, after)))
+        found.append(("base", name, _replaced(present, before, after)))
     found.append(("base", "cuDNN from 2^17 pixels", (*present[:-1], replace(present[-1], pixels=2**17))))
     for name, after in (
         ("narrow: 8 warps", replace(narrow, warps=8)),
         ("narrow: described", replace(narrow, stages=4, described=True)),
         ("narrow: 2 stages", replace(narrow, stages=2)),
     ):
-        found += [(network, name, _instead(present, narrow, after)) for network in ("turbo", "nano")]
+        found += [(network, name, _replaced(present, narrow, after)) for network in ("turbo", "nano")]
     return found
 
 
 def _fused(machine: Machine, number: int) -> dict[str, Any]:
-    """A row: a network at 256x256 under a set of rules, as a CUDA graph."""
+    """One row: a network at 256x256 under a set of rules, as a CUDA graph."""
     network, name, rules = rule_sets()[number]
     networks = gpu_networks.Networks(machine)
-    way = gpu_fusions.KERNELS_CAPTURED
-    with changed(convolutions=rules), way.arranged():
-        running = gpu_fusions.start(way, gpu_networks.Case(network, 256, 1), networks)
+    variant = gpu_fusions.KERNELS_CAPTURED
+    with changed(convolutions=rules), variant.settings():
+        running = gpu_fusions.start(variant, gpu_networks.Case(network, 256, 1), networks)
         times = machine.time(running.launch, running.stream)
     return {"network": network, "rules": name, **times.to_dict()}
 
@@ -241,14 +234,14 @@ def _compile_fused(number: int) -> str | None:
     assert isinstance(machine, Machine)
     try:
         _fused(machine, number)
-    except Exception as error:  # compilers and drivers raise what they like
+    except Exception as error:  # compilers and drivers may raise anything
         return f"{rule_sets()[number][:2]}: {type(error).__name__}: {error}"[:300]
     return None
 
 
 @contextmanager
 def changed(**fields: Any) -> Iterator[None]:
-    """Plan with other tiles meanwhile, on every architecture."""
+    """Context in which launches are planned with other tiles, on every architecture."""
     before = dict(ARCHITECTURES)
     ARCHITECTURES.update({number: replace(tiles, **fields) for number, tiles in before.items()})
     try:
@@ -258,14 +251,14 @@ def changed(**fields: Any) -> Iterator[None]:
 
 
 def tried(variant: Variant) -> AbstractContextManager[None]:
-    """Plan with the variant's tile meanwhile."""
+    """Context in which launches are planned with the variant's tile."""
     return changed(**{variant.field: variant.tile})
 
 
 def _compile(number: int) -> str | None:
     variant = variants()[number]
     with tried(variant):
-        return launched(variant.case, variant.case.make(Draw(torch.float16, "cuda")))
+        return try_launch(variant.case, variant.case.make(Draw(torch.float16, "cuda")))
 
 
 def _by_cudnn(x: Tensor, weight: Tensor, *others: Any) -> Any:
@@ -281,7 +274,7 @@ def _by_cudnn_with_statistics(x: Tensor, weight: Tensor, *others: Any) -> Any:
 
 
 def _timed(machine: Machine, case: Case, call: Callable[..., Any]) -> float:
-    """Microseconds."""
+    """Times one call, in microseconds."""
     inputs = [case.make(Draw(torch.float16, machine.device.type, seed)) for seed in range(SETS)]
     return 1e3 * machine.time_over(call, inputs).median
 
@@ -300,12 +293,12 @@ def _row(machine: Machine, variant: Variant) -> dict[str, Any]:
     row["tile"] = list(vars(tile).values())
     try:
         return row | {"us": measure(machine, variant)}
-    except Exception as error:  # a tile may need more than the GPU has
+    except Exception as error:  # a tile may need more resources than the GPU has
         return row | {"failed": f"{type(error).__name__}: {error}"[:300]}
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """One line for each case and field: the fastest three, the present one, cuDNN's."""
+    """One line per case and field: the fastest three, which may include cuDNN, and the number of failures."""
     for (case, field), group in itertools.groupby(rows, lambda row: (row["case"], row["field"])):
         all_rows = list(group)
         timed = sorted((row for row in all_rows if "us" in row), key=lambda row: row["us"])
@@ -321,7 +314,7 @@ def write(output: Path, content: dict[str, Any]) -> None:
 
 @click.command(help=(__doc__ or "").partition("\n\n")[0])
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The JSON file to write.")
-@click.option("--networks", is_flag=True, help="Time networks under sets of rules, not operations by tiles.")
+@click.option("--networks", is_flag=True, help="Time networks under sets of rules instead of operations with tiles.")
 def main(output: Path, networks: bool) -> None:
     machine = find_machine()
     if isinstance(machine, str) or machine.interpreted:
@@ -330,7 +323,7 @@ def main(output: Path, networks: bool) -> None:
     if networks:
         content: dict[str, Any] = {"environment": environment(machine)}
         numbers = range(len(rule_sets()))
-        content["compiled"] = in_processes(_compile_fused, numbers)
+        content["compiled"] = run_in_processes(_compile_fused, numbers)
         content["networks"] = [attempt(partial(_fused, machine, number)) for number in numbers]
         write(output, content)
         for row in content["networks"]:
@@ -338,14 +331,14 @@ def main(output: Path, networks: bool) -> None:
         return
     ceilings = measure_ceilings(machine)
     todo = variants()
-    compiled = in_processes(_compile, range(len(todo)))
+    compiled = run_in_processes(_compile, range(len(todo)))
     click.echo(f"compiled {compiled['jobs']} in {compiled['seconds']:.0f} s, {len(compiled['failed'])} failed")
     rows: list[dict[str, Any]] = []
     content = dict[str, Any](environment=environment(machine), ceilings=ceilings, compiled=compiled, rows=rows)
     with arithmetic():
         for number, variant in enumerate(todo):
             if number % 20 == 0:
-                write(output, content)  # what there is so far
+                write(output, content)  # saves the rows so far
             if variant.field == "convolutions" and not any(row["case"] == str(variant.case) for row in rows):
                 with_statistics = variant.case.operation is CONVOLUTION_WITH_STATISTICS
                 call = _by_cudnn_with_statistics if with_statistics else _by_cudnn

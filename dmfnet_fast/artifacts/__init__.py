@@ -1,1 +1,1 @@
-"""The files that are exported and opened: written whole, described by metadata, checked for parity."""
+"""Exported files: atomic writing, metadata, and verification against the trained network."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing of files: a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dmfnet_fast.errors import OutputError
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
-    """Create a folder, and those above it, unless it is there.
+    """Create a folder and its parents, unless they exist.
 
     Raises:
-        OutputError: it cannot be created.
+        OutputError: the folder cannot be created.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -25,9 +25,9 @@ def make_folder(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success rename it to `path`, else remove it.
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
 
-    The temporary name keeps the suffix, so that writers which choose a format by it work.
+    The temporary path has the suffix of `path`, for writers that choose the format by it.
 
     Raises:
         OutputError: the folder does not exist or cannot be written.
@@ -37,7 +37,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OutputError(f"{target}: is a folder; name a file to write")
     if not target.parent.is_dir():
         raise OutputError(f"{target}: cannot be written: the folder {target.parent} does not exist")
-    # Short whatever the target's name, and one for each thread.
+    # Short even if the target's name has the maximum length, and unique to each thread.
     temporary = target.with_name(f".{os.getpid()}-{threading.get_ident()}.part{target.suffix}")
     try:
         yield temporary

@@ -1,4 +1,4 @@
-"""What a fusion network takes and returns, by name: exporters, engines and training agree here."""
+"""The named inputs and the output of a fusion network, shared by exporters, engines and training."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ OUTPUT = "fused"
 
 @dataclass(frozen=True)
 class Interface:
-    """What a network takes beside both images.
+    """The inputs of a network in addition to both images.
 
     Attributes:
-        timesteps: for which it takes noise; 0 for a network without noise.
-        interval: whether it takes the interval that each pixel's luminance must lie in.
+        timesteps: number of timesteps for which the network takes noise; 0 for a network without noise.
+        interval: whether the network takes the interval in which each pixel's luminance must lie.
     """
 
     timesteps: int
@@ -26,11 +26,11 @@ class Interface:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of its inputs, in their order."""
+        """Names of the inputs, in order."""
         return (*IMAGES, *(("noise",) if self.timesteps else ()), *(("interval",) if self.interval else ()))
 
     def shapes(self, pairs: int, height: int, width: int) -> dict[str, tuple[int, int, int, int]]:
-        """Of its inputs."""
+        """Shapes of the inputs, by name and in order, for a number of image pairs and a size in pixels."""
         known = {
             **dict.fromkeys(IMAGES, (pairs, 1, height, width)),
             "noise": (self.timesteps, 2, height, width),
@@ -40,9 +40,9 @@ class Interface:
 
 
 def interface_of(config: Mapping[str, Any]) -> Interface:
-    """What a network of this configuration, as its file has it, takes.
+    """The interface of the network with this configuration, which is given as stored in its file.
 
-    Files written before there was a choice do not name the timesteps, and take noise.
+    Files written before noise and timesteps became configurable do not name them; their networks take noise.
     """
     if "blocks" in config:  # a student
         return Interface(timesteps=0, interval=True)

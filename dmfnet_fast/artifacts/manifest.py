@@ -1,4 +1,4 @@
-"""What lies beside a TensorRT engine: its manifest, and a pair to check it with."""
+"""The files beside a TensorRT engine: its manifest, and the check pair with which it is verified."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import numpy as np
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.artifacts.interface import Interface
 from dmfnet_fast.artifacts.onnx_metadata import FORMAT
-from dmfnet_fast.artifacts.parity import LIMITS, Parity, Reference
+from dmfnet_fast.artifacts.parity import Parity, Reference
 from dmfnet_fast.errors import EngineError
+from dmfnet_fast.precision import FLOAT_PRECISIONS
 
 KIND = "tensorrt engine"
 AGAIN = "copy or export it again"
@@ -23,22 +24,22 @@ _BLOCK = 2**20
 
 
 def manifest_path(engine: Path) -> Path:
-    """Where the manifest of an engine lies."""
+    """Path of an engine's manifest."""
     return engine.with_name(f"{engine.name}.json")
 
 
 def check_path(engine: Path) -> Path:
-    """Where the check pair of an engine lies."""
+    """Path of an engine's check pair."""
     return engine.with_name(f"{engine.name}.check.npz")
 
 
 def cache_path(engine: Path) -> Path:
-    """Where kernels that TensorRT-RTX has compiled for an engine are kept."""
+    """Path of the cache of the kernels that TensorRT-RTX compiles for an engine."""
     return engine.with_name(f"{engine.name}.cache")
 
 
 def file_sha256(path: Path) -> str:
-    """The hash of a file."""
+    """SHA-256 of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -48,26 +49,27 @@ def file_sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of a TensorRT engine.
+    """Description of a TensorRT engine.
 
     Attributes:
-        precision: of its arithmetic: "float16", "bfloat16" or "float32".
+        precision: precision of the arithmetic: "float16", "bfloat16" or "float32".
         flavour: "tensorrt" or "tensorrt-rtx".
-        version: of the library that built it, and must run it.
-        compute_capabilities: of the GPUs that it is for, such as "8.9".
-        device: name of the GPU that it was built on; "" for none.
-        shapes: "min", "opt" and "max", each pairs, height and width.
-        engine: "sha256" and "bytes" of its file.
-        weights: hash of the weights in it.
-        config, training: of the network, as in a weights file.
-        plugins: names of our kernels in it.
-        layers: "count", "reformats" (those that only rearrange or convert values), "kinds" (counts), "list".
-        largest_activation: magnitude of the largest value inside the network, on the inputs of the verification.
-        graph_parity: of the graph that it was built from, see `parity.Parity`.
-        parity: of the engine, by the name of the GPU on which it was verified.
-        check: "sha256" of its check pair, or None.
-        built, build_seconds: when, in ISO format, and how long it took.
-        versions: of what made it.
+        version: version of the library that built the engine; the same version must run it.
+        compute_capabilities: compute capabilities of the GPUs that the engine supports, such as "8.9".
+        device: name of the GPU on which the engine was built; "" if there was none.
+        shapes: "min", "opt" and "max", each as image pairs, height and width.
+        engine: "sha256" and "bytes" of the engine file.
+        weights: hash of the weights in the engine.
+        config, training: configuration and training record of the network, as in a weights file.
+        plugins: names of this project's kernels in the engine.
+        layers: "count", "reformats" (number of layers that only rearrange or convert values), "kinds" (number of layers
+            by kind) and "list".
+        largest_activation: largest magnitude of any value inside the network on the verification inputs.
+        graph_parity: parity of the graphs from which the engine was built, each as `parity.Parity.to_dict` gives it.
+        parity: parity of the engine, by the name of the GPU on which it was verified.
+        check: "sha256" of the check pair, or None.
+        built, build_seconds: time of the build in ISO format, and its duration.
+        versions: versions of the software that built the engine.
     """
 
     precision: str
@@ -92,10 +94,10 @@ class Manifest:
 
     @classmethod
     def read(cls, engine: Path) -> Manifest:
-        """The manifest of the engine file `engine`.
+        """Read the manifest of the engine file `engine`.
 
         Raises:
-            EngineError: there is none, it cannot be read, or another version wrote it.
+            EngineError: the manifest is missing, cannot be read, is damaged, or is of another version.
         """
         path = manifest_path(engine)
         try:
@@ -110,13 +112,13 @@ class Manifest:
             raise EngineError(f"{path}: is no manifest of this version of dmfnet-fast; export the engine again")
         try:
             manifest = cls(**values)
-            manifest._check_shape_of_values()
+            manifest._check_values()
         except (TypeError, KeyError, ValueError) as error:
             raise EngineError(f"{path}: is damaged, or of another version ({error}); {AGAIN}") from error
         return manifest
 
-    def _check_shape_of_values(self) -> None:
-        """Raise a TypeError, KeyError or ValueError if a value is not what the runtime takes it for."""
+    def _check_values(self) -> None:
+        """Raise a TypeError, KeyError or ValueError if a value is not of the kind that the runtime expects."""
         kinds: dict[str, type | tuple[type, ...]] = {
             **dict.fromkeys(("precision", "flavour", "version", "device", "weights", "built"), str),
             **dict.fromkeys(("compute_capabilities", "plugins", "graph_parity"), list),
@@ -128,7 +130,7 @@ class Manifest:
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(name)
-        if self.precision not in LIMITS or self.precision == "int8":  # which only OpenVINO runs
+        if self.precision not in FLOAT_PRECISIONS:
             raise ValueError(f"precision {self.precision!r}")
         if not all(isinstance(capability, str) for capability in self.compute_capabilities):
             raise TypeError("compute_capabilities")
@@ -149,12 +151,12 @@ class Manifest:
             raise TypeError("engine")
 
     def write(self, engine: Path) -> None:
-        """Write it beside the engine file `engine`. Raises an OutputError if that cannot be."""
+        """Write the manifest beside the engine file `engine`. Raises an OutputError if it cannot be written."""
         with replacing(manifest_path(engine)) as temporary:
             temporary.write_text(json.dumps({"format": FORMAT, "kind": KIND, **asdict(self)}, indent=1) + "\n")
 
     def check_file(self, engine: Path) -> None:
-        """Raise an EngineError unless the engine file is the one that this was written for."""
+        """Raise an EngineError unless this manifest was written for the engine file `engine`."""
         try:
             size = engine.stat().st_size
             same = size == self.engine["bytes"] and file_sha256(engine) == self.engine["sha256"]
@@ -163,32 +165,37 @@ class Manifest:
         if size != self.engine["bytes"]:
             raise EngineError(f"{engine}: has {size} bytes, its manifest says {self.engine['bytes']}: {AGAIN}")
         if not same:
-            raise EngineError(f"{engine}: is not the file that its manifest was written for, or is damaged: {AGAIN}")
+            raise EngineError(f"{engine}: is damaged, or is not the file that its manifest was written for: {AGAIN}")
 
 
 def save_check(engine: Path, reference: Reference) -> str:
-    """Write the check pair of the engine file `engine`, with the float32 result; returns the file's hash."""
+    """Write the check pair of the engine file `engine`, with its float32 result; returns the written file's hash."""
     with replacing(check_path(engine)) as temporary:
         np.savez_compressed(temporary, a=reference.a, b=reference.b, fused=reference.fused)
     return file_sha256(check_path(engine))
 
 
 def load_check(engine: Path, sha256: str, interface: Interface) -> Reference:
-    """The check pair of the engine file `engine`, whose hash and network's interface its manifest gives.
+    """Read the check pair of the engine file `engine`.
+
+    Args:
+        engine: path of the engine file.
+        sha256: expected hash of the check pair, from the engine's manifest.
+        interface: interface of the engine's network.
 
     Raises:
-        EngineError: there is none, or another.
+        EngineError: the check pair is missing, cannot be read, or has another hash.
     """
     path = check_path(engine)
     try:
         if file_sha256(path) != sha256:
-            raise EngineError(f"{path}: is not the file that the engine's manifest names, or is damaged: {AGAIN}")
+            raise EngineError(f"{path}: is damaged, or is not the file that the engine's manifest names: {AGAIN}")
         with np.load(path, allow_pickle=False) as file:
             return Reference(file["a"], file["b"], file["fused"], interface)
     except FileNotFoundError as error:
         raise EngineError(
-            f"{engine}: has not been verified on its GPU yet, and {path.name}, which that takes, is not beside it: "
-            f"{AGAIN}"
+            f"{engine}: has not been verified on its GPU yet, and {path.name}, which the verification needs, is not "
+            f"beside it: {AGAIN}"
         ) from error
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise EngineError(f"{path}: cannot be read ({error}): {AGAIN}") from error

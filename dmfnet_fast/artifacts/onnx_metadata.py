@@ -1,32 +1,34 @@
-"""How an exported network's ONNX file says what it is: its format, its metadata, and a hash of its content."""
+"""Metadata of exported ONNX files: format, kind, and a hash of the content."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 
-FORMAT = "dmfnet-fast 1"
-KIND = "fusion"  # in the metadata, beside the kinds of weights files
+from dmfnet_fast.errors import EngineError
 
-# A last entry of ONNX's metadata_props (field 14: key, value), whose value is the hash of all that precedes it.
+FORMAT = "dmfnet-fast 1"
+KIND = "fusion"  # the "kind" in the metadata; weights files have kinds of their own
+
+# The last entry of ONNX's metadata_props (field 14: key, value); its value is the hash of all preceding bytes.
 _KEY = b"content_sha256"
 _SEAL = b"\x72\x52\x0a\x0e" + _KEY + b"\x12\x40"
 _DIGITS = 64
 
 
 def seal(content: bytes) -> bytes:
-    """A serialized ONNX model with its hash appended, which stays a serialized ONNX model."""
+    """Append the hash of a serialized ONNX model to it; the result is again a serialized ONNX model."""
     return content + _SEAL + hashlib.sha256(content).hexdigest().encode()
 
 
 def is_sealed(file: bytes) -> bool:
-    """Whether a file ends in the hash of the rest: nothing in it has changed since it was exported."""
+    """Whether a file ends in the hash of the rest, that is, is unchanged since it was exported."""
     end = len(file) - _DIGITS - len(_SEAL)
     return end > 0 and file == seal(file[:end])
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """A protobuf varint, and where it ends."""
+    """The value of the protobuf varint at offset `at`, and the offset of its end."""
     value = shift = 0
     while True:
         byte = content[at]
@@ -37,7 +39,7 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Numbers and contents of a protobuf message's length-delimited fields."""
+    """The number and content of each length-delimited field of a protobuf message; varint fields are skipped."""
     at = 0
     while at < len(content):
         key, at = _varint(content, at)
@@ -54,13 +56,31 @@ def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def properties(file: bytes) -> dict[str, str]:
-    """The metadata_props of a serialized ONNX model, read without onnx, which a Jetson need not have.
+    """The metadata_props of a serialized ONNX model, read without the onnx package, which a Jetson may lack.
 
     Raises:
-        ValueError: it is no such model, or truncated.
+        ValueError: the file is not an ONNX model, or is truncated.
     """
     try:
         entries = [dict(_fields(content)) for number, content in _fields(file) if number == 14]
         return {entry[1].decode(): entry.get(2, b"").decode() for entry in entries}
     except (IndexError, KeyError) as error:
         raise ValueError("not an ONNX model, or truncated") from error
+
+
+def exported_properties(file: bytes, name: str) -> dict[str, str]:
+    """The metadata of a file that dmfnet-export made.
+
+    Args:
+        name: of the file, for errors.
+
+    Raises:
+        EngineError: it is damaged, or was not made by that.
+    """
+    try:
+        known = properties(file)
+    except ValueError as error:
+        raise EngineError(f"{name}: is not a readable ONNX file, or is damaged ({error})") from error
+    if known.get("format") != FORMAT or known.get("kind") != KIND:
+        raise EngineError(f"{name}: was not made by dmfnet-export; make it anew from weights")
+    return known

@@ -1,4 +1,4 @@
-"""Whether an engine's images are those of the network as trained, in float32."""
+"""Parity: how closely an engine reproduces the trained network in float32, and the limits for each precision."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.artifacts.interface import Interface
-from dmfnet_fast.engines.network_inputs import network_inputs
+from dmfnet_fast.artifacts.network_inputs import network_inputs
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.images.color import Canvas
 from dmfnet_fast.metrics.similarity import hybrid_objective, psnr, ssim
 
-Shape: TypeAlias = tuple[int, int, int]  # pairs, height, width
+Shape: TypeAlias = tuple[int, int, int]  # image pairs, height, width
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Gray images, and what the network as trained makes of them in float32.
+    """Gray images, and the result of the trained network on them in float32.
 
-    Noise is that of seed 0. Where the network takes an interval, it is what the sources show around each pixel: no
-    color narrows it. It follows from the images, so it is not kept.
+    The noise is that of seed 0. The interval, for networks that take it, spans both sources in each pixel's
+    neighborhood; as the images are gray, no color narrows it. It is computed from the images and not stored.
 
     Attributes:
         a, b: luminances, (N, H, W) uint8.
-        fused: (N, 1, H, W) float32 in [-1, 1].
-        interface: of the network.
+        fused: result of the network, (N, 1, H, W) float32 in [-1, 1].
+        interface: interface of the network.
     """
 
     a: NDArray[np.uint8]
@@ -39,24 +39,24 @@ class Reference:
 
     @property
     def shape(self) -> Shape:
-        """Pairs, height, width."""
+        """Number of image pairs, height and width."""
         pairs, height, width = self.a.shape
         return pairs, height, width
 
     @property
     def inputs(self) -> dict[str, NDArray[np.float32]]:
-        """As the network takes them, by name."""
+        """The network's inputs, by name."""
         return network_inputs(self.interface, [Canvas(a, b) for a, b in zip(self.a, self.b, strict=True)])[0]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How far an engine's images may be from float32's.
+    """How far an engine's results may deviate from those in float32.
 
     Attributes:
-        max_abs: of the luminance in [-1, 1], where a gray level is 0.0078.
-        psnr: least, of the 8-bit images, in dB.
-        ssim: least, of the 8-bit images.
+        max_abs: largest absolute error of the luminance in [-1, 1], where a gray level is 0.0078.
+        psnr: least PSNR of the 8-bit images, in dB.
+        ssim: least SSIM of the 8-bit images.
     """
 
     max_abs: float
@@ -64,13 +64,16 @@ class Limit:
     ssim: float
 
 
-# Rounding in float32 reaches 5e-6, with which a pixel in some thousands falls to the next gray level. bfloat16 has 8
-# bits of mantissa; with trained weights and with random ones single pixels reach 0.065, the mean 0.005 (50 dB).
-# float16 has 11 bits: with trained weights single pixels reach 0.002 (68 dB), with random ones 0.0054 (61 dB); engines
-# that order sums otherwise get two gray levels. int8 cuts what lies beyond its ranges, which single pixels show: with
-# trained weights up to 0.13, least 39.8 dB and SSIM 0.994 calibrated on scans, 36.8 dB on phantoms (of pairs that are
-# black, white or nearly so; heads have 49 dB and more); with weights made by rule 0.14, 40.7 dB, 0.986; a student
-# calibrated on phantoms 0.25, 38.4 dB, 0.993.
+# Measured deviations behind the limits:
+# - float32: rounding reaches 5e-6, which moves one pixel in several thousand to the next gray level.
+# - float16 (11-bit significand): single pixels reach 0.002 (68 dB) with trained weights and 0.0054 (61 dB) with random
+#   ones; engines that sum in another order are granted two gray levels.
+# - bfloat16 (8-bit significand): single pixels reach 0.065 and the mean is 0.005 (50 dB), with trained weights and with
+#   random ones.
+# - int8 clips values beyond its calibrated ranges, which affects single pixels. With trained weights: up to 0.13, at
+#   least 39.8 dB and SSIM 0.994 when calibrated on scans, and 36.8 dB when calibrated on phantoms (for pairs that are
+#   black, white or nearly so; heads have 49 dB or more). With synthetic weights: 0.14, 40.7 dB and 0.986. A student
+#   calibrated on phantoms: 0.25, 38.4 dB and 0.993.
 LIMITS = {
     "float32": Limit(1e-4, 65.0, 0.9999),
     "float16": Limit(0.016, 56.0, 0.999),
@@ -81,14 +84,14 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Parity:
-    """One engine at one precision, over all inputs.
+    """Worst deviations of one engine at one precision from the reference, over all inputs.
 
     Attributes:
-        engine, precision: what ran.
-        sizes: of the images that it was given, "HxW" each.
-        max_abs: largest error of the luminance in [-1, 1].
-        psnr: least, of the 8-bit images, in dB; infinite where they are equal.
-        ssim: least, of the 8-bit images.
+        engine, precision: the engine and the precision that were verified.
+        sizes: sizes of the images, each as "HxW".
+        max_abs: largest absolute error of the luminance in [-1, 1].
+        psnr: least PSNR of the 8-bit images, in dB; infinite if all are equal.
+        ssim: least SSIM of the 8-bit images.
         objective: largest change of the hybrid objective, which is about 0.3 (see `similarity.hybrid_objective`).
     """
 
@@ -102,18 +105,18 @@ class Parity:
 
     @property
     def within(self) -> bool:
+        """Whether all deviations are within the limits of the precision; NaN never is."""
         limit = LIMITS[self.precision]
-        # NaN is beyond every limit.
         return self.max_abs <= limit.max_abs and self.psnr >= limit.psnr and self.ssim >= limit.ssim
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, which has no infinity and no NaN."""
+        """Values for JSON, in which None replaces infinity and NaN."""
         values = asdict(self) | {"sizes": list(self.sizes)}
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Parity:
-        """What `to_dict` gave; TypeError if it is not that."""
+        """Restore the result of `to_dict`. Raises a TypeError if a value is missing or unknown."""
         missing = {"psnr": math.inf} | dict.fromkeys(("max_abs", "ssim", "objective"), math.nan)
         known: dict[str, Any] = {k: missing.get(k) if v is None else v for k, v in values.items()}
         return cls(**known | {"sizes": tuple(known.get("sizes", ()))})
@@ -128,7 +131,7 @@ class Parity:
 
 
 def gray_levels(luminance: NDArray[Any]) -> NDArray[Any]:
-    """The 8-bit image's values. NaN stays."""
+    """Convert luminances in [-1, 1] to integral gray levels 0..255, as floats; NaN is preserved."""
     return np.rint((luminance + 1.0) * 127.5).clip(0, 255)
 
 
@@ -139,27 +142,34 @@ def compare(
     reference: Sequence[NDArray[Any]],
     sources: Sequence[tuple[NDArray[Any], NDArray[Any]]],
 ) -> Parity:
-    """Compare fused luminances with float32's; `sources` are what was fused. Batches (N, 1, H, W) in [-1, 1]."""
+    """Compare an engine's results with those in float32.
+
+    Args:
+        engine, precision: the engine and the precision, for the result.
+        fused: the engine's results, as batches (N, 1, H, W) in [-1, 1].
+        reference: the corresponding float32 results.
+        sources: the corresponding batches of a and b.
+    """
     largest, psnrs, ssims, changes = [], [], [], []
-    for batch, wanted, (a, b) in zip(fused, reference, sources, strict=True):
-        for n, (f, r) in enumerate(zip(batch[:, 0], wanted[:, 0], strict=True)):
+    for batch, expected, (a, b) in zip(fused, reference, sources, strict=True):
+        for n, (f, r) in enumerate(zip(batch[:, 0], expected[:, 0], strict=True)):
             largest.append(float(np.abs(f - r).max()))
             psnrs.append(psnr(gray_levels(f), gray_levels(r)))
             ssims.append(ssim(gray_levels(f), gray_levels(r)))
             changes.append(abs(hybrid_objective(f, a[n, 0], b[n, 0]) - hybrid_objective(r, a[n, 0], b[n, 0])))
-    sizes = dict.fromkeys(f"{wanted.shape[2]}x{wanted.shape[3]}" for wanted in reference)
-    # numpy's, which give NaN where there is one.
+    sizes = dict.fromkeys(f"{expected.shape[2]}x{expected.shape[3]}" for expected in reference)
+    # numpy's reductions propagate NaN, Python's min and max do not.
     worst = (float(np.max(largest)), float(np.min(psnrs)), float(np.min(ssims)), float(np.max(changes)))
     return Parity(engine, precision, tuple(sizes), *worst)
 
 
 def compare_with(engine: str, precision: str, fused: Sequence[NDArray[Any]], wanted: Sequence[Reference]) -> Parity:
-    """Compare what an engine made of the references' inputs with what the network as trained makes of them."""
+    """Compare an engine's results on the inputs of the references `wanted` with those of the trained network."""
     inputs = [reference.inputs for reference in wanted]
     return compare(engine, precision, fused, [r.fused for r in wanted], [(given["a"], given["b"]) for given in inputs])
 
 
 def check(parity: Parity, consequence: str) -> None:
-    """Raise an EngineError, which ends in `consequence`, if an engine's parity is beyond its limits."""
+    """Raise an EngineError, whose message ends in `consequence`, if an engine's parity exceeds its limits."""
     if not parity.within:
         raise EngineError(f"differs from the weights: {parity}; {consequence}")

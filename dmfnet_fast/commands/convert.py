@@ -1,4 +1,4 @@
-"""`dmfnet-convert`: published checkpoints to a weights file."""
+"""`dmfnet-convert`: converts the published checkpoints to a weights file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 import click
 
 from dmfnet_fast.commands.shared import command
-from dmfnet_fast.errors import OutputError
+from dmfnet_fast.engines.kinds import TORCH
 
 
 @command()
-@click.option("--denoiser", type=click.Path(path_type=Path), required=True, help="I630000_E14000_gen.pth")
-@click.option("--fusion", type=click.Path(path_type=Path), required=True, help="MIF.pth")
+@click.option(
+    "--denoiser", type=click.Path(path_type=Path), required=True, help="The denoiser: I630000_E14000_gen.pth."
+)
+@click.option("--fusion", type=click.Path(path_type=Path), required=True, help="The fusion network: MIF.pth.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="Weights file to write, .safetensors."
 )
@@ -20,10 +22,9 @@ from dmfnet_fast.errors import OutputError
 def main(denoiser: Path, fusion: Path, output: Path) -> None:
     """Convert the two published DM-FNet checkpoints into one .safetensors weights file.
 
-    Only plain tensors are read from them, never code. Every tensor is checked by name and shape.
+    Only plain tensors are read, and no code is run. The name and shape of every tensor are checked.
     """
-    if output.suffix != ".safetensors":
-        raise OutputError(f"{output}: name a .safetensors file")
+    TORCH.check_output(output)
     from dmfnet_fast.model import save_model
     from dmfnet_fast.model.convert import convert_checkpoints
 

@@ -1,4 +1,4 @@
-"""`dmfnet-demo`: the main job on made-up heads, to look at."""
+"""`dmfnet-demo`: fuses phantom heads and writes montages for visual inspection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEADS = 2
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.version_option(package_name="dmfnet-fast")
 def main(folder: Path) -> None:
-    """Fuse phantom heads of the three modalities; write a montage of each to FOLDER and print its path."""
+    """Fuse phantom heads in three modalities, write a montage of each modality to FOLDER, and print its path."""
     make_folder(folder)
     phantoms = [make_phantom(seed) for seed in range(HEADS)]
     with Fuser() as fuser:

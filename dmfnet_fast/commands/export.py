@@ -1,4 +1,4 @@
-"""`dmfnet-export`, found even where another distribution owns the name of the package that does it."""
+"""Entry point of `dmfnet-export`: gives a clear error if another distribution's package `export` is found first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dmfnet_fast.siblings import check_ours
 
 
 def main() -> None:
-    """Run the command in `export.command`; a foreign package of that name is one clear error."""
+    """Run `export.command.main`, after a check that `export` is this project's package."""
     try:
         check_ours("export")
     except MissingExtraError as error:

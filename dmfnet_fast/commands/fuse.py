@@ -1,4 +1,4 @@
-"""`dmfnet-fuse`: two images, or two folders of them, from the command line."""
+"""`dmfnet-fuse`: fuses two images, or two folders of images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
@@ -16,28 +16,31 @@ from dmfnet_fast import __version__
 from dmfnet_fast.artifacts.atomic import make_folder
 from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
-from dmfnet_fast.engines import DEFAULT, Precision
+from dmfnet_fast.engines import DEFAULT
+from dmfnet_fast.engines.kinds import default_devices, files_and_libraries
 from dmfnet_fast.errors import DMFNetError, ImageError, OutputError
 from dmfnet_fast.fuser import Fuser, Range, Source
-from dmfnet_fast.images.color import DEFAULT_RULES, check_range, stated_range
-from dmfnet_fast.images.io import WRITABLE, check_holds, check_suffix, read_image, to_8_bit, write_image
+from dmfnet_fast.images.color import DEFAULT_RULES, check_range, range_of
+from dmfnet_fast.images.formats import WRITERS, suffixes
+from dmfnet_fast.images.io import check_holds, check_suffix, load_image, to_8_bit, write_image
 from dmfnet_fast.images.montage import montage
 from dmfnet_fast.images.pairing import pair_folders
+from dmfnet_fast.precision import PRECISION_CHOICES, PrecisionChoice
 
 MONTAGES = "montages"
-WORKERS = 3  # one decodes, one computes (calls to the engine take turns), one encodes
+WORKERS = 3  # one decodes, one computes (calls to the engine are serialized), one encodes
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command was asked for, by the names of its options."""
+    """The arguments and options of the command."""
 
     a: Path
     b: Path
     output: Path
     engine: str
     device: str | None
-    precision: Precision
+    precision: PrecisionChoice
     threads: int | None
     seed: int
     keep_chroma: float
@@ -92,15 +95,15 @@ def _check_inputs_survive(jobs: list[Job]) -> None:
 
 def _fuse(job: Job, fuser: Fuser, range_a: Range | None, range_b: Range | None) -> None:
     assert job.output is not None
-    a, b = read_image(job.a), read_image(job.b)
-    check_holds(Path(job.output), b)
-    values_a, values_b = stated_range(a, range_a, job.a), stated_range(b, range_b, job.b)
-    fused = fuser.fuse(Source(a, job.a, values=values_a), Source(b, job.b, values=values_b))
+    a, b = load_image(job.a), load_image(job.b)
+    check_holds(Path(job.output), b.pixels)
+    values_a, values_b = range_of(a, range_a), range_of(b, range_b)
+    fused = fuser.fuse(Source(a.pixels, a.name, values=values_a), Source(b.pixels, b.name, values=values_b))
     write_image(job.output, fused, values_b)
     if job.montage is not None:
-        row = [to_8_bit(a, values_a), to_8_bit(b, values_b), to_8_bit(fused, values_b)]
+        row = [to_8_bit(a.pixels, values_a), to_8_bit(b.pixels, values_b), to_8_bit(fused, values_b)]
         write_image(job.montage, montage([row], ["a", "b", "fused"]))
-    job.size = (b.shape[1], b.shape[0])
+    job.size = (b.pixels.shape[1], b.pixels.shape[0])
 
 
 def _work(
@@ -111,7 +114,7 @@ def _work(
     range_b: Range | None,
     journal: Journal | None,
 ) -> None:
-    """Fuse the jobs that are pending, several at a time; go through `shown`, the same jobs, as they are done."""
+    """Fuse the pending jobs, several at a time, and advance `shown`, which iterates over all jobs, as they finish."""
 
     def work(job: Job) -> None:
         started = time.perf_counter()
@@ -122,7 +125,7 @@ def _work(
         except DMFNetError as error:
             job.status, job.error = "failed", str(error)
         except Exception as error:
-            # Whatever one pair does, the others still get done.
+            # No failure of one pair may stop the others.
             job.status, job.error = "failed", f"{job.a} with {job.b}: {type(error).__name__}: {error}"
         else:
             job.status, job.seconds = "fused", round(time.perf_counter() - started, 4)
@@ -134,7 +137,7 @@ def _work(
             if future is not None:
                 future.result()
     finally:
-        # After an interrupt, those that have begun are finished and recorded, the others are not begun.
+        # After an interrupt, jobs in progress are finished and recorded; the others are not started.
         pool.shutdown(cancel_futures=True)
 
 
@@ -151,48 +154,48 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
     "--output",
     type=click.Path(path_type=Path),
     required=True,
-    help="Image to write (.png .tif .bmp .jpg), or a folder.",
+    help=f"Image to write ({' '.join(writer.suffixes[0] for writer in WRITERS)}), or a folder.",
 )
 @click.option(
     "--engine",
     default=DEFAULT,
-    help="A shipped network by its name, weights (.safetensors), or a file of dmfnet-export (.onnx, .engine).",
+    help=f"Name of a shipped network, or a file: {files_and_libraries()}.",
 )
-@click.option("--device", help="cpu, cuda or cuda:N; by default cuda for an .engine file, else cpu.")
+@click.option("--device", help=f"cpu, cuda or cuda:N; by default {default_devices()}.")
 @click.option(
     "--precision",
     default="auto",
-    type=click.Choice(get_args(Precision)),
-    help="Of the arithmetic; auto is the fastest.",
+    type=click.Choice(PRECISION_CHOICES),
+    help="Precision of the arithmetic; auto is the fastest.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
-@click.option("--seed", default=0, type=click.IntRange(0, 2**64 - 1), help="Of the noise, for networks that take it.")
+@click.option(
+    "--seed", default=0, type=click.IntRange(0, 2**64 - 1), help="Seed of the noise, for networks that take noise."
+)
 @click.option(
     "--keep-chroma",
     default=DEFAULT_RULES.kept_chroma,
     show_default=True,
     type=click.FloatRange(0, 1),
-    help="Least part of B's chroma that every pixel keeps; detail in saturated colors is drawn darker for it.",
+    help="Least fraction of B's chroma that every pixel keeps; it limits the brightness of saturated colors.",
 )
 @click.option(
     "--allow-invention",
     is_flag=True,
-    help="Allow pixels darker or brighter than all that A and B have within one pixel of them.",
+    help="Allow pixels to be darker or brighter than all of A and B within one pixel.",
 )
-@click.option(
-    "--range-a", type=(float, float), metavar="LO HI", help="Values that mean black and white in a 16-bit or float A."
-)
+@click.option("--range-a", type=(float, float), metavar="LO HI", help="Values of black and white in 16-bit or float A.")
 @click.option("--range-b", type=(float, float), metavar="LO HI", help="The same for B.")
 @click.option(
     "--format",
     "suffix",
     default="png",
     show_default=True,
-    type=click.Choice([s[1:] for s in WRITABLE]),
-    help="Of the files in an output folder.",
+    type=click.Choice([suffix[1:] for suffix in suffixes(WRITERS)]),
+    help="Format of the files in an output folder.",
 )
 @click.option("--montage", "with_montage", is_flag=True, help="Also write a PNG of A, B and the result side by side.")
-@click.option("--overwrite", is_flag=True, help="In a folder: redo all, and replace files that are there.")
+@click.option("--overwrite", is_flag=True, help="In a folder: fuse all pairs again, and replace existing files.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print a machine-readable report; everything else goes to standard error."
 )
@@ -200,10 +203,9 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
 def main(as_json: bool, **given: Any) -> None:
     """Fuse A, an MRI, with B, a CT, PET or SPECT of the same slice and size.
 
-    A and B are two images, or two folders whose images are paired by name. The result shows the
-    structure of both in B's colors and depth. In folders, results that this command would make again are
-    kept (an interrupted run goes on where it stopped), a pair that fails does not stop the others, and the
-    exit code is then 2.
+    A and B are two images, or two folders whose images are paired by name. The result shows the structure of both in
+    B's colors and bit depth. In folders, results that this command would reproduce are kept, so that an interrupted run
+    resumes where it stopped. A pair that fails does not stop the others; the exit code is then 2.
 
     Not a medical device.
     """
@@ -233,7 +235,7 @@ def main(as_json: bool, **given: Any) -> None:
 
 
 def _run(request: Request) -> tuple[dict[str, Any], int]:
-    """The report of all pairs, and how many files were ignored."""
+    """Fuse all pairs; the report, and the number of ignored files."""
     a, b, output, with_montage, suffix = request.a, request.b, request.output, request.with_montage, request.suffix
     for path in (a, b):
         if not path.exists():

@@ -1,4 +1,4 @@
-"""What `dmfnet-fuse` made in a folder, and of what."""
+"""The journal of `dmfnet-fuse` in an output folder: what it made, and from what."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ JOURNAL = ".dmfnet-fuse.jsonl"
 
 @dataclass
 class Job:
-    """One pair: what to read and write, and what came of it."""
+    """One pair: the files to read and write, and the outcome."""
 
     a: str
     b: str
     output: str | None
     montage: str | None = None
-    status: str = "pending"  # then fused, skipped or failed
+    status: str = "pending"  # later fused, skipped or failed
     error: str | None = None
-    seconds: float | None = None  # from reading to writing, waiting for other pairs included
+    seconds: float | None = None  # from reading to writing, including the wait for other pairs
     size: tuple[int, int] | None = None  # width, height
 
 
@@ -34,10 +34,10 @@ def _hash(path: str) -> str:
 
 
 class Journal:
-    """What each result in a folder was made from, one JSON line a result.
+    """A record of the inputs and settings of every result in a folder, one line of JSON per result.
 
-    Inputs and results are known by their contents, so a result is kept only if the same command would make
-    it again, and a file that this command did not make is never replaced unasked.
+    Inputs and results are identified by hashes of their contents: a result is kept only if the same command would
+    reproduce it, and a file that this command did not make is never replaced unless the user asks for it.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ class Journal:
         except OSError as error:
             raise OutputError(f"{self._path}: cannot be read and written: {error.strerror or error}") from error
         for line in lines:
-            # The last line of an interrupted run may be cut off.
+            # The last line of an interrupted run may be incomplete.
             with suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
                 self._made[entry["output"]] = entry
@@ -69,22 +69,22 @@ class Journal:
         }
 
     def check(self, job: Job, overwrite: bool) -> None:
-        """Mark a job as skipped if its results are there, or as failed if they are somebody else's."""
+        """Mark a job as skipped if its results are up to date, or as failed if this command did not make them."""
         results = [Path(path) for path in (job.output, job.montage) if path is not None]
         known = self._made.get(Path(str(job.output)).name)
         if overwrite:
             return
         if known is None and any(path.exists() for path in results):
             job.status = "failed"
-            job.error = f"{job.output}: is there already and was not made by this command; --overwrite replaces it"
+            job.error = f"{job.output}: already exists and was not made by this command; --overwrite replaces it"
         elif known is not None and all(path.exists() for path in results):
-            # An input that cannot be read is reported when it is fused.
+            # An input that cannot be read is reported when the job runs.
             with suppress(OSError):
                 if known == self._entry(job):
                     job.status = "skipped"
 
     def add(self, job: Job) -> None:
-        """Record a result; threads may do so at once."""
+        """Record a result. Safe to call from several threads."""
         entry = json.dumps(self._entry(job)) + "\n"
         try:
             with self._lock, self._path.open("a", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""`dmfnet-phantom`: made-up head images in the training data's layout."""
+"""`dmfnet-phantom`: writes phantom head images in the layout of training data."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from dmfnet_fast.phantom import MODALITIES, make_phantom
 def write_phantoms(folder: Path, train: int = 8, test: int = 2, size: int = 256, seed: int = 0) -> Iterator[Path]:
     """Write phantom pairs in the layout that training reads, `folder/{train,test}/MODALITY-MRI/...`.
 
-    Every pair gets a head of its own, so no head is in two places.
+    Every pair shows a different head.
 
     Args:
-        train, test: pairs of each modality.
-        size, seed: as for `make_phantom`; the seed of the first head.
+        folder: where to write.
+        train, test: number of pairs of each modality.
+        size: width and height in pixels, as for `make_phantom`.
+        seed: seed of the first head; it increases by one for each further head.
 
     Yields:
-        Each file, once it is written.
+        The path of each file, once it is written.
 
     Raises:
         OutputError: `folder` cannot be written, or its `train` or `test` already holds files.
@@ -48,7 +50,7 @@ def write_phantoms(folder: Path, train: int = 8, test: int = 2, size: int = 256,
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--train", default=8, type=click.IntRange(0), help="Training pairs of each modality.")
 @click.option("--test", default=2, type=click.IntRange(0), help="Test pairs of each modality.")
-@click.option("--size", default=256, type=click.IntRange(64, 4096), help="Width and height, pixels.")
+@click.option("--size", default=256, type=click.IntRange(64, 4096), help="Width and height in pixels.")
 @click.option("--seed", default=0, type=click.IntRange(0), help="Seed of the first head.")
 @click.version_option(package_name="dmfnet-fast")
 def main(folder: Path, train: int, test: int, size: int, seed: int) -> None:

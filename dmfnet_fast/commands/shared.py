@@ -1,4 +1,4 @@
-"""What all commands share: errors as one line and exit code 2, warnings as one line, progress."""
+"""Behavior shared by all commands: one-line errors with exit code 2, one-line warnings, and progress."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import click
 from dmfnet_fast.errors import DMFNetError, DMFNetWarning, memory_guard
 
 FAILED = 2
-SECONDS_BETWEEN_LINES = 10.0  # of progress, where standard error is no terminal
+SECONDS_BETWEEN_LINES = 10.0  # between lines of progress if standard error is not a terminal
 Item = TypeVar("Item")
 
 
@@ -26,25 +26,25 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 
 def progress(items: Iterable[Item], label: str, length: int | None = None) -> AbstractContextManager[Iterable[Item]]:
-    """`items`, with progress on standard error while they are gone through: a bar, or in a file a line at times."""
+    """Iterate over `items` with progress on standard error: a bar on a terminal, else a line every ten seconds."""
     if sys.stderr.isatty():
         return click.progressbar(items, length, label, file=sys.stderr)
     return closing(_lines(items, label, length if length is not None else length_hint(items)))
 
 
 def _lines(items: Iterable[Item], label: str, length: int) -> Generator[Item, None, None]:
-    """`items`; tells how many are done at the beginning, at times, and at the end."""
+    """Iterate over `items`; print how many are done at the start, at intervals, and at the end."""
     click.echo(f"{label}: 0 of {length}", err=True)
-    told = time.monotonic()
+    last_printed = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
-        if done == length or time.monotonic() - told >= SECONDS_BETWEEN_LINES:
+        if done == length or time.monotonic() - last_printed >= SECONDS_BETWEEN_LINES:
             click.echo(f"{label}: {done} of {length}", err=True)
-            told = time.monotonic()
+            last_printed = time.monotonic()
 
 
 def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """A click command that turns the package's errors into one line and exit code 2."""
+    """Decorator for a click command that prints user errors as one line and exits with 2."""
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         @functools.wraps(function)

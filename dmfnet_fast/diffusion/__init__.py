@@ -1,1 +1,1 @@
-"""The diffusion process: its noise schedule, and noise that is the same everywhere."""
+"""The diffusion process: noise schedules, and noise that is reproducible on every platform."""

@@ -1,10 +1,9 @@
 """Standard normal noise that is the same on every platform and with every numpy version.
 
-Philox is a counter-based generator whose raw 64-bit output numpy guarantees to keep; its distributions
-carry no such promise, and a platform's `log` may differ in the last bit. So the raw integers are turned
-into normals here, by the inverse of the normal distribution function (Wichura 1988, algorithm AS 241,
-PPND16, about 1e-16 relative), from additions, products, quotients and square roots alone: those are
-correctly rounded wherever IEEE 754 holds.
+numpy guarantees the raw 64-bit output of the counter-based generator Philox, but not the output of its distributions,
+and `log` may differ in the last bit between platforms. The raw integers are therefore converted to normal deviates
+here, by the inverse of the normal distribution function (Wichura 1988, algorithm AS 241, PPND16, relative accuracy
+about 1e-16). It uses only additions, products, quotients and square roots, which IEEE 754 rounds correctly.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from numpy.typing import NDArray
 
 from dmfnet_fast.diffusion.schedule import FUSION_TIMESTEPS
 
-_CENTRE_NUMERATOR = (
+_CENTER_NUMERATOR = (
     3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3, 1.3731693765509461125e4,
     4.5921953931549871457e4, 6.7265770927008700853e4, 3.3430575583588128105e4, 2.5090809287301226727e3,
 )  # fmt: skip
-_CENTRE_DENOMINATOR = (
+_CENTER_DENOMINATOR = (
     1.0, 4.2313330701600911252e1, 6.8718700749205790830e2, 5.3941960214247511077e3,
     2.1213794301586595867e4, 3.9307895800092710610e4, 2.8729085735721942674e4, 5.2264952788528545610e3,
 )  # fmt: skip
@@ -46,7 +45,7 @@ _SQRT_HALF = 0.7071067811865476
 
 
 def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Horner's rule with separate multiplications and additions (a fused one would round differently)."""
+    """Horner's rule with separate multiplications and additions, as fused ones would round differently."""
     result = np.full_like(x, coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         result *= x
@@ -61,7 +60,7 @@ def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
     mantissa = np.where(small, 2.0 * mantissa, mantissa)
     exponent = np.where(small, exponent - 1, exponent).astype(np.float64)
     z = (mantissa - 1.0) / (mantissa + 1.0)
-    # |z| <= 0.1716, so the first term left out, z^22 / 23, is below 1e-18.
+    # |z| <= 0.1716, so the first omitted term, z^22 / 23, is below 1e-18.
     series = _polynomial(tuple(1.0 / (2 * k + 1) for k in range(11)), z * z)
     return exponent * _LN_2 + 2.0 * z * series
 
@@ -70,7 +69,7 @@ def inverse_normal_cdf(p: NDArray[np.float64]) -> NDArray[np.float64]:
     """The standard normal quantile of each probability in `p`, 0 < p < 1 (AS 241, PPND16)."""
     q = p - 0.5
     r = 0.180625 - q * q
-    result = q * _polynomial(_CENTRE_NUMERATOR, r) / _polynomial(_CENTRE_DENOMINATOR, r)
+    result = q * _polynomial(_CENTER_NUMERATOR, r) / _polynomial(_CENTER_DENOMINATOR, r)
 
     outside = np.abs(q) > 0.425
     tail = np.sqrt(-_log(np.minimum(p[outside], 1.0 - p[outside])))
@@ -90,12 +89,12 @@ def fusion_noise(seed: int, height: int, width: int, timesteps: int = len(FUSION
 
     Args:
         seed: 0 to 2^64 - 1.
-        height, width: size in pixels that the network sees.
-        timesteps: of the network; the noise of fewer begins that of more.
+        height, width: size of the network's input, in pixels.
+        timesteps: number of the network's timesteps; the noise for fewer timesteps is a prefix of that for more.
 
     Returns:
-        Read-only float32 array (timesteps, 2, height, width), [timestep, image a or b], standard normal.
-        The same numbers for the same arguments, always and everywhere; cached.
+        Read-only float32 array (timesteps, 2, height, width), indexed by timestep and image (a or b), standard normal.
+        The same arguments give the same numbers on every platform. Results are cached.
 
     Raises:
         ValueError: `seed` is out of range.
@@ -104,7 +103,7 @@ def fusion_noise(seed: int, height: int, width: int, timesteps: int = len(FUSION
         raise ValueError(f"seed {seed}: must lie between 0 and 2^64 - 1")
     shape = (timesteps, 2, height, width)
     raw = np.random.Philox(key=seed).random_raw(int(np.prod(shape)))
-    # The upper 52 bits, centered in their cell: exact in float64 and never 0 or 1.
+    # The midpoint of one of 2^52 cells, chosen by the upper 52 bits: exact in float64 and never 0 or 1.
     probability = ((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     noise = inverse_normal_cdf(probability).astype(np.float32).reshape(shape)
     noise.flags.writeable = False

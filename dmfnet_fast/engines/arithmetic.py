@@ -1,4 +1,4 @@
-"""How cuDNN and cuBLAS compute: process-wide settings of PyTorch, set for a while."""
+"""Temporary changes to PyTorch's process-wide settings for cuDNN and cuBLAS."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ torch = require("torch", extra="torch")
 
 @contextmanager
 def arithmetic(tf32: bool = False, benchmark: bool = False, deterministic: bool = True) -> Iterator[None]:
-    """How cuDNN and cuBLAS compute meanwhile; unless told otherwise, exactly and the same every time.
+    """Set how cuDNN and cuBLAS compute, and restore the previous settings on exit.
+
+    The defaults give full float32 precision and deterministic results.
 
     Args:
         tf32: round the inputs of float32 products to 10 bits of mantissa.
-        benchmark: let cuDNN time its algorithms and take the fastest.
-        deterministic: take only algorithms that give the same bits every time.
+        benchmark: let cuDNN time its algorithms and use the fastest.
+        deterministic: use only algorithms that give the same bits on every run.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     precision = "tf32" if tf32 else "ieee"
     settings = (
         (cudnn, "benchmark", benchmark),
         (cudnn, "deterministic", deterministic),
-        # Not allow_tf32, which fails once a program has used these.
+        # PyTorch rejects allow_tf32 once a program has used fp32_precision.
         (cudnn.conv, "fp32_precision", precision),
         (matmul, "fp32_precision", precision),
-        # Sums of half-precision products stay float32.
+        # Half-precision products are accumulated in float32.
         (matmul, "allow_fp16_reduced_precision_reduction", False),
         (matmul, "allow_bf16_reduced_precision_reduction", False),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,59 +11,55 @@ from numpy.typing import NDArray
 from dmfnet_fast.artifacts.interface import Interface
 from dmfnet_fast.images.rules import Rules
 
-# "auto" is the fastest that stays within half a gray level of float32 on average, as each engine's class says.
-# Convolutions of an "int8" network multiply in 8 bits; that is in its file, so no other file runs so.
-Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-
 
 class Engine(ABC):
-    """An open network. Not safe to call from several threads at once: `Fuser` takes turns."""
+    """An open network. Not thread-safe: `Fuser` serializes the calls."""
 
-    largest_batch: int  # pairs that are worth giving to `run` at once
-    interface: Interface  # what the network takes
-    takes_pixels = False  # whether there is `fuse_pixels`
+    largest_batch: int  # largest number of pairs worth passing to `run` at once
+    interface: Interface  # inputs of the network
+    takes_pixels = False  # whether `fuse_pixels` is implemented
 
     @abstractmethod
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Fuse luminances.
 
         Args:
-            inputs: contiguous float32 arrays, of the names and shapes that `interface` gives for N pairs; H and W
+            inputs: contiguous float32 arrays with the names and shapes that `interface` gives for N pairs. H and W are
                 multiples of 16, at least 64.
                 a, b: (N, 1, H, W) in [-1, 1].
                 noise: (T, 2, H, W), standard normal.
-                interval: (N, 2, H, W), the least and the greatest luminance of each pixel, in [-1, 1].
+                interval: (N, 2, H, W), the lowest and highest luminance allowed for each pixel, in [-1, 1].
 
         Returns:
-            (N, 1, H, W) float32 in [-1, 1], and within the interval where there is one; owned by the caller.
+            (N, 1, H, W) float32 in [-1, 1], inside the interval if the network takes one. The caller owns the array.
         """
 
     def fuse_pixels(self, a: NDArray[np.uint8], b: NDArray[np.uint8], rules: Rules, seed: int) -> NDArray[np.uint8]:
-        """Fuse 8-bit images with nothing left for a CPU to do, equal to what `Canvas` makes of `run`.
+        """Fuse 8-bit images entirely on the device, with the result that `Canvas` computes from `run`.
 
-        Only where `takes_pixels` says so.
+        Call it only if `takes_pixels` is true.
 
         Args:
-            a: luminances (N, H, W), H and W as for `run`.
-            b: likewise, or colors (N, H, W, 3).
-            rules: what holds for every pixel.
-            seed: of the noise, for a network that takes it.
+            a: luminances (N, H, W), with H and W as for `run`.
+            b: luminances (N, H, W) or colors (N, H, W, 3).
+            rules: constraints on every pixel of the result.
+            seed: seed of the noise, for a network that takes noise.
 
         Returns:
-            Like b.
+            An array with the shape and type of b.
         """
         raise NotImplementedError
 
     @abstractmethod
     def close(self) -> None:
-        """Free what the engine holds; it cannot run afterwards. Closing twice does no harm."""
+        """Free all resources. The engine cannot run afterwards; closing it again has no effect."""
 
     @property
     @abstractmethod
     def info(self) -> dict[str, str]:
-        """What runs: engine, device, precision, weights (their hash), in words."""
+        """Engine, device, precision and weights (their hash) as text."""
 
 
 def some_pairs(inputs: Mapping[str, NDArray[np.float32]], part: slice) -> dict[str, NDArray[np.float32]]:
-    """The inputs of some pairs of a batch; they have the noise in common."""
+    """The inputs of part of a batch. The noise is shared by all pairs and passed on whole."""
     return {name: array if name == "noise" else array[part] for name, array in inputs.items()}

@@ -1,4 +1,4 @@
-"""One shape of a TensorRT engine: its execution context, its memory, its CUDA graph."""
+"""A TensorRT engine at one input shape: execution context, memory and CUDA graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from dmfnet_fast.errors import EngineError, is_lack_of_memory
 
 
 def expect(result: Any, what: str, errors: list[str]) -> Any:
-    """The result; if it says failure, the reason is the last of TensorRT's `errors`, which are then cleared."""
+    """Return `result` if it is truthy; otherwise raise the last of TensorRT's `errors` and clear the list.
+
+    Raises:
+        MemoryError: TensorRT ran out of memory.
+        EngineError: TensorRT failed for another reason.
+    """
     if result:
         return result
     message = f"TensorRT cannot {what}: {errors[-1] if errors else 'it does not say why'}"
@@ -27,7 +32,7 @@ def expect(result: Any, what: str, errors: list[str]) -> Any:
 
 
 class _Host:
-    """Pinned memory of the CPU, as an array."""
+    """Pinned host memory as a float32 array."""
 
     def __init__(self, cuda: Cuda, shape: tuple[int, ...], stack: ExitStack) -> None:
         count = int(np.prod(shape))
@@ -37,18 +42,18 @@ class _Host:
 
 
 class BoundShape:
-    """One shape: an execution context, its memory, and what it does as one CUDA graph.
+    """An execution context for one input shape, its memory, and a CUDA graph of copies and inference.
 
     Args:
-        cuda: of the GPU.
-        context: makes an execution context without memory of its own.
-        stream: that all is done on.
-        shapes: of the inputs, by name.
-        errors: where TensorRT's messages arrive.
+        cuda: CUDA runtime of the engine's GPU.
+        context: creates an execution context without memory of its own.
+        stream: stream for all copies and launches.
+        shapes: shapes of the inputs by name.
+        errors: list to which the logger appends TensorRT's error messages.
 
     Raises:
-        EngineError: TensorRT or CUDA cannot.
-        MemoryError: the GPU has too little memory. Nothing is left behind in either case.
+        EngineError: a call of TensorRT or CUDA failed.
+        MemoryError: the GPU has too little memory. Everything is freed in either case.
     """
 
     def __init__(
@@ -60,7 +65,8 @@ class BoundShape:
         errors: list[str],
     ) -> None:
         self._cuda, self._stream, self._errors = cuda, stream, errors
-        self._noise: NDArray[np.float32] | None = None  # that which is on the GPU, if it cannot change
+        # The read-only array whose values are on the GPU, so that the same noise is not copied again.
+        self._noise: NDArray[np.float32] | None = None
         self._of_pairs = [name for name in shapes if name != "noise"]
         with ExitStack() as stack:
             sizes = {**shapes, OUTPUT: shapes["a"]}
@@ -71,15 +77,15 @@ class BoundShape:
                 self._bind(shapes, stack)
                 if "noise" in shapes:
                     self._copy("noise", to_gpu=True)
-                self._enqueue()  # what is chosen or compiled at a first run is not for a graph
+                self._enqueue()  # warm-up: choices and compilation at the first run must not be captured
                 cuda.call("cudaStreamSynchronize", stream)
                 stack.callback(self._forget_context)
-                # What fails to be captured has run, and runs without.
+                # The warm-up succeeded, so if the capture fails, the engine runs without a graph.
                 self._graph = None
                 with suppress(EngineError):
                     self._graph = self._capture(stack)
             except BaseException:
-                self._forget_context()  # before its memory goes
+                self._forget_context()  # before its memory is freed
                 raise
             self._memory = stack.pop_all()
 
@@ -111,25 +117,28 @@ class BoundShape:
         self._cuda.call("cudaMemcpyAsync", *ends, host.values.nbytes, kind, self._stream)
 
     def _enqueue(self) -> None:
-        """From pinned memory to pinned memory; the noise, which is larger than both images, is on the GPU already."""
+        """Copy the inputs to the GPU, run the engine and copy the result back, all asynchronously.
+
+        The noise, which is larger than both images, is already on the GPU.
+        """
         for name in self._of_pairs:
             self._copy(name, to_gpu=True)
         self._expect(self._context.execute_async_v3(int(self._stream)), "run the engine")
         self._copy(OUTPUT, to_gpu=False)
 
     def _capture(self, stack: ExitStack) -> Any:
-        """The whole as a CUDA graph; None where TensorRT-RTX says that it cannot be captured."""
-        # TensorRT has no such question; there, an engine without loops can be.
+        """Capture copies and inference as a CUDA graph; None if TensorRT-RTX reports that capture is impossible."""
+        # TensorRT does not offer this query; it can capture every engine without loops.
         asked = hasattr(self._context, "is_stream_capturable")
         if asked and not self._context.is_stream_capturable(int(self._stream)):
             return None
-        # Other threads may allocate meanwhile.
+        # Thread-local mode: other threads may allocate during the capture.
         mode = self._cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._cuda.call("cudaStreamBeginCapture", self._stream, mode)
         try:
             self._enqueue()
         except BaseException:
-            # Else the stream could not be used again.
+            # The stream stays unusable until the capture has ended.
             with suppress(EngineError, MemoryError):
                 self._cuda.call("cudaGraphDestroy", self._cuda.call("cudaStreamEndCapture", self._stream))
             raise
@@ -143,11 +152,11 @@ class BoundShape:
 
     @property
     def captured(self) -> bool:
-        """Whether it runs as a CUDA graph."""
+        """Whether the engine runs as a CUDA graph at this shape."""
         return self._graph is not None
 
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """As `Engine.run`, for this shape alone."""
+        """Run the engine like `Engine.run`, on inputs of this shape only."""
         for name in self._of_pairs:
             self._hosts[name].values[...] = inputs[name]
         noise = inputs.get("noise")
@@ -163,5 +172,5 @@ class BoundShape:
         return self._hosts[OUTPUT].values.copy()
 
     def close(self) -> None:
-        """Free it all: the graph, the context, the memory. Twice does no harm."""
+        """Free the graph, the context and the memory. Closing again has no effect."""
         self._memory.close()

@@ -1,4 +1,4 @@
-"""One CUDA graph for one size of batch: the whole network as a single launch, between fixed buffers."""
+"""The whole network at one batch shape as a single CUDA graph launch between fixed buffers."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from dmfnet_fast.errors import require
 
 torch = require("torch", extra="torch")
 
-# Before the capture, which may not compile kernels, choose algorithms or create library handles.
+# Runs before the capture, which must not compile kernels, choose algorithms or create library handles.
 WARM_UPS = 2
-# A capture begins by waiting for the whole GPU, which another capture does not survive.
+# A capture begins by synchronizing the whole GPU, which would invalidate a capture in another thread.
 _ONE_CAPTURE = threading.Lock()
 
 
 class CapturedFusion:
-    """A network at one size.
+    """A network captured as a CUDA graph for one set of input shapes.
 
     Args:
-        network: forward on tensors of `device`, given by their names.
-        shapes: of its inputs, by name.
-        device: a CUDA device, with its index.
-        stream: to run on; None makes one. No other graph that is alive may use it: the memory in which cuBLAS works
-            belongs to a stream, and is freed with the first graph that was captured there.
-        dtype: of the inputs.
+        network: forward function; takes tensors on `device` as keyword arguments.
+        shapes: shapes of the inputs by name.
+        device: a CUDA device with its index.
+        stream: stream to run on; None creates one. No other live graph may use it: the cuBLAS workspace belongs to
+            the stream and is freed with the first graph captured on it.
+        dtype: type of the inputs.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class CapturedFusion:
     ) -> None:
         self._staged = {name: torch.zeros(shape, dtype=dtype, pin_memory=True) for name, shape in shapes.items()}
         self._inputs = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
-        self._network = network  # the graph reads its memory
+        self._network = network  # kept alive, as the graph reads its parameters
         self._graph = torch.cuda.CUDAGraph()
         self._stream = stream or torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
@@ -48,23 +48,23 @@ class CapturedFusion:
             for _ in range(WARM_UPS):
                 network(**self._inputs)
             self._stream.synchronize()
-            # Other threads may use the GPU meanwhile, but not wait for all of it (torch.cuda.synchronize).
+            # Other threads may use the GPU during the capture, but must not call torch.cuda.synchronize.
             with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._output = network(**self._inputs)
         self._fetched = torch.empty(self._output.shape, dtype=self._output.dtype, pin_memory=True)
 
     @property
     def stream(self) -> Any:
-        """The stream that everything is done on."""
+        """The stream of all copies and launches."""
         return self._stream
 
     def replay(self) -> None:
-        """Fuse what is in the buffers on the GPU; returns before it is done."""
+        """Launch the graph on the inputs that are on the GPU; returns before it has finished."""
         with torch.cuda.stream(self._stream):
             self._graph.replay()
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """What the network gives, for inputs of the captured shapes; owned by the caller."""
+        """Run the network on inputs of the captured shapes. The caller owns the result."""
         for name, staged in self._staged.items():
             staged.numpy()[...] = inputs[name]
         with torch.inference_mode(), torch.cuda.stream(self._stream):

@@ -1,4 +1,4 @@
-"""The CUDA runtime, by cuda-python: one GPU, every call checked."""
+"""The CUDA runtime through cuda-python, for one GPU and with every call checked."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
 class Cuda:
-    """The CUDA runtime on one GPU: every call is checked.
+    """The CUDA runtime on one GPU.
 
     Args:
         device: "cuda" (the first GPU) or "cuda:N".
+        extra: extra of this package that installs cuda-python, for the error message.
 
     Raises:
         EngineError: there is no driver, or no such GPU.
@@ -33,15 +34,15 @@ class Cuda:
             raise EngineError(f"device {device!r}: there are {count} CUDA GPUs, counted from 0")
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Call a function of the CUDA runtime; gives its result.
+        """Call the CUDA runtime function `name` and return its first result, or None if it has none.
 
         Raises:
-            EngineError: it failed.
-            MemoryError: it failed for lack of memory.
+            EngineError: the call failed.
+            MemoryError: the call ran out of memory.
         """
         try:
             status, *results = getattr(self.runtime, name)(*arguments)
-        except RuntimeError as error:  # cuda-python 12.6, where there is no driver
+        except RuntimeError as error:  # raised by cuda-python 12.6 if there is no driver
             raise EngineError(f"CUDA cannot do {name}: {error}") from error
         if int(status) != 0:
             words = self.runtime.cudaGetErrorString(status)[1].decode()
@@ -52,7 +53,7 @@ class Cuda:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """This GPU is the current one of this thread, and then again that which was."""
+        """Make this GPU the thread's current one, and restore the previous one on exit."""
         before = self.call("cudaGetDevice")
         if before == self.index:
             yield
@@ -65,11 +66,11 @@ class Cuda:
 
     @property
     def gpu(self) -> tuple[str, str]:
-        """Its name, and its compute capability, such as "8.9"."""
+        """The GPU's name and its compute capability, such as "8.9"."""
         found = self.call("cudaGetDeviceProperties", self.index)
         return found.name.decode(), f"{found.major}.{found.minor}"
 
 
 def current_gpu(device: str = "cuda") -> tuple[str, str]:
-    """Name and compute capability of a GPU. Raises as `Cuda`."""
+    """Name and compute capability of a GPU. Raises the same errors as `Cuda`."""
     return Cuda(device).gpu

@@ -1,4 +1,4 @@
-"""Where the network is computed."""
+"""Names and capabilities of devices."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def check_device(name: str) -> None:
 
 
 def torch_device(name: str) -> Device:
-    """The torch device called `name`: "cpu", "cuda" or "cuda:N".
+    """The torch device with the name "cpu", "cuda" or "cuda:N".
 
     Raises:
-        EngineError: it is none of those, or this machine has no such GPU.
+        EngineError: `name` is none of these, or this machine has no such GPU.
         MissingExtraError: torch is not installed.
     """
     check_device(name)
@@ -37,15 +37,17 @@ def torch_device(name: str) -> Device:
 
 
 def has_native_bfloat16(kind: str) -> bool:
-    """Whether PyTorch's bfloat16 is native there: AVX512-BF16, AMX or Arm's on a CPU, capability 8.0 on a GPU.
+    """Whether the hardware computes PyTorch's bfloat16 natively.
+
+    That takes AVX512-BF16, AMX or Arm's bfloat16 instructions on a CPU, and compute capability 8.0 on a GPU.
 
     Args:
-        kind: "cpu" or "cuda", of which the current one counts.
+        kind: "cpu", or "cuda" for the current GPU.
     """
     torch = require("torch", extra="torch")
     if kind == "cuda":
         return bool(torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0))
     if platform.machine().lower() in ("aarch64", "arm64"):
-        # Builds of torch without oneDNN, as for macOS, do not have the operator.
+        # Builds of torch without oneDNN, such as those for macOS, lack the operator.
         return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,4 +1,4 @@
-"""`.onnx` files made by dmfnet-export, run by OpenVINO on the CPU, x86 and Arm."""
+"""Runs `.onnx` files made by dmfnet-export with OpenVINO, on x86 and Arm CPUs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.artifacts.interface import interface_of
-from dmfnet_fast.artifacts.onnx_metadata import FORMAT, KIND, is_sealed, properties
-from dmfnet_fast.engines.base import Engine, Precision, some_pairs
+from dmfnet_fast.artifacts.onnx_metadata import exported_properties, is_sealed
+from dmfnet_fast.artifacts.parity import Parity
+from dmfnet_fast.engines.base import Engine, some_pairs
 from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
+from dmfnet_fast.precision import Precision, PrecisionChoice
+from dmfnet_fast.wording import aligned
 
-KEPT_SIZES = 4  # whose compiled models stay in memory
+KEPT_SIZES = 4  # number of sizes whose compiled models stay in memory
 CACHE_BYTES = 2**30
-_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+_HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
+# Precisions of the files that run here. The type of their floating-point operations is chosen when a file is opened.
+FILE_PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
 
 
 def cache_folder() -> Path | None:
-    """Where compiled models are kept between processes: in DMFNET_CACHE, or in the user's cache folder.
+    """The folder for compiled models, shared by all processes: in DMFNET_CACHE, or else in the user's cache folder.
 
-    None where there is no place to write to.
+    Returns None if the folder cannot be written to.
     """
-    # RuntimeError: a user without a home.
+    # Path.home raises a RuntimeError for a user without a home folder.
     with suppress(OSError, RuntimeError):
         base = os.environ.get("DMFNET_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(base) / "dmfnet-fast"
@@ -38,7 +43,7 @@ def cache_folder() -> Path | None:
 
 
 def _prune(folder: Path) -> None:
-    """Remove the compiled models beyond CACHE_BYTES that have not been used for longest."""
+    """Remove the least recently used compiled models until the rest fit in CACHE_BYTES."""
     with suppress(OSError):
         states = {file: file.stat() for file in folder.glob("*.blob")}
         kept = 0
@@ -50,10 +55,10 @@ def _prune(folder: Path) -> None:
 
 @lru_cache(maxsize=1)
 def shared_core() -> Any:
-    """OpenVINO, for the whole life of the process.
+    """The OpenVINO core, which stays loaded until the process ends.
 
-    Its CPU plugin gives the thread that loads it another stack for signals; unloaded, it can leave that dangling, and
-    the next Ctrl-C would crash.
+    OpenVINO's CPU plugin installs an alternate signal stack for the thread that loads it. Unloading the plugin can
+    leave that stack dangling, and the next Ctrl-C would crash.
     """
     return require("openvino", extra="cpu").Core()
 
@@ -63,15 +68,16 @@ def has_bfloat16() -> bool:
     return "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _precisions(path: Path, kind: str, asked: Precision) -> tuple[Precision, Precision]:
-    """What a graph is said to run in, and what its floating-point operations do run in.
+def _precisions(path: Path, kind: str, asked: PrecisionChoice) -> tuple[Precision, Precision]:
+    """The precision to report for a graph, and the one in which its floating-point operations run.
 
     Args:
-        path, kind: the file, and the precision of its graph, "float32" or "int8".
-        asked: of the engine.
+        path: the file, for error messages.
+        kind: precision of the graph, one of FILE_PRECISIONS.
+        asked: requested precision: "auto", or one that this kind of engine supports.
 
     Raises:
-        EngineError: the graph, or this CPU, is not for that.
+        EngineError: the graph or this CPU does not support the requested precision.
     """
     native = has_bfloat16()
     fastest: Precision = "bfloat16" if native else "float32"
@@ -85,8 +91,6 @@ def _precisions(path: Path, kind: str, asked: Precision) -> tuple[Precision, Pre
         raise EngineError(f"{path}: its precision is {kind}; make a file with dmfnet-export --target onnx --int8")
     if asked == "auto":
         return fastest, fastest
-    if asked not in _HINTS:
-        raise EngineError(f"precision {asked!r}: on a CPU use auto, float32 or bfloat16")
     if asked == "bfloat16" and not native:
         raise EngineError("precision 'bfloat16': OpenVINO reports none for this CPU; use auto or float32")
     return asked, asked
@@ -94,7 +98,7 @@ def _precisions(path: Path, kind: str, asked: Precision) -> tuple[Precision, Pre
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
-    """Turn OpenVINO's errors, which are many lines about its sources, into one line."""
+    """Reduce OpenVINO's errors, which are many lines long and refer to its sources, to an EngineError of one line."""
     try:
         yield
     except RuntimeError as error:
@@ -105,31 +109,24 @@ def _translated(what: str) -> Iterator[None]:
 
 
 class OpenVINOEngine(Engine):
-    """One ONNX file, compiled for each size when that is first seen, or loaded from the cache on disk.
+    """An ONNX file, compiled for each size at its first use or loaded from the cache on disk.
 
-    "auto" is bfloat16 where OpenVINO reports it for the CPU (x86 with AVX512-BF16 or AMX), else float32. A file that
-    was exported with --int8 has that precision alone; what it does not hold in 8 bits is computed as "auto" would.
+    "auto" is bfloat16 if OpenVINO reports it for the CPU (x86 with AVX512-BF16 or AMX), otherwise float32. A file that
+    was exported with --int8 supports only that precision; its operations that are not in 8 bits run as with "auto".
 
-    Pairs of a batch are fused one after the other: on a CPU that is as fast, and takes less memory.
+    The pairs of a batch are fused one after the other, which is as fast on a CPU and takes less memory.
     """
 
     largest_batch = 1
 
     def __init__(
-        self, path: Path, device: str, precision: Precision, threads: int | None, cache: Path | None = None
+        self, path: Path, device: str, precision: PrecisionChoice, threads: int | None, cache: Path | None = None
     ) -> None:
         openvino = require("openvino", extra="cpu")
-        if device != "cpu":
-            raise EngineError(f"{path}: .onnx engines run on the CPU, not on {device!r}; on a GPU use .safetensors")
         content = path.read_bytes()
-        try:
-            known = properties(content)
-        except ValueError as error:
-            raise EngineError(f"{path}: is not a readable ONNX file, or is damaged") from error
-        if known.get("format") != FORMAT or known.get("kind") != KIND:
-            raise EngineError(f"{path}: was not made by dmfnet-export; make it anew from weights")
+        known = exported_properties(content, str(path))
         kind = known.get("precision", "float32")
-        if kind not in ("float32", "int8"):
+        if kind not in FILE_PRECISIONS:
             raise EngineError(
                 f"{path}: is a {kind} graph to build TensorRT engines from (dmfnet-export {path.name}); "
                 "for a CPU make one with dmfnet-export --target onnx"
@@ -139,12 +136,12 @@ class OpenVINOEngine(Engine):
         self._core = shared_core()
         with _translated(f"{path}: is not a readable ONNX file, or is damaged"):
             self._model = self._core.read_model(path)
-        precision, hint = _precisions(path, kind, precision)
+        computed, hint = _precisions(path, kind, precision)
         self.interface = interface_of(json.loads(known.get("config", "{}")))
         self._info = {
             "engine": f"openvino {openvino.__version__.split('-')[0]}",
-            "device": "cpu",
-            "precision": precision,
+            "device": device,
+            "precision": computed,
             "weights": known.get("sha256", ""),
         }
         self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[hint]}
@@ -153,7 +150,7 @@ class OpenVINOEngine(Engine):
         self._cache = cache
         if cache is not None:
             self._settings["CACHE_DIR"] = str(cache)
-        self._requests: dict[tuple[int, int], Any] = {}  # by size, the last used last
+        self._requests: dict[tuple[int, int], Any] = {}  # by size, the most recently used last
 
     def _request(self, height: int, width: int) -> Any:
         """An inference request for one pair of this size."""
@@ -187,3 +184,32 @@ class OpenVINOEngine(Engine):
     @property
     def info(self) -> dict[str, str]:
         return self._info
+
+
+def open_cached(path: Path, device: str, precision: PrecisionChoice, threads: int | None) -> OpenVINOEngine:
+    """Open an engine that keeps its compiled models in `cache_folder`."""
+    return OpenVINOEngine(path, device, precision, threads, cache_folder())
+
+
+def describe(path: Path) -> Iterator[str]:
+    """Describe a file from its metadata; see `EngineFunctions`."""
+    content = path.read_bytes()
+    known = exported_properties(content, str(path))
+    try:
+        yield from aligned(
+            {
+                "file": path,
+                "kind": "ONNX model, for any batch and any multiple of 16 from 64 on",
+                "precision": known["precision"],
+                "weights": known["sha256"],
+                "config": json.loads(known["config"]),
+                "training": json.loads(known["training"]),
+                "largest activation": f"{float(known['largest_activation']):.4g}",
+                "unchanged": "yes" if is_sealed(content) else "NO: it has changed since it was exported",
+            }
+        )
+        yield from (f"parity  {Parity.from_dict(entry)}" for entry in json.loads(known["parity"]))
+    except KeyError as error:
+        raise EngineError(f"{path}: has no {error} in it, so another version made it; make it anew") from error
+    except (ValueError, TypeError) as error:
+        raise EngineError(f"{path}: is not a readable ONNX file, or is damaged ({error})") from error

@@ -1,4 +1,4 @@
-"""8-bit images in, 8-bit images out: what `Canvas` does, as tensor operations around a network on its own device."""
+"""Fusion from 8-bit images to 8-bit images: the steps of `Canvas` as tensor operations on the network's device."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from dmfnet_fast.images.rules import (
 torch = require("torch", extra="torch")
 
 BLACK, WHITE = EIGHT_BIT
-# Pillow's luminance of 8-bit colors: weights of 2^16, and what rounds.
+# Pillow's luminance of 8-bit colors in fixed point: weights in units of 2^-16, one half for rounding, and the shift.
 PILLOW_WEIGHTS, PILLOW_HALF, PILLOW_BITS = (19595, 38470, 7471), 0x8000, 16
 
 
 def _gray(pixels: Any) -> Any:
-    """As `color.luminance`, of uint8: (N, H, W) as they are, (N, H, W, 3) by Pillow's weights."""
+    """Like `color.luminance` for uint8: returns (N, H, W) unchanged, converts (N, H, W, 3) with Pillow's weights."""
     if pixels.dim() == 3:
         return pixels
     channels = pixels.to(torch.int32).unbind(-1)
@@ -37,33 +37,33 @@ def _gray(pixels: Any) -> Any:
 
 
 class PixelsToPixels:
-    """A network with the rules around it; equal to `Canvas` bit for bit, for the same network.
+    """A network and the rules for its inputs and results; bit-identical to `Canvas` with the same network.
 
     Args:
-        network: forward on tensors by their names.
-        interface: what it takes.
-        rules: what holds for every pixel.
-        noise: for a network that takes it, (T, 2, H, W) on `device`.
-        device: the network's.
+        network: forward function; takes tensors as keyword arguments.
+        interface: inputs of the network.
+        rules: constraints on every pixel of the result.
+        noise: (T, 2, H, W) on `device`, for a network that takes noise.
+        device: device of the network.
     """
 
     def __init__(
         self, network: Any, interface: Interface, rules: Rules, noise: Any = None, device: Any = "cpu"
     ) -> None:
         self._network, self._interface, self._rules, self._noise = network, interface, rules, noise
-        # As `color.to_network` has them.
+        # The same float32 values as those of `color.to_network`.
         levels = (np.arange(256.0) * (2.0 / (WHITE - BLACK)) - 1.0).astype(np.float32)
         self._levels = torch.from_numpy(levels).to(device)
 
     def __call__(self, a: Any, b: Any) -> Any:
-        """Fuse.
+        """Fuse a batch of pairs.
 
         Args:
-            a: uint8 (N, H, W) or (N, H, W, 3); H and W as the network takes them.
-            b: likewise; its colors are the result's.
+            a: uint8 (N, H, W) or (N, H, W, 3), with H and W that the network accepts.
+            b: uint8 (N, H, W) or (N, H, W, 3); its colors are kept in the result.
 
         Returns:
-            uint8, like b.
+            A uint8 tensor with the shape of b.
         """
         gray_a, gray_b = _gray(a), _gray(b)
         limits, chroma = self._limits(gray_a, gray_b, b)
@@ -79,7 +79,7 @@ class PixelsToPixels:
         return torch.stack(apply_luminance(y, chroma, BLACK, WHITE, True), -1).to(torch.uint8)
 
     def _limits(self, gray_a: Any, gray_b: Any, b: Any) -> tuple[Interval, Any]:
-        """The interval of each pixel, float32 in 0..255, and b's chroma if it is in color."""
+        """The interval allowed for each pixel, float32 in 0..255, and the chroma of b, or None if b is gray."""
         if self._rules.invention:
             limits = Interval(*(torch.full(gray_b.shape, end, device=b.device) for end in EIGHT_BIT))
         else:

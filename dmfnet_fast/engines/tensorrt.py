@@ -1,10 +1,12 @@
-"""`.engine` files made by dmfnet-export, run by TensorRT or TensorRT-RTX on an NVIDIA GPU, without PyTorch."""
+"""Runs `.engine` files made by dmfnet-export with TensorRT or TensorRT-RTX on an NVIDIA GPU, without PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,42 @@ from numpy.typing import NDArray
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.artifacts.manifest import Manifest, cache_path, load_check
-from dmfnet_fast.artifacts.parity import Shape, check, compare_with
-from dmfnet_fast.engines.base import Engine, Precision, some_pairs
+from dmfnet_fast.artifacts.parity import Parity, Shape, check, compare_with
+from dmfnet_fast.engines.base import Engine, some_pairs
 from dmfnet_fast.engines.bound_shape import BoundShape, expect
 from dmfnet_fast.engines.cuda_runtime import Cuda
-from dmfnet_fast.engines.devices import check_device
 from dmfnet_fast.errors import EngineError, ImageError, OutputError, is_lack_of_memory, require, warn
+from dmfnet_fast.precision import PrecisionChoice
+from dmfnet_fast.wording import aligned
 
-KEPT_SHAPES = 4  # whose contexts, buffers and graphs stay in GPU memory
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+KEPT_SHAPES = 4  # number of shapes whose contexts, buffers and graphs stay in GPU memory
+MOST_LAYERS = 400  # largest number of layers listed by `describe`
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One of the two libraries that run `.engine` files.
+
+    Attributes:
+        module: name of the Python module.
+        tuned_to_model: whether an engine reaches full speed only on the GPU model that it was built on.
+        compiles_when_run: whether kernels are compiled at the first run of a shape and kept in a cache.
+    """
+
+    module: str
+    tuned_to_model: bool
+    compiles_when_run: bool
+
+
+# The keys are the names in manifests, in dmfnet-export --target and in the extras of this package.
+FLAVOURS = {
+    "tensorrt": Flavour("tensorrt", tuned_to_model=True, compiles_when_run=False),
+    "tensorrt-rtx": Flavour("tensorrt_rtx", tuned_to_model=False, compiles_when_run=True),
+}
 
 
 def _logger(trt: Any) -> Any:
-    """A logger that keeps errors, and says nothing itself."""
+    """A logger that collects error messages and prints nothing."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -41,38 +66,36 @@ def _logger(trt: Any) -> Any:
 
 
 class TensorRTEngine(Engine):
-    """One engine file, with its manifest beside it: see `dmfnet_fast.artifacts.manifest`.
+    """An engine file with its manifest beside it; see `dmfnet_fast.artifacts.manifest`.
 
-    For each shape there is an execution context with the memory that TensorRT asks for it, and a CUDA graph; those of
-    the last four shapes stay. All is done on one stream of the engine's own.
+    Each shape has an execution context, the memory that TensorRT requests for it, and a CUDA graph; those of the last
+    four shapes are kept. Everything runs on one stream that belongs to the engine.
 
-    On a GPU of a name on which it has not been verified yet, it is compared with its check pair when it is opened, and
-    the result is noted in the manifest, where that can be written. TensorRT-RTX compiles kernels for a shape at its
-    first run; they are kept beside the engine, in NAME.engine.cache, where that can be written.
+    When the engine is opened on a GPU model on which it has not been verified yet, it is compared with its check pair,
+    and the result is recorded in the manifest if that is writable. TensorRT-RTX compiles kernels at the first run of a
+    shape; they are kept beside the engine, in NAME.engine.cache, if that is writable.
 
-    This has never run on a GPU: the tests put stand-ins in the place of the driver and of TensorRT.
+    This class has never run on a GPU: the tests replace the driver and TensorRT with stand-ins.
     """
 
-    def __init__(self, path: Path, device: str, precision: Precision, threads: int | None) -> None:
-        del threads  # of a CPU
-        self._shapes: dict[Shape, BoundShape] = {}  # the last used last
+    def __init__(self, path: Path, device: str, precision: PrecisionChoice, threads: int | None) -> None:
+        del threads  # only CPU engines use them
+        self._shapes: dict[Shape, BoundShape] = {}  # the most recently used last
         self._stack = ExitStack()
         self._context: Callable[[], Any] | None = None
         self._opened: list[Any] = []
         self._cached = b""
         self._manifest = manifest = Manifest.read(path)
         self._path = path
-        check_device(device)
-        if device == "cpu":
-            raise EngineError(f"{path}: .engine files run on NVIDIA GPUs; for a CPU use an .onnx file")
         if precision not in ("auto", manifest.precision):
             raise EngineError(
                 f"{path}: its precision is {manifest.precision}; precision {precision!r} takes another export"
             )
         manifest.check_file(path)
-        if manifest.flavour not in MODULES:
+        if manifest.flavour not in FLAVOURS:
             raise EngineError(f"{path}: is of an unknown flavour {manifest.flavour!r}; export it again")
-        self._trt: Any = require(MODULES[manifest.flavour], extra=manifest.flavour)
+        self._flavour = FLAVOURS[manifest.flavour]
+        self._trt: Any = require(self._flavour.module, extra=manifest.flavour)
         self._check_version()
         self._cuda = Cuda(device, manifest.flavour)
         self._check_gpu(device)
@@ -87,13 +110,16 @@ class TensorRTEngine(Engine):
             raise
 
     def _check_version(self) -> None:
-        """Engines run with the release that built them: TensorRT's documentation, "Version Compatibility", and
-        TensorRT-RTX's, "Engine Compatibility"."""
+        """Raise an EngineError unless the installed release is the one that built the engine.
+
+        TensorRT's documentation requires this under "Version Compatibility", TensorRT-RTX's under "Engine
+        Compatibility".
+        """
         found, needed = getattr(self._trt, "__version__", "none"), self._manifest.version
         if found != needed:
             raise EngineError(
-                f"{self._path}: was built with {MODULES[self._manifest.flavour]} {needed}, here is {found}: install "
-                f"that version ({MODULES[self._manifest.flavour].replace('_', '-')}=={needed}), or export it again here"
+                f"{self._path}: was built with {self._flavour.module} {needed}, here is {found}: install "
+                f"that version ({self._flavour.module.replace('_', '-')}=={needed}), or export it again here"
             )
 
     def _check_gpu(self, device: str) -> None:
@@ -105,8 +131,8 @@ class TensorRTEngine(Engine):
                 f"{self._path}: is for GPUs of compute capability {wanted}; {device} is {name}, {capability}: export "
                 "it again, here or for that"
             )
-        if self._manifest.flavour == "tensorrt" and name != self._manifest.device:
-            # TensorRT's documentation, "Engine Compatibility": it runs, and may be slower or lack memory.
+        if self._flavour.tuned_to_model and name != self._manifest.device:
+            # TensorRT's documentation, "Engine Compatibility": the engine runs, but may be slower or run out of memory.
             warn(f"{self._path}: was built on {self._manifest.device}, here is {name}: export it again for full speed")
 
     def _open(self) -> None:
@@ -118,23 +144,23 @@ class TensorRTEngine(Engine):
         engine = runtime.deserialize_cuda_engine(self._path.read_bytes())
         self._errors = logger.errors
         expect(engine, f"open {self._path}, which may be damaged (export it again)", logger.errors)
-        # In the order in which TensorRT wants them to go: engine, runtime, logger.
+        # Popped from the end, as TensorRT requires the order engine, runtime, logger for their destruction.
         self._opened += [logger, runtime, engine]
         self._stack.callback(self._forget_opened)
         self._stack.callback(self._drop_shapes)
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self._manifest.flavour == "tensorrt":
+        if not self._flavour.compiles_when_run:
             self._context = lambda: engine.create_execution_context(strategy)
         else:
             config = expect(engine.create_runtime_config(), "make a runtime configuration", self._errors)
             config.set_execution_context_allocation_strategy(strategy)
-            # By default the first runs of a shape use kernels for any shape, and a graph would keep those.
+            # By default, the first runs of a shape use kernels for any shape, and a CUDA graph would capture those.
             kinds = trt.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
             cache = expect(config.create_runtime_cache(), "make a runtime cache", self._errors)
             with suppress(OSError):
                 self._cached = cache_path(self._path).read_bytes()
-                cache.deserialize(self._cached)  # which takes no notice of what does not fit
+                cache.deserialize(self._cached)  # ignores entries that do not match
             config.set_runtime_cache(cache)
             self._opened += [cache, config]
             self._context = lambda: engine.create_execution_context(config)
@@ -145,8 +171,11 @@ class TensorRTEngine(Engine):
             self._opened.pop()
 
     def _save_cache(self) -> None:
-        """Whoever can write there can replace the engine too, so the cache is trusted as that is."""
-        if self._manifest.flavour == "tensorrt-rtx":
+        """Write TensorRT-RTX's kernel cache beside the engine if it has changed.
+
+        The cache is trusted as much as the engine: whoever can replace one can replace the other.
+        """
+        if self._flavour.compiles_when_run:
             content = bytes(self._opened[3].serialize())
             if content != self._cached:
                 self._cached = content
@@ -154,7 +183,11 @@ class TensorRTEngine(Engine):
                     temporary.write_bytes(content)
 
     def _verify(self) -> None:
-        """Once on every kind of GPU: TensorRT-RTX compiles its kernels on each."""
+        """Compare the engine with its check pair, once on every GPU model, as TensorRT-RTX compiles kernels for each.
+
+        Raises:
+            EngineError: the images differ too much, or the check pair cannot be read.
+        """
         manifest = self._manifest
         if self._gpu in manifest.parity:
             return
@@ -222,26 +255,62 @@ class TensorRTEngine(Engine):
         return fused
 
     def _drop_shapes(self) -> None:
-        with ExitStack() as stack:  # the others go too where one cannot
+        with ExitStack() as stack:  # closes the others even if one fails
             while self._shapes:
                 stack.callback(self._shapes.popitem()[1].close)
 
     def close(self) -> None:
-        # Another thread may close it than ran it.
+        # The closing thread may not be the one that ran the engine, so its current GPU may be another one.
         with self._cuda.current() if self._opened else nullcontext():
             self._stack.close()
 
     def __del__(self) -> None:
-        # Without this, who forgets to close keeps the GPU's memory.
+        # Frees the GPU's memory if the caller forgot to close the engine.
         with suppress(Exception):
             self.close()
 
     @property
     def info(self) -> dict[str, str]:
         return {
-            "engine": f"{MODULES[self._manifest.flavour]} {self._manifest.version}",
+            "engine": f"{self._flavour.module} {self._manifest.version}",
             "device": f"cuda:{self._cuda.index}",
             "precision": self._manifest.precision,
             "weights": self._manifest.weights,
             "verified": "yes" if self._gpu in self._manifest.parity else "no",
         }
+
+
+def describe(path: Path) -> Iterator[str]:
+    """Describe an engine from its manifest; see `EngineFunctions`."""
+    manifest = Manifest.read(path)
+    manifest.check_file(path)
+    layers = manifest.layers
+    yield from aligned(
+        {
+            "file": path,
+            "kind": f"{manifest.flavour} {manifest.version} engine, {manifest.engine['bytes'] / 1e6:.1f} MB",
+            "precision": manifest.precision,
+            "sizes": ", ".join(f"{corner} {'x'.join(map(str, s))}" for corner, s in manifest.shapes.items()),
+            "compute capability": ", ".join(manifest.compute_capabilities),
+            "built on": manifest.device or "a machine without its GPU",
+            "built": f"{manifest.built}, in {manifest.build_seconds:.0f} s",
+            "plugins": ", ".join(manifest.plugins) or "none",
+            "weights": manifest.weights,
+            "config": manifest.config,
+            "training": manifest.training,
+            "largest activation": f"{manifest.largest_activation:.4g}",
+            "versions": manifest.versions,
+        }
+    )
+    yield from (f"parity of its graph  {Parity.from_dict(entry)}" for entry in manifest.graph_parity)
+    yield from (f"parity on {gpu}  {Parity.from_dict(entry)}" for gpu, entry in manifest.parity.items())
+    if manifest.check is None and not manifest.parity:
+        yield "parity  not verified, and no check pair to do it with"
+    elif not manifest.parity:
+        yield "parity  not verified yet: the first Fuser that opens it on its GPU does that"
+    precisions = Counter(layer["precision"] or "none" for layer in layers["list"])
+    yield f"layers  {layers['count']}, of which {layers['reformats']} only rearrange: {json.dumps(dict(precisions))}"
+    for layer in layers["list"][:MOST_LAYERS]:
+        yield f"  {layer['precision'] or '-':9} {layer['kind']:16} {layer['name']}"
+    if len(layers["list"]) > MOST_LAYERS:
+        yield f"  and {len(layers['list']) - MOST_LAYERS} more, in the manifest"

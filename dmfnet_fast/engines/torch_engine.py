@@ -1,12 +1,12 @@
-"""`.safetensors` weights, run by PyTorch on the CPU or an NVIDIA GPU."""
+"""Runs `.safetensors` weights with PyTorch on the CPU or an NVIDIA GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.engines.arithmetic import arithmetic
-from dmfnet_fast.engines.base import Engine, Precision, some_pairs
+from dmfnet_fast.engines.base import Engine, some_pairs
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
 from dmfnet_fast.engines.devices import has_native_bfloat16, torch_device
 from dmfnet_fast.engines.pixels import PixelsToPixels
@@ -22,17 +22,20 @@ from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
 from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.model import load_model, optimize
 from dmfnet_fast.model.weights import read_metadata
+from dmfnet_fast.precision import FloatPrecision, PrecisionChoice
+from dmfnet_fast.wording import aligned
 
 torch = require("torch", extra="torch")
 
-KEPT_GRAPHS = 8  # in GPU memory: of sizes, each for gray and for color
-OLDEST_WITH_KERNELS = (8, 0)  # compute capability; Triton supports none before it
-# Of all pairs that go through the GPU at once. Base has 0.8 GB of tensors alive for each 256x256 (counted).
+KEPT_GRAPHS = 8  # number of CUDA graphs kept in GPU memory; each size has one for gray and one for color
+OLDEST_WITH_KERNELS = (8, 0)  # compute capability; Triton supports no older GPUs
+# Largest number of pixels in one batch on the GPU. The preset "base" keeps 0.8 GB of tensors alive for each 256x256
+# pair (counted).
 PIXELS_AT_ONCE = 4 * 256 * 256
 
 
 def _kernels(device: Any) -> tuple[bool, str]:
-    """Whether our kernels are used; and the version of Triton, or why they are not."""
+    """Whether our kernels are used, and the version of Triton or the reason why they are not."""
     if device.type == "cpu":
         return False, "none"
     if torch.cuda.get_device_capability(device) < OLDEST_WITH_KERNELS:
@@ -43,30 +46,23 @@ def _kernels(device: Any) -> tuple[bool, str]:
 
 
 class TorchEngine(Engine):
-    """The optimized network, on an NVIDIA GPU with our kernels and as one CUDA graph for each size.
+    """The optimized network; on an NVIDIA GPU it uses our kernels and one CUDA graph for each size.
 
-    "auto" is float16 on a GPU; on a CPU bfloat16 if the CPU has it, else float32. On a CPU the pairs of a batch are
-    fused one after the other: that is as fast, and takes less memory.
+    "auto" is float16 on a GPU; on a CPU it is bfloat16 if the CPU supports that natively, otherwise float32. On a CPU
+    the pairs of a batch are fused one after the other, which is as fast and takes less memory.
 
-    On a GPU, algorithms are those that cuDNN recommends, deterministic ones, never timed ones: those could differ
-    from run to run, and the image with them.
+    On a GPU, cuDNN's heuristics choose among deterministic algorithms. Nothing is chosen by timing, as the choice, and
+    with it the image, could then differ from run to run.
     """
 
-    def __init__(self, path: Path, device: str, precision: Precision, threads: int | None) -> None:
+    def __init__(self, path: Path, device: str, precision: PrecisionChoice, threads: int | None) -> None:
         self._device = torch_device(device)
         if self._device.type == "cuda" and self._device.index is None:
-            # The current GPU may be another one later, and in another thread.
+            # The current GPU can change later and differs between threads.
             self._device = torch.device("cuda", torch.cuda.current_device())
         self._on_cpu = self._device.type == "cpu"
-        if precision == "int8":
-            raise EngineError(
-                f"{path}: PyTorch computes in no int8 here; make a file for it with dmfnet-export --target onnx --int8"
-            )
-        if precision == "auto":
-            half: Literal["bfloat16", "float16"] = "bfloat16" if self._on_cpu else "float16"
-            precision = half if not self._on_cpu or has_native_bfloat16("cpu") else "float32"
-        if self._on_cpu and precision == "float16":
-            raise EngineError("precision 'float16': on a CPU use auto, float32 or bfloat16")
+        computed = self._default_precision() if precision == "auto" else precision
+        assert computed != "int8", "EngineKind.open rejects it"
         if threads is not None:
             torch.set_num_threads(threads)
         self.largest_batch = 1 if self._on_cpu else 4
@@ -74,17 +70,22 @@ class TorchEngine(Engine):
         kernels, told = _kernels(self._device)
         trained = load_model(path)
         self.interface = interface_of(trained.config.to_dict())
-        model = optimize(trained, precision, together=not self._on_cpu, kernels=kernels)
+        model = optimize(trained, computed, together=not self._on_cpu, kernels=kernels)
         self._model: Callable[..., Any] | None = model.to(self._device)
-        self._sizes: dict[Hashable, CapturedFusion] = {}  # by what was captured, the last used last
+        self._sizes: dict[Hashable, CapturedFusion] = {}  # the most recently used last
         self._free = [] if self._on_cpu else [torch.cuda.Stream(self._device) for _ in range(KEPT_GRAPHS)]
         self._info = {
             "engine": f"torch {torch.__version__}",
             "device": str(self._device),
-            "precision": precision,
+            "precision": computed,
             "weights": read_metadata(path).get("sha256", ""),
             "kernels": told,
         }
+
+    def _default_precision(self) -> FloatPrecision:
+        if not self._on_cpu:
+            return "float16"
+        return "bfloat16" if has_native_bfloat16("cpu") else "float32"
 
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         if self._model is None:
@@ -100,7 +101,7 @@ class TorchEngine(Engine):
     def _run_at_once(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         assert self._model is not None
         if self._on_cpu:
-            # torch warns of arrays that may not be written to, as the noise.
+            # torch warns about read-only arrays, such as the noise.
             tensors = {name: torch.from_numpy(np.require(array, requirements="W")) for name, array in inputs.items()}
             fused: NDArray[np.float32] = self._model(**tensors).numpy()
             return fused
@@ -109,7 +110,7 @@ class TorchEngine(Engine):
         return self._captured(size, lambda: self._model, self.interface.shapes(*size), torch.float32).run(inputs)
 
     def fuse_pixels(self, a: NDArray[np.uint8], b: NDArray[np.uint8], rules: Rules, seed: int) -> NDArray[np.uint8]:
-        """As one CUDA graph for each size, rules and seed."""
+        """Fuse 8-bit images with one CUDA graph for each combination of shapes, rules and seed."""
         if self._model is None:
             raise EngineError("the engine is closed")
         _, height, width = a.shape
@@ -125,7 +126,7 @@ class TorchEngine(Engine):
         return fused
 
     def _around(self, rules: Rules, seed: int, height: int, width: int) -> PixelsToPixels:
-        """The network with the rules around it."""
+        """The network with conversion from and to pixels."""
         noise = None
         if self.interface.timesteps:
             noise = torch.tensor(fusion_noise(seed, height, width, self.interface.timesteps), device=self._device)
@@ -134,7 +135,10 @@ class TorchEngine(Engine):
     def _captured(
         self, key: Hashable, make: Callable[[], Any], shapes: Mapping[str, Sequence[int]], dtype: Any
     ) -> CapturedFusion:
-        """The graph of a key; a new one, of what `make` gives, in the place of the one that was used longest ago."""
+        """The graph of a key. A new one captures the network that `make` returns.
+
+        If there is no room, the new graph replaces the least recently used one.
+        """
         captured = self._sizes.pop(key, None)
         if captured is None:
             captured = self._capture(make, shapes, dtype)
@@ -155,7 +159,7 @@ class TorchEngine(Engine):
         return self._captured_now(make, shapes, dtype)
 
     def _captured_now(self, make: Callable[[], Any], shapes: Mapping[str, Sequence[int]], dtype: Any) -> CapturedFusion:
-        with arithmetic():  # a graph keeps what it was captured with
+        with arithmetic():  # the graph keeps the settings and algorithms of its capture
             captured = CapturedFusion(make(), shapes, self._device, self._free[-1], dtype)
         self._free.pop()
         return captured
@@ -172,3 +176,8 @@ class TorchEngine(Engine):
     @property
     def info(self) -> dict[str, str]:
         return self._info
+
+
+def describe(path: Path) -> Iterator[str]:
+    """Describe a file from its metadata; see `EngineFunctions`."""
+    return aligned({"file": path, **read_metadata(path)})

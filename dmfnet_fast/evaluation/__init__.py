@@ -1,1 +1,1 @@
-"""How well images are fused: methods run on pairs, scored by all metrics, compared, and shown."""
+"""Evaluation of fusion methods: runs them on pairs of images, scores and compares the results, and writes reports."""

@@ -1,4 +1,4 @@
-"""What is compared: engines, folders of fused images, and two trivial fusions."""
+"""Fusion methods to compare: engines, folders of fused images, and two trivial fusions."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from PIL import Image
 
-from dmfnet_fast.engines import Precision
 from dmfnet_fast.errors import ImageError
 from dmfnet_fast.evaluation.dataset import Saved, Scene
 from dmfnet_fast.fuser import Fuser
@@ -20,17 +18,18 @@ from dmfnet_fast.images.color import EIGHT_BIT, Canvas
 from dmfnet_fast.images.io import FULL_16_BIT, read_image, to_8_bit
 from dmfnet_fast.images.pairing import images_by_name
 from dmfnet_fast.images.rules import Rules
+from dmfnet_fast.precision import PRECISION_CHOICES, PrecisionChoice
 
 NO_RULES = Rules(kept_chroma=0, invention=True)
 
 
 class Method(ABC):
-    """One way to fuse.
+    """A way to obtain fused images.
 
     Attributes:
-        label: in the report; two methods have two labels.
-        about: what it is, in words.
-        timed: whether its time is worth a note.
+        label: unique name in the report.
+        about: description in the report.
+        timed: whether the report gives the time of fusing a pair.
     """
 
     timed = False
@@ -39,23 +38,27 @@ class Method(ABC):
         self.label, self.about = label, about
 
     def prepare(self, scene: Scene) -> None:  # noqa: B027
-        """Whatever a pair needs before `fuse`, which may be timed. Raises as `fuse` does."""
+        """Prepare for `fuse`, which may be timed, on this pair. Raises the same errors as `fuse`."""
 
     @abstractmethod
     def fuse(self, scene: Scene) -> Saved:
-        """The fused image.
+        """The fused image of a pair, as saved in 8 bits.
 
         Raises:
-            DMFNetError: there is none.
+            DMFNetError: the image cannot be fused or read.
         """
 
 
 class Trivial(Method):
-    """The mean or the brighter of both luminances at each pixel, in b's colors, which go pale where they must."""
+    """The mean or the maximum of both luminances in b's colors, desaturated where the luminance requires it.
+
+    Args:
+        label: "average" or "maximum".
+    """
 
     def __init__(self, label: str) -> None:
-        what = {"average": "the mean of both luminances", "maximum": "the brighter of both luminances at each pixel"}
-        super().__init__(label, f"{what[label]}, in the colors of b")
+        about = {"average": "the mean of both luminances", "maximum": "the brighter of both luminances at each pixel"}
+        super().__init__(label, f"{about[label]}, in the colors of b")
 
     def fuse(self, scene: Scene) -> Saved:
         a, b = scene.sources
@@ -64,36 +67,36 @@ class Trivial(Method):
         return to_8_bit(canvas.finish(fused), scene.values)
 
 
-class Engine(Method):
-    """A network."""
+class EngineMethod(Method):
+    """A network, run by an engine."""
 
     timed = True
 
     def __init__(self, label: str, fuser: Fuser) -> None:
         super().__init__(label, ", ".join(f"{key} {value}" for key, value in fuser.info.items()))
         self._fuser = fuser
-        self._prepared: set[tuple[int, ...]] = set()  # sizes
+        self._prepared_sizes: set[tuple[int, ...]] = set()
 
     def prepare(self, scene: Scene) -> None:
-        """Do what a size needs that is seen for the first time, such as compiling, which is not for the clock."""
+        """Fuse the first pair of each size untimed, as it may involve compilation."""
         size = scene.sources[0].pixels.shape[:2]
-        if size not in self._prepared:
+        if size not in self._prepared_sizes:
             self._fuser.fuse(*scene.sources)
-            self._prepared.add(size)
+            self._prepared_sizes.add(size)
 
     def fuse(self, scene: Scene) -> Saved:
         return to_8_bit(self._fuser.fuse(*scene.sources), scene.values)
 
 
 class Folder(Method):
-    """Images that were fused elsewhere: FOLDER/MODALITY/NAME.png, .jpg and so on."""
+    """Images fused by other software: FOLDER/MODALITY/NAME.png, or another image format."""
 
     def __init__(self, label: str, folder: Path) -> None:
-        super().__init__(label, f"pictures in {folder.name}")
+        super().__init__(label, f"images in {folder.name}")
         if not folder.is_dir():
             raise ImageError(f"{folder}: no such folder")
         self._folder = folder
-        self._files: dict[str, dict[str, list[Path]]] = {}  # of each modality, by name
+        self._files: dict[str, dict[str, list[Path]]] = {}  # by modality and name
 
     def fuse(self, scene: Scene) -> Saved:
         place = self._folder / scene.pair.modality
@@ -109,16 +112,16 @@ class Folder(Method):
         size = source.shape[:2]
         if pixels.shape[:2] != size:
             raise ImageError(
-                f"{found[0]}: is {pixels.shape[1]}x{pixels.shape[0]}, the pair is {size[1]}x{size[0]}: images to "
-                "compare must be of one size"
+                f"{found[0]}: is {pixels.shape[1]}x{pixels.shape[0]}, the pair is {size[1]}x{size[0]}: give a fused "
+                "image of the pair's size"
             )
-        # Saved in another depth than b's, the image has that depth's own range.
-        own = FULL_16_BIT if pixels.dtype == np.uint16 else (0.0, 1.0)
-        return to_8_bit(pixels, scene.values if pixels.dtype == source.dtype else own)
+        # An image of another depth than b's has the full range of its depth, rather than b's range.
+        full = FULL_16_BIT if pixels.dtype == np.uint16 else (0.0, 1.0)
+        return to_8_bit(pixels, scene.values if pixels.dtype == source.dtype else full)
 
 
 class AsJPEG(Method):
-    """Another method's images after JPEG, to compare with results that others saved so."""
+    """Another method's images after JPEG compression, for comparison with results that were saved as JPEG."""
 
     def __init__(self, method: Method, quality: int) -> None:
         super().__init__(f"{method.label}, JPEG {quality}", f"{method.about}; saved as JPEG, quality {quality}")
@@ -128,24 +131,25 @@ class AsJPEG(Method):
         return self.compress(self.method.fuse(scene))
 
     def compress(self, image: Saved) -> Saved:
-        """The image after a round trip; the chroma keeps its resolution."""
+        """The image after JPEG compression without chroma subsampling."""
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=self._quality, subsampling=0)
         return np.asarray(Image.open(file))
 
 
-def _labeled(text: str) -> tuple[str | None, str]:
+def _split_label(text: str) -> tuple[str | None, str]:
+    """Label, or None, and the rest of "[LABEL=]REST"."""
     label, separator, rest = text.partition("=")
-    if Path(text).exists():  # with "=" in its own name
+    if Path(text).exists():  # the path itself contains "="
         return None, text
     return (label, rest) if separator and label and rest else (None, text)
 
 
-def parse_engine(text: str) -> tuple[str, str, Precision]:
+def parse_engine(text: str) -> tuple[str, str, PrecisionChoice]:
     """Label, engine and precision of "[LABEL=]ENGINE[@PRECISION]"."""
-    label, rest = _labeled(text)
+    label, rest = _split_label(text)
     engine, separator, wanted = rest.rpartition("@")
-    precision: Precision | None = next((known for known in get_args(Precision) if separator and known == wanted), None)
+    precision = next((known for known in PRECISION_CHOICES if separator and known == wanted), None)
     if precision is None:
         engine, precision = rest, "auto"
     stem = Path(engine).stem if Path(engine).suffix else engine
@@ -153,31 +157,32 @@ def parse_engine(text: str) -> tuple[str, str, Precision]:
 
 
 @contextmanager
-def opened(
+def open_methods(
     engines: Sequence[str],
     folders: Sequence[str],
     trivial: bool,
     device: str | None,
     threads: int | None,
 ) -> Iterator[list[Method]]:
-    """The methods that were asked for, open: engines first, then folders, then the trivial fusions.
+    """Open the requested methods: engines first, then folders, then the trivial fusions.
 
     Args:
-        engines: "[LABEL=]ENGINE[@PRECISION]" each, ENGINE as `Fuser` takes it.
-        folders: "[LABEL=]FOLDER" each.
-        trivial: whether to add the mean and the maximum.
+        engines: each "[LABEL=]ENGINE[@PRECISION]", where ENGINE is as for `Fuser`.
+        folders: each "[LABEL=]FOLDER".
+        trivial: whether to add the maximum and the mean of both luminances.
+        device, threads: as for `Fuser`, for all engines.
 
     Raises:
-        DMFNetError: one cannot be opened.
+        DMFNetError: an engine or a folder cannot be opened.
     """
     with ExitStack() as stack:
         methods: list[Method] = []
         for text in engines:
             label, engine, precision = parse_engine(text)
             fuser = stack.enter_context(Fuser(engine, device=device, precision=precision, threads=threads))
-            methods.append(Engine(label, fuser))
+            methods.append(EngineMethod(label, fuser))
         for text in folders:
-            name, rest = _labeled(text)
+            name, rest = _split_label(text)
             methods.append(Folder(name or Path(rest).resolve().name, Path(rest)))
         methods += [Trivial("maximum"), Trivial("average")] if trivial else []
         yield methods

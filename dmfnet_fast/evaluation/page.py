@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that holds everything it shows."""
+"""The evaluation report as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dmfnet_fast.images.color import luminance
 from dmfnet_fast.metrics.fidelity import color_difference
 from dmfnet_fast.metrics.fusion import Measure
 
-MOST_WORST = 4  # methods whose worst colors are shown
+MOST_WORST = 4  # number of methods whose worst colors are shown
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -45,7 +45,7 @@ svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
 
 
 def _images(scene: Scene, images: dict[str, Saved]) -> str:
-    """A pair and what was made of it: whole, enlarged, and as differences."""
+    """A pair and its fused images: whole, enlarged, and as differences from the brighter source."""
     shown = [*zip(scene.pair.kinds, scene.saved, strict=True), *images.items()]
     grays = {label: luminance(image) for label, image in images.items()}
     brighter = np.maximum(*scene.grays)
@@ -61,11 +61,11 @@ def _images(scene: Scene, images: dict[str, Saved]) -> str:
         f"<tr><th>{escape(head)}</th>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
         for head, row in zip(heads, rows, strict=True)
     ]
-    return f'<h3>{escape(str(scene.pair))}</h3><div class="wide"><table class="pictures">{"".join(lines)}</table></div>'
+    return f'<h3>{escape(str(scene.pair))}</h3><div class="wide"><table class="images">{"".join(lines)}</table></div>'
 
 
 def _worst_colors(label: str, scores: dict[str, Scores], scene: Scene, images: dict[str, Saved]) -> str:
-    """Where the image of one method is furthest from the colors of b: that part of both sources and all methods."""
+    """The part in which one method's colors differ most from b's, enlarged, in both sources and of all methods."""
     b = scene.saved[1]
     part = tiles.largest_sum(color_difference(images[label], b))
     others = [name for name in images if name != label]
@@ -82,7 +82,7 @@ def _worst_colors(label: str, scores: dict[str, Scores], scene: Scene, images: d
 
 
 def chosen(evaluation: Evaluation, modality: str, count: int) -> list[Pair]:
-    """Pairs to show: from the one with the best objective of the first method to the one with the worst."""
+    """Pairs to show, evenly spaced from the best to the worst objective of the first method."""
     first = next(iter(evaluation.about))
     scored = evaluation.of_modality(modality)
     order = np.argsort(evaluation.values(modality, first, "objective"), kind="stable")
@@ -91,13 +91,13 @@ def chosen(evaluation: Evaluation, modality: str, count: int) -> list[Pair]:
 
 
 def worst_by_color(evaluation: Evaluation, modality: str, label: str) -> Scored | None:
-    """The pair in which a method's image is furthest from the colors of b; None if there are no colors."""
+    """The pair in which a method's colors differ most from b's; None if no pair is in color."""
     errors = evaluation.values(modality, label, "ab error")
     return None if np.isnan(errors).all() else evaluation.of_modality(modality)[int(np.nanargmax(errors))]
 
 
 def _plot(evaluation: Evaluation, table: Table) -> str:
-    """The objective of every pair, a line of dots for each method, with the mean and its interval."""
+    """An SVG plot of every pair's objective: a row of dots for each method, with the mean and its interval."""
     left, width, line = 220, 760, 26
     values = {row.label: evaluation.values(table.modality, row.label, "objective") for row in table.rows}
     top = max(float(v.max()) for v in values.values()) * 1.05 or 1.0
@@ -166,7 +166,7 @@ def _table(evaluation: Evaluation, table: Table) -> str:
 
 @dataclass(frozen=True)
 class View:
-    """What the page shows of a pair: `draw` makes it of the pair's images and what all methods made of them."""
+    """A part of the page that shows a pair: `draw` makes it from the scene and the images fused by all methods."""
 
     pair: Pair
     draw: Callable[[Scene, dict[str, Saved]], str]
@@ -174,28 +174,29 @@ class View:
 
 def _views(evaluation: Evaluation, modality: str, methods: Sequence[Method], images: int) -> list[View]:
     views = [View(pair, _images) for pair in chosen(evaluation, modality, images)]
-    for label in _judged(methods) if images else []:
+    for label in _methods_with_worst_colors(methods) if images else []:
         scored = worst_by_color(evaluation, modality, label)
         if scored is not None:
             views.append(View(scored.pair, partial(_worst_colors, label, scored.metrics)))
     return views
 
 
-def _judged(methods: Sequence[Method]) -> list[str]:
-    """The methods whose worst colors are shown: the first that are more than a copy or a trivial fusion."""
+def _methods_with_worst_colors(methods: Sequence[Method]) -> list[str]:
+    """Labels of the methods whose worst colors are shown: the first ones, without JPEG copies and trivial fusions."""
     labels = [method.label for method in methods if not isinstance(method, AsJPEG | Trivial)]
     return labels[:MOST_WORST]
 
 
-def _about_images(first: str, judged: list[str]) -> str:
+def _about_images(first: str, labels: list[str]) -> str:
     text = (
-        f"Shown are pairs from the best to the worst objective of {first}, with the part enlarged in which the methods "
-        "differ most."
+        f"The pairs range from the best to the worst objective of {first}. The part in which the methods differ most "
+        "is enlarged."
     )
-    if judged:
+    if labels:
         text += (
-            f" Where b is in color, for each of {', '.join(judged)} the pair follows whose colors are furthest from "
-            "b's in CIELAB (ab error), enlarged where they are furthest; the scores below are of the whole image."
+            f" If b is in color, they are followed by the pair of the largest color error (ab error in CIELAB) of each "
+            f"of {', '.join(labels)}, enlarged where the error is largest; the scores below it are those of the whole "
+            "image."
         )
     return f"<p>{escape(text)}</p><p>{escape(tiles.ABOUT)}</p>"
 
@@ -207,24 +208,26 @@ def to_html(
     images: int,
     shown: Callable[[Sequence[View]], Iterable[View]],
 ) -> str:
-    """The page, under the heading `name`.
+    """The page as HTML, under the heading `name`.
 
     Args:
-        methods: as they were evaluated; they fuse the pairs that are shown once more.
-        images: pairs to show of each modality.
-        shown: gives what is drawn one after the other, and may show how far it is.
+        evaluation: the results.
+        methods: the evaluated methods; they fuse the shown pairs again.
+        name: heading of the page.
+        images: number of pairs to show of each modality.
+        shown: iterates over the views to draw, and may show progress.
     """
     tables = evaluation.tables()
     views = {table.modality: _views(evaluation, table.modality, methods, images) for table in tables}
     drawn: dict[str, list[str]] = {modality: [] for modality in views}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DMFNetWarning)  # were given when the pairs were scored
+        warnings.simplefilter("ignore", DMFNetWarning)  # issued already when the pairs were scored
         for view in shown([view for of_modality in views.values() for view in of_modality]):
             scene = read(view.pair)
             drawn[view.pair.modality].append(view.draw(scene, fuse_all(scene, methods)[0]))
     parts = [f"<h1>{escape(name)}</h1><p>{escape(NOTE)}</p>"]
     if any(drawn.values()):
-        parts.append(_about_images(next(iter(evaluation.about)), _judged(methods)))
+        parts.append(_about_images(next(iter(evaluation.about)), _methods_with_worst_colors(methods)))
     parts += ["<ul>", *(f"<li>{escape(label)}: {escape(about)}</li>" for label, about in evaluation.about.items())]
     parts.append("</ul>")
     for table in tables:
@@ -233,7 +236,7 @@ def to_html(
         parts += drawn[table.modality]
     if evaluation.problems:
         items = "".join(f"<li>{escape(problem)}</li>" for problem in evaluation.problems)
-        parts.append(f"<h2>Left out, for all methods</h2><ul>{items}</ul>")
+        parts.append(f"<h2>Pairs excluded for all methods</h2><ul>{items}</ul>")
     parts.append("<p>Not a medical device. Metrics do not judge diagnostic value.</p>")
     head = f'<meta charset="utf-8">{MARKS["report.html"]}<title>{escape(name)}</title><style>{_STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'

@@ -1,4 +1,4 @@
-"""An evaluation as JSON, as Markdown, and in a terminal."""
+"""The evaluation report as JSON, as Markdown, and as text for a terminal."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dmfnet_fast.evaluation.statistics import Comparison
 from dmfnet_fast.metrics.fusion import MEASURES, Measure
 
 NOTE = (
-    "Means over pairs; below them 95 % bootstrap intervals. Scored is the 8-bit image: its luminance, and where b is "
-    "in color, its colors. Arrows say which direction is taken for better. EN, SD, SF and AG do not look at the "
-    "sources, and noise raises them."
+    "Means over pairs, with 95 % bootstrap intervals below. Scores are of the 8-bit image: of its luminance and, if b "
+    "is in color, of its colors. Arrows show which direction is considered better. EN, SD, SF and AG do not depend on "
+    "the sources, and noise raises them."
 )
-COMPARED = "Mean difference, and number of pairs that are better, compared pair by pair with"
-ABSENT = "–"  # of a score that there is not
+COMPARED = "Mean difference and number of better pairs, in a pairwise comparison with"
+ABSENT = "–"  # stands for an undefined score
 
 
 def _finite(value: Any) -> Any:
-    """Numbers that JSON does not know become None."""
+    """Replace infinity and NaN, which JSON does not have, by None."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -31,9 +31,10 @@ def _finite(value: Any) -> Any:
 
 
 def to_json(evaluation: Evaluation, **more: Any) -> str:
-    """All of it: summaries, and every pair's scores.
+    """The whole evaluation: summaries, and the scores of every pair.
 
-    A score is null where there is none (color measures of gray pairs), and where it is infinite (PSNR).
+    A score is null if it is undefined (color measures of gray pairs) or infinite (PSNR). `more` is added to the top
+    level.
     """
     record = _finite(
         {
@@ -59,12 +60,12 @@ def to_json(evaluation: Evaluation, **more: Any) -> str:
 
 
 def number(value: float | None) -> str:
-    """With four digits that count; what is 0 but for rounding is 0."""
+    """Format a number with four significant digits; rounding errors around 0 are removed."""
     return ABSENT if value is None or math.isnan(value) else f"{round(value, 9) + 0.0:.4g}"
 
 
 def best(table: Table) -> dict[str, set[str]]:
-    """The labels of the best mean of each measure: several where they are equal."""
+    """For each measure, the labels of the methods with the best mean, several if their means are equal."""
     result = {}
     for measure in table.measures:
         means = {row.label: found.mean for row in table.rows if (found := row.estimates[measure.name]) is not None}
@@ -75,7 +76,7 @@ def best(table: Table) -> dict[str, set[str]]:
 
 
 def compared(comparison: Comparison | None) -> str:
-    """Mean difference, and on how many pairs it is for the better: "-0.0120, 20 of 23, 1 equal"."""
+    """Mean difference, number of better pairs and number of ties: "-0.0120, 20 of 23, 1 equal"."""
     if comparison is None:
         return ABSENT
     total = comparison.wins + comparison.ties + comparison.losses
@@ -85,17 +86,17 @@ def compared(comparison: Comparison | None) -> str:
 
 
 def title(measure: Measure) -> str:
-    """A measure's name with the direction of better, for the head of a column."""
+    """Column title of a measure: its name, and an arrow in the direction of better values."""
     return f"{measure.name} {'↑' if measure.better == 'more' else '↓'}"
 
 
 def heading(table: Table) -> str:
-    """A table's modality and number of pairs, in words: "CT-MRI, 23 pairs"."""
+    """Heading of a table: modality and number of pairs, as in "CT-MRI, 23 pairs"."""
     return f"{table.modality}, {table.pairs} pair{'' if table.pairs == 1 else 's'}"
 
 
 def cell(text: str) -> str:
-    """Text for a cell of a Markdown table, where a bar would end it and a tag would be one."""
+    """Escape text for a cell of a Markdown table, in which bars and HTML tags are special."""
     escaped = text.replace("\\", "\\\\").replace("|", "\\|")
     return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
@@ -135,7 +136,7 @@ def _markdown_table(table: Table, baseline: str) -> list[str]:
 
 
 def to_text(evaluation: Evaluation) -> str:
-    """Tables of means, for a terminal."""
+    """Tables of means as plain text, for a terminal."""
     blocks = []
     for table in evaluation.tables():
         lines = [["", "ms", *(measure.name for measure in table.measures)]]
@@ -153,11 +154,11 @@ def to_text(evaluation: Evaluation) -> str:
 
 
 def to_markdown(evaluation: Evaluation, name: str) -> str:
-    """Tables of means, intervals and comparisons, under the heading `name`."""
+    """Tables of means, intervals and comparisons as Markdown, under the heading `name`."""
     lines = [f"# {name}", "", NOTE, ""]
     lines += [f"- {label}: {about}" for label, about in evaluation.about.items()]
     for table in evaluation.tables():
         lines += ["", *_markdown_table(table, evaluation.baseline)]
     if evaluation.problems:
-        lines += ["", "## Left out, for all methods", "", *(f"- {problem}" for problem in evaluation.problems)]
+        lines += ["", "## Pairs excluded for all methods", "", *(f"- {problem}" for problem in evaluation.problems)]
     return "\n".join([*lines, "", MARKS["report.md"]]) + "\n"

@@ -1,4 +1,4 @@
-"""The files of a report, which replace those of an earlier one and nothing else."""
+"""The files of a report. They replace those of an earlier report, but no other files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.errors import OutputError
 
-# By these an earlier report is known.
+# Marks in the files by which an earlier report is recognized.
 MARKS = {
     "report.md": "<!-- made by dmfnet-eval -->",
     "report.json": '"made_by": "dmfnet-eval"',
@@ -17,21 +17,25 @@ MARKS = {
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise an OutputError if writing a report would replace a file that is none."""
+    """Raise an OutputError if writing a report would replace a file that is not part of an earlier report."""
     for name, mark in MARKS.items():
         path = folder / name
         if path.is_file() and mark not in path.read_text(encoding="utf-8", errors="replace"):
             raise OutputError(
-                f"{path}: is there already and was not made by dmfnet-eval; move it away, or choose another folder "
-                "with --output"
+                f"{path}: already exists and was not made by dmfnet-eval; move it away, or choose another folder with "
+                "--output"
             )
 
 
 def write_reports(folder: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Write the files of a report, by name, each whole or not at all.
+    """Write the files of a report, each completely or not at all, and return their paths.
+
+    Args:
+        folder: where to write.
+        texts: contents of the files, by name.
 
     Raises:
-        OutputError: one cannot be written, or was made by something else.
+        OutputError: a file cannot be written, or already exists and is not part of an earlier report.
     """
     check_replaceable(folder)
     paths = []

@@ -1,4 +1,4 @@
-"""Methods run on pairs, every image scored by all measures."""
+"""Running methods on pairs, and scoring every fused image by all measures."""
 
 from __future__ import annotations
 
@@ -23,13 +23,18 @@ from dmfnet_fast.evaluation.statistics import Comparison, Estimate, comparison, 
 from dmfnet_fast.images.color import luminance
 from dmfnet_fast.metrics.fusion import MEASURES, Measure, color_measures, fusion_metrics
 
-# Of one method on one pair, by name; None where there is nothing to measure.
+# Scores of one method on one pair, by measure; None if a measure is undefined.
 Scores = dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What all methods scored on one pair: `metrics[label][name]`; milliseconds where a method is timed."""
+    """The scores of all methods on one pair.
+
+    Attributes:
+        metrics: scores by label of the method and name of the measure.
+        milliseconds: time of fusing the pair, by label, for methods that are timed.
+    """
 
     pair: Pair
     metrics: dict[str, Scores]
@@ -38,12 +43,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class Row:
-    """One method on the pairs of one modality.
+    """Summary of one method over the pairs of one modality.
 
     Attributes:
-        estimates: by measure; None where no pair has a score.
-        against: the baseline, by measure; None for the baseline itself.
-        milliseconds: median time of fusing one pair, on this machine, beside everything else; None if not timed.
+        label: label of the method.
+        estimates: mean score by measure; None if no pair has a score.
+        against: comparison with the baseline by measure; None for the baseline itself.
+        milliseconds: median time of fusing a pair on this machine, while metrics are computed as well; None if the
+            method is not timed.
     """
 
     label: str
@@ -54,7 +61,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All methods on the pairs of one modality."""
+    """Summary of all methods over the pairs of one modality."""
 
     modality: str
     pairs: int
@@ -62,19 +69,20 @@ class Table:
 
     @property
     def measures(self) -> list[Measure]:
-        """Those that any method has a score of."""
+        """The measures for which any method has a score."""
         return [m for m in MEASURES if any(row.estimates[m.name] is not None for row in self.rows)]
 
 
 @dataclass
 class Evaluation:
-    """What came of it.
+    """Results of an evaluation.
 
     Attributes:
-        about: every method, by label.
-        baseline: label of the method that the others are compared with.
-        scored: pairs that all methods fused; the others are left out for all, or unlike would be compared.
-        problems: why pairs were left out, one line each.
+        about: descriptions of all methods, by label.
+        baseline: label of the method with which the others are compared.
+        scored: the pairs that all methods fused. Other pairs are excluded for all methods, so that all are compared on
+            the same pairs.
+        problems: why pairs were excluded, one message each.
     """
 
     about: dict[str, str]
@@ -86,11 +94,11 @@ class Evaluation:
         return [scored for scored in self.scored if scored.pair.modality == modality]
 
     def values(self, modality: str, label: str, name: str) -> NDArray[np.float64]:
-        """One measure of one method, (pairs,); NaN where there is none."""
+        """The scores of one method by one measure, (pairs,); NaN if a pair has none."""
         return np.array([s.metrics[label][name] for s in self.of_modality(modality)], np.float64)
 
     def tables(self) -> list[Table]:
-        """One for each modality."""
+        """One table per modality."""
         modalities = dict.fromkeys(s.pair.modality for s in self.scored)
         return [
             Table(modality, len(self.of_modality(modality)), [self._row(modality, label) for label in self.about])
@@ -113,10 +121,10 @@ class Evaluation:
 
 
 def read(pair: Pair) -> Scene:
-    """The pair's images.
+    """Read the images of a pair.
 
     Raises:
-        DMFNetError: they cannot be read; the message names the pair.
+        DMFNetError: an image cannot be read; the message names the pair.
     """
     try:
         return pair.read()
@@ -125,10 +133,10 @@ def read(pair: Pair) -> Scene:
 
 
 def fuse_all(scene: Scene, methods: Sequence[Method]) -> tuple[dict[str, Saved], dict[str, float]]:
-    """Every method's image, and milliseconds where it is timed.
+    """Fuse a pair by all methods: images by label, and milliseconds by label for methods that are timed.
 
     Raises:
-        DMFNetError: a method has no image; the message names the pair and the method.
+        DMFNetError: a method cannot fuse the pair; the message names the pair and the method.
     """
     images: dict[str, Saved] = {}
     milliseconds: dict[str, float] = {}
@@ -150,7 +158,7 @@ def fuse_all(scene: Scene, methods: Sequence[Method]) -> tuple[dict[str, Saved],
 
 
 def score(images: dict[str, Saved], a: Saved, b: Saved) -> dict[str, Scores]:
-    """All measures of each of the fused images, by label."""
+    """The scores of each fused image, by label."""
     gray_a, gray_b = luminance(a), luminance(b)
     return {
         label: {**fusion_metrics(luminance(image), gray_a, gray_b), **color_measures(image, b)}
@@ -162,8 +170,8 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-class _Here(Executor):
-    """Does what it is given at once, in this process."""
+class _InlineExecutor(Executor):
+    """Runs functions immediately, in this process."""
 
     def submit(
         self, function: Callable[Arguments, Result], /, *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -175,8 +183,8 @@ class _Here(Executor):
 
 @contextmanager
 def _pool(workers: int) -> Iterator[Executor]:
-    # Fresh processes: copies of one that holds an engine's threads could hang.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else _Here()
+    # Spawned, as forking a process with an engine's threads could deadlock.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else _InlineExecutor()
     try:
         yield pool
     finally:
@@ -190,14 +198,14 @@ def evaluate(
     workers: int,
     shown: Callable[[Sequence[Pair]], Iterable[Pair]],
 ) -> Evaluation:
-    """Fuse and score.
+    """Fuse all pairs by all methods, and score the results.
 
     Args:
-        pairs: what to fuse.
-        methods: how; an `AsJPEG` comes after the method whose images it saves.
-        baseline: label of one of them.
-        workers: processes that compute metrics, while this one fuses.
-        shown: gives the pairs one after the other, and may show how far it is.
+        pairs: the pairs to fuse.
+        methods: the methods to run; an `AsJPEG` must come after the method whose images it compresses.
+        baseline: label of the method with which the others are compared.
+        workers: number of processes that compute metrics while this process fuses; with 1, this process does both.
+        shown: iterates over the pairs, and may show progress.
 
     Raises:
         OutOfMemoryError: a worker was killed, or an image is too large for an engine.
@@ -206,8 +214,8 @@ def evaluate(
     running: deque[tuple[Pair, Future[dict[str, Scores]], dict[str, float]]] = deque()
 
     def finish_one() -> None:
-        pair, future, took = running.popleft()
-        evaluation.scored.append(Scored(pair, future.result(), took))
+        pair, future, milliseconds = running.popleft()
+        evaluation.scored.append(Scored(pair, future.result(), milliseconds))
 
     try:
         with _pool(workers) as pool:
@@ -221,13 +229,13 @@ def evaluate(
                     evaluation.problems.append(str(error))
                     continue
                 running.append((pair, pool.submit(score, images, *scene.saved), milliseconds))
-                # Images wait in memory until they are scored: no more of them than keep the workers busy.
+                # Images stay in memory until they are scored, so only enough to keep the workers busy are queued.
                 while len(running) > 2 * workers:
                     finish_one()
             while running:
                 finish_one()
     except BrokenProcessPool as error:
         raise OutOfMemoryError(
-            "a process that computed metrics was killed, as the system does when memory runs out; use fewer --workers"
+            "a process that computes metrics was killed, probably because memory ran out; use fewer --workers"
         ) from error
     return evaluation

@@ -1,6 +1,6 @@
 """Means, their uncertainty, and paired comparisons.
 
-Scores are NaN where a pair has none, such as those of color where b is gray; such pairs do not count. Scores may be
+A score is NaN if it is undefined for a pair, as color measures are for a gray b; such pairs are ignored. Scores may be
 infinite (PSNR).
 """
 
@@ -19,7 +19,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over pairs, with its bootstrap interval."""
+    """A mean over pairs, with the ends of its bootstrap interval."""
 
     mean: float
     low: float
@@ -28,11 +28,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method against the baseline, on the same pairs.
+    """Comparison of a method with the baseline on the same pairs.
 
     Attributes:
         difference: mean of (method - baseline).
-        wins, ties, losses: numbers of pairs, by the metric's own direction.
+        wins, ties, losses: numbers of pairs in which the method is better, equal or worse.
     """
 
     difference: Estimate
@@ -43,19 +43,19 @@ class Comparison:
 
 @lru_cache(maxsize=8)
 def _draws(pairs: int) -> NDArray[np.int64]:
-    """How often each pair is drawn in each resample, (RESAMPLES, pairs): the same for all methods and metrics."""
+    """How often each resample draws each pair, (RESAMPLES, pairs); the same for all methods and metrics."""
     return np.random.default_rng(0).multinomial(pairs, np.full(pairs, 1 / pairs), size=RESAMPLES)
 
 
 def estimate(values: NDArray[np.float64]) -> Estimate | None:
-    """The mean of `values` (pairs,) and its percentile bootstrap interval of 95 %; None if no pair has a score.
+    """The mean of `values` (pairs,) with a 95 % percentile bootstrap interval; None if no pair has a score.
 
-    Efron 1979, doi:10.1214/aos/1176344552: whole pairs are drawn anew 10,000 times, with a fixed seed. The pairs are
-    taken for independent; slices of one patient are not, so that other patients vary more than this says.
+    Efron 1979, doi:10.1214/aos/1176344552: pairs are resampled 10,000 times, with a fixed seed. Pairs are assumed to be
+    independent. Slices of one patient are not, so that the interval underestimates the variation between patients.
 
-    A mean that an infinite score takes part in is infinite, and so is that of every resample that holds it: one pair of
-    many leaves a finite lower end, below an infinite upper one. Where plus and minus infinity meet there is no mean:
-    all three are NaN.
+    An infinite score makes the mean infinite, and also the mean of every resample that contains it: with one infinite
+    score among many pairs, the lower end of the interval is finite and the upper end infinite. If there are both plus
+    and minus infinity, the mean is undefined, and mean, low and high are NaN.
     """
     values = values[~np.isnan(values)]
     pairs = len(values)
@@ -69,7 +69,7 @@ def estimate(values: NDArray[np.float64]) -> Estimate | None:
     tail = 50 * (1 - CONFIDENCE)
     if infinite.any():
         means[counts[:, infinite].any(axis=1)] = values[infinite][0]
-        # Between a finite and an infinite mean nothing can be interpolated: the next rank outwards is taken.
+        # Percentiles cannot be interpolated between finite and infinite means, so the next rank outward is used.
         low, high = np.percentile(means, tail, method="lower"), np.percentile(means, 100 - tail, method="higher")
     else:
         low, high = np.percentile(means, (tail, 100 - tail))
@@ -79,13 +79,13 @@ def estimate(values: NDArray[np.float64]) -> Estimate | None:
 def comparison(
     values: NDArray[np.float64], baseline: NDArray[np.float64], better: Literal["more", "less"]
 ) -> Comparison | None:
-    """`values` (pairs,) against those of the baseline, over the pairs where both have a score; None if there are none.
+    """Compare `values` (pairs,) with those of the baseline, over the pairs in which both have a score.
 
-    Equal scores differ by 0, infinite ones too.
+    The difference of equal scores is 0, also if they are infinite. Returns None if there are no such pairs.
     """
     both = ~(np.isnan(values) | np.isnan(baseline))
     values, baseline = values[both], baseline[both]
-    with np.errstate(invalid="ignore"):  # of equal infinite scores
+    with np.errstate(invalid="ignore"):  # the difference of equal infinite scores
         difference = np.where(values == baseline, 0.0, values - baseline)
     mean = estimate(difference)
     if mean is None:

@@ -1,4 +1,4 @@
-"""Luminance in and color out: between images and the network's numbers."""
+"""Conversion between images and the network's luminances, and the colors of the fused image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dmfnet_fast.errors import ImageError, warn
-from dmfnet_fast.images.io import Pixels
+from dmfnet_fast.images.io import LoadedImage, Pixels
 from dmfnet_fast.images.rules import (
     BLUE,
     GREEN,
@@ -33,14 +33,14 @@ EIGHT_BIT = (0.0, 255.0)
 DEFAULT_RULES = Rules()
 PIXELS_AT_ONCE = 2**15
 LUMINANCE = np.array([RED, GREEN, BLUE]) / 1000
-# A channel spread above this part of the range, in more than this part of the pixels, is color; below it is
-# the tint that JPEG leaves on gray.
+# An image is in color if the spread of its channels exceeds COLOR_SPREAD, a fraction of its largest value, in more than
+# the fraction COLOR_PART of its pixels. Less than that is the tint that JPEG leaves on gray images.
 COLOR_SPREAD = 0.1
 COLOR_PART = 0.005
 
 
 def luminance(pixels: Pixels) -> NDArray[Any]:
-    """BT.601 luminance (H, W) in the image's own units: of 8-bit images Pillow's "L", else float64."""
+    """BT.601 luminance (H, W) in the image's own units: uint8 as by Pillow's "L" for 8-bit images, else float64."""
     if pixels.dtype == np.uint8:
         return pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
     if pixels.ndim == 2:
@@ -49,7 +49,7 @@ def luminance(pixels: Pixels) -> NDArray[Any]:
 
 
 def is_color(pixels: Pixels) -> bool:
-    """Whether the image shows colors, rather than gray stored as RGB."""
+    """Whether the image is in color, rather than gray stored as RGB."""
     if pixels.ndim == 2:
         return False
     spread = pixels.max(axis=2).astype(np.float64) - pixels.min(axis=2)
@@ -57,17 +57,17 @@ def is_color(pixels: Pixels) -> bool:
 
 
 def _median_peak(pixels: Pixels) -> int:
-    """The largest value of the 3x3 median of the image's brightest channel."""
+    """The largest value of the image's brightest channel after 3x3 median filtering."""
     gray = pixels if pixels.ndim == 2 else pixels.max(axis=2)
     windows = np.lib.stride_tricks.sliding_window_view(gray, (3, 3))
     return int(np.median(windows, axis=(2, 3)).max())
 
 
 def check_range(stated: tuple[float, float], name: str) -> tuple[float, float]:
-    """The stated black and white as floats.
+    """The stated values of black and white as floats.
 
     Raises:
-        ImageError: they are not two finite numbers, the smaller first.
+        ImageError: they are not two finite numbers in ascending order.
     """
     low, high = (float(value) for value in stated)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -76,34 +76,34 @@ def check_range(stated: tuple[float, float], name: str) -> tuple[float, float]:
 
 
 def _range_of_16_bit(pixels: Pixels, name: str) -> tuple[float, float]:
-    """What black and white probably are in 16-bit data of which only a part is used; says what it took."""
+    """Infer the intensity range of 16-bit data, and warn if the data use only part of 0..65535."""
     lowest, highest = (float(value) for value in np.percentile(pixels, (0.1, 99.9)))
     peak = int(pixels.max())
-    # A few hot pixels do not make 12-bit data 16-bit; but only what a 3x3 median removes is a hot pixel, or a
-    # small lesion would be one.
+    # A few hot pixels do not turn 12-bit data into 16-bit data. Only what a 3x3 median removes counts as a hot pixel;
+    # otherwise a small lesion would count as one.
     bulk = max(int(highest), _median_peak(pixels)) if highest < peak / 8 else peak
     outliers = bulk < peak / 8
     bits = (bulk if outliers else peak).bit_length()
     top = 2 ** max(8, bits) - 1 if 0 < bits < 16 else 65535
-    stating = f"0..{top} is taken as its range; state it: range=(lo, hi), --range-a or --range-b"
+    advice = f"0..{top} is assumed as its range; state the range with range=(lo, hi), --range-a or --range-b"
     if outliers:
-        warn(f"{name}: all but single pixels end at {bulk}, a few reach {peak}: {stating}")
+        warn(f"{name}: nearly all values are at most {bulk}, but a few reach {peak}: {advice}")
     elif top < 65535:
-        warn(f"{name}: its values end at {peak}: {stating}")
+        warn(f"{name}: its largest value is {peak}: {advice}")
     elif peak > 0 and highest - lowest < 65535 / 8:
-        warn(f"{name}: nearly all values lie in {lowest:g}..{highest:g}, {stating}")
+        warn(f"{name}: nearly all values lie in {lowest:g}..{highest:g}: {advice}")
     return 0.0, float(top)
 
 
 def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -> tuple[float, float]:
-    """The values that mean black and white.
+    """The values of black and white in an image.
 
-    uint8 always means 0..255. For the others stated values are taken as they are; without them float means
-    0..1, and uint16 means 0..65535 unless the image uses 15 bits or fewer (a few hot pixels aside): then 0 to
-    the smallest 2^n - 1 that holds it, with a warning.
+    uint8 images always span 0..255. For others a stated range is used as it is. Without one, float images span 0..1,
+    and uint16 images span 0..65535 unless they use 15 bits or fewer (apart from a few hot pixels): then the range is 0
+    to the smallest 2^n - 1 that holds the values, n at least 8, and a warning is issued.
 
     Raises:
-        ImageError: the stated range is empty or not finite, or float values lie outside 0..1.
+        ImageError: the stated range is empty or not finite, or float values lie outside 0..1 and no range is stated.
     """
     if pixels.dtype == np.uint8:
         return 0.0, 255.0
@@ -115,46 +115,48 @@ def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -
     if low < 0.0 or high > 1.0:
         raise ImageError(
             f"{name}: float values from {low:.9g} to {high:.9g} are outside 0..1; "
-            "state its range: range=(lo, hi), --range-a or --range-b"
+            "state its range with range=(lo, hi), --range-a or --range-b"
         )
     return 0.0, 1.0
 
 
-def stated_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -> tuple[float, float]:
-    """`value_range` of a file, which says if a range that a user stated is of no use, since the image is 8-bit.
+def range_of(image: LoadedImage, stated: tuple[float, float] | None) -> tuple[float, float]:
+    """The `value_range` of a file: as the user states it, else as the file does, else inferred.
+
+    Warns if a range is stated for an 8-bit image, which has no use for it.
 
     Raises:
         ImageError: as `value_range`.
     """
-    if stated is not None and pixels.dtype == np.uint8:
-        warn(f"{name}: is 8-bit, which always means 0..255: its range is not used")
-    return value_range(pixels, stated, name)
+    if stated is not None and image.pixels.dtype == np.uint8:
+        warn(f"{image.name}: is 8-bit, which always spans 0..255: its range is not used")
+    return value_range(image.pixels, stated or image.values, image.name)
 
 
 def to_network(pixels: Pixels, values: tuple[float, float]) -> NDArray[np.float32]:
-    """Luminance (H, W) in [-1, 1]; what lies outside the range `values` is clipped."""
+    """Luminance (H, W) in [-1, 1]; values outside the range `values` are clipped."""
     low, high = values
     y = luminance(pixels)
-    # Looking up the 256 values of 8 bits takes a tenth of the time of computing each pixel's.
+    # For 8 bits, a table of 256 values takes a tenth of the time of computing every pixel.
     levels = np.arange(256.0) if y.dtype == np.uint8 else y
     scaled = ((levels.clip(low, high) - low) * (2.0 / (high - low)) - 1.0).astype(np.float32)
-    # With a mode, numpy does not look for indices out of range, which takes longer than the rest.
+    # mode="clip" skips numpy's bounds check, which takes longer than the lookup itself.
     return scaled.take(y, mode="clip") if y.dtype == np.uint8 else scaled
 
 
 def to_luminance8(pixels: Pixels, name: str) -> NDArray[np.uint8]:
-    """Luminance (H, W) as uint8 over the image's own range."""
+    """Luminance (H, W) as uint8, scaled from the image's own range to 0..255."""
     return np.rint((to_network(pixels, value_range(pixels, None, name)) + 1.0) * 127.5).astype(np.uint8)
 
 
 class Canvas:
-    """A pair on its way through a network: what that takes in, and the image that its result becomes.
+    """Converts a pair of images to the network's inputs, and the network's output to the fused image.
 
     Args:
         a: the anatomical image, H x W or H x W x 3.
-        b: the other, likewise; its colors are the result's.
-        values_a, values_b: their ranges.
-        rules: what holds for every pixel.
+        b: the image of the other modality, likewise; the result has its colors.
+        values_a, values_b: the values of black and white in a and b.
+        rules: the constraints on every fused pixel.
 
     Attributes:
         a, b: luminances (H, W) in [-1, 1], float32.
@@ -174,7 +176,7 @@ class Canvas:
         low, high = values_b
         self._whole = b.dtype.kind == "u"
         self._black, self._white = (float(math.ceil(low)), float(math.floor(high))) if self._whole else (low, high)
-        # float32 holds the thousandths of 8-bit channels exactly, float64 those of 16.
+        # float32 holds thousandths of 8-bit channels exactly, float64 those of 16-bit channels.
         self._type = np.dtype(np.float32 if b.dtype == np.uint8 else np.float64)
         self._b = b
         if rules.invention:
@@ -183,9 +185,9 @@ class Canvas:
             near = neighborhood_interval(gray_a, gray_b)
         else:
             near = neighborhood_interval(*(self._in_units_of_b(image) for image in (self.a, self.b)))
-        # Whole numbers of b's range, which its own type holds: fresh memory costs more than what is computed here.
-        kept_as = self._kind if self._whole else self._type
-        lowest, highest, self._brightest, self._darkest = np.empty((4, *b.shape[:2]), kept_as)
+        # Integers in b's range are stored in b's own type: allocating memory costs more than the computation here.
+        stored_type = self._kind if self._whole else self._type
+        lowest, highest, self._brightest, self._darkest = np.empty((4, *b.shape[:2]), stored_type)
         self._limits = Interval(lowest, highest)
         self._luminance = np.empty(b.shape[:2], self._type)
         for rows in self._strips():
@@ -200,7 +202,7 @@ class Canvas:
 
     @property
     def interval(self) -> NDArray[np.float32]:
-        """The least and the greatest luminance that each pixel may have, (2, H, W) in [-1, 1]."""
+        """The least and the greatest luminance allowed for each pixel, (2, H, W) in [-1, 1]."""
         low, high = self._values
         result = np.empty((2, *self.a.shape), np.float32)
         for end, target in zip(self._limits, result, strict=True):
@@ -209,7 +211,7 @@ class Canvas:
         return result
 
     def _strips(self) -> Iterator[slice]:
-        """Rows that are computed at once: of few pixels, so that what comes between stays in the cache."""
+        """Slices of rows, small enough that the intermediate results of one fit in the cache."""
         height, width = self._b.shape[:2]
         step = max(1, PIXELS_AT_ONCE // width)
         yield from (slice(start, start + step) for start in range(0, height, step))
@@ -220,7 +222,7 @@ class Canvas:
         return np.rint(y).clip(self._black, self._white) if self._whole else y
 
     def _channels(self, colors: NDArray[Any]) -> list[NDArray[Any]]:
-        """Of colors (..., 3)."""
+        """The channels of colors (..., 3) as floats, within b's range."""
         channels = [colors[..., n].astype(self._type) for n in range(3)]
         if self._kind == np.uint8:
             return channels
@@ -228,10 +230,13 @@ class Canvas:
         return [np.rint(channel).clip(self._black, self._white) for channel in clipped] if self._whole else clipped
 
     def finish(self, fused: NDArray[np.float32]) -> Pixels:
-        """The image of a fused luminance (H, W), float32 in [-1, 1] and moved into the interval, in b's colors.
+        """Make the fused image from the network's output and b's colors.
+
+        Args:
+            fused: fused luminance (H, W), float32 in [-1, 1]; it is clamped to the interval.
 
         Returns:
-            An array like b, within its range.
+            An array of b's shape and type, within its range.
         """
         result = np.empty(self._b.shape, self._kind)
         for rows in self._strips():
@@ -248,7 +253,7 @@ class Canvas:
         return result
 
     def _apply_luminance(self, y: NDArray[Any], rows: slice, result: NDArray[Any]) -> None:
-        """`rules.apply_luminance` in whole numbers; its expensive half runs only on pixels that must become paler."""
+        """`rules.apply_luminance` for integer images; the costly desaturation runs only on the pixels that need it."""
         shift = shift_of(y, self._luminance[rows])
         extremes = (self._brightest[rows].astype(self._type), self._darkest[rows].astype(self._type))
         room = room_of(shift, *extremes, self._black, self._white)

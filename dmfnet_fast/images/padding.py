@@ -1,15 +1,19 @@
-"""Sizes that the network takes."""
+"""Padding of images to sizes that the network accepts."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-STRIDE = 16  # four halvings: the network needs sizes that are multiples of it
+STRIDE = 16  # the network halves the resolution four times, so height and width must be multiples of 16
 
 
 def pad(image: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[slice, slice]]:
-    """Reflect (H, W) up to multiples of STRIDE, split over both sides; and where the image then lies."""
+    """Pad an image (H, W) by reflection to multiples of STRIDE, half on each side.
+
+    Returns:
+        The padded image, and the slices of rows and columns at which the original lies in it.
+    """
     margins = [(-size) % STRIDE for size in image.shape]
     if not any(margins):
         return image, (slice(None), slice(None))

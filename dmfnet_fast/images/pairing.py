@@ -1,4 +1,4 @@
-"""Two folders of images, paired by name."""
+"""Pairing of the images of two folders by name."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmfnet_fast.errors import ImageError
-from dmfnet_fast.images.io import WRITABLE
+from dmfnet_fast.images import formats
 
 
 @dataclass(frozen=True)
 class PairedFiles:
-    """What two folders hold.
+    """The contents of two folders.
 
     Attributes:
-        pairs: (name without suffix, file of a, file of b), in order of name.
-        problems: (name without suffix, what is wrong) for files that have no partner, or several.
-        ignored: how many other files and folders were passed over.
+        pairs: (name without suffix, file of a, file of b), ordered by name.
+        problems: (name without suffix, message) for files that have no partner or several.
+        ignored: number of other files and folders, hidden ones not counted.
     """
 
     pairs: list[tuple[str, Path, Path]]
@@ -26,7 +26,9 @@ class PairedFiles:
 
 
 def images_by_name(folder: Path) -> tuple[dict[str, list[Path]], int]:
-    """The images of a folder by their names without suffix, and how many other files and folders there are.
+    """The images of a folder by name without suffix, and the number of other files and folders.
+
+    Hidden files are skipped and not counted.
 
     Raises:
         ImageError: the folder cannot be read.
@@ -40,9 +42,10 @@ def images_by_name(folder: Path) -> tuple[dict[str, list[Path]], int]:
     for path in entries:
         if path.name.startswith("."):
             continue
-        if path.is_file() and path.suffix.lower() in WRITABLE:
-            # macOS decomposes accents in names, other systems do not.
-            names.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
+        name = formats.name_in_folder(path) if path.is_file() else None
+        if name is not None:
+            # macOS may store accented names in decomposed form, other systems do not.
+            names.setdefault(unicodedata.normalize("NFC", name), []).append(path)
         else:
             ignored += 1
     return names, ignored
@@ -52,12 +55,13 @@ def pair_folders(folder_a: Path, folder_b: Path) -> PairedFiles:
     """Pair the images of two folders by name; the suffixes may differ (`7.png` with `7.tif`).
 
     Raises:
-        ImageError: there is no image in either folder, or a folder cannot be read.
+        ImageError: neither folder holds an image, or a folder cannot be read.
     """
     (names_a, others_a), (names_b, others_b) = images_by_name(folder_a), images_by_name(folder_b)
     if not names_a and not names_b:
+        kinds = formats.either(reader.name for reader in formats.READERS)
         raise ImageError(
-            f"{folder_a}, {folder_b}: hold no images (PNG, JPEG, TIFF or BMP; subfolders are not searched)"
+            f"{folder_a}, {folder_b}: hold no images; give folders of {kinds} files (subfolders are not searched)"
         )
 
     pairs, problems = [], []

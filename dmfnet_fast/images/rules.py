@@ -1,13 +1,12 @@
-"""The two rules of a fused image: color is the tracer, and nothing is invented.
+"""The two rules for fused images: colors, which show the tracer, are preserved, and nothing is invented.
 
-A pixel of b keeps at least a stated part of its chroma, which bounds the luminance that it can be given: yellow does
-not exist as bright as white. And the fused luminance of a pixel lies within what the sources show in its 3x3
-neighborhood. Both are intervals of luminance, and both contain the luminance that b has itself, so they always have
-a common part.
+First, every pixel keeps at least a given fraction of b's chroma, which bounds its luminance: no yellow is as bright as
+white. Second, the fused luminance of a pixel lies within the range of both sources in its 3x3 neighborhood. Each rule
+is an interval of luminance, and both intervals contain b's own luminance, so they always intersect.
 
-One definition serves numpy, PyTorch (training, GPUs) and, exported from that, ONNX: every function takes arrays of
-either library. Whole-numbered images give the same values in all three, bit for bit: sums are of whole numbers that
-the type holds exactly, so no compiler can round them otherwise, and products are rounded once.
+One definition serves numpy, PyTorch (training and GPUs) and, exported from PyTorch, ONNX: every function takes arrays
+of either library. Integer images give the same values in all three, bit for bit: sums are of integers that the
+floating-point type represents exactly, so that no order of summation changes them, and products are rounded once.
 """
 
 from __future__ import annotations
@@ -21,18 +20,19 @@ from dmfnet_fast.errors import require
 
 Array: TypeAlias = Any  # numpy.ndarray or torch.Tensor
 
-# BT.601 in thousandths, which are whole numbers.
+# BT.601 weights in thousandths, which are integers.
 RED, GREEN, BLUE = 299.0, 587.0, 114.0
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds for every pixel of a fused image.
+    """Constraints on every pixel of a fused image.
 
     Attributes:
-        kept_chroma: the least part of b's chroma that a pixel keeps, 0 to 1. At 0 the luminance is the network's own,
-            and saturated colors go pale where it is bright; at 1 no color changes, and detail in them is faint.
-        invention: whether luminances are allowed that neither source has in the 3x3 neighborhood.
+        kept_chroma: the least fraction of b's chroma that a pixel keeps, 0 to 1. At 0 the network alone determines the
+            luminance, and saturated colors turn pale where it is bright; at 1 all chroma is kept, and detail in
+            saturated colors is faint.
+        invention: whether a pixel may be darker or brighter than everything in its 3x3 neighborhood in both sources.
 
     Raises:
         ValueError: `kept_chroma` is out of range.
@@ -47,21 +47,21 @@ class Rules:
 
 
 class Interval(NamedTuple):
-    """The least and the greatest luminance that each pixel may have, of one shape."""
+    """The least and the greatest luminance allowed for each pixel, two arrays of one shape."""
 
     lowest: Array
     highest: Array
 
 
 class Chroma(NamedTuple):
-    """The colors of b, taken apart.
+    """The colors of b, decomposed; all arrays have one shape.
 
     Attributes:
-        channels: red, green and blue, of one shape, in b's own units.
-        brightest, darkest: the extreme channel of each pixel.
-        luminance: BT.601, in thousandths of b's units.
-        above: how far the brightest channel lies above the luminance, in thousandths.
-        below: how far the darkest lies below it, likewise.
+        channels: red, green and blue, in b's own units.
+        brightest, darkest: the largest and the smallest channel of each pixel, in b's own units.
+        luminance: BT.601 luminance, in thousandths of b's units.
+        above: distance of the brightest channel above the luminance, in thousandths of b's units.
+        below: distance of the darkest channel below the luminance, in thousandths of b's units.
     """
 
     channels: tuple[Array, Array, Array]
@@ -79,18 +79,19 @@ def _library(array: Array) -> Any:
 def _extreme_of_3(x: Array, choose: Any, axis: int) -> Array:
     """`choose` (minimum or maximum) over each element and its two neighbors along `axis`, -1 or -2."""
     first, last = (x[..., :1], x[..., -1:]) if axis == -1 else (x[..., :1, :], x[..., -1:, :])
-    fore, aft = (x[..., :-1], x[..., 1:]) if axis == -1 else (x[..., :-1, :], x[..., 1:, :])
-    pairs = choose(fore, aft)
-    join = _library(x).concatenate
-    # Element n is the extreme of pairs n - 1 and n; at the ends there is only one.
-    return choose(join((first, pairs), axis=axis), join((pairs, last), axis=axis))
+    left, right = (x[..., :-1], x[..., 1:]) if axis == -1 else (x[..., :-1, :], x[..., 1:, :])
+    pairs = choose(left, right)
+    concatenate = _library(x).concatenate
+    # Element n is the extreme of pairs n - 1 and n; the first and the last element belong to only one pair.
+    return choose(concatenate((first, pairs), axis=axis), concatenate((pairs, last), axis=axis))
 
 
 def neighborhood_interval(a: Array, b: Array) -> Interval:
-    """The luminances between the darkest and the brightest that either source has in each pixel's 3x3 neighborhood.
+    """The minimum and the maximum of both sources over each pixel's 3x3 neighborhood.
 
     Args:
-        a, b: luminances (..., H, W) in one unit, of any type; H and W at least 2. Beyond the border there is nothing.
+        a, b: luminances (..., H, W) in the same unit, of any type; H and W at least 2. Neighborhoods are cropped at
+            the border.
     """
     xp = _library(a)
     darkest, brightest = xp.minimum(a, b), xp.maximum(a, b)
@@ -101,9 +102,10 @@ def neighborhood_interval(a: Array, b: Array) -> Interval:
 
 
 def chroma_of(red: Array, green: Array, blue: Array) -> Chroma:
-    """Take colors apart; channels of one shape and of one floating-point type.
+    """Decompose colors, given as channels of one shape and one floating-point type.
 
-    For whole numbers that type must hold a thousand times the largest: float32 does for 8 bits, float64 for 16.
+    For integer images the type must represent a thousand times the largest value exactly: float32 does for 8 bits,
+    float64 for 16 bits.
     """
     xp = _library(red)
     luminance = RED * red + GREEN * green + BLUE * blue
@@ -114,15 +116,16 @@ def chroma_of(red: Array, green: Array, blue: Array) -> Chroma:
 
 
 def color_interval(chroma: Chroma, kept: float | Array, black: float, white: float, whole: bool) -> Interval:
-    """The luminances at which `kept` of each pixel's chroma exists.
+    """The luminances at which the fraction `kept` of each pixel's chroma can be represented.
 
-    With luminance y and k times the chroma, a channel c becomes y + k (c - Y), which must lie between black and white.
+    With luminance y and k times the chroma, a channel c of a color of luminance Y becomes y + k (c - Y), which must lie
+    between black and white.
 
     Args:
-        chroma: of b.
-        kept: part of the chroma that must remain, 0 to 1; an array where pixels differ.
+        chroma: the colors of b.
+        kept: fraction of the chroma to keep, 0 to 1; an array where pixels differ.
         black, white: b's range.
-        whole: whether luminances are whole numbers, so that the ends are to be.
+        whole: whether luminances are integers, so that the ends of the interval must be integers as well.
     """
     xp = _library(chroma.luminance)
     lowest = chroma.below * (kept / 1000) + black
@@ -133,44 +136,44 @@ def color_interval(chroma: Chroma, kept: float | Array, black: float, white: flo
 
 
 def within(y: Array, interval: Interval) -> Array:
-    """`y` moved into the interval, as little as must be."""
+    """Clamp `y` to the interval."""
     xp = _library(y)
     return xp.minimum(xp.maximum(y, interval.lowest), interval.highest)
 
 
 def common(color: Interval, neighborhood: Interval) -> Interval:
-    """The part that two intervals have in common; `color` has the last word where rounding leaves none."""
+    """The intersection of two intervals; where rounding leaves it empty, the end of `color` nearest `neighborhood`."""
     return Interval(within(neighborhood.lowest, color), within(neighborhood.highest, color))
 
 
 def shift_of(y: Array, luminance: Array) -> Array:
-    """The whole number that, added to all three channels, gives them the luminance `y`.
+    """The integer that, added to all three channels, gives them the luminance `y`.
 
-    Rounded once for all of them, it keeps their differences, and so Cb and Cr, exactly.
+    A common integer shift preserves the differences between channels, and hence Cb and Cr, exactly.
 
     Args:
-        y: the fused luminance, whole numbers.
-        luminance: of b, in thousandths.
+        y: the fused luminance, integers.
+        luminance: b's luminance, in thousandths.
     """
     return _library(y).round((1000 * y - luminance) * 0.001)
 
 
 def room_of(shift: Array, brightest: Array, darkest: Array, black: float, white: float) -> Array:
-    """How much further all channels could be shifted without leaving the range; less than 0 where they have left it."""
+    """The least distance of the shifted channels from the ends of the range; negative where one lies outside."""
     return _library(shift).minimum(white - brightest - shift, shift + darkest - black)
 
 
 def paler(y: Array, chroma: Chroma, black: float, white: float, whole: bool) -> tuple[Array, Array, Array]:
-    """Red, green and blue with the luminance `y` and the hue of b, but less of its chroma, as little less as must be.
+    """Red, green and blue of the luminance `y` and b's hue, desaturated by no more than the range requires.
 
     Args:
         y: the fused luminance, within black and white.
-        chroma: of b.
+        chroma: the colors of b.
         black, white: b's range.
-        whole: whether the channels are to be whole numbers.
+        whole: whether the channels must be integers.
     """
     xp = _library(y)
-    least = 1.0 if whole else 1e-30  # for gray pixels, whose chroma is 0 whatever it is multiplied by
+    least = 1.0 if whole else 1e-30  # avoids division by zero for gray pixels, whose chroma is 0 at any factor
     above, below = (part.clip(min=least) for part in (chroma.above, chroma.below))
     factor = xp.minimum(1000 * (white - y) / above, 1000 * (y - black) / below).clip(max=1.0) * 0.001
     changes = [(1000 * channel - chroma.luminance) * factor for channel in chroma.channels]
@@ -182,23 +185,23 @@ def paler(y: Array, chroma: Chroma, black: float, white: float, whole: bool) -> 
 
 
 def apply_luminance(y: Array, chroma: Chroma, black: float, white: float, whole: bool) -> tuple[Array, Array, Array]:
-    """Red, green and blue with the luminance `y` and the hue of b.
+    """Red, green and blue of the luminance `y` and b's hue.
 
-    Keeping Cb and Cr while Y changes means adding the change of Y to all three channels: by BT.601 R = Y + 1.402 Cr and
-    B = Y + 1.772 Cb, and G follows from Y. Where the result would leave the range, Cb and Cr shrink by one factor:
-    luminance and hue stay, the color is paler.
+    To keep Cb and Cr while Y changes, the change of Y is added to all three channels: by BT.601, R = Y + 1.402 Cr and
+    B = Y + 1.772 Cb, and G follows from Y. Where the result would leave the range, Cb and Cr are scaled down by a
+    common factor, which preserves luminance and hue and makes the color paler.
 
     Args:
-        y: the fused luminance, within black and white; of whole numbers if `whole`.
-        chroma: of b.
+        y: the fused luminance, within black and white; integers if `whole`.
+        chroma: the colors of b.
         black, white: b's range.
-        whole: whether the channels are to be whole numbers.
+        whole: whether the channels must be integers.
     """
     pale = paler(y, chroma, black, white, whole)
     if not whole:
         return pale
     shift = shift_of(y, chroma.luminance)
-    # 1 where no shifted channel leaves the range, else 0. All are whole numbers, so the sums below are exact.
-    exists = (room_of(shift, chroma.brightest, chroma.darkest, black, white) + 1).clip(min=0.0, max=1.0)
-    red, green, blue = (p + exists * (channel + shift - p) for p, channel in zip(pale, chroma.channels, strict=True))
+    # 1 where no shifted channel leaves the range, else 0. All are integers, so the sums below are exact.
+    fits = (room_of(shift, chroma.brightest, chroma.darkest, black, white) + 1).clip(min=0.0, max=1.0)
+    red, green, blue = (p + fits * (channel + shift - p) for p, channel in zip(pale, chroma.channels, strict=True))
     return red, green, blue

@@ -1,1 +1,1 @@
-"""How good a fused image is, and how alike two images are."""
+"""Metrics of fused images, and similarity measures of image pairs."""

@@ -1,7 +1,7 @@
-"""What a fused image invents, and what it keeps of the colors of b.
+"""Fidelity of a fused image to its sources: invented luminance, and preservation of b's colors.
 
-The metrics of the literature look at luminance alone, and at all of it at once. These look for two faults that they
-miss: brightness that neither source has there, and colors that were bleached or turned.
+The metrics of the literature summarize the luminance of the whole image. The metrics here detect two faults that those
+miss: luminance that neither source has at that place, and colors that are bleached or change hue.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from dmfnet_fast.metrics.similarity import Images
 Field = NDArray[np.float64]
 Image = NDArray[np.uint8]
 
-# In gray levels of 255: what the eye hardly sees, and what JPEG adds, is not counted as invented, nor as a source.
+# Gray levels of 255. Smaller differences, such as JPEG artifacts, are hardly visible: they count neither as invented
+# nor, over black, as content of a source.
 INVENTED_ABOVE = 8
 SOURCE_ABOVE = 8
 COLORED_ABOVE = 40  # chroma of b, of 255, above which a pixel counts as colored
-BLEACHED_BELOW = 0.5  # part of b's chroma
-# A chroma below one step of 8 bits has no hue but that of its rounding.
+BLEACHED_BELOW = 0.5  # fraction of b's chroma
+# The hue of a chroma below one 8-bit step is determined by rounding alone.
 HUELESS_BELOW = 1.0
 
-# Linear sRGB to CIE XYZ with white D65, after IEC 61966-2-1, to six digits.
+# Linear sRGB to CIE XYZ with D65 white, after IEC 61966-2-1, to six digits.
 _XYZ = np.array(
     [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]],
 )
@@ -36,13 +37,16 @@ _LINEAR = np.where(_LEVELS <= 0.04045, _LEVELS / 12.92, ((_LEVELS + 0.055) / 1.0
 
 
 def invented(f: Images, a: Images, b: Images) -> float:
-    """Share of pixels of f that are brighter or darker than anything near them in either source, in %, 0 to 100.
+    """Percentage of pixels of f that are brighter or darker than their whole neighborhood in both sources, 0 to 100.
 
-    Near is the 3x3 neighborhood, so that an edge may move by a pixel. With M and m the maximum and the minimum over
-    both sources' neighborhoods, a pixel is invented where f > M + 8 or f < m - 8, of 255. The share is of the pixels
-    with M > 8: the empty background, which is easily kept, does not dilute it. 0 where both sources are black.
+    The neighborhood is 3x3, so that an edge may move by a pixel. With M and m the maximum and the minimum over both
+    sources' neighborhoods, a pixel is invented if f > M + 8 or f < m - 8, of 255. Only pixels with M > 8 count, so that
+    the empty background, which is easily preserved, does not dilute the result. 0 if both sources are black.
 
-    This project's own measure; sharpening and haloes raise it, and so does noise. Args: luminances 0..255, (H, W).
+    The measure is specific to this project. Sharpening and haloes raise it, and so does noise.
+
+    Args:
+        f, a, b: luminances 0..255, (H, W).
     """
     darkest, brightest = (end.astype(np.float64) for end in neighborhood_interval(a, b))
     counted = brightest > SOURCE_ABOVE
@@ -50,11 +54,11 @@ def invented(f: Images, a: Images, b: Images) -> float:
     return 100 * float(found[counted].mean()) if counted.any() else 0.0
 
 
-def _standing_out(image: Images) -> tuple[Field, Field]:
-    """How far each pixel stands out from all around it, as a peak and as a pit; (H, W) each, from 0.
+def _peaks_and_pits(image: Images) -> tuple[Field, Field]:
+    """The height of each pixel as a peak and its depth as a pit, (H, W) each, at least 0.
 
-    The least difference, over four directions, to the mean of both neighbors in that direction: a line is nothing, a
-    dot its height, and a tooth of a serrated edge half of it. The border is repeated.
+    The height is the least difference, over four directions, from the mean of the two neighbors in that direction: 0
+    for a line, the full height for a dot, and half of it for a tooth of a serrated edge. The border is replicated.
     """
     padded = np.pad(image.astype(np.float64), 1, mode="edge")
     height, width = image.shape
@@ -69,21 +73,24 @@ def _standing_out(image: Images) -> tuple[Field, Field]:
 
 
 def specks(f: Images, a: Images, b: Images) -> float:
-    """Mean height by which pixels of f stand out from all around them, beyond what either source does there, from 0.
+    """Mean height of isolated peaks and pits of f in excess of those of both sources, in gray levels of 255, from 0.
 
-    In gray levels of 255. "There" is within one pixel, so that an edge may move. The mean is of the pixels that
-    `invented` counts. 0 where both sources are black.
+    Peaks and pits of the sources count within one pixel, so that an edge may move. The mean is over the pixels that
+    `invented` counts. 0 if both sources are black.
 
-    This project's own measure: a loss on gradients is lowered by dotted outlines and serrated edges, as two dots have
-    twice the gradient of a line that is as dark; no metric of the literature sees them. It is what training bounds
-    (`train.losses.invented_specks`). Noise raises it too. Args: luminances 0..255, (H, W).
+    The measure is specific to this project. Dotted outlines and serrated edges lower a gradient loss, since two dots
+    have twice the gradient of an equally dark line, and no metric of the literature detects them. Training bounds the
+    same quantity (`train.losses.invented_specks`). Noise raises it too.
+
+    Args:
+        f, a, b: luminances 0..255, (H, W).
     """
     _, brightest = neighborhood_interval(a, b)
     counted = brightest > SOURCE_ABOVE
     if not counted.any():
         return 0.0
     excess = np.zeros(f.shape)
-    for own, of_a, of_b in zip(*map(_standing_out, (f, a, b)), strict=True):
+    for own, of_a, of_b in zip(*map(_peaks_and_pits, (f, a, b)), strict=True):
         allowed = neighborhood_interval(of_a, of_b).highest
         excess += (own - allowed).clip(min=0)
     return float(excess[counted].mean())
@@ -97,9 +104,9 @@ def chroma(rgb: Image) -> Field:
 
 
 def lab_color(rgb: Image) -> Field:
-    """a* and b* of CIELAB, (..., 2), of 8-bit sRGB, white D65, 2 degree observer (CIE 15; IEC 61966-2-1)."""
+    """CIELAB (a*, b*), (..., 2), of 8-bit sRGB with D65 white and the 2-degree observer (CIE 15; IEC 61966-2-1)."""
     relative = _LINEAR[rgb] @ _XYZ.T / _D65
-    # The cube root, but for the darkest, where it would be too steep: its tangent.
+    # CIELAB replaces the cube root by a tangent near 0, where its slope would diverge.
     f = np.where(relative > (6 / 29) ** 3, np.cbrt(relative), relative / (3 * (6 / 29) ** 2) + 4 / 29)
     return np.stack([500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
 
@@ -109,7 +116,7 @@ def _as_rgb(image: Image) -> Image:
 
 
 def colored(b: Image) -> NDArray[np.bool_]:
-    """The pixels whose color is judged, (H, W): those with a chroma above 40 of 255; none of a gray image.
+    """Mask (H, W) of the pixels whose color is compared: those of chroma above 40 of 255; none in a gray image.
 
     Args:
         b: (H, W) or (H, W, 3), uint8.
@@ -120,31 +127,31 @@ def colored(b: Image) -> NDArray[np.bool_]:
 
 
 def color_difference(fused: Image, b: Image) -> Field:
-    """At each colored pixel the Euclidean distance of (a*, b*) in `fused` and in b; elsewhere 0. (H, W).
+    """Euclidean distance between (a*, b*) of `fused` and of b at the colored pixels, 0 at all others, (H, W).
 
     Args:
         fused, b: (H, W) or (H, W, 3), uint8, of one size.
     """
-    judged = colored(b)
-    result = np.zeros(judged.shape)
-    result[judged] = np.linalg.norm(lab_color(_as_rgb(fused)[judged]) - lab_color(_as_rgb(b)[judged]), axis=-1)
+    mask = colored(b)
+    result = np.zeros(mask.shape)
+    result[mask] = np.linalg.norm(lab_color(_as_rgb(fused)[mask]) - lab_color(_as_rgb(b)[mask]), axis=-1)
     return result
 
 
 @dataclass(frozen=True)
 class ColorFidelity:
-    """How much of the colors of b is in a fused image, over the pixels whose chroma in b is above 40 of 255.
+    """Preservation of b's colors in a fused image, over the pixels whose chroma in b is above 40 of 255.
 
-    Chroma is the length of (Cb, Cr), hue its angle.
+    Chroma is the length of (Cb, Cr), and hue is its angle.
 
     Attributes:
-        kept: mean part of b's chroma that is kept, in %, 0 to 100. More than all counts as all: colors that are too
-            strong do not make up for others that are lost.
-        bleached: share of pixels that keep less than half of b's chroma, in %, 0 to 100.
-        hue: mean absolute angle between the (Cb, Cr) of both, in degrees, 0 to 180. Pixels whose chroma is below 1 of
-            255 in the fused image have no hue, and are left out; None if no pixel has one.
-        ab: mean Euclidean distance of (a*, b*) in CIELAB, from 0: the part of the color difference of CIE 1976
-            that is not lightness, which fusion is to change.
+        kept: mean percentage of b's chroma that is kept, 0 to 100. Each pixel counts at most 100 %, so that
+            oversaturated colors do not compensate for others that are lost.
+        bleached: percentage of pixels that keep less than half of b's chroma, 0 to 100.
+        hue: mean absolute angle between (Cb, Cr) of both images, in degrees, 0 to 180. Pixels whose chroma in the fused
+            image is below 1 of 255 have no hue and are excluded; None if no pixel has a hue.
+        ab: mean Euclidean distance of (a*, b*) in CIELAB, from 0: the CIE 1976 color difference without lightness,
+            which fusion is meant to change.
     """
 
     kept: float
@@ -154,23 +161,23 @@ class ColorFidelity:
 
 
 def color_fidelity(fused: Image, b: Image) -> ColorFidelity | None:
-    """Compare the colors of a fused image with those of b; None if b has none (see `colored`).
+    """Compare the colors of a fused image with those of b; None if b has no colored pixels (see `colored`).
 
     Args:
-        fused, b: (H, W) or (H, W, 3), uint8, of one size; a gray `fused` has lost all color.
+        fused, b: (H, W) or (H, W, 3), uint8, of one size; a gray `fused` counts as having lost all color.
     """
-    judged = colored(b)
-    if not judged.any():
+    mask = colored(b)
+    if not mask.any():
         return None
-    theirs, ours = chroma(_as_rgb(b)[judged]), chroma(_as_rgb(fused)[judged])
-    strength = np.linalg.norm(ours, axis=-1)
-    part = strength / np.linalg.norm(theirs, axis=-1)
-    hued = strength >= HUELESS_BELOW
-    (cb, cr), (own_cb, own_cr) = theirs[hued].T, ours[hued].T
-    angle = np.abs(np.degrees(np.arctan2(cb * own_cr - cr * own_cb, cb * own_cb + cr * own_cr)))
+    chroma_b, chroma_f = chroma(_as_rgb(b)[mask]), chroma(_as_rgb(fused)[mask])
+    strength = np.linalg.norm(chroma_f, axis=-1)
+    ratio = strength / np.linalg.norm(chroma_b, axis=-1)
+    has_hue = strength >= HUELESS_BELOW
+    (cb_b, cr_b), (cb_f, cr_f) = chroma_b[has_hue].T, chroma_f[has_hue].T
+    angle = np.abs(np.degrees(np.arctan2(cb_b * cr_f - cr_b * cb_f, cb_b * cb_f + cr_b * cr_f)))
     return ColorFidelity(
-        kept=100 * float(part.clip(max=1).mean()),
-        bleached=100 * float((part < BLEACHED_BELOW).mean()),
-        hue=float(angle.mean()) if hued.any() else None,
-        ab=float(color_difference(fused, b)[judged].mean()),
+        kept=100 * float(ratio.clip(max=1).mean()),
+        bleached=100 * float((ratio < BLEACHED_BELOW).mean()),
+        hue=float(angle.mean()) if has_hue.any() else None,
+        ab=float(color_difference(fused, b)[mask].mean()),
     )

@@ -1,4 +1,4 @@
-"""How alike images are, in numpy. Images are (H, W), or (N, H, W) for several, on which means are taken."""
+"""Similarity measures of images, in numpy. Images are (H, W) or (N, H, W); measures are means over all N images."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from numpy.typing import NDArray
 Images: TypeAlias = NDArray[Any]
 
 SSIM_WINDOW = 7
-# Of the hybrid objective's structure term: an 11x11 Gaussian window of sigma 1.5, for luminances in [-1, 1].
+# Structure term of the hybrid objective: an 11x11 Gaussian window of sigma 1.5, and C2 for luminances in [-1, 1].
 STRUCTURE_WINDOW = 11
 STRUCTURE_SIGMA = 1.5
 STRUCTURE_C2 = 0.03**2
 
 
 def psnr(x: Images, y: Images, data_range: float = 255.0) -> float:
-    """10 log10(data_range^2 / mean squared error), in dB; infinite where the images are equal."""
+    """10 log10(data_range^2 / mean squared error), in dB; infinite if the images are equal."""
     mse = float(np.square(x.astype(np.float64) - y).mean())
     return 10 * math.log10(data_range**2 / mse) if mse else math.inf
 
 
 def filtered(image: Images, window: NDArray[np.float64], padding: int) -> NDArray[np.float64]:
-    """A separable symmetric window along both axes, with zero padding."""
+    """Filter with a separable symmetric window along both axes, after zero padding by `padding` on each side."""
     around = [(0, 0)] * (image.ndim - 2) + [(padding, padding)] * 2
     padded = np.pad(image.astype(np.float64), around)
-    # One row or column of the window at a time, as views: nothing but sums is written.
+    # One tap of the window at a time on views of the image, so that only the sums are written to memory.
     for axis in (-1, -2):
         size = padded.shape[axis] - len(window) + 1
         total = np.zeros(())
@@ -39,9 +39,9 @@ def filtered(image: Images, window: NDArray[np.float64], padding: int) -> NDArra
 
 
 def ssim(x: Images, y: Images, data_range: float = 255.0) -> float:
-    """Structural similarity (Wang et al. 2004, doi:10.1109/TIP.2003.819861), the mean over all whole windows.
+    """Structural similarity (Wang et al. 2004, doi:10.1109/TIP.2003.819861), the mean over all windows in the image.
 
-    With a uniform 7x7 window, sample covariances, K1 = 0.01 and K2 = 0.03: what scikit-image does by default.
+    A uniform 7x7 window, sample covariances, K1 = 0.01 and K2 = 0.03, which are the defaults of scikit-image.
     """
     window = np.full(SSIM_WINDOW, 1 / SSIM_WINDOW)
     mean_x, mean_y, xx, yy, xy = (filtered(m, window, 0) for m in (x, y, *_products(x, y)))
@@ -54,12 +54,12 @@ def ssim(x: Images, y: Images, data_range: float = 255.0) -> float:
 
 
 def _products(x: Images, y: Images) -> tuple[NDArray[np.float64], ...]:
-    wide_x, wide_y = x.astype(np.float64), y.astype(np.float64)
-    return wide_x**2, wide_y**2, wide_x * wide_y
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    return x**2, y**2, x * y
 
 
 def sobel(z: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Derivatives along x and y: Sobel's kernels, not normalized, zero padding."""
+    """Derivatives along x and y by unnormalized Sobel kernels, with zero padding."""
     padded = np.pad(z.astype(np.float64), [(0, 0)] * (z.ndim - 2) + [(1, 1)] * 2)
     rows = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
     columns = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
@@ -72,7 +72,7 @@ def _sobel_magnitude(z: Images) -> NDArray[np.float64]:
 
 
 def _structure_similarity(fused: Images, a: Images, b: Images) -> float:
-    """Mean structure term of SSIM between `fused` and, at each pixel, the source that varies more there."""
+    """Mean structure term of SSIM between `fused` and the source of larger local variance, chosen at each pixel."""
     offset = np.arange(STRUCTURE_WINDOW) - STRUCTURE_WINDOW // 2
     window = np.exp(-(offset**2) / (2 * STRUCTURE_SIGMA**2))
     window = window / window.sum()
@@ -94,9 +94,9 @@ def _structure_similarity(fused: Images, a: Images, b: Images) -> float:
 
 
 def hybrid_objective(fused: Images, a: Images, b: Images) -> float:
-    """The loss that DM-FNet's fusion is trained on (arXiv 2506.15218), on luminances in [-1, 1].
+    """The loss that DM-FNet's fusion is trained on (arXiv 2506.15218), for luminances in [-1, 1]; lower is better.
 
-    1.5 L1(f, max(a, b)) + L1(|Sobel f|, max(|Sobel a|, |Sobel b|)) + 0.5 (1 - structure similarity); less is better.
+    1.5 L1(f, max(a, b)) + L1(|Sobel f|, max(|Sobel a|, |Sobel b|)) + 0.5 (1 - structure similarity).
     """
     intensity = np.abs(fused.astype(np.float64) - np.maximum(a, b)).mean()
     strongest = np.maximum(_sobel_magnitude(a), _sobel_magnitude(b))

@@ -1,4 +1,4 @@
-"""Published DM-FNet checkpoints, read strictly into this package's network."""
+"""Conversion of the published DM-FNet checkpoints, with strict checks, to this package's network."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def convert_checkpoints(denoiser: str | os.PathLike[str], fusion: str | os.PathLike[str]) -> DMFNet:
-    """Read the two published checkpoints into a network of the base preset, float32, in eval mode.
+    """Read the two published checkpoints into a network of the base preset, in float32 and eval mode.
 
     Args:
         denoiser: `I630000_E14000_gen.pth`; its tensors outside `denoise_fn.` (the noise schedule) are ignored.
         fusion: `MIF.pth`.
 
     Raises:
-        EngineError: a file cannot be read, or tensors are missing, unknown or misshapen.
+        EngineError: a file cannot be read, or tensors are missing, unknown, of another shape or type, or not finite.
     """
     denoiser, fusion = Path(denoiser), Path(fusion)
     denoiser_tensors = {
@@ -54,7 +54,7 @@ def convert_checkpoints(denoiser: str | os.PathLike[str], fusion: str | os.PathL
         if name.startswith(DENOISER_PREFIX)
     }
     fusion_tensors = _read_checkpoint(fusion)
-    with torch.device("meta"):  # parameters have shapes but no memory, until they are assigned
+    with torch.device("meta"):  # parameters take no memory until the tensors are assigned
         model = DMFNet(DMFNET_PRESETS["base"])
     for path, tensors, module in (
         (denoiser, denoiser_tensors, model.denoiser),

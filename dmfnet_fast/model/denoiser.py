@@ -1,7 +1,7 @@
 """Stage I: the denoiser, a UNet that predicts the clean image from a noisy one.
 
-Sub-module names are those of the published checkpoint (its `denoise_fn.` prefix left out), which is why
-some look deeper than they need to be.
+Sub-modules are named as in the published checkpoint, without its prefix `denoise_fn.`; hence the nesting of some is
+deeper than necessary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dmfnet_fast.config import ModelConfig
 MULTIPLIERS = (1, 1, 1, 1, 2)
 BLOCKS_PER_LEVEL = 2
 DROPOUT = 0.2
-# Of the up-path's residual blocks, counted from the last as 0, those whose outputs the fusion network reads.
+# The up-path's residual blocks are numbered backward from the last, number 0; the fusion network reads those in TAPS.
 UP_BLOCKS = 15
 TAPS = (2, 5, 8, 11, 14)
 
@@ -39,7 +39,7 @@ class NoiseEmbedding(nn.Module):
 
 
 class NoiseBias(nn.Module):
-    """Adds a projection of the noise embedding to every pixel of its channel."""
+    """Adds a linear projection of the noise embedding, one value per channel, to all pixels."""
 
     def __init__(self, embedding: int, channels: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class NormActivationConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two norm-activation-convolutions with the noise bias between them, plus the input."""
+    """Two norm-activation-convolutions with the noise bias between them, and a residual connection."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, groups: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """One head of attention over all pixels, plus the input."""
+    """Single-head self-attention over all pixels, with a residual connection."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -98,7 +98,10 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, with attention after it where asked for."""
+    """A residual block, optionally followed by self-attention.
+
+    `skip`, if given, is concatenated to the input along the channels.
+    """
 
     def __init__(self, inputs: int, outputs: int, embedding: int, groups: int, attention: bool = False) -> None:
         super().__init__()
@@ -112,7 +115,7 @@ class Block(nn.Module):
 
 
 class Resample(nn.Module):
-    """Changes the resolution, and needs no noise embedding."""
+    """Base of the modules that change the resolution and take no noise embedding."""
 
 
 class Downsample(Resample):
@@ -136,8 +139,12 @@ class Upsample(Resample):
 class Denoiser(nn.Module):
     """The denoising UNet.
 
-    Inputs are `x` (N, 1, H, W), a noisy image, H and W multiples of 16, and `level` (N, 1), the noise
-    level s = sqrt(alpha_bar) of each.
+    Its inputs are noisy images `x` (N, 1, H, W), with H and W multiples of 16, and `level` (N, 1), the noise level
+    s = sqrt(alpha_bar) of each image.
+
+    Attributes:
+        config: configuration of the network.
+        record: training record, any JSON-serializable values.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -181,7 +188,7 @@ class Denoiser(nn.Module):
         self.final_conv = NormActivationConv(channels, 1, groups)
 
     def up_path(self, x: Tensor, level: Tensor | int) -> Iterator[Tensor]:
-        """Outputs of the up-path's residual blocks, each computed when it is asked for; the last is numbered 0."""
+        """The outputs of the up-path's residual blocks, from number `UP_BLOCKS` - 1 down to 0, computed lazily."""
         embedding = self.noise_level_mlp(level)
         x = self.init_conv(x)
         skips = [x]
@@ -198,11 +205,11 @@ class Denoiser(nn.Module):
                 yield x
 
     def features(self, x: Tensor, level: Tensor | int) -> Iterator[Tensor]:
-        """The five features that are fused, coarsest first (taps 14, 11, 8, 5, 2), each when it is asked for.
+        """The five features to fuse, coarsest first (taps 14, 11, 8, 5, 2), computed lazily.
 
-        Shapes (N, 2C, H/16, W/16), (N, C, H/8, W/8), (N, C, H/4, W/4), (N, C, H/2, W/2), (N, C, H, W).
-        What comes after the last tap is not computed. Rewritten for the levels of inference, it takes the
-        number of a timestep for `level`.
+        The shapes are (N, 2C, H/16, W/16), (N, C, H/8, W/8), (N, C, H/4, W/4), (N, C, H/2, W/2) and (N, C, H, W).
+        Blocks after the last tap are not computed. Once the noise levels are folded into the blocks
+        (`rewrites.fold_noise_levels`), `level` is the index of a timestep instead.
         """
         for number, output in zip(range(UP_BLOCKS - 1, -1, -1), self.up_path(x, level), strict=False):
             if number in TAPS:
@@ -211,7 +218,7 @@ class Denoiser(nn.Module):
                 return
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        """The reconstruction: the clean image (N, 1, H, W) that `x` was made from."""
+        """Predict the clean images (N, 1, H, W) from which the noisy images `x` were made."""
         for output in self.up_path(x, level):
             x = output
         return self.final_conv(x)

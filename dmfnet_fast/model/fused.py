@@ -1,8 +1,9 @@
-"""The optimized network on our own kernels: what surrounds the convolutions and matrix products, in few passes.
+"""The optimized network on our Triton kernels, which fuse the operations around convolutions and matrix products.
 
-All passes of all pairs go through the denoiser as one batch, ordered by timestep, image and pair. A feature map goes
-from block to block together with the statistics of its channels, taken when it was written. On a CPU the operators
-run their references, so that the structure is tested without a GPU.
+All timesteps and images of all pairs go through the denoiser as one batch, ordered by timestep, image and pair. Feature
+maps are passed between blocks together with the statistics of their channels, which are computed when the map is
+written and save GroupNorm a pass over it. On a CPU the operators run their reference implementations, so that the
+structure can be tested without a GPU.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from kernels.group_norm_silu import group_norm_silu
 from kernels.launch import on_gpu
 from kernels.upsample_add import upsample_add
 
-MOST_CHANNELS = 256  # of the kernel for attention
-MOST_SOURCES = 3  # of our convolution
+MOST_CHANNELS = 256  # supported by the attention kernel
+MOST_SOURCES = 3  # inputs that our convolution kernel can sum over
 
 
 class FeatureWithStats(NamedTuple):
@@ -49,20 +50,24 @@ class FeatureWithStats(NamedTuple):
 
 
 def _ours(x: Tensor, weight: Tensor, statistics: bool = False) -> bool:
-    """Whether our own convolution is the faster one here; otherwise it is cuDNN's, and an epilogue."""
+    """Whether our convolution kernel is the faster one here; if not, cuDNN's is used, followed by an epilogue."""
     return _convolutions.tile_for(x, weight, statistics) is not None
 
 
 def _convolved(
     x: Tensor, conv: nn.Conv2d, bias: Tensor | None, relu: bool = False, residual: Tensor | None = None
 ) -> Tensor:
-    """relu(conv(x) + bias) + residual, of a convolution of 3x3 whose own bias is left out."""
+    """relu(conv(x) + bias) + residual, where `relu` and `residual` are optional, for a 3x3 convolution.
+
+    `bias` replaces the convolution's own bias, which is ignored.
+    """
     if _ours(x, conv.weight):
         return convolution(x, conv.weight, None, None, None, None, bias, residual, relu)
     return convolution_epilogue(F.conv2d(x, conv.weight, padding=1), bias, residual, relu)
 
 
-def _measured(h: Tensor, bias: Tensor | None, residual: Tensor | None) -> FeatureWithStats:
+def _with_statistics(h: Tensor, bias: Tensor | None, residual: Tensor | None) -> FeatureWithStats:
+    """h + bias + residual, with its channel statistics."""
     return FeatureWithStats(*convolution_epilogue_with_statistics(h, bias, residual, False))
 
 
@@ -71,7 +76,7 @@ class PixelLinear(nn.Module):
 
     Args:
         conv: the convolution.
-        part: the input channels that it takes.
+        part: the input channels to use.
     """
 
     def __init__(self, conv: nn.Conv2d, part: slice = slice(None)) -> None:
@@ -83,7 +88,7 @@ class PixelLinear(nn.Module):
     kernel: Tensor
 
     def forward(self, x: Tensor, bias: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
-        """The product, with `bias` added, or added onto `onto`, which is overwritten."""
+        """The product plus `bias`; with `onto`, the product is added to that in place, without `bias`."""
         rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
         if onto is not None:
             onto.permute(0, 2, 3, 1).view(-1, onto.shape[1]).addmm_(rows, self.weight)
@@ -94,14 +99,14 @@ class PixelLinear(nn.Module):
 
 def _linear_relu(linear: PixelLinear, x: Tensor, bias: Tensor | None) -> Tensor:
     """relu(linear(x) + bias)."""
-    # In this order: the graph for engines has plain convolutions in place of `linear`.
+    # on_gpu comes first: in graphs for engines, `linear` is replaced by a plain convolution, which has no `kernel`.
     if on_gpu(x) and _ours(x, linear.kernel):
         return convolution(x, linear.kernel, None, None, None, None, bias, None, True)
     return convolution_epilogue(linear(x), bias, None, True)
 
 
 class FusedNorm(nn.Module):
-    """SiLU, unless left out, of GroupNorm."""
+    """GroupNorm with optional SiLU."""
 
     def __init__(self, norm: nn.GroupNorm, silu: bool = True) -> None:
         super().__init__()
@@ -109,18 +114,18 @@ class FusedNorm(nn.Module):
         self.groups, self.eps, self.silu = norm.num_groups, norm.eps, silu
 
     def forward(self, x: FeatureWithStats, skip: FeatureWithStats | None = None) -> Tensor:
-        """Of `x`, or of the concatenation of `x` and `skip`."""
+        """Normalize `x`, or the concatenation of `x` and `skip`."""
         values, statistics = (None, None) if skip is None else skip
         return group_norm_silu(*x, values, statistics, None, self.weight, self.bias, self.groups, self.eps, self.silu)
 
     def biased(self, h: Tensor, statistics: Tensor | None, biases: Tensor) -> Tensor:
-        """Of h + biases, of which there is one row for each timestep; of the statistics of h, if they are known."""
+        """Normalize h + biases, where `biases` has a row per timestep; `statistics` are those of h, if known."""
         parameters = self.weight, self.bias, self.groups, self.eps, self.silu
         return group_norm_silu(h, statistics, None, None, biases, *parameters)
 
 
 class FusedConv(Resample):
-    """The first, a downsampling or an upsampling convolution."""
+    """The first convolution of the denoiser, or one that changes the resolution."""
 
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
         super().__init__()
@@ -133,10 +138,12 @@ class FusedConv(Resample):
         if values.shape[1] == 1 and half and on_gpu(values) and _single.first_fits(values):
             assert self.bias is not None
             return FeatureWithStats(*_single.first_convolution(values, self.conv.weight, self.bias))
-        return _measured(self.conv(values), self.bias, None)
+        return _with_statistics(self.conv(values), self.bias, None)
 
 
 class FusedAttention(nn.Module):
+    """Self-attention with a residual connection."""
+
     def __init__(self, block: SelfAttention) -> None:
         super().__init__()
         self.norm = FusedNorm(block.norm, silu=False)
@@ -149,15 +156,15 @@ class FusedAttention(nn.Module):
         else:
             tokens = qkv.unflatten(1, (3, 1, -1)).flatten(4).transpose(3, 4).unbind(1)
             attended = F.scaled_dot_product_attention(*tokens).transpose(2, 3).flatten(1, 2).view_as(x.values)
-        return _measured(self.out(attended), self.bias, x.values)
+        return _with_statistics(self.out(attended), self.bias, x.values)
 
 
 class FusedBlock(nn.Module):
-    """A fixed-level block, on one feature map or on two that stand for their concatenation.
+    """A fixed-level block that takes one feature map, or two in place of their concatenation.
 
     Args:
-        block: takes the concatenation.
-        first: channels of the first feature map.
+        block: the original block, which takes the concatenation; it is modified.
+        first: number of channels of the first feature map.
     """
 
     biases: Tensor
@@ -182,15 +189,15 @@ class FusedBlock(nn.Module):
         h = self.norm1(x, skip)
         statistics = None
         if _ours(h, self.conv1.weight, statistics=True):
-            nothing = None, None, None, None
-            h, statistics = convolution_with_statistics(h, self.conv1.weight, *nothing, None, None, False)
+            no_shortcuts = None, None, None, None
+            h, statistics = convolution_with_statistics(h, self.conv1.weight, *no_shortcuts, None, None, False)
         else:
             h = self.conv1(h)
         result = self._second(self.norm2.biased(h, statistics, self.biases), x, skip)
         return result if self.attention is None else self.attention(result)
 
     def _second(self, h: Tensor, x: FeatureWithStats, skip: FeatureWithStats | None) -> FeatureWithStats:
-        """The second convolution and the shortcut."""
+        """The second convolution plus the shortcut."""
         if _ours(h, self.conv2.weight, statistics=True):
             sources = [x.values] if skip is None else [x.values, skip.values]
             shortcuts: list[Tensor | None] = []
@@ -206,12 +213,12 @@ class FusedBlock(nn.Module):
             shortcut = self.shortcuts[0](x.values, self.bias)
             if skip is not None:
                 shortcut = self.shortcuts[1](skip.values, onto=shortcut)
-            return _measured(h, None, shortcut)
-        return _measured(h, self.bias, x.values)
+            return _with_statistics(h, None, shortcut)
+        return _with_statistics(h, self.bias, x.values)
 
 
 class FusedMerge(nn.Module):
-    """Both images' timestep merges in one batch."""
+    """The timestep merge of both images, in one batch."""
 
     def __init__(self, merge: SplitMerge) -> None:
         super().__init__()
@@ -222,12 +229,12 @@ class FusedMerge(nn.Module):
         self.conv.bias = None
 
     def forward(self, feature: Tensor) -> Tensor:
-        """(T x 2 x N, D, H, W) -> (2 x N, D, H, W)."""
+        """Merge features (T x 2 x N, D, H, W) to (2 x N, D, H, W)."""
         return _convolved(self._merged(feature), self.conv, self.bias, True)
 
     def _merged(self, feature: Tensor) -> Tensor:
-        """The first convolution with its ReLU."""
-        # Not `of_kind`: where a graph is traced, modules are wrapped in others.
+        """The first convolution and its ReLU."""
+        # A cast, as `of_kind` would fail while a graph is traced, when modules are wrapped in others.
         projections = cast("list[PixelLinear]", list(self.projections))
         features = feature.tensor_split(len(projections))
         if on_gpu(feature) and len(projections) <= MOST_SOURCES and _ours(features[0], projections[0].kernel):
@@ -244,7 +251,7 @@ class FusedMerge(nn.Module):
 
 
 class FusedGate(nn.Module):
-    """Adaptive attention fusion."""
+    """Adaptive attention fusion in one operator."""
 
     def __init__(self, attention: AdaptiveAttention) -> None:
         super().__init__()
@@ -283,7 +290,7 @@ class FusedPair(nn.Module):
 
 
 class FusedLevel(nn.Module):
-    """A fusion level."""
+    """A joint fusion level."""
 
     def __init__(self, level: JointLevel) -> None:
         super().__init__()
@@ -319,10 +326,11 @@ class FusedHead(nn.Module):
 
 
 class FusedPasses(nn.Module):
-    """DM-FNet with fixed noise levels, all passes in one batch.
+    """DM-FNet with fixed noise levels, which runs the denoiser on all timesteps and images in one batch.
 
-    It takes `net` over, whose noise levels must be folded, and whose upsampling, joints and gates as
-    `inference.optimize` prepares them.
+    Args:
+        net: the network after `inference.REWRITES_BEFORE_KERNELS`. Its modules are taken over; it cannot be used
+            afterwards.
     """
 
     levels: Tensor
@@ -377,9 +385,10 @@ class FusedPasses(nn.Module):
 
 
 class FusedStudent(nn.Module):
-    """A student whose convolutions are followed by all that is done to their results.
+    """A student whose pointwise operations are fused into its convolutions.
 
-    It takes `net` over.
+    Args:
+        net: the student, whose modules are taken over.
     """
 
     def __init__(self, net: Student) -> None:

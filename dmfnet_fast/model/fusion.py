@@ -1,6 +1,6 @@
 """Stage II: the network that fuses the denoiser's features of both images, coarsest level first.
 
-Sub-module names are those of the published checkpoint.
+Sub-modules are named as in the published checkpoint.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ def _conv1x1_conv3x3(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def upsample2(x: Tensor) -> Tensor:
-    """Bilinear x2 whose corner pixels keep their values."""
+    """Bilinear upsampling x2 with aligned corners."""
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
 
 
 class TimestepMerge(nn.Module):
-    """Features of one image at all T timesteps, (N, TD, H, W) -> (N, D, H, W)."""
+    """Merges the features of one image at all T timesteps: (N, TD, H, W) -> (N, D, H, W)."""
 
     def __init__(self, channels: int, timesteps: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class PixelAttention(nn.Module):
 
 
 class AdaptiveAttention(nn.Module):
-    """Weighs x against y: w = s g with s = x + y, result w x + (1 - w) y + x + y."""
+    """Weighted sum of x and y: w x + (1 - w) y + s, where s = x + y, w = s g, and g is the attention gate."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -79,9 +79,9 @@ class AdaptiveAttention(nn.Module):
 
 
 class FusionLevel(nn.Module):
-    """Attention fusion of one level, joined with the outputs of the coarser ones.
+    """Attention fusion of one level, combined with the outputs of coarser levels.
 
-    `previous` and `before` are the outputs of the next coarser level and of the one below that.
+    `previous` is the output of the next coarser level, and `before` that of the level two steps coarser.
     """
 
     def __init__(self, channels: int, outputs: int, before: int | None) -> None:
@@ -110,7 +110,7 @@ class Head(nn.Module):
 
 
 class FusionNetwork(nn.Module):
-    """Five levels of merge and attention fusion, and the head."""
+    """Five levels of timestep merge and attention fusion, and the head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -124,19 +124,20 @@ class FusionNetwork(nn.Module):
         self.decoder = nn.ModuleList(decoder)
         self.rgb_decode2 = Head(base, base // 2)
         self.rgb_decode1 = Head(base // 2, 1)
-        # Not in the paper; beside rgb_decode2, which sees the features alone.
+        # Not in the paper: adds the interval to the input of the head, as rgb_decode2 takes the features only.
         self.interval = nn.Conv2d(2, base // 2, 3, padding=1, bias=False) if config.interval else None
 
     def forward(self, features_a: list[Tensor], features_b: list[Tensor], interval: Tensor | None = None) -> Tensor:
-        """Fuse five pairs of features, coarsest first, the T timesteps' channels joined.
+        """Fuse five features of each image, coarsest first, with the channels of all T timesteps concatenated.
 
-        Shapes: (N, 2TC, H/16, W/16), then (N, TC, ...) up to (N, TC, H, W). Returns (N, 1, H, W): in [-1, 1], or, where
-        the network takes an `interval` (N, 2, H, W), what is to be added to the brighter source.
+        The features have the shapes (N, 2TC, H/16, W/16), then (N, TC, ...) up to (N, TC, H, W). Returns (N, 1, H, W):
+        the fused luminance in [-1, 1] or, for networks that take an `interval` (N, 2, H, W), the change to add to the
+        brighter source.
         """
         return self.head(self.hidden(features_a, features_b, interval))
 
     def hidden(self, features_a: list[Tensor], features_b: list[Tensor], interval: Tensor | None = None) -> Tensor:
-        """As `forward`, what the head gets: (N, C/2, H, W)."""
+        """The input of the head, (N, C/2, H, W), for the arguments of `forward`."""
         outputs: list[Tensor] = []
         for level, (a, b) in enumerate(zip(features_a, features_b, strict=True)):
             merge, fuse = self.decoder[2 * level], self.decoder[2 * level + 1]
@@ -155,7 +156,7 @@ class FusionNetwork(nn.Module):
         return hidden
 
     def head(self, hidden: Tensor) -> Tensor:
-        """What `forward` returns, of `hidden`."""
+        """The result of `forward`, computed from `hidden`."""
         result = self._last(F.leaky_relu(hidden, 0.2))
         return torch.tanh(result) if self.interval is None else result
 
@@ -163,6 +164,6 @@ class FusionNetwork(nn.Module):
         weight = self.rgb_decode1.conv.weight
         if hidden.dtype == weight.dtype:
             return self.rgb_decode1(hidden)
-        # bfloat16's steps of 1/256 near black are half a gray level: under autocast too, the image is float32.
+        # The output stays float32 even under autocast: bfloat16's spacing of 1/256 near black is half a gray level.
         with torch.autocast(hidden.device.type, enabled=False):
             return self.rgb_decode1(hidden.to(weight.dtype))

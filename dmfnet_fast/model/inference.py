@@ -1,11 +1,10 @@
-"""A trained network made ready for inference: rewritten, in a precision, on PyTorch's operators or our kernels."""
+"""Optimization of trained networks for inference: rewrites, reduced precision, and optionally our Triton kernels."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from types import ModuleType
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,12 +22,12 @@ from dmfnet_fast.model.rewrites import (
     upsample_transposed,
 )
 from dmfnet_fast.model.student import Student
+from dmfnet_fast.precision import FloatPrecision
 from dmfnet_fast.siblings import check_ours
 
 if TYPE_CHECKING:
     from dmfnet_fast.model.fused import FusedPasses, FusedStudent
 
-Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 REWRITES: tuple[Callable[[PassByPass], None], ...] = (
@@ -39,64 +38,71 @@ REWRITES: tuple[Callable[[PassByPass], None], ...] = (
     split_attention,
     order_channels_last,
 )
-# Our kernels take what two of the rewrites would take apart.
+# Our kernels replace two of the rewrites: they take unsplit attention, and two inputs in place of a concatenation.
 REWRITES_BEFORE_KERNELS = tuple(r for r in REWRITES if r not in (avoid_concatenations, split_attention))
 
 
-def reduce_precision(net: PassByPass | FusedPasses, precision: Precision) -> None:
-    """Compute in half precision, once noise levels are folded; diffusion, last convolution and tanh stay float32.
+def reduce_precision(net: PassByPass | FusedPasses, precision: FloatPrecision) -> None:
+    """Convert a network with folded noise levels to `precision`.
 
-    PyTorch's GroupNorm and means of half-precision tensors, and our kernels, keep their statistics in float32.
+    Diffusion, the last convolution and tanh stay float32. Statistics are computed in float32 by PyTorch's GroupNorm and
+    means, also of half-precision tensors, and by our kernels.
     """
     dtype = DTYPES[precision]
-    # Our kernels take the noise biases as they are; PyTorch's convolutions want them in their own type.
-    exact = [] if isinstance(net, PassByPass) else [m for m in net.modules() if "biases" in m._buffers]
-    biases = [module.biases for module in exact]
+    # Our kernels take float32 noise biases; PyTorch's convolutions require the type of their weights.
+    with_biases = [] if isinstance(net, PassByPass) else [m for m in net.modules() if "biases" in m._buffers]
+    biases = [module.biases for module in with_biases]
     net.denoiser.to(dtype)
     net.fusion.to(dtype)
     net.fusion.rgb_decode1.to(torch.float32)
-    for module, values in zip(exact, biases, strict=True):
+    for module, values in zip(with_biases, biases, strict=True):
         module.biases = values
 
 
-def _fused() -> ModuleType:
-    """The networks on our kernels, which need Triton."""
+def _require_kernels() -> None:
+    """Raise a MissingExtraError if Triton or our kernels are missing."""
     require("triton", extra="gpu")
     check_ours("kernels")
-    from dmfnet_fast.model import fused
-
-    return fused
 
 
 def optimize(
-    model: DMFNet | Student, precision: Precision = "float32", together: bool = False, kernels: bool = False
+    model: DMFNet | Student, precision: FloatPrecision = "float32", together: bool = False, kernels: bool = False
 ) -> PassByPass | FusedPasses | FusedStudent | Student:
-    """The same network for inference, rewritten; `model` stays as it is.
+    """Make an optimized copy of a trained network for inference; `model` is not changed.
 
     Args:
-        model: as trained, float32, on any device. A student has nothing to rewrite but its precision.
-        precision: of the arithmetic. Inputs and outputs are float32 in any case.
-        together: give both images to the denoiser as one batch, rather than one after the other.
-        kernels: compute with our Triton kernels, for NVIDIA GPUs of compute capability 8.0 and later; all passes go
-            through the denoiser as one batch then, whatever `together` says. On a CPU their references are run.
+        model: the trained network, in float32, on any device. Of a student, only precision and memory layout change,
+            unless `kernels` is set.
+        precision: precision of the arithmetic; inputs and outputs are always float32.
+        together: run the denoiser on both images in one batch, rather than one after the other.
+        kernels: use our Triton kernels, for NVIDIA GPUs of compute capability 8.0 or higher. The denoiser then runs on
+            all timesteps and images in one batch, regardless of `together`. On a CPU the kernels' references run.
 
     Returns:
-        A module with the model's forward, on its device, in eval mode.
+        A module with the same `forward` as the model, on the model's device, in eval mode.
 
     Raises:
-        MissingExtraError: `kernels` without Triton.
+        MissingExtraError: `kernels` is set and Triton or the package `kernels` is missing.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     if isinstance(model, Student):
         model.to(DTYPES[precision])
         store_channels_last(model)
-        return _fused().FusedStudent(model) if kernels else model
+        if not kernels:
+            return model
+        _require_kernels()
+        from dmfnet_fast.model.fused import FusedStudent
+
+        return FusedStudent(model)
     drop_unused_blocks(model)
     passes = PassByPass(model, together)
     for rewrite in REWRITES_BEFORE_KERNELS if kernels else REWRITES:
         rewrite(passes)
     net: PassByPass | FusedPasses = passes
     if kernels:
-        net = _fused().FusedPasses(passes)
+        _require_kernels()
+        from dmfnet_fast.model.fused import FusedPasses
+
+        net = FusedPasses(passes)
     reduce_precision(net, precision)
     return net.eval().requires_grad_(False)

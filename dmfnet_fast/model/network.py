@@ -1,4 +1,4 @@
-"""DM-FNet as trained: the denoiser's features at a few timesteps (three, as published), fused."""
+"""DM-FNet as trained: it fuses the denoiser's features of both images at a few timesteps (three as published)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class DMFNet(nn.Module):
     """Fuses two registered images, deterministically.
 
     Attributes:
-        config: the widths it was built with.
+        config: configuration of the network.
+        record: training record, any JSON-serializable values.
         denoiser: stage I.
         fusion: stage II.
     """
@@ -33,14 +34,14 @@ class DMFNet(nn.Module):
     def features(
         self, a: Tensor, b: Tensor, noise: Tensor | None = None, levels: Tensor | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The denoiser's features of both images, as the fusion network takes them.
+        """The denoiser's features of a and of b, in the form that the fusion network takes.
 
         Args:
-            a, b: images (N, 1, H, W) in [-1, 1].
-            noise: standard normal, (T, 2, H, W), or (T, 2, N, 1, H, W) for a draw per pair; None for a network
-                without noise.
-            levels: noise levels (T, N) in float64, shared by the images of a pair; the fixed ones of
-                inference when not given.
+            a, b: luminances (N, 1, H, W) in [-1, 1].
+            noise: standard normal, (T, 2, H, W), or (T, 2, N, 1, H, W) with separate noise for each pair; None for a
+                network without noise.
+            levels: noise levels (T, N) in float64, shared by both images of a pair; None selects the fixed levels of
+                inference.
         """
         pairs = a.shape[0]
         if levels is None:
@@ -54,7 +55,7 @@ class DMFNet(nn.Module):
         by_timestep = []
         for s, n in zip(levels, noise, strict=True):
             s = s.repeat(2)[:, None]
-            # From a float32 level, 1 - s^2 would cost 1e-4 in the features.
+            # Computed in float64: with a float32 level, the rounding of 1 - s^2 would change features by 1e-4.
             sigma = torch.sqrt(1 - s.square()).to(images)
             level = s.to(images)
             noisy = level[..., None, None] * images + sigma[..., None, None] * n.flatten(0, 1)
@@ -63,7 +64,7 @@ class DMFNet(nn.Module):
 
     @staticmethod
     def _halves(by_timestep: list[list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-        """Features of a and of b, all timesteps joined."""
+        """Features of a and of b, with all timesteps concatenated along the channels."""
         joined = [torch.cat(timesteps, dim=1) for timesteps in zip(*by_timestep, strict=True)]
         halves = [feature.chunk(2) for feature in joined]
         return [half[0] for half in halves], [half[1] for half in halves]
@@ -77,17 +78,17 @@ class DMFNet(nn.Module):
         levels: Tensor | None = None,
         bounded: bool = True,
     ) -> Tensor:
-        """Fuse.
+        """Fuse luminances.
 
         Args:
-            a: the anatomical images, luminance (N, 1, H, W) in [-1, 1]; H and W multiples of 16, at least 64.
-            b: the other modality's, likewise.
-            noise, levels: as `features` takes them; the product gives noise (T, 2, H, W), the same for every pair.
+            a: luminance of the anatomical images, (N, 1, H, W) in [-1, 1]; H and W are multiples of 16 and at least 64.
+            b: luminance of the other modality, likewise.
+            noise, levels: as for `features`. At inference, noise is (T, 2, H, W), the same for every pair.
             interval: for a network that takes it, the least and the greatest luminance of each pixel, (N, 2, H, W).
-            bounded: whether the result is moved into the interval; a loss wants to see how far outside it is.
+            bounded: whether to clamp the result to the interval; training losses need the unclamped result.
 
         Returns:
-            Fused luminance (N, 1, H, W): in [-1, 1], or in the interval if there is one.
+            Fused luminance (N, 1, H, W): in [-1, 1] without an interval, else in the interval if `bounded`.
         """
         result = self.fusion(*self.features(a, b, noise, levels), interval)
         if interval is None:

@@ -1,9 +1,9 @@
 """Rewrites of DM-FNet for inference: the same function, with less arithmetic and memory traffic.
 
-Every rewrite is exact but for rounding, and is checked on its own against the network as trained; `inference.optimize`
-applies them. What was considered and left out: the noise and the image enter the first convolution, which is linear, so
-its part on the image could be shared by the timesteps; but with one input channel it is 0.02% of the arithmetic, and
-the three outputs would still be written.
+Every rewrite is exact up to rounding and is tested separately against the trained network; `inference.optimize` applies
+them. One further rewrite was rejected: as the first convolution is linear, its response to the image could be shared by
+all timesteps. With a single input channel, however, that convolution is 0.02% of the arithmetic, and the outputs for
+all timesteps would still have to be written.
 """
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def of_kind(module: object, kind: type[Kind]) -> Kind:
-    """`module`, which containers only know as some module."""
+    """`module`, asserted and typed to be of `kind`; containers are typed as holding any module."""
     assert isinstance(module, kind)
     return module
 
 
 class FixedLevelBlock(nn.Module):
-    """A block of the denoiser at the noise levels of inference: its noise bias is part of a convolution's bias.
+    """A block of the denoiser for fixed noise levels: the noise bias is folded into the first convolution's bias.
 
-    Called with the number of a timestep, 0..2, in place of the noise embedding.
+    It takes the index of a timestep, 0..T-1, in place of the noise embedding.
+
+    Args:
+        block: the original block, whose modules are taken over.
+        embeddings: noise embeddings of all timesteps, (T, channels).
     """
 
     biases: Tensor
@@ -47,7 +51,7 @@ class FixedLevelBlock(nn.Module):
         self.res_conv, self.attention = inner.res_conv, block.attn
         with torch.no_grad():
             biases = inner.noise_func.noise_func(embeddings) + self.conv1.bias
-        self.register_buffer("biases", biases)  # (timesteps, channels)
+        self.register_buffer("biases", biases)  # (T, channels)
 
     def forward(self, x: Tensor, step: int, skip: Tensor | None = None) -> Tensor:
         if skip is not None:
@@ -57,13 +61,14 @@ class FixedLevelBlock(nn.Module):
 
 
 class JoinedBlock(nn.Module):
-    """A fixed-level block on two tensors that stand for their concatenation, which is never written.
+    """A fixed-level block that takes two tensors in place of their concatenation, which is never written.
 
-    A convolution of a concatenation is the sum of two, and a GroupNorm is two where no group lies on the seam.
+    A convolution of a concatenation is the sum of a convolution of each part. A GroupNorm of a concatenation is the
+    concatenation of a GroupNorm of each part, provided that no group has channels of both.
 
     Args:
-        block: takes the concatenation.
-        first: channels of the first tensor.
+        block: the original block, which takes the concatenation.
+        first: number of channels of the first tensor.
     """
 
     biases: Tensor
@@ -86,6 +91,7 @@ class JoinedBlock(nn.Module):
 
 
 def _part_of_norm(norm: nn.GroupNorm, part: slice) -> nn.GroupNorm:
+    """The normalization of some of the channels, which must be whole groups."""
     width = len(range(norm.num_channels)[part])
     result = nn.GroupNorm(width * norm.num_groups // norm.num_channels, width, norm.eps)
     result.weight, result.bias = nn.Parameter(norm.weight[part]), nn.Parameter(norm.bias[part])
@@ -93,7 +99,7 @@ def _part_of_norm(norm: nn.GroupNorm, part: slice) -> nn.GroupNorm:
 
 
 def _part_of_conv(conv: nn.Conv2d, part: slice, bias: bool) -> nn.Conv2d:
-    """The convolution of some of the input channels."""
+    """The convolution restricted to some of the input channels."""
     weight = conv.weight[:, part].contiguous()
     assert not isinstance(conv.padding, str)
     (height, width), (above, left) = conv.kernel_size, conv.padding
@@ -105,18 +111,20 @@ def _part_of_conv(conv: nn.Conv2d, part: slice, bias: bool) -> nn.Conv2d:
 
 
 class TransposedUpsample(Resample):
-    """Nearest x2 and conv3x3 as one transposed convolution of 4x4 with stride 2: 2.25 times less arithmetic.
+    """Nearest-neighbor upsampling x2 and conv3x3 as one 4x4 transposed convolution of stride 2.
 
-    Every row of the input becomes two equal ones, so that the 3x3 kernel meets only two different rows and two
-    different columns, and those taps that meet the same are added. The result is what four 2x2 convolutions at the
-    low resolution, one for each phase of the output pixels, would give, interleaved by the convolution itself.
+    Upsampling repeats every row and column, so that the 3x3 kernel covers only two distinct rows and two distinct
+    columns of the input, and taps on the same input pixel can be added. This amounts to four 2x2 convolutions at the
+    low resolution, one for each phase of the output pixels, whose results the transposed convolution interleaves. It
+    takes 4 instead of 9 multiplications per output pixel and channel pair, 2.25 times less arithmetic.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, stride=2, padding=1)
         with torch.no_grad():
-            # Tap k of the convolution is tap 2 - k of a transposed one, for both rows (j = 0, 1) made of one.
+            # A transposed convolution flips the kernel. Each input row is repeated (j = 0, 1), and so is each column
+            # (i = 0, 1): the flipped kernel is added once for each copy.
             kernel = sum(F.pad(conv.weight.flip(2, 3), (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1))
             assert isinstance(kernel, Tensor)
             self.conv.weight = nn.Parameter(kernel.transpose(0, 1).contiguous())
@@ -127,7 +135,7 @@ class TransposedUpsample(Resample):
 
 
 class SplitMerge(nn.Module):
-    """A timestep merge that takes one timestep at a time, so that its features need not wait for the others."""
+    """A timestep merge that takes one timestep at a time, so that no features need to be stored until the last."""
 
     def __init__(self, merge: TimestepMerge) -> None:
         super().__init__()
@@ -140,23 +148,24 @@ class SplitMerge(nn.Module):
         self.conv = conv
 
     def start(self, feature: Tensor) -> Tensor:
-        """The part of the first timestep in the sum, (N, D, H, W)."""
+        """Start the sum over timesteps with the features of the first one, (N, D, H, W)."""
         return self.projections[0](feature)
 
     def add(self, total: Tensor, feature: Tensor, step: int) -> Tensor:
-        """The sum over timesteps so far, with that of `step` added."""
+        """Add the features of timestep number `step` to the sum."""
         return total + self.projections[step](feature)
 
     def forward(self, total: Tensor) -> Tensor:
+        """Merge, given the sum over all timesteps."""
         return F.relu(self.conv(F.relu(total)))
 
 
 class SplitAttention(nn.Module):
     """Adaptive attention fusion without the interleaved tensor.
 
-    The grouped convolution sees s and q = c + p, where c is constant over a channel and p over the channels: the
-    part on c is c times the sum of the kernel (reflection padding keeps it constant), the part on p a convolution
-    of one channel.
+    The grouped convolution takes s and q = c + p, where the channel attention c is constant within each channel and the
+    spatial attention p is the same in all channels. Its response to c is c times the sum of the kernel, as reflection
+    padding preserves constants. Its response to p is a convolution with a single input channel.
     """
 
     def __init__(self, attention: AdaptiveAttention) -> None:
@@ -180,10 +189,11 @@ class SplitAttention(nn.Module):
 
 
 class JointLevel(nn.Module):
-    """A fusion level that upsamples once: bilinear upsampling is linear, and so is a 1x1 convolution.
+    """A fusion level with a single upsampling to its resolution.
 
-    up(previous) + up(block1(up(before))) = up(previous + block1(up(before))), and the 1x1 convolution that
-    block1 begins with works before its upsampling, on a quarter of the pixels.
+    Bilinear upsampling is linear: up(previous) + up(block1(up(before))) = up(previous + block1(up(before))). It also
+    commutes with the 1x1 convolution at the start of block1, which can therefore run before the upsampling, on a
+    quarter of the pixels.
     """
 
     def __init__(self, level: FusionLevel) -> None:
@@ -201,14 +211,15 @@ class JointLevel(nn.Module):
 
 
 class PassByPass(nn.Module):
-    """DM-FNet with fixed noise levels, one timestep after the other; each feature is merged as soon as it exists.
+    """DM-FNet with fixed noise levels, one timestep after the other; each feature is merged as soon as it is computed.
 
-    It takes `model` over, which cannot run by itself afterwards.
+    The modules of `model` are taken over and modified; it cannot be used afterwards.
 
     Attributes:
-        together: whether both images go through the denoiser as one batch; one after the other needs half the
+        together: whether the denoiser takes both images in one batch; taking them one after the other needs half the
             memory and suits a CPU's cache.
-        denoiser, fusion: as in DMFNet, rewritten or not.
+        denoiser, fusion: as in DMFNet, possibly rewritten.
+        fixed: whether the noise levels are folded into the denoiser's blocks.
     """
 
     levels: Tensor
@@ -224,10 +235,10 @@ class PassByPass(nn.Module):
         device = next(model.parameters()).device
         self.register_buffer("levels", torch.tensor(levels, dtype=torch.float32, device=device))
         self.register_buffer("sigmas", torch.tensor(sigmas, dtype=torch.float32, device=device))
-        self.fixed = False  # whether the blocks know the noise levels
+        self.fixed = False
 
     def _noisy(self, a: Tensor, b: Tensor, noise: Tensor | None, step: int) -> list[Tensor]:
-        """What the denoiser gets at a timestep: a and b, or both in one batch. Diffused in float32."""
+        """The denoiser's inputs at a timestep: a and b, or both in one batch. Diffusion is computed in float32."""
         noisy = [a, b]
         if noise is not None:
             noisy = [self.levels[step] * image + self.sigmas[step] * noise[step, n] for n, image in enumerate(noisy)]
@@ -247,7 +258,7 @@ class PassByPass(nn.Module):
                     else:
                         own[n] = merges[n].add(own[n], feature, step)
         if self.together:
-            pairs = a.shape[0]  # torch.export takes chunk(2) and len(a) for a fixed number of pairs
+            pairs = a.shape[0]  # with chunk(2) or len(a), torch.export would fix the number of pairs
             totals = [[total[:pairs] for total in totals[0]], [total[pairs:] for total in totals[0]]]
         return finished(self.fusion, totals, a, b, interval)
 
@@ -255,7 +266,7 @@ class PassByPass(nn.Module):
 def finished(
     fusion: FusionNetwork, features: list[list[Tensor]], a: Tensor, b: Tensor, interval: Tensor | None
 ) -> Tensor:
-    """What the fusion network makes of both images' features; with an interval, within that."""
+    """Fuse the features of a and of b; with an interval, the result is added to the brighter source and clamped."""
     result = fusion(features[0], features[1], interval)
     if interval is None:
         return result
@@ -275,7 +286,7 @@ def drop_unused_blocks(model: DMFNet) -> None:
 
 
 def fold_noise_levels(net: PassByPass) -> None:
-    """Put the embedding of each of the three noise levels, through each block's linear layer, into a bias."""
+    """Fold the noise levels of all timesteps into biases: each block's linear projection of their embeddings."""
     denoiser = net.denoiser
     with torch.no_grad():
         embeddings = denoiser.noise_level_mlp(net.levels[:, None])
@@ -288,17 +299,18 @@ def fold_noise_levels(net: PassByPass) -> None:
 
 
 def upsample_transposed(net: PassByPass) -> None:
-    """Replace nearest x2 and conv3x3 by what needs no repeated pixels."""
+    """Replace nearest-neighbor upsampling followed by conv3x3 by a transposed convolution."""
     for n, module in enumerate(net.denoiser.ups):
         if isinstance(module, Upsample):
             net.denoiser.ups[n] = TransposedUpsample(module.conv)
 
 
 def avoid_concatenations(net: PassByPass) -> None:
-    """Let the up-path's blocks, whose noise levels must be folded already, take the path and the skip as two tensors.
+    """Let the up-path's blocks take feature map and skip connection as two tensors; noise levels must be folded before.
 
-    Where a group of the GroupNorm has channels of both, which depends on the width, the concatenation stays: with
-    4 channels a group at C, at the two joints of 2C with C channels, which are small (H/16 and H/8).
+    The concatenation stays where a group of the GroupNorm has channels of both, which depends on the width. With
+    C channels in groups of 4, these are the two places at which 2C and C channels meet, at the low resolutions H/16
+    and H/8.
     """
     denoiser = net.denoiser
     skips = [denoiser.init_conv.out_channels]
@@ -313,23 +325,24 @@ def avoid_concatenations(net: PassByPass) -> None:
 
 
 def upsample_once(net: PassByPass) -> None:
-    """Join the two upsamplings of each fusion level, and project before the first of them."""
+    """Combine the two upsamplings of each fusion level, and move a 1x1 convolution before upsampling."""
     for n in range(1, len(net.fusion.decoder), 2):
         net.fusion.decoder[n] = JointLevel(of_kind(net.fusion.decoder[n], FusionLevel))
 
 
 def split_attention(net: PassByPass) -> None:
-    """Replace the fusion's interleaved tensor by sums."""
+    """Replace the interleaved tensor of attention fusion by a sum of convolutions."""
     for level in net.fusion.decoder[1::2]:
         level.att = SplitAttention(of_kind(level.att, AdaptiveAttention))
 
 
 class ExactNorm(nn.GroupNorm):
-    """GroupNorm whose variance is that of the differences to the mean, in float32 on a CPU too.
+    """GroupNorm with a two-pass variance for float32 tensors on a CPU.
 
-    There PyTorch takes a channels-last map's variance from the mean of squares: with a mean that is 50 times the
-    deviation its results are wrong by 0.01. It costs a tenth of turbo's time. Half precision has larger errors of its
-    own; graphs that others run, and GPUs, do not need this.
+    For channels-last tensors on a CPU, PyTorch computes the variance from the mean of squares, whose cancellation
+    causes errors of 0.01 if the mean is 50 times the standard deviation. The two-pass variance takes a tenth of turbo's
+    time. In half precision other errors are larger, and GPUs and the runtimes of exported graphs are not affected: they
+    use the plain GroupNorm.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -338,17 +351,17 @@ class ExactNorm(nn.GroupNorm):
         width = x.shape[1] // self.num_groups
 
         def over_groups(by_channel: Tensor) -> Tensor:
-            """The mean over the channels of each group, for every channel: (N, C)."""
+            """The mean over each group's channels, repeated for every channel of the group: (N, C)."""
             return by_channel.unflatten(1, (-1, width)).mean(2).repeat_interleave(width, 1)
 
-        away = x - over_groups(x.mean((2, 3)))[:, :, None, None]
-        variance = over_groups(away.square().mean((2, 3)))
+        centered = x - over_groups(x.mean((2, 3)))[:, :, None, None]
+        variance = over_groups(centered.square().mean((2, 3)))
         scale = torch.rsqrt(variance + self.eps) * self.weight
-        return torch.addcmul(self.bias[:, None, None], away, scale[:, :, None, None])
+        return torch.addcmul(self.bias[:, None, None], centered, scale[:, :, None, None])
 
 
 def order_channels_last(net: PassByPass) -> None:
-    """Store weights so that the channels of a pixel are neighbors in memory."""
+    """Convert the weights to the channels-last layout, and make GroupNorm exact for it."""
     store_channels_last(net)
     for module in list(net.modules()):
         for name, norm in module.named_children():

@@ -1,4 +1,4 @@
-"""The student: a small plain network that is trained on DM-FNet's task and loss."""
+"""The student: a small plain convolutional network, trained on DM-FNet's task and loss."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dmfnet_fast.images.rules import Interval, within
 
 
 def from_brighter(change: Tensor, a: Tensor, b: Tensor, interval: Tensor, bounded: bool = True) -> Tensor:
-    """`change` (N, 1, H, W) added to the brighter source, which is first moved into the interval (N, 2, H, W).
+    """Add `change` (N, 1, H, W) to the brighter source, which is first clamped to the interval (N, 2, H, W).
 
-    The sum is moved into it too, if it is to be `bounded`.
+    If `bounded`, the sum is clamped to the interval too.
     """
     allowed = Interval(*interval.split(1, dim=1))
     result = within(torch.maximum(a, b), allowed) + change
@@ -23,13 +23,14 @@ def from_brighter(change: Tensor, a: Tensor, b: Tensor, interval: Tensor, bounde
 
 
 class Student(nn.Module):
-    """Pixel-unshuffle, 3x3 convolutions with residual blocks, pixel-shuffle; added to the brighter source.
+    """Pixel-unshuffle, 3x3 convolutions with residual blocks, and pixel-shuffle, added to the brighter source.
 
-    Nothing in it depends on the image as a whole, so an image is equal to its tiles where they overlap by `reach`.
+    Nothing depends on the image as a whole: tiles that are aligned to `config.factor` and have margins of at least
+    `config.reach` pixels give the same result as the whole image.
 
     Attributes:
-        config: what it was built with.
-        record: of its training.
+        config: configuration of the network.
+        record: training record, any JSON-serializable values.
     """
 
     def __init__(self, config: StudentConfig) -> None:
@@ -45,13 +46,13 @@ class Student(nn.Module):
         self.last = nn.Conv2d(width, samples, 3, padding=1)
 
     def forward(self, a: Tensor, b: Tensor, interval: Tensor, bounded: bool = True) -> Tensor:
-        """Fuse.
+        """Fuse luminances.
 
         Args:
-            a: the anatomical images, luminance (N, 1, H, W) in [-1, 1]; H and W multiples of `factor`.
-            b: the other modality's, likewise.
+            a: luminance of the anatomical images, (N, 1, H, W) in [-1, 1]; H and W are multiples of `config.factor`.
+            b: luminance of the other modality, likewise.
             interval: the least and the greatest luminance of each pixel, (N, 2, H, W) in [-1, 1].
-            bounded: whether the result is moved into the interval; a loss wants to see how far outside it is.
+            bounded: whether to clamp the result to the interval; training losses need the unclamped result.
 
         Returns:
             Fused luminance (N, 1, H, W), float32.
@@ -60,6 +61,6 @@ class Student(nn.Module):
         h = F.relu(self.first(F.pixel_unshuffle(inputs, self.config.factor)))
         for block in self.blocks:
             h = h + block(h)
-        # Small beside what it is added to: half precision costs nothing that shows.
+        # The change is small compared with the brighter source, so the error of half precision is not visible.
         change = F.pixel_shuffle(self.last(h), self.config.factor)
         return from_brighter(change.to(a.dtype), a, b, interval, bounded)

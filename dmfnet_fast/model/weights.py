@@ -1,4 +1,4 @@
-"""Weights files: one .safetensors with the tensors, the configuration, the training record and a hash."""
+"""Weights files: one .safetensors file with the tensors, the configuration, the training record and a hash."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from dmfnet_fast.model.denoiser import Denoiser
 from dmfnet_fast.model.network import DMFNet
 from dmfnet_fast.model.student import Student
 
-Network: TypeAlias = DMFNet | Student  # what fuses
+Network: TypeAlias = DMFNet | Student  # the networks that fuse
 _KINDS: dict[type[Network | Denoiser], str] = {DMFNet: "dmfnet", Denoiser: "denoiser", Student: "student"}
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of all tensors, in order of name."""
+    """SHA-256 of names, types, shapes and bytes of all tensors, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -38,10 +38,11 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_tensors(source: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes of `tensors` with those of `expected`, and look for NaN.
+    """Check that `tensors` have the names and shapes of `expected`, are of a floating-point type, and are finite.
 
     Raises:
-        EngineError: tensors are missing, not known, misshapen or not finite; `source` and each one are named.
+        EngineError: a tensor is missing, unknown, of another shape or type, or not finite; the message names `source`
+            and the tensors, at most ten.
     """
     problems = [f"missing {name}" for name in expected if name not in tensors]
     problems += [f"unknown {name}" for name in tensors if name not in expected]
@@ -60,33 +61,35 @@ def check_tensors(source: str, tensors: Mapping[str, Tensor], expected: Mapping[
 
 
 def network_of(config: ModelConfig | StudentConfig) -> Network:
-    """A network of this configuration, with PyTorch's random weights."""
+    """A network of this configuration, with PyTorch's random initial weights."""
     return Student(config) if isinstance(config, StudentConfig) else DMFNet(config)
 
 
 def _empty_model(kind: type[Network | Denoiser], config: ModelConfig | StudentConfig) -> Network | Denoiser:
-    """A model whose parameters have shapes but no memory, to be filled by `load_state_dict(assign=True)`.
+    """A model whose parameters take no memory until `load_state_dict(assign=True)` fills them.
 
     Raises:
-        TypeError: the configuration is not of this kind.
+        TypeError: the configuration is that of another kind of model.
     """
     with torch.device("meta"):
         if kind is Denoiser and isinstance(config, ModelConfig):
             return Denoiser(config)
         model = network_of(config)
     if type(model) is not kind:
-        raise TypeError(f"a {_KINDS[kind]} has no such configuration")
+        raise TypeError(f"its configuration is not that of a {_KINDS[kind]}")
     return model
 
 
 def save_model(model: Network | Denoiser, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
-    """Write `model` to `path` (.safetensors), whole or not at all.
+    """Write `model` to `path` (.safetensors), completely or not at all.
 
-    The metadata carries the model's kind, configuration, training record (`model.record`, anything that
-    JSON can hold) and the hash of its weights.
+    The metadata holds the model's kind, configuration, training record (`model.record`, any JSON-serializable values)
+    and the hash of its weights.
 
     Args:
-        dtype: floating-point type of the stored tensors; float16 halves the file.
+        model: the model to save.
+        path: the file to write.
+        dtype: floating-point type of the stored tensors; float16 halves the size of the file.
 
     Raises:
         OutputError: `path` cannot be written.
@@ -105,7 +108,7 @@ def save_model(model: Network | Denoiser, path: str | os.PathLike[str], dtype: t
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The open safetensors file; what goes wrong with it is an EngineError."""
+    """Open a safetensors file; errors while it is open are raised as EngineError."""
     if not path.exists():
         raise EngineError(f"{path}: no such file")
     if not path.is_file():
@@ -121,7 +124,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The metadata of a weights file, without its tensors' check.
+    """Read the metadata of a weights file without checking its tensors.
 
     Raises:
         EngineError: the file cannot be read.
@@ -142,7 +145,7 @@ def _load(path: str | os.PathLike[str], *wanted: type[Network | Denoiser]) -> Ne
         )
     kinds = {_KINDS[kind]: kind for kind in wanted}
     if metadata.get("kind") not in kinds:
-        raise EngineError(f"{path}: holds a {metadata.get('kind')}, a {' or '.join(kinds)} is needed")
+        raise EngineError(f"{path}: holds a {metadata.get('kind')}, but a {' or '.join(kinds)} is needed")
     try:
         config = config_from_dict(json.loads(metadata["config"]))
         record: dict[str, Any] = json.loads(metadata["training"])
@@ -152,7 +155,7 @@ def _load(path: str | os.PathLike[str], *wanted: type[Network | Denoiser]) -> Ne
     check_tensors(str(path), tensors, model.state_dict())
     if metadata.get("sha256") != weights_hash(tensors):
         raise EngineError(f"{path}: its weights do not match their hash: the file is damaged; fetch it again")
-    # Copied, or the model would stay a view of the file and change with it.
+    # Without a copy, the model would remain a view of the memory-mapped file and change with it.
     loaded = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
     model.load_state_dict(loaded, assign=True)
     model.record = record
@@ -160,10 +163,10 @@ def _load(path: str | os.PathLike[str], *wanted: type[Network | Denoiser]) -> Ne
 
 
 def load_model(path: str | os.PathLike[str]) -> Network:
-    """Open a weights file as a float32 network in eval mode, on the CPU.
+    """Load a network from a weights file, in float32 and eval mode, on the CPU.
 
     Raises:
-        EngineError: the file is missing, damaged, of another kind or does not fit the network.
+        EngineError: the file is missing, damaged, of another kind, or does not fit the network.
     """
     model = _load(path, DMFNet, Student)
     assert not isinstance(model, Denoiser)
@@ -171,14 +174,14 @@ def load_model(path: str | os.PathLike[str]) -> Network:
 
 
 def load_denoiser(path: str | os.PathLike[str]) -> Denoiser:
-    """Open the denoiser of stage I, alone or as part of a whole network, as `load_model` does.
+    """Load the denoiser from a file of stage I or from that of a whole DM-FNet, as `load_model` does.
 
     Raises:
-        EngineError: the file is missing, damaged or does not fit the network.
+        EngineError: the file is missing, damaged, of another kind, or does not fit the network.
     """
     model = _load(path, Denoiser, DMFNet)
     if isinstance(model, Denoiser):
         return model
     assert isinstance(model, DMFNet)
-    model.denoiser.record = {name: made for name, made in model.record.items() if name == "stage1"}
+    model.denoiser.record = {stage: record for stage, record in model.record.items() if stage == "stage1"}
     return model.denoiser

@@ -1,4 +1,4 @@
-"""The optimized network as one ONNX model."""
+"""The optimized network as an ONNX model in standard operators."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ from dmfnet_fast.artifacts.onnx_metadata import FORMAT, KIND
 from dmfnet_fast.errors import require
 from dmfnet_fast.images.padding import STRIDE
 from dmfnet_fast.model import Network, Student, optimize
-from dmfnet_fast.model.inference import Precision
 from dmfnet_fast.model.weights import weights_hash
+from dmfnet_fast.precision import FloatPrecision
 
 onnx = require("onnx", extra="export")
 require("onnxscript", extra="export")
 
-import onnx_ir  # noqa: E402
-import torch  # noqa: E402
-from onnx_ir.passes import common as passes  # noqa: E402
-from onnxscript import opset20  # noqa: E402
-from onnxscript.optimizer import fold_constants  # noqa: E402
-from torch.export import Dim  # noqa: E402
+import onnx_ir
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript import opset20
+from onnxscript.optimizer import fold_constants
+from torch.export import Dim
 
-# The newest that TensorRT 10.3 (JetPack 6) reads; nothing here needs a newer one, as GroupNorm is written out.
+# The newest that TensorRT 10.3 (JetPack 6) reads. No newer one is needed, as GroupNorm is written in simpler operators.
 OPSET = 20
-op: Any = opset20  # its annotations forbid what it accepts
+op: Any = opset20  # typed Any because the annotations are stricter than the implementation
 
 
 def _group_norm(x: Any, num_groups: int, weight: Any, bias: Any, eps: float = 1e-5, _cudnn: bool = True) -> Any:
-    """GroupNorm from the means of channels, which leaves a channels-last tensor as it is.
+    """GroupNorm from the means of the channels, which keeps a tensor in its channels-last layout.
 
-    ONNX's own way, and that of engines which know no GroupNorm, reshapes to (N, groups, -1), for which OpenVINO
-    reorders the whole tensor twice: a third of its time. But the mean of a group is the mean of its channels' means,
-    and to average those is a 1x1 convolution of one pixel. Two passes, as E[x^2] - E[x]^2 would lose too much.
+    ONNX's definition, and engines without a GroupNorm, reshape to (N, groups, -1). For that, OpenVINO reorders the
+    whole tensor twice, which takes a third of its time. The mean of a group is also the mean of its channels' means,
+    and averaging those is a 1x1 convolution of a single pixel. The variance takes a second pass over the centered
+    values, as E[x^2] - E[x]^2 would lose too much precision.
     """
     channels = int(x.shape[1])
     group = np.arange(channels) * num_groups // channels
@@ -53,26 +54,26 @@ def _group_norm(x: Any, num_groups: int, weight: Any, bias: Any, eps: float = 1e
 
 
 def trace(net: torch.nn.Module, interface: Interface, translations: Mapping[Any, Any]) -> Any:
-    """The module as an ONNX model in onnx_ir, as the exporter writes it, of any batch and size.
+    """Export a module to an onnx_ir model with dynamic batch, height and width, without optimizing the graph.
 
     Args:
-        net: takes its inputs by their names.
-        interface: says which those are.
-        translations: for torch operators, functions that write them in ONNX.
+        net: module whose forward takes its inputs as keyword arguments.
+        interface: names and shapes of these inputs.
+        translations: functions that write torch operators in ONNX, by operator.
     """
-    # Sizes that differ from each other and from every channel count: equal ones would be taken for the same.
+    # The sizes differ from each other and from every channel count: the exporter could identify equal ones.
     inputs = {name: torch.zeros(shape) for name, shape in interface.shapes(2, 80, 112).items()}
     size = dict(zip((2, 3), (STRIDE * Dim(name, min=4, max=1024) for name in ("rows", "columns")), strict=True))
     batch = {0: Dim("batch", min=1, max=4096), **size}
     with warnings.catch_warnings():
-        # Of the exporter about itself: how it names axes, what it will deprecate.
+        # The exporter warns about its own naming of axes and future deprecations.
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             net,
             kwargs=inputs,
             dynamo=True,
-            # Its rewriting takes twice as long as all the rest; engines do that anyway, and `_tidy` what is needed.
+            # Optimization takes twice as long as all the rest. Engines do it anyway, and `tidy` does what is needed.
             optimize=False,
             opset_version=OPSET,
             input_names=list(inputs),
@@ -86,8 +87,15 @@ def trace(net: torch.nn.Module, interface: Interface, translations: Mapping[Any,
 
 
 def tidy(model: Any) -> Any:
-    """Constants folded and kept once; nothing in the file of how it was traced."""
-    # The limits keep repetitions of large tensors out of the file; what is folded here are rearranged weights.
+    """Fold and deduplicate constants, and remove everything that only documents the tracing.
+
+    Args:
+        model: an onnx_ir model.
+
+    Returns:
+        An `onnx.ModelProto`.
+    """
+    # Folding is meant for rearranged weights; the limits keep copies of large tensors out of the file.
     fold_constants(model, input_size_limit=2**20, output_size_limit=2**20)
     sequence = onnx_ir.passes.Sequential(
         passes.LiftConstantsToInitializersPass(lift_all_constants=True),
@@ -100,7 +108,7 @@ def tidy(model: Any) -> Any:
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.metadata_props.clear()
     proto = onnx_ir.to_proto(model)
-    proto.graph.ClearField("value_info")  # the shapes of all 6000 results, which readers infer
+    proto.graph.ClearField("value_info")  # shapes of all 6000 intermediate results; readers infer them
     return proto
 
 
@@ -110,12 +118,13 @@ def add_metadata(proto: Any, metadata: Mapping[str, str]) -> None:
         proto.metadata_props.add(key=name, value=value)
 
 
-def _student_graph(model: Student, precision: Precision) -> Any:
-    """A student's graph, for CPUs and for engines alike."""
+def _student_graph(model: Student, precision: FloatPrecision) -> Any:
+    """A student's graph, which serves both CPUs and engines."""
     net = optimize(model, precision)
     assert isinstance(net, Student)
-    # ONNX has PyTorch's unshuffling in one operator, but for the order of the channels: rows and columns of a block
-    # first, then the inputs. The first convolution takes them in that order; the graph alone is right then, not `net`.
+    # SpaceToDepth is PyTorch's pixel_unshuffle with another order of channels: the position in a block varies slowest,
+    # the input channel fastest. The weights of the first convolution are permuted to match. From here on only the
+    # exported graph is correct; running `net` in PyTorch is not.
     first, samples = net.first, net.config.factor**2
     by_sample = first.weight.unflatten(1, (-1, samples)).transpose(1, 2).flatten(1, 2).contiguous()
     first.weight = torch.nn.Parameter(by_sample, requires_grad=False)
@@ -126,28 +135,30 @@ def _student_graph(model: Student, precision: Precision) -> Any:
     return tidy(trace(net, interface_of(model.config.to_dict()), {torch.ops.aten.pixel_unshuffle.default: unshuffle}))
 
 
-def plain_graph(model: Network, precision: Precision = "float32") -> Any:
-    """What `to_onnx` gives, without metadata."""
+def plain_graph(model: Network, precision: FloatPrecision = "float32") -> Any:
+    """The graph of `to_onnx` without metadata."""
     if isinstance(model, Student):
         return _student_graph(model, precision)
     assert precision == "float32", "others are for engines, whose graphs have nodes of our own"
-    # Both images in a batch: half as many operations, so that engines open in half the time, and as fast on a CPU.
+    # Batching both images of a pair halves the number of operations: engines open in half the time and run as fast on a
+    # CPU.
     net = optimize(model, together=True)
     return tidy(trace(net, interface_of(model.config.to_dict()), {torch.ops.aten.group_norm.default: _group_norm}))
 
 
-def to_onnx(model: Network, precision: Precision = "float32", sha256: str | None = None) -> Any:
-    """Export for any batch and any size that is a multiple of 16, at least 64, in ONNX's own operators.
+def to_onnx(model: Network, precision: FloatPrecision = "float32", sha256: str | None = None) -> Any:
+    """Export a network in standard ONNX operators, for any batch and any size that is a multiple of 16, at least 64.
 
     Args:
-        model: as trained; it stays as it is.
-        precision: of the arithmetic. DM-FNet's graph is float32, for CPUs; `export.tensorrt.engine_graph` makes the
-            one for engines. A student's graph serves both, in any precision, of which CPUs take float32.
-        sha256: hash of the weights in the file that they come from; None computes that of `model`.
+        model: the network as trained; it is not modified.
+        precision: precision of the arithmetic. For DM-FNet, it must be float32: this graph is for CPUs, and
+            `export.tensorrt.engine_graph` makes the one for engines. A student's graph serves both in any precision;
+            CPUs run the float32 one.
+        sha256: hash of the weights as recorded in their file; None computes it from `model`.
 
     Returns:
-        An `onnx.ModelProto` with inputs as `dmfnet_fast.artifacts.interface.Interface` says, the output `fused`
-        (N, 1, H, W), and its configuration, training record and weights' hash as metadata.
+        An `onnx.ModelProto` with the inputs of `dmfnet_fast.artifacts.interface.Interface`, the output `fused`
+        (N, 1, H, W), and the configuration, training record and hash of the weights as metadata.
 
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
@@ -156,7 +167,7 @@ def to_onnx(model: Network, precision: Precision = "float32", sha256: str | None
 
 
 def finish(proto: Any, model: Network, precision: str, sha256: str | None) -> Any:
-    """Check a graph and say in its metadata what it is: see `to_onnx`."""
+    """Add the metadata that `to_onnx` documents to a graph, check it and return it."""
     proto.producer_name, proto.producer_version = "dmfnet-fast", __version__
     metadata = {
         "format": FORMAT,

@@ -1,4 +1,4 @@
-"""The graph that is built from: exported from weights, or read from an ONNX file that was."""
+"""The graph to build from: exported from weights, or read from an ONNX file that dmfnet-export made."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from dmfnet_fast.artifacts.interface import Interface, interface_of
-from dmfnet_fast.artifacts.onnx_metadata import FORMAT, KIND, is_sealed, properties
+from dmfnet_fast.artifacts.onnx_metadata import exported_properties, is_sealed
 from dmfnet_fast.artifacts.parity import Parity, Reference, Shape, check
 from dmfnet_fast.errors import EngineError, require
+from dmfnet_fast.precision import FloatPrecision, Precision
+from export.errors import RequestError
 from export.int8 import (
     OUTLIERS,
     OUTLIERS_OF_PHANTOMS,
@@ -27,7 +29,6 @@ from export.int8 import (
     quantize,
     quantized_weights,
 )
-from export.request import Precision, RequestError
 from export.tensorrt.builder import Profile
 from export.verify import (
     LARGEST_HALF,
@@ -41,27 +42,29 @@ from export.verify import (
     widened,
 )
 
-# Names what is being done; yields what is told the part that is done, 0 to 1.
+# Context manager around a named step; yields a callback for its progress, 0 to 1.
 Step: TypeAlias = Callable[[str], AbstractContextManager[Report]]
 
-MOST_PIXELS = 4 * 256 * 256  # of a batch that is checked; float32 on a CPU takes minutes for more
+MOST_PIXELS = 4 * 256 * 256  # largest batch to check; more takes minutes in float32 on a CPU
 NOTHING_WRITTEN = "nothing was written"
-# References are kept to this step, a twentieth of float32's limit at most: it makes them smaller.
+# Stored references are rounded to this step so that they compress better; the error is below a twentieth of the limit
+# for float32 parity.
 _STEP = 2.0**-17
-# What of float16's range values may take: other images may reach further than those of the check.
+# Activations may use 1/RESERVE of float16's range, as other images may reach further than those of the check.
 RESERVE = 4
 
 
 @dataclass(frozen=True)
 class Graph:
-    """An ONNX model and what is known of it.
+    """An ONNX model with its metadata.
 
     Attributes:
-        content: serialized.
-        precision, config, training, weights: as in its metadata.
-        references: what the network as trained makes of some inputs.
+        content: the serialized model.
+        precision, config, training: from its metadata.
+        weights: hash of the weights, from its metadata.
+        references: float32 results of the network as trained.
         largest_activation: see `verify.references`.
-        parity: of this graph, on other engines.
+        parity: how this graph compares with the references on other engines.
     """
 
     content: bytes
@@ -75,9 +78,9 @@ class Graph:
 
 
 def shapes_of(profile: Profile) -> list[Shape]:
-    """Shapes of a profile that are worth a check: its corners, and one between them.
+    """The shapes of a profile to check: its minimum, optimum and maximum, and one pair of a size halfway.
 
-    Without those of more than MOST_PIXELS, unless the least is one.
+    Shapes of more than MOST_PIXELS are left out, except the minimum if no other shape remains.
     """
     between = tuple(
         max(16, (low + high) // 32 * 16) for low, high in zip(profile.min[1:], profile.max[1:], strict=True)
@@ -88,7 +91,7 @@ def shapes_of(profile: Profile) -> list[Shape]:
 
 
 def pack(kept: Sequence[Reference]) -> str:
-    """References as a string, for the metadata of an ONNX file."""
+    """Encode references as a string for the metadata of an ONNX file; results are rounded to multiples of 2^-17."""
     arrays: dict[str, Any] = {}
     for n, reference in enumerate(kept):
         rounded = (np.rint(reference.fused / _STEP) * _STEP).astype(np.float32)
@@ -99,10 +102,10 @@ def pack(kept: Sequence[Reference]) -> str:
 
 
 def unpack(text: str, interface: Interface) -> tuple[Reference, ...]:
-    """What `pack` made of references, of a network with this interface.
+    """Decode references that `pack` encoded, for a network with this interface.
 
     Raises:
-        ValueError: it is not that.
+        ValueError: `text` is not an encoding by `pack`.
     """
     try:
         with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as file:
@@ -121,21 +124,22 @@ def from_weights(
     calibrate: Path | None = None,
     every_block: bool = False,
 ) -> Graph:
-    """Export weights, and check the graph.
+    """Export weights to a graph and check it.
 
     Args:
         path: a .safetensors file.
-        precision: of the arithmetic.
-        for_engine: the graph that TensorRT builds from, which half precision always is; else that for CPUs.
-        profile: further sizes to check.
+        precision: precision of the arithmetic.
+        for_engine: export the graph that TensorRT builds from, which half precision requires; otherwise the one for
+            CPUs.
+        profile: further sizes to check, or None.
         step: see `Step`.
-        calibrate: for int8, a folder of pairs; None takes phantoms.
-        every_block: for int8, whether the first and the last block are quantized too.
+        calibrate: for int8, a folder of calibration pairs; None uses phantoms.
+        every_block: for int8, whether to quantize the first and the last block.
 
     Raises:
         ImageError: `calibrate` holds no pairs, or some that cannot be used.
-        EngineError: the weights cannot be read, or the graph is not the network.
-        MissingExtraError: something to export with is not installed.
+        EngineError: the weights cannot be read, or the results of the graph differ from the network's.
+        MissingExtraError: a library that the export needs is not installed.
     """
     for module in ("torch", "safetensors", "onnx", "onnxscript", "onnxruntime", *([] if for_engine else ["openvino"])):
         require(module, extra="export")
@@ -179,10 +183,8 @@ def from_weights(
     return replace(graph, references=tuple(kept))
 
 
-def _to_onnx(
-    model: Any, precision: Literal["float32", "float16", "bfloat16"], for_engine: bool, sha256: str | None, step: Step
-) -> Any:
-    """The model in ONNX, for CPUs or for engines."""
+def _to_onnx(model: Any, precision: FloatPrecision, for_engine: bool, sha256: str | None, step: Step) -> Any:
+    """Export the model to ONNX, for CPUs or for engines."""
     from dmfnet_fast.model import Student
     from export.onnx.graph import to_onnx
 
@@ -197,7 +199,7 @@ def _to_onnx(
 
 
 def _to_int8(model: Any, sha256: str | None, calibrate: Path | None, every_block: bool, step: Step) -> Any:
-    """The model in ONNX with convolutions in 8 bits: see `export.int8`."""
+    """Export the model to ONNX with convolutions in 8 bits; see `export.int8`."""
     from export.onnx.graph import finish, plain_graph
 
     with step("reading pairs to calibrate with" if calibrate is not None else "drawing pairs to calibrate with"):
@@ -213,15 +215,17 @@ def _to_int8(model: Any, sha256: str | None, calibrate: Path | None, every_block
 
 
 def from_content(content: bytes, name: str) -> Graph:
-    """The graph of a serialized model with its metadata.
+    """Parse the metadata of a serialized model.
+
+    Args:
+        content: the serialized model.
+        name: name of the file, for error messages.
 
     Raises:
-        EngineError: it was not made by dmfnet-export, or by another version.
+        EngineError: the model was not made by this version of dmfnet-export, or is damaged.
     """
+    known = exported_properties(content, name)
     try:
-        known = properties(content)
-        if known.get("format") != FORMAT or known.get("kind") != KIND:
-            raise EngineError(f"{name}: was not made by dmfnet-export; make it anew from weights")
         config = json.loads(known["config"])
         return Graph(
             content,
@@ -240,11 +244,12 @@ def from_content(content: bytes, name: str) -> Graph:
 
 
 def from_onnx(path: Path, precision: Precision, step: Step) -> Graph:
-    """Read an ONNX file that was exported elsewhere, and check it if ONNX Runtime is installed.
+    """Read an ONNX file that dmfnet-export made, and check it if ONNX Runtime is installed.
 
     Raises:
-        EngineError: it cannot be read, has changed, or is not the network.
-        RequestError: it is of another precision, or of int8, of which no engine is built.
+        EngineError: the file cannot be read, has changed, or its results differ from the network's.
+        RequestError: the file has another precision than the one requested, or int8, which TensorRT engines are not
+            built from.
     """
     with step(f"reading {path}"):
         try:
@@ -261,7 +266,7 @@ def from_onnx(path: Path, precision: Precision, step: Step) -> Graph:
             f"{path}: its precision is {graph.precision}, not {precision}: it is in the graph; ask for that, or export "
             "the weights anew"
         )
-    # bfloat16 was checked in another form, which takes onnx to make.
+    # Checking bfloat16 takes a float32 copy of the model, and making that takes onnx; it was checked at its export.
     if has_onnx_runtime() and precision != "bfloat16":
         with step("checking with ONNX Runtime") as report:
             parity = on_onnx_runtime(content, precision, graph.references, report)

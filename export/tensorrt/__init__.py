@@ -1,1 +1,1 @@
-"""TensorRT engines, and the plugins in them."""
+"""TensorRT engines and their plugins."""

@@ -1,4 +1,4 @@
-"""Engines from ONNX models, by TensorRT or TensorRT-RTX: one path, and where they differ."""
+"""Builds engines from ONNX models with TensorRT or TensorRT-RTX; `_BUILDERS` holds what differs between the two."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.artifacts.parity import Shape
-from dmfnet_fast.engines.tensorrt import MODULES
+from dmfnet_fast.engines.tensorrt import FLAVOURS
 from dmfnet_fast.errors import (
     EngineError,
     MissingExtraError,
@@ -25,13 +25,12 @@ from dmfnet_fast.errors import (
 )
 from export.tensorrt.layers import Layer, layers_of_inspector, layers_of_log
 
-Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 _LAYER = "LayerType: "
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The batches and sizes that an engine takes: from `min` to `max`, fastest at `opt`; each (N, H, W)."""
+    """The batches and sizes that an engine accepts: from `min` to `max`, fastest at `opt`; each is (N, H, W)."""
 
     min: Shape
     opt: Shape
@@ -52,12 +51,12 @@ class Profile:
 
 @dataclass(frozen=True)
 class Built:
-    """What a build gives.
+    """The result of a build.
 
     Attributes:
-        engine: serialized.
-        layers: that it is made of.
-        seconds: that the build took.
+        engine: the serialized engine.
+        layers: layers of the engine.
+        seconds: duration of the build.
     """
 
     engine: bytes
@@ -65,27 +64,19 @@ class Built:
     seconds: float
 
 
-def require_builder(flavour: Flavour) -> Any:
-    """The module that builds engines of a flavour.
+def require_builder(flavour: str) -> Any:
+    """The module that builds engines of a flavour, a key of FLAVOURS.
 
     Raises:
-        MissingExtraError: it is not installed; says where it comes from.
+        MissingExtraError: the module or its builder is not installed; the message says how to install it.
     """
-    module = require(MODULES[flavour], extra=flavour, hint=_WHERE_FROM[flavour])
-    if not hasattr(module, "Builder"):  # type stubs alone, or the lean runtime
+    module = require(FLAVOURS[flavour].module, extra=flavour, hint=_BUILDERS[flavour].where_from)
+    if not hasattr(module, "Builder"):  # only type stubs or the lean runtime are installed
         raise MissingExtraError(
-            f"{MODULES[flavour]} is installed without its builder: pip install 'dmfnet-fast[{flavour}]'"
-            f"{_WHERE_FROM[flavour]}"
+            f"{FLAVOURS[flavour].module} is installed without its builder: pip install 'dmfnet-fast[{flavour}]'"
+            f"{_BUILDERS[flavour].where_from}"
         )
     return module
-
-
-_WHERE_FROM: dict[Flavour, str] = {
-    "tensorrt": "; on a Jetson it comes with JetPack (apt install python3-libnvinfer, and a virtual environment made "
-    "with --system-site-packages); without it, --target tensorrt-rtx builds for RTX GPUs and --target onnx for CPUs",
-    "tensorrt-rtx": "; it is for x86-64 Linux and Windows; without it, --target tensorrt builds for other GPUs and "
-    "--target onnx for CPUs",
-}
 
 
 def known_gpus() -> list[str]:
@@ -96,13 +87,13 @@ def known_gpus() -> list[str]:
 
 
 def capability(gpu: str) -> str:
-    """ "sm_89" as "8.9"."""
+    """Convert the name of an architecture to its compute capability: "sm_89" to "8.9"."""
     digits = gpu.removeprefix("sm_")
     return f"{digits[:-1]}.{digits[-1]}"
 
 
 def _logger(trt: Any) -> Any:
-    """A logger that keeps what can be said of a failure, and the lines that list layers."""
+    """A logger that collects error messages and the lines that list layers."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -120,7 +111,10 @@ def _logger(trt: Any) -> Any:
 
 
 class _Interruptions:
-    """Signals that ask to stop while TensorRT builds: it takes what Python raises there for an error to be logged."""
+    """Records SIGINT and SIGTERM during a build, and raises the signal again on exit.
+
+    TensorRT would swallow and only log an exception, such as KeyboardInterrupt, that is raised in one of its callbacks.
+    """
 
     def __init__(self) -> None:
         self.came: int | None = None
@@ -143,7 +137,7 @@ class _Interruptions:
 
 
 def _monitor(trt: Any, report: Callable[[float], None], interruptions: _Interruptions) -> Any:
-    """Tells `report` what part of the build's outermost phase is done, 0 to 1; stops it when asked to."""
+    """A monitor that reports the progress of the outermost phase, 0 to 1, and stops the build after a signal."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -160,13 +154,13 @@ def _monitor(trt: Any, report: Callable[[float], None], interruptions: _Interrup
             return interruptions.came is None
 
         def phase_finish(self, phase_name: str) -> None:
-            """Steps say enough."""
+            """Nothing to do: progress is reported by steps."""
 
     return Monitor()
 
 
 def _why(errors: list[str]) -> str:
-    """TensorRT's errors on one line, without its numbers and the places in its sources."""
+    """The last of TensorRT's errors on one line, without the locations in its sources."""
     words = re.sub(r"\s*\(?In \w+ at \S+\)?", "", errors[-1] if errors else "it does not say why")
     return " ".join(words.split())
 
@@ -182,7 +176,7 @@ def _check(result: Any, what: str, errors: list[str]) -> Any:
 
 def build(
     content: bytes,
-    flavour: Flavour,
+    flavour: str,
     profile: Profile,
     gpus: list[str],
     timing_cache: Path | None,
@@ -191,25 +185,26 @@ def build(
     """Build an engine.
 
     Args:
-        content: an ONNX model, whose precision is the engine's.
-        flavour: the builder.
-        profile: of the inputs.
-        gpus: for TensorRT-RTX, what to build for, such as "sm_89".
-        timing_cache: for TensorRT, a file of measurements that shortens builds; read if it is there, and written.
-        report: is told what part is done, 0 to 1.
+        content: a serialized ONNX model; the engine has its precision.
+        flavour: the builder, a key of FLAVOURS.
+        profile: batches and sizes of the inputs.
+        gpus: for TensorRT-RTX, the architectures to build for, such as "sm_89".
+        timing_cache: for TensorRT, a file of measurements that shortens builds; read if it exists, and written. None
+            for none.
+        report: callback for the progress, 0 to 1.
 
     Raises:
-        EngineError: the builder takes the model not, or has no GPU that it needs.
+        EngineError: the builder rejects the model, needs a GPU that is not there, or cannot use the timing cache.
         MissingExtraError: the builder is not installed.
-        OutOfMemoryError: the build needs more memory.
+        OutOfMemoryError: the build needs more memory than there is.
     """
     trt: Any = require_builder(flavour)
-    name = f"{MODULES[flavour]} {trt.__version__}"
+    name = f"{FLAVOURS[flavour].module} {trt.__version__}"
     logger = _logger(trt)
     started = time.perf_counter()
     try:
         builder = trt.Builder(logger)
-    except Exception as error:  # pybind11's, of no common class, where there is no driver
+    except Exception as error:  # without a driver, pybind11 raises exceptions with no common base class
         raise EngineError(
             f"{name} cannot start: {_why([*logger.errors, str(error)][:1])}; it builds on the GPU that the engine is "
             "for: check the driver, or use --target tensorrt-rtx, which builds without a GPU"
@@ -220,7 +215,7 @@ def build(
         errors = [parser.get_error(n).desc() for n in range(parser.num_errors)]
         raise EngineError(f"{name} cannot read the ONNX model: {_why(errors or logger.errors)}")
     config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # keeps the layers' types for the inspector
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # makes the inspector report the layers' types
     config.clear_flag(trt.BuilderFlag.TF32)
     shapes = builder.create_optimization_profile()
     for given in (network.get_input(n) for n in range(network.num_inputs)):
@@ -230,14 +225,9 @@ def build(
         ]
         shapes.set_shape(given.name, *corners)
     config.add_optimization_profile(shapes)
-    if flavour == "tensorrt-rtx":
-        # Memory of the runtime's own could not be in a CUDA graph.
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-        config.num_compute_capabilities = len(gpus)
-        for n, gpu in enumerate(gpus):
-            config.set_compute_capability(getattr(trt.ComputeCapability, gpu.replace("sm_", "SM")), n)
+    _BUILDERS[flavour].configure(trt, config, gpus)
     if profile.min != profile.max and hasattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10"):
-        # A shape takes the memory that it needs, not that of the largest.
+        # Each shape takes only the memory that it needs instead of that of the largest shape.
         config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     if timing_cache is not None:
         try:
@@ -248,7 +238,7 @@ def build(
         taken = cache is not None and config.set_timing_cache(cache, False)
         _check(taken, f"{timing_cache}: is no timing cache of {name} and this GPU; remove it", logger.errors)
     with _Interruptions() as interruptions:
-        # Held here: the builder does not keep it alive.
+        # The local variable keeps the monitor alive, which the configuration does not.
         config.progress_monitor = monitor = _monitor(trt, report, interruptions)
         serialized = builder.build_serialized_network(network, config)
         del monitor
@@ -260,11 +250,57 @@ def build(
                 temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
         except OutputError as error:
             warn(f"{error}; the engine is none the worse")
-    layers = layers_of_log(logger.layers) if flavour == "tensorrt-rtx" else _inspected(trt, logger, engine)
-    return Built(engine, layers, seconds)
+    return Built(engine, _BUILDERS[flavour].layers(trt, logger, engine), seconds)
 
 
 def _inspected(trt: Any, logger: Any, engine: bytes) -> list[Layer]:
     opened = _check(trt.Runtime(logger).deserialize_cuda_engine(engine), "the engine cannot be opened", logger.errors)
     inspector = opened.create_engine_inspector()
     return layers_of_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def _logged(_: Any, logger: Any, __: bytes) -> list[Layer]:
+    return layers_of_log(logger.layers)
+
+
+def _for_this_gpu(_: Any, __: Any, ___: list[str]) -> None:
+    """Nothing to configure: TensorRT builds for the GPU that it runs on."""
+
+
+def _for_gpus(trt: Any, config: Any, gpus: list[str]) -> None:
+    # Memory that the runtime allocates itself cannot be captured in a CUDA graph.
+    config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    config.num_compute_capabilities = len(gpus)
+    for n, gpu in enumerate(gpus):
+        config.set_compute_capability(getattr(trt.ComputeCapability, gpu.replace("sm_", "SM")), n)
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """The steps of a build that are specific to one of the two libraries.
+
+    Attributes:
+        where_from: hint on how to install the library, appended to error messages.
+        configure: sets the library's own options, given the module, the builder configuration and the GPUs.
+        layers: lists the layers of an engine, given the module, the builder's logger and the serialized engine.
+    """
+
+    where_from: str
+    configure: Callable[[Any, Any, list[str]], None]
+    layers: Callable[[Any, Any, bytes], list[Layer]]
+
+
+_BUILDERS = {
+    "tensorrt": _Builder(
+        "; on a Jetson it comes with JetPack (apt install python3-libnvinfer, and a virtual environment made with "
+        "--system-site-packages); without it, --target tensorrt-rtx builds for RTX GPUs and --target onnx for CPUs",
+        _for_this_gpu,
+        _inspected,
+    ),
+    "tensorrt-rtx": _Builder(
+        "; it is for x86-64 Linux and Windows; without it, --target tensorrt builds for other GPUs and --target onnx "
+        "for CPUs",
+        _for_gpus,
+        _logged,
+    ),
+}

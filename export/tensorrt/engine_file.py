@@ -1,9 +1,9 @@
-"""An engine with its manifest: built, verified where that is possible, and written."""
+"""Builds an engine, verifies it if this machine's GPU runs it, and writes it with its manifest."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -16,29 +16,29 @@ from dmfnet_fast import __version__
 from dmfnet_fast.artifacts.manifest import Manifest, cache_path, check_path, file_sha256, manifest_path, save_check
 from dmfnet_fast.artifacts.parity import Parity, Reference, check, compare_with
 from dmfnet_fast.engines.cuda_runtime import current_gpu
-from dmfnet_fast.engines.tensorrt import MODULES, TensorRTEngine
-from dmfnet_fast.errors import EngineError, MissingExtraError, warn
+from dmfnet_fast.engines.tensorrt import FLAVOURS, TensorRTEngine
+from dmfnet_fast.errors import EngineError, MissingExtraError, require, warn
 from export.onnx.source import NOTHING_WRITTEN, Graph, Step
-from export.request import Request
+from export.request import Request, Tell
 from export.tensorrt.builder import Profile, build, capability, require_builder
 from export.tensorrt.layers import check_precision, summary
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is given to the builder.
+    """The input of the builder.
 
     Attributes:
-        content: an ONNX model.
-        plugins: the plugins in it.
+        content: a serialized ONNX model.
+        plugins: names of the registered plugins; empty if the model has none.
     """
 
     content: bytes
     plugins: tuple[str, ...]
 
 
-def prepare(request: Request, content: bytes, tell: Callable[[str], None]) -> Prepared:
-    """Put our kernels in the place of the functions, if that is asked for and this TensorRT can.
+def prepare(request: Request, content: bytes, tell: Tell) -> Prepared:
+    """Replace the functions in a model by our plugins, if the request asks for it and this TensorRT supports them.
 
     Raises:
         MissingExtraError: onnx or triton is not installed.
@@ -61,7 +61,7 @@ def prepare(request: Request, content: bytes, tell: Callable[[str], None]) -> Pr
 
 
 def in_profile(references: tuple[Reference, ...], profile: Profile) -> list[Reference]:
-    """The references whose size an engine takes, in batches that it takes."""
+    """The references whose size the engine accepts, split into batches that it accepts."""
     result = []
     for reference in references:
         pairs, height, width = reference.shape
@@ -73,7 +73,7 @@ def in_profile(references: tuple[Reference, ...], profile: Profile) -> list[Refe
 
 
 def run_engine(path: Path, references: list[Reference]) -> Parity:
-    """The parity of the engine `path`, which this machine's GPU runs."""
+    """Run the engine `path` on this machine's GPU and compare it with the references."""
     engine = TensorRTEngine(path, "cuda", "auto", None)
     try:
         fused = [engine.run(reference.inputs) for reference in references]
@@ -83,8 +83,8 @@ def run_engine(path: Path, references: list[Reference]) -> Parity:
 
 
 def _gpus(request: Request) -> tuple[str, list[str]]:
-    """The name of this machine's GPU, if the engine is for it, else ""; and the compute capabilities that it is for."""
-    if request.target == "tensorrt":
+    """The name of this machine's GPU, "" if the engine does not run on it, and the engine's compute capabilities."""
+    if not request.gpus:
         name, own = current_gpu()
         return name, [own]
     wanted = [capability(gpu) for gpu in request.gpus]
@@ -95,32 +95,32 @@ def _gpus(request: Request) -> tuple[str, list[str]]:
     return "", wanted
 
 
-def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: Callable[[str], None]) -> Manifest:
-    """Build an engine into `folder`, under the name of the request's output, with its manifest.
+def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> Manifest:
+    """Build an engine and its manifest in `folder`, under the name of the request's output.
 
-    Where the GPU that it is for is this machine's, it is run and compared with the network as trained; else it gets a
-    pair to check itself with on its target.
+    An engine for this machine's GPU is run and compared with the network as trained. Any other is verified when it is
+    first opened on its target, with the check pair that is written beside it.
 
     Args:
-        request: names the profile.
-        graph: of the request's precision.
-        folder: nobody else's.
+        request: a request with a profile.
+        graph: graph in the request's precision.
+        folder: folder that nothing else writes to.
         step: see `source.Step`.
-        tell: takes remarks.
+        tell: shows a remark to the user.
 
     Raises:
-        EngineError: it cannot be built, is not of the precision asked for, or is not the network.
-        MissingExtraError, OutOfMemoryError: as they say.
+        EngineError: the engine cannot be built, does not have the requested precision, or its results differ from the
+            network's.
+        MissingExtraError: a library that the build needs is not installed.
+        OutOfMemoryError: the build needs more memory than there is.
     """
     assert request.profile is not None
-    assert request.target != "onnx"
+    flavour = request.target.name
     prepared = prepare(request, graph.content, tell)
-    trt: Any = require_builder(request.target)
+    trt: Any = require_builder(flavour)
     device, capabilities = _gpus(request)
-    with step(f"building with {MODULES[request.target]} {trt.__version__}") as report:
-        built = build(
-            prepared.content, request.target, request.profile, list(request.gpus), request.timing_cache, report
-        )
+    with step(f"building with {FLAVOURS[flavour].module} {trt.__version__}") as report:
+        built = build(prepared.content, flavour, request.profile, list(request.gpus), request.timing_cache, report)
     check_precision(built.layers, request.precision)
     path = folder / request.output.name
     path.write_bytes(built.engine)
@@ -128,7 +128,7 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
     largest = max(known, key=lambda reference: int(np.prod(reference.shape)), default=None)
     manifest = Manifest(
         precision=request.precision,
-        flavour=request.target,
+        flavour=flavour,
         version=trt.__version__,
         compute_capabilities=capabilities,
         device=device,
@@ -167,19 +167,19 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
     return manifest
 
 
-def build_for_server(request: Request, content: bytes, step: Step, tell: Callable[[str], None]) -> bytes:
-    """The engine of a model that Triton Inference Server runs, which has no manifest. Raises as `make_engine`."""
+def for_server(request: Request, content: bytes, step: Step, tell: Tell) -> tuple[bytes, Mapping[str, str]]:
+    """Build the engine of a model for Triton Inference Server, without a manifest; see `Served.make`."""
     assert request.profile is not None
-    assert request.target == "tensorrt"
+    flavour = request.target.name
     prepared = prepare(request, content, tell)
     with step("building with TensorRT") as report:
-        built = build(prepared.content, request.target, request.profile, [], request.timing_cache, report)
+        built = build(prepared.content, flavour, request.profile, [], request.timing_cache, report)
     check_precision(built.layers, request.precision)
-    return built.engine
+    return built.engine, {flavour: require_builder(flavour).__version__}
 
 
 def publish(folder: Path, output: Path) -> None:
-    """Move a finished engine to its place, the manifest last: without one, no engine is opened."""
+    """Move a finished engine to its output path. The manifest comes last, as an engine without one is not opened."""
     made = folder / output.name
     for old in (manifest_path(output), check_path(output), cache_path(output)):
         old.unlink(missing_ok=True)
@@ -191,3 +191,20 @@ def publish(folder: Path, output: Path) -> None:
     ):
         if source.exists():
             source.replace(target)
+
+
+def check_machine(request: Request) -> None:
+    """Check for the builder, the libraries that plugins need, and the GPU to build on; see `Target.check_machine`."""
+    require_builder(request.target.name)
+    if request.plugins:
+        require("onnx", extra="export")
+        require("triton", extra="export", hint=" on Linux; or leave --plugins out")
+    if not request.gpus:
+        current_gpu()
+
+
+def write(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> None:
+    """Write an engine and the files beside it; see `Target.write`."""
+    made = make_engine(request, graph, folder, step, tell)
+    publish(folder, request.output)
+    tell(f"{made.layers['count']} layers, of which {made.layers['reformats']} only rearrange")

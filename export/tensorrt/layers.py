@@ -1,4 +1,4 @@
-"""What an engine is made of: the layers that a builder reports, and whether they compute in the precision asked for."""
+"""The layers of an engine as its builder reports them, and a check of their precision."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 from dmfnet_fast.errors import EngineError
 
-# TensorRT's words for types.
+# TensorRT's names of types.
 _TYPES = {"Half": "float16", "BFloat16": "bfloat16", "Float": "float32", "FP16": "float16", "FP32": "float32"}
 _TYPE = re.compile(r"Datatype: (\w+)")
 _LINE = re.compile(
     r"Name: (\S+), LayerType: (\w+), Inputs: \[(.*?)\], Constants: \[.*\], Outputs: \[(.*?)\], TacticName"
 )
-# Of the operations that a fused layer's name is made of, those that only rearrange or convert values.
+# A fused layer's name lists its operations; these only rearrange or convert values.
 _REARRANGING = {"Tran", "Resh", "Cast", "Reformat"}
-# Kinds of layers that multiply; and of fused ones, operations in their names. Other names say little: a copy is called
-# after the convolution that it feeds.
+# Layers that multiply are recognized by their kind, or, if fused, by the operations in their name. Other names are
+# unreliable: a copy is named after the convolution that it feeds.
 _MULTIPLYING = re.compile(r"corr|conv|gemm|matrixmultiply|matmul", re.IGNORECASE)
 _MULTIPLYING_FUSED = re.compile(r"^__myl_\w*?(Corr|Conv|Gemm|Matm)")
 FLOAT32_CONVOLUTIONS = 1  # the last one, before the tanh
@@ -31,9 +31,9 @@ class Layer:
     """One kernel of an engine.
 
     Attributes:
-        name, kind: as the builder gives them.
-        precision: of the first floating-point tensor that it reads, or writes; "" where there is none.
-        reformat: whether it only rearranges or converts values.
+        name, kind: name and kind as reported by the builder.
+        precision: type of the first floating-point tensor among the inputs and then the outputs; "" if there is none.
+        reformat: whether the layer only rearranges or converts values.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Layer:
 
     @property
     def multiplies(self) -> bool:
-        """Whether it is a convolution or a matrix product, alone or fused."""
+        """Whether the layer is a convolution or a matrix product, alone or fused with others."""
         return bool(_MULTIPLYING.search(self.kind) or _MULTIPLYING_FUSED.search(self.name))
 
 
@@ -60,14 +60,14 @@ def layers_of_log(lines: Iterable[str]) -> list[Layer]:
 
 
 def layers_of_inspector(information: str) -> list[Layer]:
-    """The layers that TensorRT's engine inspector gives, in JSON, of an engine with detailed profiling verbosity."""
+    """The layers in the JSON of TensorRT's engine inspector, for an engine built with detailed profiling verbosity."""
 
     def types(tensors: list[dict[str, Any]]) -> list[str]:
-        # "Format/Datatype" before TensorRT 10.13: the type comes first or last among words such as "NHWC8".
+        # Before TensorRT 10.13 the key is "Format/Datatype"; the type is the first or last of words such as "NHWC8".
         words = [str(t.get("Datatype") or t.get("Format/Datatype", "")) for t in tensors]
         return [next((word for word in text.split() if word in _TYPES), text) for text in words]
 
-    # Without detailed verbosity, layers are names alone.
+    # Without detailed verbosity, a layer is reported as its name only.
     layers = [layer for layer in json.loads(information).get("Layers", []) if isinstance(layer, dict)]
     return [
         _layer(
@@ -78,7 +78,7 @@ def layers_of_inspector(information: str) -> list[Layer]:
 
 
 def summary(layers: Sequence[Layer]) -> dict[str, Any]:
-    """For the manifest."""
+    """Counts and the list of layers for the manifest."""
     return {
         "count": len(layers),
         "reformats": sum(layer.reformat for layer in layers),
@@ -88,10 +88,12 @@ def summary(layers: Sequence[Layer]) -> dict[str, Any]:
 
 
 def check_precision(layers: Sequence[Layer], precision: str) -> None:
-    """Raise an EngineError unless the convolutions and products have the precision asked for, but the last.
+    """Check that the convolutions and matrix products have the requested precision.
+
+    In half precision, FLOAT32_CONVOLUTIONS of them may be float32.
 
     Raises:
-        EngineError: some have another, or the builder named no layers.
+        EngineError: some have another precision, or the builder reported no convolutions or products.
     """
     arithmetic = [layer for layer in layers if layer.multiplies]
     if not arithmetic:

@@ -1,7 +1,8 @@
-"""The plugins: each is one launch of a kernel of `kernels`, for shapes that may be known only when an engine runs.
+"""Plugins: single launches of kernels, for shapes that may be known only when an engine runs.
 
-Nothing here needs TensorRT. A dimension is an integer, or an expression of TensorRT's, which knows + - * // and < with
-an expression on the left. All else about a launch is what `kernels` plans.
+`export.ops` lists the plugins. Nothing here needs TensorRT. A dimension is an integer or a symbolic expression of
+TensorRT's, which supports + - * // and < with the expression as the left operand. `kernels` plans everything else about
+a launch.
 """
 
 from __future__ import annotations
@@ -13,36 +14,35 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from kernels import attention, fusion_gate, group_norm_silu, upsample_add
 from kernels import convolution_epilogue as epilogue
 from kernels.compile import Signature, signature_of
 from kernels.launch import Launch, Plan
 
-Extent: TypeAlias = Any  # an int, or an expression of TensorRT's
+Extent: TypeAlias = Any  # an int or a symbolic expression of TensorRT's
 
-# Tensors (N, C, H, W) in channels-last memory; all others are tables and parameters, row by row.
+# Names of the tensors that are (N, C, H, W) in channels-last memory; all others are row-major tables and parameters.
 FEATURE_MAPS = frozenset({"h", "x", "y", "skip", "addend", "qkv", "out"})
-# What the pixels of a tile and the warps are multiplied and divided by, which leaves every thread its work. The first
-# is that of kernels.tiles.
+# For each tactic, the factor and the divisor that scale both the pixels of a tile and the number of warps, so that the
+# work of a thread stays the same. Tactic 1 is the tile of kernels.tiles.
 TACTICS: dict[int, tuple[int, int]] = {1: (1, 1), 2: (2, 1), 3: (1, 2)}
-# For dimensions that are not known: nothing that is taken from the plan depends on them.
+# Values for unknown dimensions; no part of the plan that is used here depends on them.
 _STAND_IN = (6, 64, 64, 64)
-_DOUBLINGS = 19  # of the fewest pixels of a part; beyond 2^31 pixels no integer of a kernel would hold them
+_DOUBLINGS = 19  # of FEWEST_PIXELS; more than 2^31 pixels would not fit in the kernels' integers
 
 
-def _times(a: Extent, b: Extent) -> Extent:
+def times(a: Extent, b: Extent) -> Extent:
     return b * a if isinstance(a, int) else a * b
 
 
-def _ceil_div(dividend: Extent, divisor: int) -> Extent:
-    return (dividend + (divisor - 1)) // divisor
-
-
 def pixels_of_part(pixels: Extent) -> Extent:
-    """`kernels.convolution_epilogue.pixels_of_part`, of an expression too: from the largest, what is too much."""
+    """Like `kernels.convolution_epilogue.pixels_of_part`, but also for a symbolic expression.
+
+    The result is FEWEST_PIXELS times a power of two. For an expression, it starts from the largest such size, and each
+    smaller size that suffices is subtracted, which leaves the smallest that suffices.
+    """
     if isinstance(pixels, int):
         return epilogue.pixels_of_part(pixels)
-    needed = _ceil_div(pixels, epilogue.MOST_PARTS)
+    needed = (pixels + (epilogue.MOST_PARTS - 1)) // epilogue.MOST_PARTS
     result = pixels * 0 + (epilogue.FEWEST_PIXELS << _DOUBLINGS)
     for doublings in range(_DOUBLINGS):
         size = epilogue.FEWEST_PIXELS << doublings
@@ -52,12 +52,12 @@ def pixels_of_part(pixels: Extent) -> Extent:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a plugin's first input, a feature map, and the numbers that the kernels make of them.
+    """The dimensions of a plugin's inputs, and the numbers that kernels derive from them.
 
     Attributes:
-        n, channels, height, width: its dimensions.
-        skip_channels: of the feature map beside it, or 0.
-        rows: of the noise bias, or 0.
+        n, channels, height, width: dimensions of the first input, a feature map.
+        skip_channels: channels of the feature map that is concatenated with it, or 0.
+        rows: rows of the noise bias, or 0.
     """
 
     n: Extent
@@ -69,7 +69,7 @@ class Sizes:
 
     @property
     def pixels(self) -> Extent:
-        return _times(self.height, self.width)
+        return times(self.height, self.width)
 
     @property
     def tokens(self) -> Extent:
@@ -97,12 +97,12 @@ _OF_SIZES = ("pixels", "tokens", "height", "width", "pixels_per_part", "parts", 
 
 @dataclass(frozen=True)
 class PluginLaunch:
-    """A launch, as TensorRT is told of it.
+    """A launch in the form that TensorRT needs.
 
     Attributes:
-        signature: what is compiled, without runtime floats.
-        grid: programs along each axis.
-        integers: values of the kernel's integers, by name; with those that are compiled in.
+        signature: signature to compile, without runtime floats.
+        grid: number of programs along each axis.
+        integers: values of the kernel's integer parameters by name, including those that are compiled in.
     """
 
     signature: Signature
@@ -112,18 +112,24 @@ class PluginLaunch:
 
 @dataclass(frozen=True)
 class Plugin:
-    """One launch of a kernel, as an operation of a graph.
+    """One launch of a kernel as an operation of a graph.
 
     Attributes:
-        name: of the operation.
+        name: name of the operation.
         kernel: the jitted function.
-        inputs: names of the tensors: parameters of the kernel. A kernel that does not read the first takes its shape.
-        outputs: their shapes by name, parameters of the kernel too.
-        plan: of `kernels`; takes the inputs and attributes by name, and launches the kernel.
-        attributes: their types by name.
-        programs: along the grid's first axis, from the sizes and the kernel's constants; None where that is images.
-        tile: the constant that tactics scale.
-        tactics: those of `TACTICS` that there are.
+        inputs: names of the input tensors, which are parameters of the kernel. A kernel that does not read the first
+            input only uses its shape.
+        outputs: functions from the sizes to the shape of each output, by name; the names are parameters of the kernel.
+        plan: a plan function of `kernels` that takes the inputs and attributes by name; one of its launches is the
+            kernel's.
+        attributes: types of the attributes by name.
+        programs: number of programs along the grid's first axis, given the sizes and the kernel's constants, with the
+            images along the second axis; None if the images are the first axis.
+        tile: name of the constant that tactics scale; None if there is none.
+        tile_axes: number of tile axes whose length is this constant.
+        tactics: supported keys of `TACTICS`.
+        bounds: for an integer that may be unknown, by its name: the name and value of the constant that is its upper
+            bound.
     """
 
     name: str
@@ -134,10 +140,12 @@ class Plugin:
     attributes: dict[str, type] = field(default_factory=dict)
     programs: Callable[[Sizes, Mapping[str, Any]], Extent] | None = None
     tile: str | None = None
+    tile_axes: int = 1
     tactics: tuple[int, ...] = (1,)
+    bounds: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
     def sizes(self, shapes: Mapping[str, Sequence[Extent]]) -> Sizes:
-        """From the shapes of the inputs, by name."""
+        """The sizes for the shapes of the inputs, by name."""
         skip_channels = shapes["skip"][1] if "skip" in shapes else 0
         rows = shapes["noise_bias"][0] if "noise_bias" in shapes else 0
         n, channels, height, width = shapes[self.inputs[0]]
@@ -150,7 +158,7 @@ class Plugin:
         attributes: Mapping[str, Any],
         tactic: int = 1,
     ) -> PluginLaunch:
-        """The launch for inputs of these shapes and types; `kernels.launch.assumed` says on what architecture."""
+        """The launch for these shapes, types and attributes, on the architecture set by `kernels.launch.assumed`."""
         given = {name: _meta(name, shapes[name], dtypes[name]) for name in self.inputs}
         (planned,) = (call for call in self.plan(**given, **attributes)[1] if call.kernel is self.kernel)
         planned = self._scaled(planned, tactic)
@@ -162,16 +170,15 @@ class Plugin:
             grid = (sizes.n, *planned.grid[1:])
         else:
             grid = (self.programs(sizes, planned.constants), sizes.n, *planned.grid[2:])
-        return PluginLaunch(_signature(planned, unknown), grid, integers)
+        bounds = dict(self.bounds[name] for name in unknown & set(self.bounds))
+        return PluginLaunch(_signature(planned, unknown, bounds), grid, integers)
 
     def _scaled(self, planned: Launch, tactic: int) -> Launch:
         if self.tile is None:
             return planned
         factor, divisor = TACTICS[tactic]
         size = max(1, planned.constants[self.tile] * factor // divisor)
-        if self.tile == "SIDE":  # of a square
-            factor, divisor = factor**2, divisor**2
-        warps = max(1, planned.warps * factor // divisor)
+        warps = max(1, planned.warps * factor**self.tile_axes // divisor**self.tile_axes)
         return replace(planned, constants={**planned.constants, self.tile: size}, warps=warps)
 
 
@@ -181,8 +188,14 @@ def _meta(name: str, shape: Sequence[Extent], dtype: torch.dtype) -> Tensor:
     return torch.empty(known, dtype=dtype, device="meta", memory_format=layout)
 
 
-def _signature(planned: Launch, unknown: set[str]) -> Signature:
-    """What `kernels` would compile, but floats are constants and the integers `unknown` may have any value."""
+def _signature(planned: Launch, unknown: set[str], bounds: Mapping[str, int]) -> Signature:
+    """The signature that `kernels` would compile, with floats as constants and without specializing unknown integers.
+
+    Args:
+        planned: the planned launch.
+        unknown: names of the integers whose values are not known.
+        bounds: values of the constants that must hold for every value of these integers.
+    """
     signature = signature_of(planned)
     types, constants = dict(signature.types), dict(signature.constants)
     for name, value in planned.arguments.items():
@@ -191,159 +204,10 @@ def _signature(planned: Launch, unknown: set[str]) -> Signature:
     for name in unknown:
         types[name] = "i32"
         constants.pop(name, None)
-    if "parts" in unknown and planned.kernel is group_norm_silu.moments_kernel:
-        constants["PARTS"] = epilogue.MOST_PARTS
+    constants.update(bounds)
     return replace(
         signature,
         types=tuple(types.items()),
         constants=tuple(sorted(constants.items())),
         aligned=tuple(name for name in signature.aligned if name not in unknown),
     )
-
-
-def _plan_statistics(h: Tensor) -> Plan:
-    return epilogue.plan(h, None, None, False, write=False, statistics=True)
-
-
-def _plan_moments(
-    x: Tensor,
-    weight: Tensor,
-    groups: int,
-    eps: float,
-    skip: Tensor | None = None,
-    noise_bias: Tensor | None = None,
-    **_: Tensor,
-) -> Plan:
-    return group_norm_silu.plan(x, None, skip, None, noise_bias, weight, weight, groups, eps, True, fold=False)
-
-
-def _plan_normalize(x: Tensor, bias: Tensor, silu: int, skip: Tensor | None = None, **_: Tensor) -> Plan:
-    return group_norm_silu.plan(x, None, skip, None, None, bias, bias, 1, 0.0, bool(silu), fold=False)
-
-
-def _plan_gate(x: Tensor, y: Tensor | None = None, **given: Tensor) -> Plan:
-    """Parameters that are not given belong to other launches."""
-    other = x.new_empty(1)
-    parameters = (f"{of}_{kind}" for of in ("reduce", "expand", "spatial", "pixel") for kind in ("weight", "bias"))
-    return fusion_gate.plan(x, x if y is None else y, *(given.get(name, other) for name in parameters))
-
-
-def _plan_upsample(x: Tensor, addend: Tensor | None = None) -> Plan:
-    return upsample_add.plan(x, addend, relu=addend is None)
-
-
-def _tiles(sizes: Sizes, constants: Mapping[str, Any]) -> Extent:
-    return _ceil_div(sizes.pixels, constants["PIXELS"])
-
-
-def _parts(sizes: Sizes, _: Mapping[str, Any]) -> Extent:
-    return sizes.parts
-
-
-def _squares(sizes: Sizes, constants: Mapping[str, Any]) -> Extent:
-    return _times(_ceil_div(sizes.height, constants["SIDE"]), _ceil_div(sizes.width, constants["SIDE"]))
-
-
-def _moments(name: str, *inputs: str) -> Plugin:
-    return Plugin(
-        name,
-        group_norm_silu.moments_kernel,
-        inputs,
-        {"moments": lambda s: (s.n, 2, s.all_channels)},
-        _plan_moments,
-        {"groups": int, "eps": float},
-    )
-
-
-def _normalize(name: str, *inputs: str) -> Plugin:
-    return Plugin(
-        name,
-        group_norm_silu.normalize_kernel,
-        inputs,
-        {"out": lambda s: (s.n, s.all_channels, s.height, s.width)},
-        _plan_normalize,
-        {"silu": int},
-        _tiles,
-        "PIXELS",
-        (1, 2, 3),
-    )
-
-
-def _upsample(name: str, *inputs: str) -> Plugin:
-    return Plugin(
-        name,
-        upsample_add.upsample_kernel,
-        inputs,
-        {"out": lambda s: (s.n, s.channels, s.height * 2, s.width * 2)},
-        _plan_upsample,
-        programs=lambda s, constants: _ceil_div(s.pixels * 4, constants["PIXELS"]),
-        tile="PIXELS",
-        tactics=(1, 2, 3),
-    )
-
-
-PLUGINS: tuple[Plugin, ...] = (
-    Plugin(
-        "dmfnet_statistics_kernel",
-        epilogue.epilogue_kernel,
-        ("h",),
-        {"statistics": lambda s: (s.n, s.parts, 2, s.channels)},
-        _plan_statistics,
-        programs=_parts,
-        tile="PIXELS",
-        tactics=(1, 2, 3),
-    ),
-    _moments("dmfnet_moments_kernel", "x", "x_statistics", "weight"),
-    _moments("dmfnet_moments_joined_kernel", "x", "skip", "x_statistics", "skip_statistics", "weight"),
-    _moments("dmfnet_moments_biased_kernel", "x", "x_statistics", "noise_bias", "weight"),
-    _normalize("dmfnet_normalize_kernel", "x", "moments", "bias"),
-    _normalize("dmfnet_normalize_joined_kernel", "x", "skip", "moments", "bias"),
-    Plugin(
-        "dmfnet_pool_kernel",
-        fusion_gate.pool_kernel,
-        ("x", "y"),
-        {"seen": lambda s: (s.n, 2, s.pixels), "sums": lambda s: (s.n, s.parts, s.channels)},
-        _plan_gate,
-        programs=_parts,
-        tile="PIXELS",
-        tactics=(1, 2, 3),
-    ),
-    Plugin(
-        "dmfnet_channel_kernel",
-        fusion_gate.channel_kernel,
-        ("x", "sums", "reduce_weight", "reduce_bias", "expand_weight", "expand_bias"),
-        {"by_channel": lambda s: (s.n, s.channels)},
-        _plan_gate,
-    ),
-    Plugin(
-        "dmfnet_spatial_kernel",
-        fusion_gate.spatial_kernel,
-        ("x", "seen", "spatial_weight", "spatial_bias"),
-        {"by_pixel": lambda s: (s.n, s.pixels)},
-        _plan_gate,
-        programs=_tiles,
-        tile="PIXELS",
-        tactics=(1, 2, 3),
-    ),
-    Plugin(
-        "dmfnet_gate_kernel",
-        fusion_gate.gate_kernel,
-        ("x", "y", "by_channel", "by_pixel", "pixel_weight", "pixel_bias"),
-        {"out": lambda s: (s.n, s.channels, s.height, s.width)},
-        _plan_gate,
-        programs=_squares,
-        tile="SIDE",
-        tactics=(1, 2, 3),
-    ),
-    _upsample("dmfnet_upsample_add_kernel", "x", "addend"),
-    _upsample("dmfnet_upsample_relu_kernel", "x"),
-    Plugin(
-        "dmfnet_attention_kernel",
-        attention.attention_kernel,
-        ("qkv",),
-        {"out": lambda s: (s.n, s.channels // 3, s.height, s.width)},
-        lambda qkv: attention.plan(qkv),
-        # One tactic: twice the queries take too much shared memory, half of them are too few for matrix units.
-        programs=lambda s, constants: _ceil_div(s.tokens, constants["QUERIES"]),
-    ),
-)

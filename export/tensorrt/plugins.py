@@ -1,12 +1,12 @@
-"""TensorRT plugins of our kernels, compiled ahead of time: an engine with them needs neither Python nor Triton.
+"""Our kernels as TensorRT plugins compiled ahead of time: an engine with them needs neither Python nor Triton.
 
-`plugin_graph` puts them into a graph, `plugin_kernels` says what each one launches. Feature maps are channels last, as
-convolutions on tensor cores write them, so that nothing is reordered: HWC8 for float16 and bfloat16, which every
-TensorRT with such plugins has, and HWC for float32, where HWC8 does not exist. Tables and parameters are LINEAR. The
-graph is strongly typed, so only combinations of its own types are offered.
+`export.ops` lists the plugins, `plugin_graph` puts them into a graph, `plugin_kernels` plans the launch of each.
+Feature maps are channels-last, as convolutions on tensor cores write them, so that nothing is reordered: HWC8 for
+float16 and bfloat16, which every TensorRT with such plugins supports, and HWC for float32, for which HWC8 does not
+exist. Tables and parameters are LINEAR. The graph is strongly typed, so only combinations of its own types are offered.
 """
 
-# No postponed annotations: TensorRT compares the types themselves.
+# No `from __future__ import annotations`: TensorRT compares annotations as types, not as strings.
 import inspect
 import re
 import types
@@ -15,38 +15,39 @@ from typing import Any
 import torch
 
 from dmfnet_fast.errors import EngineError, require
+from export.ops import PLUGINS
 from export.tensorrt.plugin_graph import with_plugins as with_plugins
-from export.tensorrt.plugin_kernels import FEATURE_MAPS, PLUGINS, Extent, Plugin, PluginLaunch
+from export.tensorrt.plugin_kernels import FEATURE_MAPS, Extent, Plugin, PluginLaunch
 from export.tensorrt.ptx import Assembly, assemble
 from kernels.launch import assumed
 
 NAMESPACE = "dmfnet"
 SINCE = (10, 9)
-_VECTOR = 8  # channels that HWC8 rounds up to
+_VECTOR = 8  # HWC8 pads channels to a multiple of this
 
 _registered: list[str] = []
-# TensorRT asks for kernels from threads of its own, which know no context variables of ours.
+# A global, as TensorRT requests kernels from its own threads, where our context variables are not set.
 _building_for = [0]
 
 
 def supports_plugins(version: str) -> bool:
-    """Whether a release of TensorRT, "10.9.0.34" say, has plugins that are compiled ahead of time."""
+    """Whether a release of TensorRT, such as "10.9.0.34", supports plugins that are compiled ahead of time."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return found is not None and (int(found[1]), int(found[2])) >= SINCE
 
 
 def register_plugins(architecture: int) -> list[str]:
-    """Make the plugins known to TensorRT, to be compiled for a GPU. Safe to repeat, for another GPU too.
+    """Register the plugins with TensorRT and set the architecture to compile them for. Safe to repeat.
 
     Args:
         architecture: compute capability times ten of the GPU that engines are built on.
 
     Returns:
-        Their names, all in the namespace "dmfnet", version "1".
+        The names of the plugins, all in the namespace "dmfnet" and of version "1".
 
     Raises:
         MissingExtraError: tensorrt is not installed.
-        EngineError: it is too old.
+        EngineError: TensorRT is too old for such plugins.
     """
     trt = require("tensorrt", extra="tensorrt")
     if not supports_plugins(trt.__version__):
@@ -62,12 +63,12 @@ def register_plugins(architecture: int) -> list[str]:
 
 
 def _known(extent: Any) -> Extent:
-    """An integer, where a dimension is one. Expressions are fake while TensorRT only asks for types."""
+    """Convert a constant dimension to an integer. Expressions are fake while TensorRT only queries types."""
     return extent if extent.is_fake or not extent.is_constant else extent.constant_value()
 
 
 class _Types:
-    """The types that feature maps and parameters have."""
+    """Types of feature maps and parameters in torch and in TensorRT."""
 
     def __init__(self, trt: Any) -> None:
         self._torch = {
@@ -83,7 +84,7 @@ class _Types:
         return self._torch[desc.dtype]
 
     def combination(self, plugin: Plugin, names: list[str], descs: list[Any]) -> tuple[str, str]:
-        """Types and formats, as TensorRT spells them."""
+        """The types and the formats of the tensors as two strings in TensorRT's syntax."""
         words, formats = [], []
         for name, desc in zip(names, descs, strict=True):
             dtype = self.dtype(plugin, desc)
@@ -103,7 +104,7 @@ def _check_channels(plugin: Plugin, dtype: torch.dtype, channels: int) -> None:
 
 
 def _signature(trtp: Any, plugin: Plugin, after: dict[str, Any], result: Any) -> inspect.Signature:
-    """Of a function that TensorRT is given: of the inputs, and of what comes after them."""
+    """The signature of a plugin function: the inputs, then the parameters `after`, by name and annotation."""
     annotations = {**dict.fromkeys(plugin.inputs, trtp.TensorDesc), **after}
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(name, kind, annotation=kept) for name, kept in annotations.items()]
@@ -111,7 +112,7 @@ def _signature(trtp: Any, plugin: Plugin, after: dict[str, Any], result: Any) ->
 
 
 def _register(trt: Any, trtp: Any, plugin: Plugin) -> None:
-    """The three functions of a plugin. TensorRT takes their parameters from their signatures, one for each plugin."""
+    """Register the three functions of a plugin; TensorRT reads its inputs and attributes from their signatures."""
     kinds = _Types(trt)
     count = len(plugin.inputs)
     identifier = f"{NAMESPACE}::{plugin.name}"
@@ -133,7 +134,7 @@ def _register(trt: Any, trtp: Any, plugin: Plugin) -> None:
 
     def combine(*given: Any) -> list[Any]:
         descs, results = given[:count], given[count]
-        # Not the expressions, which belong to other steps of a build.
+        # Symbolic shapes belong to other steps of a build, so only the channels are checked here.
         for name, desc in zip(plugin.inputs, descs, strict=True):
             if name in FEATURE_MAPS:
                 _check_channels(plugin, kinds.dtype(plugin, desc), desc.shape[1])
@@ -163,7 +164,7 @@ def _register(trt: Any, trtp: Any, plugin: Plugin) -> None:
 
 
 def _answer(trtp: Any, launch: PluginLaunch, kernel: Assembly) -> tuple[Any, ...]:
-    """A launch in TensorRT's words."""
+    """Convert a launch to the values that TensorRT expects from an implementation."""
     axes = dict(zip(("grid_x", "grid_y", "grid_z"), launch.grid, strict=False))
     parameters = trtp.KernelLaunchParams(**axes, block_x=kernel.threads, shared_mem=kernel.shared)
     extras = trtp.SymIntExprs(len(kernel.integers))

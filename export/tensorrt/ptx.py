@@ -1,4 +1,4 @@
-"""Kernels as TensorRT's ahead-of-time plugins want them: PTX whose parameters are in TensorRT's order."""
+"""Kernels for TensorRT's ahead-of-time plugins: PTX with its parameters in TensorRT's order."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from triton.compiler import ASTSource
 from dmfnet_fast.errors import EngineError
 from kernels.compile import Signature
 
-# What a block may use without opting in, which TensorRT is not documented to do.
+# Bytes that a block may use without opting in to more. Nothing documents that TensorRT opts in.
 SHARED_MEMORY = 48 * 1024
 _ALIGNED = 16
 _WARP = 32
-# The oldest PTX that knows an architecture, so that every driver which knows it reads the file; below 10.0, that of
-# CUDA 12.0. From the release notes of the PTX ISA.
+# The oldest PTX version that supports an architecture, so that every driver for that GPU reads the file; below 10.0,
+# the version of CUDA 12.0. Source: release notes of the PTX ISA.
 _OLDEST = 80
 _PTX_VERSIONS = {100: 86, 101: 86, 103: 88, 110: 90, 120: 87, 121: 88}
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """A kernel to be launched by TensorRT.
+    """A compiled kernel that TensorRT can launch.
 
     Attributes:
-        name: of the entry.
-        ptx: its assembly; the parameters are pointers to the inputs, `integers`, pointers to the outputs.
-        integers: names of the 32-bit parameters.
-        threads: of a block.
-        shared: bytes of shared memory of a block.
+        name: name of the entry point.
+        ptx: PTX code; its parameters are pointers to the inputs, then `integers`, then pointers to the outputs.
+        integers: names of the 32-bit integer parameters.
+        threads: threads per block.
+        shared: bytes of shared memory per block.
     """
 
     name: str
@@ -44,20 +44,20 @@ class Assembly:
 
 
 def reorder(ptx: str, entry: str, names: Sequence[str], order: Sequence[str]) -> str:
-    """The PTX with the parameters of `entry` declared in another order.
+    """Declare the parameters of a PTX entry point in another order.
 
-    The code reads its parameters by name, so that moving the declarations moves the arguments. This depends on nothing
-    but PTX's grammar; a jitted wrapper would have to be generated as source for every signature.
+    The code reads its parameters by name, so moving the declarations moves the arguments. This depends only on the
+    grammar of PTX; the alternative, a jitted wrapper, would have to be generated as source code for every signature.
 
     Args:
-        ptx: as Triton writes it: after the parameters `names` it declares two pointers to scratch memory.
+        ptx: PTX from Triton, which declares two pointers to scratch memory after the parameters `names`.
         entry: name of the kernel.
-        names: of its parameters, in the order in which they are declared.
-        order: names in the order wanted. What is not among `names` becomes a pointer that nothing reads; scratch
-            memory is left out.
+        names: names of its parameters in the order of their declaration.
+        order: names in the new order, including all of `names`. Any other name becomes a pointer that is never read.
+            The scratch pointers are removed.
 
     Raises:
-        EngineError: the parameters are not what Triton declares, or scratch memory is read.
+        EngineError: the declared parameters are not the expected ones, or the code reads scratch memory.
     """
     found = re.search(rf"\.visible \.entry {re.escape(entry)}\((.*?)\)", ptx, re.DOTALL)
     declared = [] if found is None else [line.strip() for line in found[1].split(",")]
@@ -74,16 +74,16 @@ def reorder(ptx: str, entry: str, names: Sequence[str], order: Sequence[str]) ->
 
 @cache
 def assemble(signature: Signature, architecture: int, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Assembly:
-    """Compile for TensorRT.
+    """Compile a kernel for TensorRT.
 
     Args:
-        signature: without runtime floats, which TensorRT cannot pass.
+        signature: signature without runtime floats, which TensorRT cannot pass.
         architecture: compute capability times ten.
-        inputs, outputs: names of the tensors in TensorRT's order: the kernel's parameters, and inputs that it does not
-            take, given for their shape alone.
+        inputs, outputs: names of the tensors in TensorRT's order. They are parameters of the kernel, except for inputs
+            that are passed only for their shape.
 
     Raises:
-        EngineError: the kernel needs what TensorRT does not give.
+        EngineError: the kernel needs something that TensorRT does not provide, such as scratch memory.
     """
     names = [name for name, _ in signature.types]
     types = {name: kind for name, kind in signature.types if kind != "constexpr"}
@@ -97,11 +97,11 @@ def assemble(signature: Signature, architecture: int, inputs: tuple[str, ...], o
         {(names.index(name),): [["tt.divisibility", _ALIGNED]] for name in signature.aligned},
     )
     version = _PTX_VERSIONS.get(architecture, None if architecture > 100 else _OLDEST)
-    # With one stage a kernel keeps one copy of what it loads ahead.
+    # A single stage keeps only one copy of the prefetched data, which takes less shared memory.
     for stages in (signature.stages, 1):
         options = {"num_warps": signature.warps, "num_stages": stages, "ptx_version": version}
         with triton.knobs.compilation.scope():
-            # Else an engine would hold the paths of the machine that it was built on.
+            # Line information would put paths of the build machine into the engine.
             triton.knobs.compilation.disable_line_info = True
             compiled = triton.compile(source, target=GPUTarget("cuda", architecture, _WARP), options=options)
         if compiled.metadata.shared <= SHARED_MEMORY:

@@ -1,4 +1,4 @@
-"""Parity, as a type and as a limit."""
+"""Parity: computation, serialization, limits, and the inputs of a reference."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def test_parity() -> None:
     assert off.objective > 0
     assert off.within
     assert not _parity(reference + 4 * step, reference).within
-    # The worst pair counts, not the mean.
     one_bad = reference.copy()
     one_bad[1] += 0.5
-    assert _parity(one_bad, reference).psnr == pytest.approx(_parity(one_bad[1:], reference[1:]).psnr)
+    worst = _parity(one_bad[1:], reference[1:]).psnr
+    assert _parity(one_bad, reference).psnr == pytest.approx(worst), "the worst pair counts, not the mean"
 
 
 def test_parity_of_nan() -> None:
@@ -61,7 +61,7 @@ def test_parity_of_nan() -> None:
 
 
 def test_limits_order() -> None:
-    """A precision with more bits is held to more."""
+    """More precise formats have tighter limits."""
     ordered = [LIMITS[name] for name in ("float32", "float16", "bfloat16")]
     for tighter, wider in itertools.pairwise(ordered):
         assert tighter.max_abs < wider.max_abs
@@ -74,7 +74,7 @@ INTERFACES = [Interface(timesteps, interval) for timesteps in (0, 1, 3) for inte
 
 @pytest.mark.parametrize("interface", INTERFACES, ids=str)
 def test_inputs_of_a_reference(interface: Interface, tmp_path: Path) -> None:
-    """All that the network takes, from the images alone; the same after a file."""
+    """All of the network's inputs follow from the images, also after a round trip through a file."""
     heads = [make_phantom(seed, 64) for seed in range(2)]
     a = np.stack([head.mri for head in heads])
     b = a[:, :, ::-1].copy()
@@ -87,12 +87,12 @@ def test_inputs_of_a_reference(interface: Interface, tmp_path: Path) -> None:
     if interface.timesteps:
         assert inputs["noise"] is fusion_noise(0, 64, 64, interface.timesteps)
     if interface.interval:
-        # What a 3x3 window shows of either image.
+        # The minimum and the maximum of both images in a 3x3 window.
         both = np.concatenate([np.pad(image, ((0, 0), (1, 1), (1, 1)), mode="edge") for image in (a, b)])
         windows = sliding_window_view(both, (3, 3), axis=(1, 2)).reshape(2, 2, 64, 64, 9)
-        for n, wanted in enumerate((windows.min((0, -1)), windows.max((0, -1)))):
-            np.testing.assert_allclose(inputs["interval"][:, n], wanted / 127.5 - 1, atol=1e-6)
+        for n, expected in enumerate((windows.min((0, -1)), windows.max((0, -1)))):
+            np.testing.assert_allclose(inputs["interval"][:, n], expected / 127.5 - 1, atol=1e-6)
     digest = save_check(tmp_path / "x.engine", reference)
-    for again in (load_check(tmp_path / "x.engine", digest, interface), *unpack(pack([reference]), interface)):
-        for name, array in again.inputs.items():
+    for restored in (load_check(tmp_path / "x.engine", digest, interface), *unpack(pack([reference]), interface)):
+        for name, array in restored.inputs.items():
             np.testing.assert_array_equal(array, inputs[name])

@@ -1,4 +1,4 @@
-"""The budget of memory and arithmetic, against counts by hand and the committed table."""
+"""The budget of memory traffic and arithmetic, compared with counts by hand and the committed table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch
 
 from benchmarks import budget
 from benchmarks.variants import gigaflop
-from kernels.cases import Draw, attend, convolve, norm
+from kernels.cases.attention import attend
+from kernels.cases.convolution import convolve
+from kernels.cases.group_norm_silu import norm
+from kernels.cases.record import Draw
 
 FEATURE = 6 * 128 * 256 * 256 * 2  # bytes of a feature map of all passes at 256x256
 CONV3X3 = 128 * 128 * 9 * 2  # bytes of a weight
@@ -58,14 +61,14 @@ def test_arithmetic(rows: dict[str, budget.Row]) -> None:
 
 
 def test_students_arithmetic() -> None:
-    """32 channels at 128x128: twelve convolutions, one of 16 channels to 32, and one to 4."""
+    """At 128x128: twelve convolutions of 32 channels, one from 16 to 32, and one from 32 to 4."""
     total = sum(sum(row.flop.values()) for row in budget.count(budget.record("nano")).values())
     assert total == 2 * 9 * 128 * 128 * (12 * 32 * 32 + 16 * 32 + 32 * 4)
     assert total / 1e9 == pytest.approx(gigaflop("nano", 256))
 
 
 def test_our_launches_of_a_student() -> None:
-    """Inputs, fourteen convolutions and the change, each of which reads and writes everything once."""
+    """Inputs, fourteen convolutions and the change; each reads and writes its tensors once."""
     ours = budget.record_kernels(True, "nano")
     assert ours.launches == 1 + 14 + 1
     pixels, half, single = 128 * 128, 2, 4
@@ -78,12 +81,12 @@ def test_our_launches_of_a_student() -> None:
     blocks = 6 * (convolution(32, 32) + convolution(32, 32, residual=True))
     assert ours.bytes == ends + convolution(16, 32) + blocks + convolution(32, 4)
     assert ours.flop == 2 * 9 * pixels * (12 * 32 * 32 + 16 * 32 + 32 * 4)
-    assert ours.seconds == pytest.approx(ours.bytes / 3.0e12), "memory takes longer than arithmetic in all of them"
+    assert ours.seconds == pytest.approx(ours.bytes / 3.0e12), "every launch is bound by memory"
 
 
 @pytest.mark.parametrize(("name", "computes_longer"), [("base", True), ("turbo", False)])
-def test_our_convolutions_move_less_and_compute_the_same(name: str, computes_longer: bool) -> None:
-    """The arithmetic of wide convolutions takes longer than their memory, and counts."""
+def test_own_convolutions_move_less_and_compute_the_same(name: str, computes_longer: bool) -> None:
+    """Wide convolutions are bound by arithmetic, which determines their time."""
     cudnn, own = (budget.record_kernels(own, name) for own in (False, True))
     assert own.flop == cudnn.flop
     assert own.launches < 0.7 * cudnn.launches
@@ -93,8 +96,8 @@ def test_our_convolutions_move_less_and_compute_the_same(name: str, computes_lon
     assert own.seconds < own.bytes / 3.0e12 + own.flop / 790e12
 
 
-def test_what_an_operator_computes() -> None:
-    """Counted by hand: multiply-adds of every source, and of attention's two products."""
+def test_products_of_operators() -> None:
+    """Counted by hand: multiply-adds for every input of a convolution, and for both products of attention."""
     draw = Draw(torch.float16, "meta")
     case = convolve(3, 32, 48, 5, 7, more=16, last=64, residual=True, relu=True)
     assert budget.products(case.operation, case.make(draw)) == 2 * 3 * 5 * 7 * 48 * (9 * 32 + 16 + 64)
@@ -111,13 +114,13 @@ def test_convolution(rows: dict[str, budget.Row]) -> None:
     joint = "denoiser.ups.16.conv1"
     assert row.least[joint] == 3 * FEATURE + 2 * CONV3X3
     assert row.flop[joint] == 2 * FLOP
-    # Five convolutions of one input, one of two, which eager writes both; nothing else is in the row.
+    # Five convolutions of one input, and one of two, for which eager PyTorch writes both results; no others.
     assert row.eager_bytes == (5 * 2 + 4) * FEATURE + 7 * CONV3X3
     assert row.floor(budget.H100) == pytest.approx(7 * FLOP / 790e12)
 
 
 def test_epilogues(rows: dict[str, budget.Row]) -> None:
-    bias = 3 * 128 * 2  # one for each timestep
+    bias = 3 * 128 * 2  # one per timestep
     assert rows["noise bias"].least["denoiser.downs.0.conv1"] == bias
     assert rows["residual add"].least["denoiser.downs.0.conv2"] == FEATURE
     assert rows["residual add"].floor(budget.ORIN) == pytest.approx(sum(rows["residual add"].least.values()) / 204e9)
@@ -127,7 +130,7 @@ def test_group_norm(rows: dict[str, budget.Row]) -> None:
     row = rows["GroupNorm and SiLU, 256x256"]
     parameters = 2 * 128 * 2
     assert row.least["denoiser.downs.0.norm1"] == 2 * FEATURE + parameters
-    # Seven maps, each copied, read for the statistics, normalized, activated, and copied back.
+    # Seven maps, each copied, read for the statistics, normalized, activated and copied back.
     assert row.eager_bytes == 7 * ((2 + 1 + 2 + 2 + 2) * FEATURE + parameters)
 
 

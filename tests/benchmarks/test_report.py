@@ -1,8 +1,9 @@
-"""What is kept of a benchmark run, on an invented one."""
+"""The condensed results of an invented benchmark run."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 from benchmarks import report
 
 
-def entry(engine: str, precision: str, way: str, median: float) -> dict[str, Any]:
-    info = {"network": "tiny", "size": 256, "way": way, "threads": 2, "peak_mb": 300}
+def entry(engine: str, precision: str, variant: str, median: float) -> dict[str, Any]:
+    info = {"network": "tiny", "size": 256, "way": variant, "threads": 2, "peak_mb": 300}
     parity = {"engine": engine, "precision": precision, "max_abs": 0.01, "psnr": None}
     stats = {"min": median, "median": median, "iqr": 0.01, "rounds": 3}
     return {"name": "test_fusion[x]", "group": "tiny 256x256", "stats": stats, "extra_info": info | parity}
@@ -42,16 +43,16 @@ def test_condense(run: dict[str, Any]) -> None:
     assert "somebodys" not in json.dumps(results)
 
 
-def test_readme(run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page(run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "run.json"
     source.write_text(json.dumps(run))
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    monkeypatch.setattr(report, "README", readme)
+    page = tmp_path / "benchmarks.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    monkeypatch.setattr(report, "PAGE", page)
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr("sys.argv", ["report", str(source)])
     report.main()
-    text = readme.read_text()
+    text = page.read_text()
     assert text.startswith(f"before\n{report.BEGIN}\n")
     assert text.endswith(f"{report.END}\nafter\n")
     assert "old" not in text
@@ -62,7 +63,14 @@ def test_readme(run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert plot.name in text
     assert "<svg" in plot.read_text()
 
-    readme.write_text("no markers")
+    page.write_text("no markers")
     with pytest.raises(SystemExit, match="has no line"):
         report.main()
-    assert readme.read_text() == "no markers"
+    assert page.read_text() == "no markers"
+
+
+def test_page_shows_committed_results() -> None:
+    text = report.PAGE.read_text(encoding="utf-8")
+    (stem,) = re.findall(r"\(\.\./benchmarks/results/(\S+)\.svg\)\n\nVersion ", text)
+    results = json.loads((report.RESULTS / f"{stem}.json").read_text())
+    assert f"{report.table(results)}\n\n{report.floors(results)}\n\n{report.END}" in text

@@ -1,4 +1,4 @@
-"""The drawing of the objective against time."""
+"""The plot of the objective over time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_file(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, arguments).exit_code == 0
     first = drawing.read_bytes()
     assert CliRunner().invoke(main, arguments).exit_code == 0
-    assert drawing.read_bytes() == first, "the same report gives the same file"
+    assert drawing.read_bytes() == first, "the output is deterministic"
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "cannot be read as JSON"), ("{}", "was not made by dmfnet-eval")])

@@ -1,4 +1,4 @@
-"""dmfnet-fuse as a user types it."""
+"""`dmfnet-fuse` from the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from dmfnet_fast import Fuser
 from dmfnet_fast.commands.fuse import main
 from dmfnet_fast.commands.journal import JOURNAL
-from dmfnet_fast.images.io import read_image, write_image
+from dmfnet_fast.images.io import load_image, read_image, write_image
 from dmfnet_fast.phantom import Phantom, make_phantom
 
 
@@ -32,7 +32,7 @@ def fuse(cli: CliRunner, tiny_weights: Path) -> Any:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """Three pairs, one of them named with another suffix, and what does not belong."""
+    """Three pairs, one of them with different suffixes, and files that are not images."""
     a, b = tmp_path / "mri", tmp_path / "pet"
     for folder in (a, b):
         folder.mkdir()
@@ -96,7 +96,7 @@ def test_16_bit_stays_16_bit(fuse: Any, phantom: Phantom, pair: tuple[Path, Path
     write_image(tmp_path / "ct.png", phantom.ct.astype(np.uint16) * 16)
     guessed = fuse(pair[0], tmp_path / "ct.png", "-o", tmp_path / "guessed.png")
     assert "warning:" in guessed.stderr
-    assert "ct.png: its values end at" in guessed.stderr
+    assert "ct.png: its largest value is" in guessed.stderr
     stated = fuse(pair[0], tmp_path / "ct.png", "-o", tmp_path / "stated.png", "--range-b", 0, 4095)
     assert stated.stderr == ""
     pixels = read_image(tmp_path / "stated.png")
@@ -150,7 +150,7 @@ def test_folder_resumes(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     assert "3 fused, 0 already there" in fuse(a, b, "-o", output, "--overwrite").stdout
 
 
-def test_only_own_results_are_kept(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
+def test_only_reproducible_results_are_kept(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     a, b, output = folders
     fuse(a, b, "-o", output)
     good = (output / "1.png").read_bytes()
@@ -188,7 +188,7 @@ def test_unusable_journal(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     assert f"{JOURNAL}: cannot be read and written" in result.stderr
 
 
-def test_unused_range_is_said(fuse: Any, pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_unused_range_warns(fuse: Any, pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert "its range is not used" in fuse(*pair, "-o", tmp_path / "x.png", "--range-b", 0, 90).stderr
 
 
@@ -228,7 +228,7 @@ def test_json(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("b", ["empty", "missing", "mri"])
-def test_json_of_a_command_that_cannot_start(fuse: Any, folders: tuple[Path, Path, Path], b: str) -> None:
+def test_json_report_of_a_fatal_error(fuse: Any, folders: tuple[Path, Path, Path], b: str) -> None:
     a, _, output = folders
     (a.parent / "empty").mkdir()
     engine = {"engine": a / "0.png"} if b == "mri" else {}
@@ -266,13 +266,13 @@ def test_files_are_read_while_the_engine_computes(
     def read(path: Any) -> Any:
         if str(path) == str(b / "1.png"):
             second_is_read.set()
-        return read_image(path)
+        return load_image(path)
 
     def wait(self: Fuser, first: Any, second: Any) -> Any:
-        assert second_is_read.wait(20), "the first pair is not done before the second is read"
+        assert second_is_read.wait(20), "the second pair must be read while the first is being fused"
         return original(self, first, second)
 
-    monkeypatch.setattr("dmfnet_fast.commands.fuse.read_image", read)
+    monkeypatch.setattr("dmfnet_fast.commands.fuse.load_image", read)
     monkeypatch.setattr(Fuser, "fuse", wait)
     assert "3 fused" in fuse(a, b, "-o", output).stdout
 
@@ -284,13 +284,19 @@ def test_12_bit_data_as_8_bit_output(fuse: Any, phantom: Phantom, pair: tuple[Pa
     assert np.abs(read_image(tmp_path / "x.bmp") - read_image(tmp_path / "x.png") / 16).max() <= 0.51
 
 
-def test_float_folder_says_which_format(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
+def test_float_folder_names_the_format(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     a, b, output = folders
     (b / "0.png").unlink()
     write_image(b / "0.tif", np.random.default_rng(0).random((64, 64), np.float32))
     assert "--format tif" in fuse(a, b, "-o", output).stderr
     assert fuse(a, b, "-o", output, "--format", "tif").exit_code == 0
     assert read_image(output / "0.tif").dtype == np.float32
+
+
+def test_help_lists_the_formats_that_are_written(cli: CliRunner) -> None:
+    text = " ".join(cli.invoke(main, ["--help"]).stdout.split())
+    assert "Image to write (.png .tif .bmp .jpg), or a folder." in text
+    assert "[png|tif|tiff|bmp|jpg|jpeg]" in text
 
 
 def test_long_and_composed_names(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
@@ -301,7 +307,7 @@ def test_long_and_composed_names(fuse: Any, folders: tuple[Path, Path, Path]) ->
     assert "5 fused" in fuse(a, b, "-o", output).stdout
 
 
-def test_jpeg_out_of_folder(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
+def test_jpeg_folder(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
     a, b, output = folders
     assert fuse(a, b, "-o", output, "--format", "jpg").exit_code == 0
     assert names(output) == [JOURNAL, "0.jpg", "1.jpg", "2.jpg"]
@@ -354,7 +360,7 @@ def test_bad_input(
     assert message in result.stderr
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
-    assert sorted(folder.rglob("*")) == before, "nothing half-written"
+    assert sorted(folder.rglob("*")) == before, "no partial file is left"
 
 
 @pytest.mark.parametrize(
@@ -376,7 +382,7 @@ def test_bad_engine(fuse: Any, pair: tuple[Path, Path], tmp_path: Path, name: st
     assert not (tmp_path / "x.png").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write to any folder")
 def test_read_only_folder(fuse: Any, pair: tuple[Path, Path], tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir()

@@ -1,4 +1,4 @@
-"""Progress: a bar in a terminal, lines in a file."""
+"""Progress: a bar on a terminal, lines in a file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dmfnet_fast.commands.shared import progress
 
 @pytest.fixture
 def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that a test sets."""
+    """A clock that tests set."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
-def test_lines_at_times(seconds: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_at_intervals(seconds: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     seen = []
     with progress(iter(range(9)), "fusing", 9) as items:
         for item in items:
@@ -29,14 +29,14 @@ def test_lines_at_times(seconds: list[float], capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr() == ("", "fusing: 0 of 9\nfusing: 3 of 9\nfusing: 6 of 9\nfusing: 9 of 9\n")
 
 
-def test_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_items(capsys: pytest.CaptureFixture[str]) -> None:
     nothing: list[int] = []
     with progress(nothing, "fusing") as items:
         assert list(items) == []
     assert capsys.readouterr().err == "fusing: 0 of 0\n"
 
 
-def test_an_error_is_not_the_end(seconds: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_last_line_after_an_error(seconds: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     def fuse() -> None:
         with progress(["first", "second", "third"], "fusing") as items:
             for item in items:
@@ -49,7 +49,7 @@ def test_an_error_is_not_the_end(seconds: list[float], capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "fusing: 0 of 3\nfusing: 1 of 3\n"
 
 
-def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)

@@ -1,4 +1,4 @@
-"""The noise is pinned: a change here changes every fused image."""
+"""The noise is pinned: if it changes, so does every fused image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_pinned_values() -> None:
     assert fusion_noise(2**64 - 1, 64, 64)[1, 0, 5, 7].item().hex() == PINNED_OTHER_SEED
 
 
-def test_fewer_timesteps_have_the_noise_of_more() -> None:
+def test_noise_of_fewer_timesteps_is_a_prefix() -> None:
     assert np.array_equal(fusion_noise(3, 64, 80, 1), fusion_noise(3, 64, 80)[:1])
 
 
@@ -41,7 +41,7 @@ def test_quantiles_against_the_standard_library() -> None:
     np.testing.assert_allclose(inverse_normal_cdf(p), expected, rtol=1e-14, atol=1e-15)
 
 
-def test_is_standard_normal() -> None:
+def test_noise_is_standard_normal() -> None:
     noise = fusion_noise(1, 256, 256).astype(np.float64)
     count = noise.size
     assert abs(noise.mean()) < 4 / np.sqrt(count)

@@ -1,3 +1,5 @@
+"""Noise schedules: known values, and the precision of sigma."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -22,12 +24,12 @@ def test_cosine() -> None:
     np.testing.assert_allclose(alpha_bar[-1] / alpha_bar[-2], 1e-3, rtol=1e-9)  # beta is capped at 0.999
 
 
-def test_intervals_meet() -> None:
+def test_level_intervals_are_adjacent() -> None:
     low, high = level_interval(linear_alpha_bar(), np.array([1, 5, 6]))
     assert high[0] == 1
     assert low[1] == high[2]
     assert (low < high).all()
 
 
-def test_sigma_keeps_its_digits() -> None:
+def test_sigma_is_accurate_near_level_1() -> None:
     assert abs(float(sigma_of(np.sqrt(1 - 1e-10))) - 1e-5) < 1e-11

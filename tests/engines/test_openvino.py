@@ -215,7 +215,7 @@ def test_errors_while_it_runs(words: str, error: type[Exception], monkeypatch: p
     ("arguments", "message"),
     [
         ({"device": "cuda"}, "run on the CPU, not on 'cuda'"),
-        ({"precision": "float16"}, "precision 'float16': on a CPU use auto, float32 or bfloat16"),
+        ({"precision": "float16"}, "precision 'float16': on a CPU use auto, float32, bfloat16 or int8"),
         ({"precision": "int8"}, "its precision is float32; make a file with dmfnet-export --target onnx --int8"),
         ({"precision": "int4"}, "precision 'int4': use auto, float32, bfloat16, float16, int8"),
     ],

@@ -21,6 +21,7 @@ from dmfnet_fast import Fuser
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.artifacts.manifest import Manifest, check_path, manifest_path, save_check
 from dmfnet_fast.artifacts.parity import Reference
+from dmfnet_fast.engines import open_engine
 from dmfnet_fast.engines.cuda_runtime import Cuda
 from dmfnet_fast.engines.tensorrt import KEPT_SHAPES, TensorRTEngine
 from dmfnet_fast.errors import DMFNetWarning, EngineError, ImageError, MissingExtraError, OutOfMemoryError
@@ -104,7 +105,9 @@ def _inputs(pairs: int = 1, height: int = 64, width: int = 96, seed: int = 0) ->
 
 
 def _open(path: Path, **options: Any) -> TensorRTEngine:
-    return TensorRTEngine(path, options.get("device", "cuda"), options.get("precision", "auto"), None)
+    engine = open_engine(path, options.get("device"), options.get("precision", "auto"), None)
+    assert isinstance(engine, TensorRTEngine)
+    return engine
 
 
 def _fuse_once(path: Path) -> None:

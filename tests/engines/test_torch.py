@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from dmfnet_fast import Fuser
-from dmfnet_fast.engines import SHIPPED_WEIGHTS, Precision, torch_engine
+from dmfnet_fast.engines import SHIPPED_WEIGHTS, torch_engine
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.model import preset, save_model
+from dmfnet_fast.precision import FloatPrecision
 from tests.synthetic_weights import SMALL, model_by_rule, random_inputs, run_model
 
 
@@ -56,7 +57,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[st
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_interfaces(small: tuple[Path, dict[str, NDArray[np.float32]], Any], precision: Precision) -> None:
+def test_interfaces(small: tuple[Path, dict[str, NDArray[np.float32]], Any], precision: FloatPrecision) -> None:
     path, inputs, expected = small
     engine = torch_engine.TorchEngine(path, "cpu", precision, None)
     assert engine.interface.names == tuple(inputs)
@@ -292,7 +293,7 @@ def test_a_graph_keeps_what_it_reads() -> None:
 
 @gpu
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
-def test_on_a_gpu(precision: Precision) -> None:
+def test_on_a_gpu(precision: FloatPrecision) -> None:
     """The same image as on the CPU, for several sizes and batches, and the same bits twice."""
     largest, mean = {"float32": (1e-4, 1e-5), "float16": (0.015, 0.0015), "bfloat16": (0.1, 0.01)}[precision]
     with (

@@ -1,4 +1,4 @@
-"""Made-up heads, somebody's images of them, and a report on both."""
+"""Phantoms, images fused by other software, and a report on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def theirs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Somebody's results: the MRI, as JPEG."""
+    """The results of other software, which are the MRI as JPEG."""
     folder = tmp_path_factory.mktemp("theirs & co")
     for modality in MODALITIES:
         (folder / modality).mkdir()

@@ -1,4 +1,4 @@
-"""`dmfnet-eval` as a test runs it, and what it made."""
+"""Runs `dmfnet-eval` in tests."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ MODALITIES = ("CT-MRI", "PET-MRI", "SPECT-MRI")
 
 
 def run(*arguments: Any) -> Result:
-    """In this process, with metrics too."""
+    """Run `dmfnet-eval` in this process, metrics included."""
     return CliRunner().invoke(main, [*map(str, arguments), "--workers", "1"])

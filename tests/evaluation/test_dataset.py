@@ -1,4 +1,4 @@
-"""Folders of pairs: which image is a, which is b, and what is said of folders that hold none."""
+"""Folders of pairs: the order of a and b, error messages, and memory use."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _write(root: Path, *names: str) -> None:
         ("CT-T1-Gd", "T1-Gd", "CT"),
     ],
 )
-def test_b_comes_first_and_a_last(folder: str, a: str, b: str, tmp_path: Path) -> None:
+def test_folder_names_give_b_then_a(folder: str, a: str, b: str, tmp_path: Path) -> None:
     _write(tmp_path, f"{folder}/{a}/1.png", f"{folder}/{b}/1.png")
     (pair,), problems = find_pairs(tmp_path, ".")
     assert not problems
@@ -51,7 +51,7 @@ def test_b_comes_first_and_a_last(folder: str, a: str, b: str, tmp_path: Path) -
     assert (pair.a, pair.b) == (tmp_path / folder / a / "1.png", tmp_path / folder / b / "1.png")
 
 
-def test_folders_of_pairs_and_others(tmp_path: Path) -> None:
+def test_other_folders_are_ignored(tmp_path: Path) -> None:
     _write(tmp_path, "s/PET-MRI/PET/2.png", "s/PET-MRI/MRI/2.png", "s/CT-MRI/CT/1.png", "s/CT-MRI/MRI/1.png")
     _write(tmp_path, "s/notes/x.png", "s/.hidden-MRI/x.png", "s/CT-MRI/MRI/7.png", "s/file-MRI.png", "s/-MRI/x.png")
     pairs, problems = find_pairs(tmp_path, "s")
@@ -62,7 +62,7 @@ def test_folders_of_pairs_and_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("there", "wanted", "message"),
+    ("existing", "requested", "message"),
     [
         ("IR-VIS/IR/1.png", (), "IR-VIS: holds no folders IR and VIS; pairs are in folders named B-A"),
         ("MR-MR/MR/1.png", (), "MR-MR: holds no folders B and A; pairs are in folders named B-A"),
@@ -71,15 +71,15 @@ def test_folders_of_pairs_and_others(tmp_path: Path) -> None:
         ("CT-MRI/CT/1.png", ("MRI",), "holds no MRI; there is CT-MRI"),
     ],
 )
-def test_folders_that_do_not_fit(there: str, wanted: Sequence[str], message: str, tmp_path: Path) -> None:
-    _write(tmp_path, there)
+def test_invalid_folders(existing: str, requested: Sequence[str], message: str, tmp_path: Path) -> None:
+    _write(tmp_path, existing)
     with pytest.raises(ImageError, match=re.escape(message)):
-        find_pairs(tmp_path, ".", wanted)
+        find_pairs(tmp_path, ".", requested)
 
 
-def test_a_folder_that_does_not_fit_is_no_matter_if_others_are_named(tmp_path: Path) -> None:
+def test_invalid_folders_that_are_not_requested_are_ignored(tmp_path: Path) -> None:
     _write(tmp_path, "old-stuff/1.png", "CT-MRI/CT/1.png", "CT-MRI/MRI/1.png")
-    with pytest.raises(ImageError, match="or name other folders with --modality"):
+    with pytest.raises(ImageError, match="or select other folders with --modality"):
         find_pairs(tmp_path, ".")
     assert len(find_pairs(tmp_path, ".", ["CT-MRI"])[0]) == 1
 
@@ -95,23 +95,23 @@ def test_read_with_the_stated_range(tmp_path: Path) -> None:
     np.testing.assert_array_equal(scene.grays[1], np.rint((deep.clip(1000, 2000) - 1000.0) * 0.255))
 
 
-class _Watching(Trivial):
-    """Remembers what it was given, without keeping it."""
+class _SceneCounter(Trivial):
+    """Counts the scenes that are alive at the same time, through weak references."""
 
     def __init__(self) -> None:
         super().__init__("maximum")
-        self.seen: list[weakref.ref[Scene]] = []
+        self.scenes: list[weakref.ref[Scene]] = []
         self.most = 0
 
     def fuse(self, scene: Scene) -> Saved:
-        self.seen.append(weakref.ref(scene))
+        self.scenes.append(weakref.ref(scene))
         gc.collect()
-        self.most = max(self.most, sum(seen() is not None for seen in self.seen))
+        self.most = max(self.most, sum(reference() is not None for reference in self.scenes))
         return super().fuse(scene)
 
 
-class _Lazy(Executor):
-    """Works only when a result is asked for, as slow processes do, and counts what waits."""
+class _LazyExecutor(Executor):
+    """Runs a function only when its result is requested, like slow workers, and counts the waiting functions."""
 
     def __init__(self) -> None:
         self.waiting = self.most = 0
@@ -127,13 +127,13 @@ class _Lazy(Executor):
         return SimpleNamespace(result=result)
 
 
-def test_images_do_not_pile_up_before_slow_workers(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = _Lazy()
-    monkeypatch.setattr(scores, "_pool", lambda _: nullcontext(slow))
+def test_queue_for_slow_workers_is_bounded(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = _LazyExecutor()
+    monkeypatch.setattr(scores, "_pool", lambda _: nullcontext(executor))
     pairs, _ = find_pairs(data, "test")
     evaluation = evaluate(pairs, [Trivial("maximum")], "maximum", 2, lambda items: items)
     assert [scored.pair for scored in evaluation.scored] == pairs
-    assert (slow.most, slow.waiting) == (5, 0), "two for each worker, and the new one"
+    assert (executor.most, executor.waiting) == (5, 0), "two queued per worker, plus the one being added"
 
 
 def test_a_worker_that_is_killed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,15 +143,15 @@ def test_a_worker_that_is_killed(data: Path, monkeypatch: pytest.MonkeyPatch) ->
     killed = SimpleNamespace(submit=lambda *_: SimpleNamespace(result=result))
     monkeypatch.setattr(scores, "_pool", lambda _: nullcontext(killed))
     pairs, _ = find_pairs(data, "test")
-    with pytest.raises(OutOfMemoryError, match=r"a process that computed metrics was killed, .*; use fewer --workers"):
+    with pytest.raises(OutOfMemoryError, match=r"a process that computes metrics was killed, .*; use fewer --workers"):
         evaluate(pairs, [Trivial("maximum")], "maximum", 2, lambda items: items)
 
 
 def test_images_are_not_kept(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "test", tmp_path / "test")
-    method = _Watching()
+    method = _SceneCounter()
     pairs, _ = find_pairs(tmp_path, "test")
     evaluation = evaluate(pairs, [method], "maximum", 1, lambda items: items)
-    assert len(evaluation.scored) == len(method.seen) == 9
+    assert len(evaluation.scored) == len(method.scenes) == 9
     assert [scored.pair for scored in evaluation.scored] == pairs
-    assert method.most <= 2, "this one, and the one before"
+    assert method.most <= 2, "the current scene and the previous one"

@@ -1,4 +1,4 @@
-"""`dmfnet-eval` from end to end, on made-up heads."""
+"""`dmfnet-eval` from end to end, on phantoms."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_rows(record: Any) -> None:
             assert estimate["mean"] == pytest.approx(np.mean(ours))
             assert min(ours) - 1e-9 <= estimate["low"] <= estimate["mean"] <= estimate["high"] <= max(ours) + 1e-9
             if name == "hue error":
-                assert baseline == [None] * 3, "what is gray has no hue"
+                assert baseline == [None] * 3, "a gray image has no hue"
                 assert against is None
                 continue
             sign = 1 if measure.better == "more" else -1
@@ -82,7 +82,7 @@ def test_markdown(report: Path, record: Any) -> None:
     text = (report / "report.md").read_text()
     assert text.startswith("# Fusion of ")
     rows = [line for line in text.splitlines() if line.startswith("| same |")]
-    assert len(rows) == 6, "scores and comparison in three modalities"
+    assert len(rows) == 6, "scores and a comparison for each of three modalities"
     of_gray, of_color = len(METRICS), len(MEASURES)
     assert [line.count("|") for line in rows] == [of_gray + 3, of_gray + 2, *[of_color + 3, of_color + 2] * 2]
     theirs = [line for line in text.splitlines() if line.startswith(r"| &lt;b>\| |")]
@@ -92,7 +92,7 @@ def test_markdown(report: Path, record: Any) -> None:
     assert not re.search(r"\bnan\b", text)
 
 
-def test_a_pair_that_cannot_be_fused_is_left_out_for_all(data: Path, theirs: Path, tmp_path: Path) -> None:
+def test_pair_that_cannot_be_fused_is_excluded_for_all(data: Path, theirs: Path, tmp_path: Path) -> None:
     few = tmp_path / "few"
     shutil.copytree(theirs, few)
     first, second, third = sorted((few / "CT-MRI").iterdir())
@@ -108,7 +108,7 @@ def test_a_pair_that_cannot_be_fused_is_left_out_for_all(data: Path, theirs: Pat
     ]
     assert len(record["pairs"]) == 7
     assert len(record["problems"]) == 2
-    assert "Left out, for all methods" in (tmp_path / "out" / "report.md").read_text()
+    assert "Pairs excluded for all methods" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_no_pair_that_all_can_fuse(data: Path, theirs: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_no_pair_that_all_can_fuse(data: Path, theirs: Path, tmp_path: Path) -> 
         path.write_bytes(b"no image")
     result = run("--data", data, "--fused", tmp_path / "bad", "-o", tmp_path / "out")
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1].startswith("error: no pair was fused by all methods: CT-MRI ")
+    assert result.stderr.splitlines()[-1].startswith("error: no pair could be fused by all methods: CT-MRI ")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -137,12 +137,12 @@ def test_several_workers_give_the_same(data: Path, record: Any, tmp_path: Path) 
         (("--data", "nowhere"), "nowhere/test: holds no pairs"),
         (("--data", "DATA", "--fused", "nowhere"), "nowhere: no such folder"),
         (("--data", "DATA", "--engine", "turbot"), "turbot: no such engine file, and no shipped network (nano"),
-        (("--data", "DATA", "--engine", "nano", "--engine", "nano"), "two methods are called nano: give each a name"),
+        (("--data", "DATA", "--engine", "nano", "--engine", "nano"), "two methods are called nano: give each a label"),
         (
             ("--data", "DATA", "--fused", "maximum, JPEG 9=DATA", "--jpeg", "9"),
             "two methods are called maximum, JPEG 9:",
         ),
-        (("--data", "DATA", "--baseline", "they"), "--baseline they: is none of maximum, average"),
+        (("--data", "DATA", "--baseline", "they"), "--baseline they: must be one of maximum, average"),
         (("--data", "DATA", "--no-trivial"), "nothing to evaluate"),
         (("--data", "DATA", "--split", "../test"), "test: holds no pairs; pairs are in folders named B-A"),
         (("--data", "DATA", "--modality", "MR-MR"), "holds no MR-MR; there is CT-MRI, PET-MRI, SPECT-MRI"),
@@ -158,7 +158,7 @@ def test_errors(arguments: tuple[str, ...], message: str, data: Path, tmp_path: 
 
 
 def test_sources_that_cannot_be_scored(data: Path, tmp_path: Path) -> None:
-    """Of them the pair is to blame, not a method."""
+    """The error names the pair and not a method."""
     for kind in ("MRI", "CT"):
         (tmp_path / "test" / "CT-MRI" / kind).mkdir(parents=True)
         write_image(tmp_path / "test" / "CT-MRI" / kind / "1.png", np.zeros((64, 46), np.uint8))
@@ -166,7 +166,9 @@ def test_sources_that_cannot_be_scored(data: Path, tmp_path: Path) -> None:
     (tmp_path / "test" / "PET-MRI" / "PET" / "001.png").write_bytes(b"no image")
     result = run("--data", tmp_path, "-o", tmp_path / "out")
     assert result.exit_code == 2
-    assert re.search(r"error: CT-MRI 1: \S*MRI/1\.png: is too small for the metrics, which take 47x47", result.stderr)
+    assert re.search(
+        r"error: CT-MRI 1: \S*MRI/1\.png: is too small for the metrics; give images of 47x47", result.stderr
+    )
     assert re.search(r"error: PET-MRI 001: \S*PET/001\.png: is not an image", result.stderr)
     assert len(json.loads((tmp_path / "out" / "report.json").read_text())["pairs"]) == 2
 
@@ -179,7 +181,7 @@ def test_progress_in_a_file(data: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_only_some_modalities(data: Path, tmp_path: Path) -> None:
+def test_selected_modalities(data: Path, tmp_path: Path) -> None:
     for names, expected in (
         (["PET"], ["PET-MRI"]),
         (["SPECT-MRI", "CT"], ["CT-MRI", "SPECT-MRI"]),
@@ -191,7 +193,7 @@ def test_only_some_modalities(data: Path, tmp_path: Path) -> None:
 
 
 def test_deep_images_and_their_range(tmp_path: Path) -> None:
-    """12-bit CT: the stated range is the one that is scored and shown, and none is guessed."""
+    """12-bit CT: scores use the stated range, and no range is inferred."""
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 256, (64, 64), np.uint8), rng.integers(0, 3000, (64, 64), np.uint16)
     for kind, image in (("MRI", a), ("CT", b)):
@@ -205,10 +207,13 @@ def test_deep_images_and_their_range(tmp_path: Path) -> None:
     clipped = np.rint((b.clip(1000, 2000) - 1000.0) * 255 / 1000).astype(np.uint8)
     expected = fusion_metrics(np.maximum(a, clipped), a, clipped)
     assert pair["metrics"]["maximum"]["SD"] == pytest.approx(expected["SD"], abs=0.05)
-    assert "0..4095 is taken as its range; state it: " in run(*given).stderr, "once, although the page reads it again"
-    assert run(*given).stderr.count("its values end at") == 1
+    guessed = run(*given).stderr
+    assert "0..4095 is assumed as its range; state the range with " in guessed
+    assert guessed.count("its largest value is") == 1, (
+        "the warning appears once, although the page reads the pair again"
+    )
     assert (
-        "MRI/1.png: is 8-bit, which always means 0..255: its range is not used"
+        "MRI/1.png: is 8-bit, which always spans 0..255: its range is not used"
         in run(*given, "--range-a", 0, 100).stderr
     )
 
@@ -216,7 +221,7 @@ def test_deep_images_and_their_range(tmp_path: Path) -> None:
 def test_files_of_others_are_not_replaced(data: Path, tmp_path: Path) -> None:
     given = ("--data", data, "--limit", 1, "--pictures", 0, "-o", tmp_path)
     assert run(*given).exit_code == 0
-    assert run(*given).exit_code == 0, "our own are"
+    assert run(*given).exit_code == 0, "own reports are replaced"
     for kind in ("md", "json", "html"):
         path = tmp_path / f"report.{kind}"
         ours = path.read_text()
@@ -224,7 +229,7 @@ def test_files_of_others_are_not_replaced(data: Path, tmp_path: Path) -> None:
         result = run(*given)
         assert result.exit_code == 2
         assert result.stderr == (
-            f"error: {path}: is there already and was not made by dmfnet-eval; move it away, or choose another folder "
+            f"error: {path}: already exists and was not made by dmfnet-eval; move it away, or choose another folder "
             "with --output\n"
         )
         assert path.read_text() == "made by me; I like dmfnet-eval"

@@ -1,4 +1,4 @@
-"""The page: whether it is whole, and whether it shows what it says."""
+"""The HTML report: well-formed, self-contained, and with the right images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.evaluation.running import run
 
 
 class _Page(HTMLParser):
-    """Checks that tags are closed, and collects images, by their alternatives, and text."""
+    """Checks that tags are closed, and collects the text and the images with their alternative texts."""
 
     def __init__(self, content: str) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def _pixels(data: bytes) -> np.ndarray:
 
 
 def _is_exact(data: bytes) -> bool:
-    """WebP's lossless kind of chunk."""
+    """Whether a WebP file has a lossless chunk."""
     return data[12:16] == b"VP8L" or b"VP8L" in data[:64]
 
 
@@ -65,9 +65,10 @@ def test_page(report: Path) -> None:
     page = _Page(content)
     assert not page.open
     assert "<b>|" in page.text, "labels are escaped"
-    assert "://" not in content, "nothing is fetched"
-    # Of each modality two pairs: two sources, and nine methods whole, enlarged and as differences; of those in color
-    # the worst of both engines and of the folder.
+    assert "://" not in content, "the page fetches nothing"
+    assert '<table class="images">' in content
+    # Two pairs in each of three modalities: two sources whole and enlarged, and nine methods whole, enlarged and as
+    # differences. In both color modalities also the worst colors of two engines and the folder.
     assert len(page.images) == 3 * 2 * (2 * 2 + 9 * 3) + 2 * 3 * (2 + 9)
     assert {_pixels(data).shape for _, data in page.images} == {(64, 64, 3)}
     exact = {alternative for alternative, data in page.images if _is_exact(data)}
@@ -77,8 +78,8 @@ def test_page(report: Path) -> None:
     assert "lossy" in page.text
 
 
-def test_what_is_shown_is_what_was_fused(data: Path, theirs: Path, tmp_path: Path) -> None:
-    """Of the only folder's worst pair: the image itself, its difference, and the place where colors are furthest."""
+def test_page_shows_the_fused_images(data: Path, theirs: Path, tmp_path: Path) -> None:
+    """The page of a single folder shows the image, its difference, and the pair with the worst colors."""
     run("--data", data, "--fused", f"x={theirs}", "--no-trivial", "--modality", "PET", "--pictures", 1, "-o", tmp_path)
     page = _Page((tmp_path / "report.html").read_text())
     shown = dict(page.images[:-3])
@@ -105,7 +106,7 @@ def test_what_is_shown_is_what_was_fused(data: Path, theirs: Path, tmp_path: Pat
 
 
 def test_differences_worked_out_by_hand() -> None:
-    """Orange is brighter and blue darker than the brighter source, in steps of 8, in full color from 64."""
+    """Orange is brighter and blue is darker than the brighter source, in steps of 8, saturated from 64."""
     fused = np.array([[100, 104, 108, 132, 164, 255], [100, 96, 92, 68, 36, 0]], np.uint8)
     brighter = np.full((2, 6), 100, np.uint8)
     orange, blue = np.array(tiles.BRIGHTER), np.array(tiles.DARKER)
@@ -117,7 +118,7 @@ def test_differences_worked_out_by_hand() -> None:
 
 
 def _tag(content: str) -> tuple[tuple[int, int], tuple[int, int], bytes]:
-    """Width and height on the page and in the file, and the file."""
+    """Width and height on the page, width and height in the file, and the file."""
     found = re.fullmatch(r'<img src="data:image/webp;base64,(\S*)" alt="a&lt;b" width="(\d+)" height="(\d+)">', content)
     assert found
     data = base64.b64decode(found[1])
@@ -134,7 +135,7 @@ def test_sizes_on_the_page(size: tuple[int, int], on_page: tuple[int, int], in_f
     assert _tag(tiles.difference_shown(image[..., 0], image[..., 0], "a<b"))[:2] == (on_page, in_file)
 
 
-def test_what_is_enlarged_is_exact_and_what_is_whole_is_close() -> None:
+def test_enlarged_parts_are_exact_and_whole_images_are_close() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (256, 256, 3), np.uint8)
     part = (slice(100, 164), slice(10, 74))
@@ -147,7 +148,7 @@ def test_what_is_enlarged_is_exact_and_what_is_whole_is_close() -> None:
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_sixteen_methods_take_less_than_8_mb(modality: Modality) -> None:
-    """Of three modalities, three pairs each, and the worst colors of four methods in two modalities."""
+    """A page with three pairs in each of three modalities, and the worst colors of four methods in two of them."""
     head = make_phantom(0, 256)
     b = head.other(modality)
     fused = Canvas(head.mri, b, rules=Rules(kept_chroma=0, invention=True)).finish(
@@ -158,7 +159,7 @@ def test_sixteen_methods_take_less_than_8_mb(modality: Modality) -> None:
     assert 9 * (18 * (len(whole) + len(enlarged)) + 16 * len(difference)) + 2 * 4 * 18 * len(enlarged) < 7.5e6
 
 
-def test_the_disputed_part() -> None:
+def test_part_of_largest_disagreement() -> None:
     first = np.zeros((256, 200), np.uint8)
     second = first.copy()
     second[100:120, 150:180] = 9
@@ -176,13 +177,13 @@ def _evaluation(name: str, values: list[float | None]) -> Evaluation:
     return evaluation
 
 
-def test_shown_are_the_best_the_worst_and_some_between() -> None:
+def test_shown_pairs_span_best_to_worst() -> None:
     evaluation = _evaluation("objective", [0.3, 0.9, 0.1, 0.5, 0.7])
     for count, names in ((0, ""), (1, "2"), (2, "21"), (3, "231"), (9, "20341")):
         assert [pair.name for pair in chosen(evaluation, "PET-MRI", count)] == list(names)
 
 
-def test_the_worst_by_color() -> None:
+def test_worst_by_color() -> None:
     found = worst_by_color(_evaluation("ab error", [3.0, None, 9.0, 1.0]), "PET-MRI", "x")
     assert found is not None
     assert found.pair.name == "2"

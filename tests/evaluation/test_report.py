@@ -1,4 +1,4 @@
-"""Tables: which mean is best, what a comparison says, and what labels may hold."""
+"""Report tables: best means, comparisons, and escaping of labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dmfnet_fast.metrics.fusion import MEASURES
 
 
 def _evaluation(scores: dict[str, list[dict[str, float | None]]]) -> Evaluation:
-    """Scores of each method on each pair; what is not given is 1."""
+    """An evaluation with the given scores of each method on each pair; other scores are 1."""
     evaluation = Evaluation(dict.fromkeys(scores, "a method"), next(iter(scores)))
     for n, of_pair in enumerate(zip(*scores.values(), strict=True)):
         pair = Pair("PET-MRI", ("MRI", "PET"), str(n), Path("a"), Path("b"))
@@ -31,20 +31,20 @@ def _evaluation(scores: dict[str, list[dict[str, float | None]]]) -> Evaluation:
 @pytest.mark.parametrize(
     ("name", "winner"), [("MI", "high"), ("objective", "low"), ("chroma kept", "high"), ("bleached", "low")]
 )
-def test_the_best_is_bold(name: str, winner: str) -> None:
+def test_best_mean_is_bold(name: str, winner: str) -> None:
     evaluation = _evaluation(
         {"low": [{name: 2.0}, {name: 3.0}], "high": [{name: 7.0}, {name: 4.0}], "middle": [{name: 4.0}, {name: 4.0}]}
     )
     (table,) = evaluation.tables()
     assert best(table)[name] == {winner}
-    assert best(table)["EN"] == {"low", "high", "middle"}, "of equal ones each is best"
+    assert best(table)["EN"] == {"low", "high", "middle"}, "equal means are all best"
     scores = [line for line in to_markdown(evaluation, "x").splitlines() if "<br>" in line][:3]
     column = [measure.name for measure in MEASURES].index(name) + 2
     bold = {line.split("|")[1].strip(): line.split("|")[column].strip().startswith("**") for line in scores}
     assert bold == {label: label == winner for label in ("low", "high", "middle")}
 
 
-def test_the_best_where_some_have_no_score() -> None:
+def test_best_of_methods_without_scores() -> None:
     absent = dict.fromkeys(("bleached", "hue error"))
     evaluation = _evaluation({"gray": [absent], "color": [{"bleached": 9.0, "hue error": None}]})
     (table,) = evaluation.tables()
@@ -54,7 +54,7 @@ def test_the_best_where_some_have_no_score() -> None:
     assert json.loads(to_json(evaluation))["summary"][0]["rows"][0]["estimates"]["bleached"] is None
 
 
-def test_the_best_of_infinite_means() -> None:
+def test_best_of_infinite_means() -> None:
     evaluation = _evaluation(
         {"x": [{"PSNR": 30.0}, {"PSNR": 31.0}], "equal": [{"PSNR": math.inf}] * 2, "black": [{"PSNR": -math.inf}] * 2}
     )
@@ -73,11 +73,11 @@ def test_the_best_of_infinite_means() -> None:
         (None, "–"),
     ],
 )
-def test_a_comparison_in_words(comparison: Comparison | None, text: str) -> None:
+def test_comparison_as_text(comparison: Comparison | None, text: str) -> None:
     assert compared(comparison) == text
 
 
-def test_comparisons_are_by_the_direction_of_the_measure() -> None:
+def test_wins_follow_the_direction_of_the_measure() -> None:
     evaluation = _evaluation(
         {
             "base": [{"MI": 2.0, "objective": 2.0}] * 3,
@@ -93,7 +93,7 @@ def test_comparisons_are_by_the_direction_of_the_measure() -> None:
         assert compared(found) == f"+1.6667, {wins} of 3"
 
 
-def test_bars_in_labels() -> None:
+def test_labels_are_escaped() -> None:
     label = "a|b\\|c <i>&amp;"
     text = to_markdown(_evaluation({label: [{}], "x": [{}]}), "x")
     (row,) = (line for line in text.splitlines() if line.startswith("| a"))
@@ -101,7 +101,7 @@ def test_bars_in_labels() -> None:
     assert cell("plain_text") == "plain_text"
 
 
-def test_heads_say_which_direction_is_better() -> None:
+def test_titles_show_which_direction_is_better() -> None:
     assert [title(m) for m in MEASURES if m.name in ("MI", "invented")] == ["MI ↑", "invented ↓"]
 
 

@@ -17,7 +17,7 @@ def _estimate(*values: float) -> Estimate:
     return found
 
 
-def test_intervals_are_scipys() -> None:
+def test_intervals_against_scipy() -> None:
     for column in np.random.default_rng(1).gamma(2.0, size=(3, 25)):
         found = _estimate(*column)
         drawn = stats.bootstrap((column,), np.mean, n_resamples=20_000, method="percentile", rng=2)
@@ -27,12 +27,12 @@ def test_intervals_are_scipys() -> None:
         assert found.high == pytest.approx(drawn.confidence_interval.high, abs=0.04 * spread)
 
 
-def test_the_same_every_time() -> None:
+def test_intervals_are_reproducible() -> None:
     values = np.random.default_rng(1).random(7)
     assert estimate(values) == estimate(values)
 
 
-def test_one_pair_has_no_width() -> None:
+def test_interval_of_one_pair_has_no_width() -> None:
     assert _estimate(0.25) == Estimate(0.25, 0.25, 0.25)
 
 
@@ -51,7 +51,7 @@ def test_direction_of_better() -> None:
     assert more.difference == less.difference == _estimate(1.0, 0.0, 2.0)
 
 
-def test_only_pairs_that_both_have_are_compared() -> None:
+def test_only_pairs_with_both_scores_are_compared() -> None:
     nan = math.nan
     found = comparison(np.array([1.0, nan, 4.0]), np.array([3.0, 1.0, nan]), "less")
     assert found == Comparison(Estimate(-2.0, -2.0, -2.0), 1, 0, 0)
@@ -69,7 +69,7 @@ def test_infinite_scores() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_intervals_with_an_infinite_pair() -> None:
-    """A third of all resamples of 20 pairs lack it: the lower end is theirs, and the upper one infinite."""
+    """A third of the resamples of 20 pairs lack the infinite one: the lower end is finite, the upper end infinite."""
     values = np.random.default_rng(1).uniform(20, 30, 19)
     found = _estimate(*values, math.inf)
     assert found.mean == found.high == math.inf

@@ -21,9 +21,9 @@ from dmfnet_fast.artifacts.parity import LIMITS, Reference, check
 from dmfnet_fast.engines import DEFAULT, shipped
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.model import StudentConfig, load_model, preset, save_model
-from dmfnet_fast.model.inference import Precision
 from dmfnet_fast.model.weights import read_metadata
 from dmfnet_fast.phantom import Phantom
+from dmfnet_fast.precision import FloatPrecision
 from export import command
 from export.command import main
 from export.onnx.graph import OPSET, to_onnx
@@ -118,7 +118,7 @@ def test_without_noise(
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-def test_students_graphs_for_engines(precision: Precision) -> None:
+def test_students_graphs_for_engines(precision: FloatPrecision) -> None:
     """The same operators as for CPUs, in another precision."""
     model = model_by_rule(SMALL["student"])
     proto = to_onnx(model, precision)
@@ -248,11 +248,14 @@ RTX = ["--target", "tensorrt-rtx"]
         (["--target", "onnx", "-o", "network.engine"], "network.engine: name an .onnx file"),
         ([*RTX, "-o", "network.onnx"], "network.onnx: name an .engine file"),
         (["--target", "onnx", "-o", "nowhere/network.onnx"], "the folder nowhere does not exist"),
-        (["--target", "onnx", "--batch", "2"], "--batch is for engines: an ONNX file takes any"),
+        (
+            ["--target", "onnx", "--batch", "2"],
+            "--batch is for --target tensorrt, tensorrt-rtx or onnx with --triton-server",
+        ),
         (["picture.png", *RTX], "picture.png: no such file"),
-        ([__file__, *RTX], "test_export.py: is neither weights (.safetensors) nor a graph"),
+        ([__file__, *RTX], "test_export.py: cannot be exported; give weights (.safetensors) or a graph"),
         ([".", *RTX], ".: is a folder; give weights"),
-        ([str(SHIPPED_GRAPH), "--target", "onnx"], "fp16.onnx: is an ONNX file already"),
+        ([str(SHIPPED_GRAPH), "--target", "onnx"], "fp16.onnx: is an .onnx file already; give weights"),
         ([*RTX, "--size", "250"], "--size 250: height and width must be multiples of 16, 64 to 16384"),
         ([*RTX, "--size", "48"], "--size 48: height and width must be multiples of 16"),
         ([*RTX, "--size", "big"], "--size big: give HEIGHTxWIDTH"),
@@ -266,16 +269,25 @@ RTX = ["--target", "tensorrt-rtx"]
         ([*RTX, "--plugins"], "--plugins is for --target tensorrt"),
         ([*RTX, "--timing-cache", "t"], "--timing-cache is for --target tensorrt"),
         ([*RTX, "--fp16", "--bf16"], "--fp16, --bf16, --fp32, --int8: give one of them"),
-        ([*RTX, "--triton-server", "models"], "the server runs no TensorRT-RTX engines"),
+        (
+            [*RTX, "--triton-server", "models"],
+            "--triton-server is for --target tensorrt or onnx: the server runs nothing else",
+        ),
         (["--target", "onnx", "--triton-server", "models", "--min", "64", "--max", "128"], "give one --size"),
         (["--target", "onnx", "--triton-server", "models", "-o", "a/b"], "'a/b': is no name for a model on a server"),
         (["--target", "onnx", "--triton-server", "no/models"], "no/models: is no folder, and cannot be made one"),
         (["--timing-cache", "no/timings"], "--timing-cache no/timings: name a file in a folder that exists"),
         ([], "tensorrt is not installed: pip install 'dmfnet-fast[tensorrt]'; on a Jetson it comes with JetPack"),
-        (["--gpu", "sm_87"], "--gpu is for --target tensorrt-rtx"),
+        (["--gpu", "sm_87"], "--gpu is for --target tensorrt-rtx: nothing else is built for GPUs"),
+        (["--target", "onnx", "--gpu", "sm_89"], "--gpu is for --target tensorrt-rtx"),
+        (["--target", "onnx", "--plugins"], "--plugins is for --target tensorrt: nothing else runs them"),
+        ([*RTX, "--every-block"], "--every-block is for --int8"),
         ([*RTX, "--fp32", str(SHIPPED_GRAPH)], "its precision is float16, not float32"),
         (["--inspect", "missing.engine"], "missing.engine: no such file"),
-        (["--inspect", __file__], "test_export.py: cannot be inspected"),
+        (
+            ["--inspect", __file__],
+            "test_export.py: unknown kind of engine '.py'; an engine is an .engine, .onnx or .safetensors file",
+        ),
         (["--inspect", "--dry-run"], "--dry-run: no such file"),
     ],
 )

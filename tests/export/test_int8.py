@@ -17,12 +17,12 @@ from dmfnet_fast.artifacts.onnx_metadata import is_sealed
 from dmfnet_fast.artifacts.parity import LIMITS
 from dmfnet_fast.commands.phantom import write_phantoms
 from dmfnet_fast.config import ModelConfig, StudentConfig
-from dmfnet_fast.engines import Precision
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16
 from dmfnet_fast.errors import EngineError, ImageError
 from dmfnet_fast.images.io import read_image, write_image
 from dmfnet_fast.model import load_model, optimize, save_model
 from dmfnet_fast.model.weights import read_metadata
+from dmfnet_fast.precision import FloatPrecision, PrecisionChoice
 from export.command import main
 from export.int8 import (
     EVERY_BLOCK,
@@ -154,7 +154,7 @@ def test_openvino_multiplies_in_8_bits(exported: Path) -> None:
 
 
 def test_fuser(exported: Path, weights: Path) -> None:
-    in_8_bits: tuple[Precision, ...] = ("auto", "int8")
+    in_8_bits: tuple[PrecisionChoice, ...] = ("auto", "int8")
     for asked in in_8_bits:
         with Fuser(exported, precision=asked) as fuser:
             assert fuser.info["precision"] == "int8"
@@ -166,11 +166,13 @@ def test_fuser(exported: Path, weights: Path) -> None:
     with Fuser(weights, precision="float32") as exact:
         error = np.abs(exact.run(*images) - fused)
     assert 0 < error.max() < LIMITS["int8"].max_abs
-    others: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
+    others: tuple[FloatPrecision, ...] = ("float32", "bfloat16")
     for asked in others:
         with pytest.raises(EngineError, match=rf"its precision is int8; for precision '{asked}' make a file with"):
             Fuser(exported, precision=asked)
-    with pytest.raises(EngineError, match=r"small\.safetensors: PyTorch computes in no int8 here; make a file"):
+    with pytest.raises(
+        EngineError, match=r"small\.safetensors: precision 'int8': on a CPU use auto, .*, or an \.onnx file"
+    ):
         Fuser(weights, precision="int8")
 
 

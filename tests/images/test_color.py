@@ -1,3 +1,5 @@
+"""Conversion between images and luminances, inferred ranges, and the colors of fused images."""
+
 from __future__ import annotations
 
 from typing import TypeAlias
@@ -26,11 +28,11 @@ def apply_luminance(fused: np.ndarray, b: Pixels, values: tuple[float, float]) -
     return Canvas(a, b, values, values, NO_RULES).finish(fused)
 
 
-def test_luminance_is_pillows() -> None:
+def test_luminance_equals_pillow() -> None:
     assert np.array_equal(luminance(RGB8), np.asarray(Image.fromarray(RGB8).convert("L")))
 
 
-def test_deep_luminance_agrees() -> None:
+def test_16_bit_luminance_agrees_with_8_bit() -> None:
     np.testing.assert_allclose(luminance(RGB8.astype(np.uint16) * 257) / 257, luminance(RGB8), atol=0.51)
 
 
@@ -52,7 +54,7 @@ def test_apply_luminance_keeps_chroma() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float64])
 def test_apply_luminance_keeps_luminance_and_hue(dtype: PixelType) -> None:
-    """Also where b's colors do not exist at the fused luminance: they are paler there, as little as must be."""
+    """Where the fused luminance rules out b's color, the result is desaturated by no more than necessary."""
     top = TOPS[dtype]
     b = (RNG.random((64, 64, 3)) * top).astype(dtype)
     y = RNG.random((64, 64)) * top
@@ -63,15 +65,15 @@ def test_apply_luminance_keeps_luminance_and_hue(dtype: PixelType) -> None:
     ratio = (chroma * wanted).sum(-1) / (wanted**2).sum(-1)
     assert ratio.min() >= 0
     assert ratio.max() <= 1 + 4 * step / np.abs(wanted).max(axis=-1).min()
-    # The rest of it is rounding: the direction, which is the hue, is b's.
+    # The direction of the chroma, which is the hue, equals b's up to rounding.
     assert np.abs(chroma - ratio[..., None] * wanted).max() <= 1.5 * step
     paler = ratio < 1 - 4 * step / np.abs(wanted).max(axis=-1)
     assert 0.2 < paler.mean() < 0.9
-    at_the_limit = np.minimum(result.min(axis=-1), top - result.max(axis=-1))
-    assert at_the_limit[paler].max() <= step
+    margin = np.minimum(result.min(axis=-1), top - result.max(axis=-1))
+    assert margin[paler].max() <= step
 
 
-def test_apply_luminance_own_luminance_is_identity() -> None:
+def test_applying_own_luminance_is_identity() -> None:
     for pixels in (RGB8, RGB8[..., 0]):
         again = apply_luminance(to_network(pixels, (0, 255)), pixels, (0, 255))
         assert np.abs(again.astype(int) - pixels).max() <= 1
@@ -110,21 +112,21 @@ def test_hot_pixels_do_not_hide_12_bit_data() -> None:
         assert value_range(pixels, None, "mri.png") == (0, 4095)
 
 
-def test_a_small_lesion_is_no_hot_pixel() -> None:
+def test_small_lesion_is_not_a_hot_pixel() -> None:
     pixels = RNG.integers(0, 4000, (128, 128)).astype(np.uint16)
     pixels[60:64, 60:63] = 60000
     with pytest.warns(DMFNetWarning, match="nearly all values lie in"):
         assert value_range(pixels, None, "pet.png") == (0, 65535)
 
 
-def test_narrow_16_bit_data_is_said() -> None:
+def test_narrow_16_bit_data_warns() -> None:
     pixels = RNG.integers(31744, 34000, (64, 64)).astype(np.uint16)
     with pytest.warns(DMFNetWarning, match="nearly all values lie in"):
         assert value_range(pixels, None, "ct.png") == (0, 65535)
 
 
 @pytest.mark.parametrize("stated", [(1, 1), (2, 1), (0, np.inf), (np.nan, 1)])
-def test_impossible_range(stated: tuple[float, float]) -> None:
+def test_invalid_range(stated: tuple[float, float]) -> None:
     with pytest.raises(ImageError, match="two finite numbers"):
         value_range(np.zeros((2, 2), np.uint16), stated, "x")
 

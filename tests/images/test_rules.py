@@ -28,14 +28,14 @@ TOPS: dict[PixelType, int] = {np.uint8: 255, np.uint16: 65535, np.float64: 1}
 RNG = np.random.default_rng(3)
 A = RNG.integers(0, 256, (64, 80), np.uint8)
 B = RNG.integers(0, 256, (64, 80, 3), np.uint8)
-# Gray, black, white and fully saturated colors, beside each other.
+# Black, white and fully saturated colors in the first rows, gray in the next, random colors in the rest.
 B[:8] = RNG.choice(np.array([0, 255], np.uint8), (8, 80, 3))
 B[8:16] = RNG.integers(0, 256, (8, 80, 1), np.uint8)
 FUSED = RNG.uniform(-1.1, 1.1, (64, 80)).astype(np.float32)
 
 
 def chroma(pixels: Any) -> Any:
-    """What channels differ from the luminance."""
+    """The difference of the channels from the luminance."""
     return pixels - (pixels @ LUMINANCE)[..., None]
 
 
@@ -49,12 +49,12 @@ def test_every_pixel_keeps_its_color(kept: float, dtype: PixelType) -> None:
     wanted = chroma(b.astype(np.float64))
     colored = np.abs(wanted).max(axis=-1) > 20 * step
     part = (chroma(result) * wanted).sum(-1)[colored] / (wanted**2).sum(-1)[colored]
-    # Channels are rounded; and with all chroma kept, so is the one luminance that has it.
+    # The channels are rounded; with all chroma kept, so is the only luminance that allows it.
     error = 1.5 * step / np.abs(wanted).max(axis=-1)[colored]
     error += step / np.minimum(wanted.max(axis=-1), -wanted.min(axis=-1))[colored]
     assert (part >= kept - error).all()
     assert (part <= 1 + error).all()
-    # Hue is exact: the rest of the chroma has b's direction.
+    # Hue is preserved: the chroma has b's direction up to rounding.
     rest = chroma(result)[colored] - part[:, None] * wanted[colored]
     assert np.abs(rest).max() <= 1.5 * step
 
@@ -66,14 +66,14 @@ def test_nothing_is_invented(kept: float) -> None:
     darkest = ndimage.minimum_filter(np.minimum(A, y), footprint=footprint, mode="nearest").astype(int)
     brightest = ndimage.maximum_filter(np.maximum(A, y), footprint=footprint, mode="nearest").astype(int)
     fused = luminance(result).astype(int)
-    # One for rounding the luminance, one for rounding the channels.
+    # One level for rounding the luminance, one for rounding the channels.
     assert (fused >= darkest - 2).all()
     assert (fused <= brightest + 2).all()
     allowed = luminance(Canvas(A, B, rules=Rules(kept, invention=True)).finish(FUSED)).astype(int)
     assert (allowed < darkest - 2).any()
 
 
-def test_neighborhood_is_scipys() -> None:
+def test_neighborhood_equals_scipy() -> None:
     near = neighborhood_interval(A, luminance(B))
     footprint = np.ones((3, 3))
     low, high = np.minimum(A, luminance(B)), np.maximum(A, luminance(B))
@@ -81,8 +81,8 @@ def test_neighborhood_is_scipys() -> None:
     assert np.array_equal(near.highest, ndimage.maximum_filter(high, footprint=footprint, mode="nearest"))
 
 
-def test_bs_own_luminance_is_always_allowed() -> None:
-    """So both rules can hold everywhere."""
+def test_own_luminance_of_b_is_always_allowed() -> None:
+    """Hence both rules can hold at every pixel."""
     canvas = Canvas(A, B, rules=Rules(1.0))
     own = canvas.b
     low, high = canvas.interval
@@ -90,7 +90,7 @@ def test_bs_own_luminance_is_always_allowed() -> None:
     assert (own <= high + 2.1 / 255).all()
 
 
-def test_luminance_that_is_allowed_stays() -> None:
+def test_allowed_luminance_is_unchanged() -> None:
     canvas = Canvas(A, B)
     low, high = canvas.interval
     fused = low + (high - low) * RNG.random(low.shape).astype(np.float32)
@@ -106,7 +106,7 @@ def test_gray_has_no_color_rule() -> None:
 
 
 def test_yellow_does_not_become_white() -> None:
-    """Yellow on white, as a hot spot over bright fat."""
+    """Yellow on white represents a hot spot over bright fat."""
     white, yellow = np.full((64, 64), 255, np.uint8), np.tile(np.array([255, 255, 0], np.uint8), (64, 64, 1))
     bright = np.ones((64, 64), np.float32)
     assert Canvas(white, yellow).finish(bright)[0, 0, 2] < 70
@@ -114,16 +114,16 @@ def test_yellow_does_not_become_white() -> None:
 
 
 @pytest.mark.parametrize("kept", [-0.1, 1.1, float("nan")])
-def test_impossible_rules(kept: float) -> None:
+def test_invalid_rules(kept: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         Rules(kept)
 
 
 class InTorch(torch.nn.Module):
-    """8-bit images and a fused luminance in, the saved image out: as `Canvas`, in PyTorch."""
+    """`Canvas` for 8-bit images in PyTorch: from both images and the fused luminance to the result."""
 
     def forward(self, a: torch.Tensor, b: torch.Tensor, y: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
-        """(H, W), (3, H, W), b's luminance (H, W), (H, W)."""
+        """Shapes: `a` (H, W), `b` (3, H, W), `y` (H, W), which is b's luminance, and `fused` (H, W)."""
         colors = chroma_of(*b.float().unbind(0))
         color = color_interval(colors, 0.75, 0.0, 255.0, True)
         limits = common(color, Interval(*neighborhood_interval(a.float(), y.float())))

@@ -19,48 +19,31 @@ from triton.runtime import interpreter
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.model import Network, load_model, optimize
-from dmfnet_fast.model.inference import Precision
+from dmfnet_fast.precision import FloatPrecision
 from kernels import convolution, convolution_epilogue, launch
-from kernels.cases import (
-    ATTENTION,
-    DIFFUSE,
-    FUSION_GATE,
-    GROUP_NORM_SILU,
-    ODD_CASES,
-    OF_MATRICES,
-    OPERATIONS,
-    STATISTICS,
-    WITH_STATISTICS,
-    Case,
-    Draw,
-    Operation,
-    attend,
-    changed,
-    convolve,
-    epilogue,
-    from_one,
-    gate,
-    noisy,
-    norm,
-    statistics,
-    to_one,
-    unshuffled,
-    upsample,
-)
+from kernels.cases import ODD_CASES, OPERATIONS, SMALL_CASES
+from kernels.cases.attention import ATTENTION
+from kernels.cases.convolution import convolve
+from kernels.cases.convolution_epilogue import epilogue
+from kernels.cases.diffuse import DIFFUSE
+from kernels.cases.fusion_gate import FUSION_GATE, gate
+from kernels.cases.group_norm_silu import GROUP_NORM_SILU, norm
+from kernels.cases.record import Case, Draw, Operation
+from kernels.cases.single_channel import from_one, to_one
+from kernels.cases.upsample_add import upsample
 from kernels.checks import TOLERANCES, Guarded, error, expected, tolerance, worst
 from kernels.convolution import convolution_kernel, described_convolution_kernel
 from kernels.launch import Launch, assumed
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tile, Tiles
 from kernels.upsample_add import reference as upsample_reference
-from tests.synthetic_weights import SMALL as SMALL_CONFIGS
-from tests.synthetic_weights import model_by_rule, random_inputs
+from tests.synthetic_weights import SMALL, model_by_rule, random_inputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def skip_wrong_product(operation: Operation, dtype: torch.dtype) -> None:
-    if operation in OF_MATRICES and dtype == torch.bfloat16 and DEVICE == "cpu":
+    if operation.multiplies_matrices and dtype == torch.bfloat16 and DEVICE == "cpu":
         pytest.skip("the interpreter multiplies bfloat16 matrices wrongly")
 
 
@@ -72,25 +55,7 @@ def test_reference(case: Case, dtype: torch.dtype) -> None:
 
 
 def test_every_operation_has_a_case() -> None:
-    assert {case.operation for case in ODD_CASES} == set(OPERATIONS)
-
-
-SMALL = (
-    statistics(2, 32, 5, 7),
-    epilogue(2, 32, 5, 7, bias=True, residual=True, relu=True, with_statistics=True),
-    norm(3, 32, 16, 5, 7, 3, rows=3),
-    norm(2, 32, 0, 5, 7, 8),
-    gate(2, 32, 5, 7),
-    upsample(2, 32, 5, 7, addend=True, relu=True),
-    attend(2, 32, 5, 7),
-    noisy(2, 5, 7),
-    convolve(2, 32, 48, 5, 7, more=16, last=48, relu=True, residual=True),
-    convolve(2, 32, 48, 5, 7, with_statistics=True),
-    from_one(2, 33, 5, 7),
-    to_one(2, 33, 5, 7, tanh=True),
-    unshuffled(2, 6, 10),
-    changed(2, 6, 10),
-)
+    assert {case.operation for case in ODD_CASES} == {case.operation for case in SMALL_CASES} == set(OPERATIONS)
 
 
 def planes(x: Any) -> Any:
@@ -114,7 +79,7 @@ def odd_stride(x: Any) -> Any:
     return x.as_strided(x.shape, (1, *x.stride()[1:]))
 
 
-@pytest.mark.parametrize("case", SMALL, ids=str)
+@pytest.mark.parametrize("case", SMALL_CASES, ids=str)
 def test_every_memory_layout(case: Case) -> None:
     arguments = case.make(Draw(torch.float32, DEVICE))
     wanted = expected(case.operation, arguments)
@@ -146,7 +111,7 @@ EXTREMES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("extreme", EXTREMES)
-@pytest.mark.parametrize("case", [case for case in SMALL if case.operation is not DIFFUSE], ids=str)
+@pytest.mark.parametrize("case", [case for case in SMALL_CASES if case.operation is not DIFFUSE], ids=str)
 def test_extremes(case: Case, extreme: str, dtype: torch.dtype) -> None:
     arguments = list(case.make(Draw(dtype, DEVICE)))
     arguments[0] = EXTREMES[extreme](arguments[0])
@@ -154,7 +119,7 @@ def test_extremes(case: Case, extreme: str, dtype: torch.dtype) -> None:
     # Deviations from a mean of 1e4 are known no better than float32 knows 1e4, and are multiplied by up to 316. Where
     # everything is 1e4 there are none, unless a noise bias makes them.
     biased = case.operation is GROUP_NORM_SILU and arguments[4] is not None
-    deviations = case.operation in (GROUP_NORM_SILU, STATISTICS, *WITH_STATISTICS)
+    deviations = case.operation is GROUP_NORM_SILU or case.operation.gives_statistics
     if dtype == torch.float32 and ((extreme == "about 1e4" and deviations) or (extreme == "all 1e4" and biased)):
         looser = 1000
     # A softmax of products of 1e8 doubles any rounding of them many times.
@@ -163,7 +128,7 @@ def test_extremes(case: Case, extreme: str, dtype: torch.dtype) -> None:
     assert worst(case.operation, arguments) <= looser
 
 
-@pytest.mark.parametrize("case", [case for case in SMALL if case.operation is not DIFFUSE], ids=str)
+@pytest.mark.parametrize("case", [case for case in SMALL_CASES if case.operation is not DIFFUSE], ids=str)
 def test_denormals(case: Case) -> None:
     """Of float16, which float32 holds exactly; GPUs take those of float32 for zero."""
     arguments = [
@@ -253,7 +218,7 @@ def test_what_cannot_be_described(case: Case, monkeypatch: pytest.MonkeyPatch) -
     """The rules leave it to cuDNN; who asks for the tile all the same gets it by the other kernel."""
     arguments = case.make(Draw(torch.float16, DEVICE))
     tile = ConvolutionTile(32, 32, 32, 4, 3, described=True)
-    with_statistics = case.operation in WITH_STATISTICS
+    with_statistics = case.operation.gives_statistics
     with convolved_by(tile, monkeypatch):
         assert convolution.tile_for(arguments[0], arguments[1], with_statistics) is None
     plan = case.operation.plan(*arguments, tile=tile)
@@ -391,7 +356,7 @@ def test_far_head(last_programs: Last) -> None:
 
 # The interpreter would take a minute for the paper's network in the width of a preset.
 NETWORKS: dict[str, Callable[[], Network]] = {
-    "paper's": lambda: model_by_rule(SMALL_CONFIGS["paper's"]),
+    "paper's": lambda: model_by_rule(SMALL["paper's"]),
     "turbo": lambda: load_model(shipped()["turbo"]),
     "nano": lambda: load_model(shipped()["nano"]),
 }
@@ -399,7 +364,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
 
 # Rounding makes 3e-6, and in float16 4e-3.
 @pytest.mark.parametrize(("precision", "largest"), [("float32", 2e-5), ("float16", 0.015)])
-def test_network(precision: Precision, largest: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_network(precision: FloatPrecision, largest: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole network, through the torch operators, with PyTorch's convolutions where this runs without a GPU."""
     use_large_tiles(monkeypatch)
     assert fused_error("paper's", precision) <= largest
@@ -440,7 +405,7 @@ def use_large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(convolution_epilogue, "FEWEST_PIXELS", 1024)
 
 
-def fused_error(name: str, precision: Precision) -> float:
+def fused_error(name: str, precision: FloatPrecision) -> float:
     """The largest difference of the network on our kernels from the network as trained."""
     model = NETWORKS[name]().to(DEVICE)
     inputs = random_inputs(model.config, height=64, width=64)

@@ -1,4 +1,4 @@
-"""The fusion metrics against formulas written down a second time, with scipy and scikit-image."""
+"""The fusion metrics against independent implementations, based on scipy and scikit-image."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _jpeg(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module", params=["maximum", "mean, JPEG", "noise", "inverted"])
 def triple(request: pytest.FixtureRequest) -> Triple:
-    """f, a and b, not square: a phantom's sources, and what could be made of them."""
+    """f, a and b, not square: two modalities of a phantom, and a possible fused image."""
     head = make_phantom(3, 128)
     a, b = head.mri[10:110], head.ct[10:110]
     made = {
@@ -53,7 +53,7 @@ def _r(x: Float, y: Float) -> float:
 
 
 def _vif(reference: Float, distorted: Float) -> float:
-    """After Sheikh and Bovik's own program, with scipy's two-dimensional convolution."""
+    """VIF after Sheikh and Bovik's own program, with scipy's two-dimensional convolution."""
     num = den = 0.0
     for scale in range(1, 5):
         n = 2 ** (4 - scale + 1) + 1
@@ -83,7 +83,7 @@ def _vif(reference: Float, distorted: Float) -> float:
 
 
 def _qabf(f: Float, a: Float, b: Float) -> float:
-    """Pixel by pixel."""
+    """Qabf, computed pixel by pixel."""
     edges = []
     for z in (f, a, b):
         x, y = (ndimage.sobel(z, axis=axis, mode="constant") for axis in (1, 0))
@@ -124,7 +124,7 @@ def _invented(f: Float, a: Float, b: Float) -> float:
 
 
 def _specks(f: Float, a: Float, b: Float) -> float:
-    """By convolutions with the four lines of second differences."""
+    """Specks, computed by correlation with second-difference kernels in four directions."""
     lines = [np.zeros((3, 3)) for _ in range(4)]
     for line, ends in zip(lines, (((1, 0), (1, 2)), ((0, 1), (2, 1)), ((0, 0), (2, 2)), ((0, 2), (2, 0))), strict=True):
         line[1, 1] = 1
@@ -141,7 +141,7 @@ def _specks(f: Float, a: Float, b: Float) -> float:
     return float(total[ndimage.maximum_filter(np.maximum(a, b), 3, mode="nearest") > 8].mean())
 
 
-SECOND: dict[str, Callable[[Float, Float, Float], float]] = {
+INDEPENDENT: dict[str, Callable[[Float, Float, Float], float]] = {
     "EN": lambda f, _a, _b: float(shannon_entropy(f.astype(np.uint8))),
     "SD": lambda f, _a, _b: math.sqrt(float((f**2).mean() - f.mean() ** 2)),
     "SF": lambda f, _a, _b: math.hypot(
@@ -162,18 +162,18 @@ SECOND: dict[str, Callable[[Float, Float, Float], float]] = {
 
 
 @pytest.mark.parametrize("name", [metric.name for metric in METRICS])
-def test_against_a_second_implementation(name: str, triple: Triple) -> None:
+def test_against_an_independent_implementation(name: str, triple: Triple) -> None:
     (metric,) = (metric for metric in METRICS if metric.name == name)
-    expected = SECOND[name](*(z.astype(np.float64) for z in triple))
+    expected = INDEPENDENT[name](*(z.astype(np.float64) for z in triple))
     assert metric.of(*triple) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-def test_all_at_once(triple: Triple) -> None:
+def test_all_metrics_by_name(triple: Triple) -> None:
     assert fusion_metrics(*triple) == {metric.name: metric.of(*triple) for metric in METRICS}
 
 
 def test_flat_images() -> None:
-    """Black, as a failed fusion may be: every metric still is a number."""
+    """Every metric is defined for black images, which a failed fusion may give; only PSNR is infinite."""
     black = np.zeros((64, 64), np.uint8)
     head = make_phantom(0, 64).mri
     of_black = fusion_metrics(black, black, black)
@@ -198,7 +198,7 @@ def test_flat_images() -> None:
         (np.full((64, 64), 256, np.uint16), r"a: must have values in 0\.\.255"),
     ],
 )
-def test_unfit_images(image: np.ndarray, message: str) -> None:
+def test_invalid_images(image: np.ndarray, message: str) -> None:
     fused = np.zeros((64, 64), np.uint8)
     with pytest.raises(ValueError, match=message):
         fusion_metrics(fused, image, fused)

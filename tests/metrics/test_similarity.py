@@ -1,4 +1,4 @@
-"""Similarities against other implementations."""
+"""Similarity measures against other implementations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_psnr() -> None:
 
 
 def _slow_ssim(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """By its definition, window by window."""
+    """SSIM by its definition, window by window."""
     values = []
     for i in range(x.shape[0] - 6):
         for j in range(x.shape[1] - 6):
@@ -41,7 +41,7 @@ def test_ssim() -> None:
     assert ssim(np.stack([x, x]), np.stack([y, x])) == pytest.approx((ssim(x, y) + 1) / 2)
 
 
-def test_objective_is_the_training_loss(phantom: Phantom) -> None:
+def test_objective_equals_the_training_loss(phantom: Phantom) -> None:
     random = np.random.default_rng(0)
     head = phantom.mri / 127.5 - 1
     for a, b, f in (random.uniform(-1, 1, (3, 48, 33)), np.stack([head, -head, head * 0.5])):

@@ -15,8 +15,8 @@ from dmfnet_fast.model.rewrites import of_kind
 from tests.synthetic_weights import GOLDEN, GOLDEN_SEED
 
 FILES = ("golden_64", "golden_64x96")
-# Rounding reaches 7e-7, 5e-6 and 1.4e-5 in float32 and 6e-7 in float64, where the stored float32 limits it; a
-# GroupNorm eps of 1e-6 instead of 1e-5 is further off than the float64 tolerance.
+# Rounding errors reach 7e-7, 5e-6 and 1.4e-5 in float32. In float64 they reach 6e-7, limited by the golden values,
+# which are float32; a GroupNorm eps of 1e-6 instead of 1e-5 causes errors beyond the float64 tolerance.
 TOLERANCES = {
     torch.float32: {"fused": 5e-6, "reconstruction": 5e-5, "feature": 5e-5},
     torch.float64: {"fused": 2e-6, "reconstruction": 2e-6, "feature": 2e-6},
@@ -56,7 +56,7 @@ def test_fused_by_the_optimized_network(converted: Path, file: str, kernels: boo
     with np.load(GOLDEN / f"{file}.npz") as golden:
         a, b, noise, fused = (torch.from_numpy(golden[name]) for name in ("a", "b", "noise", "fused"))
     with torch.no_grad():
-        assert largest_error(net(a[None, None], b[None, None], noise)[0, 0], fused) <= 2e-5  # rounding makes 3e-6
+        assert largest_error(net(a[None, None], b[None, None], noise)[0, 0], fused) <= 2e-5  # rounding reaches 3e-6
 
 
 @pytest.mark.parametrize("file", FILES)

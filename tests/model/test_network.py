@@ -1,4 +1,4 @@
-"""Sizes, presets and the order of things that the golden files do not show."""
+"""Properties of the networks that the golden files do not cover: sizes, presets, batches, and operation counts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def inputs(height: int, width: int, batch: int = 1) -> tuple[torch.Tensor, torch
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96), (160, 160), (256, 256)])
 def test_sizes(tiny: DMFNet, height: int, width: int) -> None:
-    """Each size in float32 against float64, which a size that takes another path would not survive."""
+    """Each size in float32 against float64, which reveals a size that is computed differently."""
     a, b, noise = inputs(height, width)
     with torch.no_grad():
         fused = tiny(a, b, noise)
@@ -41,12 +41,12 @@ def test_sizes(tiny: DMFNet, height: int, width: int) -> None:
 
 
 def test_images_share_the_denoiser(tiny: DMFNet) -> None:
-    """The denoiser does not know which image it works on."""
+    """The denoiser treats both images alike."""
     a, b, noise = inputs(64, 96)
     with torch.no_grad():
-        upright = tiny.fusion(*tiny.features(a, b, noise))
+        original = tiny.fusion(*tiny.features(a, b, noise))
         swapped = tiny.fusion(*reversed(tiny.features(b, a, noise.flip(1))))
-    assert torch.equal(upright, swapped)
+    assert torch.equal(original, swapped)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -60,8 +60,8 @@ def test_presets_run(name: str) -> None:
         assert ((lowest <= fused) & (fused <= highest)).all()
 
 
-def test_what_is_told_changes_the_image() -> None:
-    """The interval is more than a limit: the network reads it."""
+def test_interval_changes_the_image() -> None:
+    """The interval is an input of the network and not only a bound."""
     for kind in ("no noise", "student"):
         model = model_by_rule(SMALL[kind])
         given = random_inputs(SMALL[kind])
@@ -71,7 +71,7 @@ def test_what_is_told_changes_the_image() -> None:
         assert (run_model(model, wide) != run_model(model, narrower))[inside].any()
 
 
-def test_a_student_reaches_as_far_as_it_says() -> None:
+def test_reach_of_a_student() -> None:
     config = StudentConfig(channels=8, blocks=2)
     model = model_by_rule(config)
     given = random_inputs(config, height=96, width=96)
@@ -96,7 +96,7 @@ def test_parameter_counts(name: str, denoiser: int, fusion: int) -> None:
     [("base", 389.7, 265.0, 115.1), ("tiny", 24.42, 16.60, 7.298)],
 )
 def test_operations(name: str, whole: float, tail_free: float, fusion: float) -> None:
-    """GFLOP at 256x256, multiply-adds as two; base's are the paper's network."""
+    """GFLOP at 256x256, a multiply-add counted as two; the base preset is the paper's network."""
     with torch.device("meta"):
         model = DMFNet(DMFNET_PRESETS[name])
         image, level = torch.zeros(1, 1, 256, 256), torch.zeros(1, 1)
@@ -112,12 +112,12 @@ def test_operations(name: str, whole: float, tail_free: float, fusion: float) ->
     assert counter.get_total_flops() / 1e9 == pytest.approx(fusion, rel=1e-3)
 
 
-def test_batch_is_pair_by_pair(tiny: DMFNet) -> None:
+def test_batch_equals_single_pairs(tiny: DMFNet) -> None:
     a, b, noise = inputs(64, 64, batch=3)
     with torch.no_grad():
         together = tiny(a, b, noise)
         alone = torch.cat([tiny(a[n : n + 1], b[n : n + 1], noise) for n in range(3)])
-    # Rounding: a batch and one pair may take other algorithms.
+    # Rounding differs, as a batch and a single pair may use different algorithms.
     torch.testing.assert_close(together, alone, rtol=0, atol=5e-6)
 
 
@@ -135,7 +135,7 @@ def test_default_levels_are_the_midpoints(tiny: DMFNet) -> None:
 
 
 def test_features_stop_before_the_tail(tiny: DMFNet) -> None:
-    """The last two residual blocks and the output convolution have no part in the features."""
+    """The features do not depend on the last two residual blocks and the output convolution."""
     a, _, _ = inputs(64, 64)
     level = torch.full((1, 1), 0.99)
     with torch.no_grad():
@@ -148,24 +148,24 @@ def test_features_stop_before_the_tail(tiny: DMFNet) -> None:
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(40, 8), (0, 1), (32, 5)])
-def test_impossible_configurations(channels: int, groups: int) -> None:
+def test_invalid_configurations(channels: int, groups: int) -> None:
     with pytest.raises(ValueError, match=r"channels|norm_groups"):
         ModelConfig(channels, groups)
 
 
 @pytest.mark.parametrize("timesteps", [(), (0,), (5, 5), (2001,)])
-def test_impossible_timesteps(timesteps: tuple[int, ...]) -> None:
+def test_invalid_timesteps(timesteps: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="timesteps"):
         ModelConfig(32, 8, timesteps)
 
 
-def test_impossible_without_noise() -> None:
+def test_several_timesteps_need_noise() -> None:
     with pytest.raises(ValueError, match="without noise they would all see the same images; give one"):
         ModelConfig(32, 8, noise=False)
 
 
 @pytest.mark.parametrize(("channels", "blocks", "factor"), [(12, 2, 2), (0, 2, 2), (16, 0, 2), (16, 2, 3)])
-def test_impossible_students(channels: int, blocks: int, factor: int) -> None:
+def test_invalid_students(channels: int, blocks: int, factor: int) -> None:
     with pytest.raises(ValueError, match=r"channels|blocks|factor"):
         StudentConfig(channels, blocks, factor)
 
@@ -174,7 +174,7 @@ def test_configurations_as_json() -> None:
     for config in (*PRESETS.values(), ModelConfig(48, 12, (7, 3))):
         assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
         assert isinstance(network_of(config), Student if isinstance(config, StudentConfig) else DMFNet)
-    assert ModelConfig.from_dict({"channels": 32, "norm_groups": 8}) == preset("tiny"), "of files from before"
+    assert ModelConfig.from_dict({"channels": 32, "norm_groups": 8}) == preset("tiny"), "old files lack these fields"
 
 
 def test_unknown_preset() -> None:

@@ -1,4 +1,4 @@
-"""Every rewrite against the network as trained, and all of them together."""
+"""Every rewrite, and all of them together, against the trained network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dmfnet_fast.engines import shipped
 from dmfnet_fast.errors import MissingExtraError
 from dmfnet_fast.model import DMFNet, ModelConfig, Student, StudentConfig, load_model, preset
 from dmfnet_fast.model import fused as fused_module
-from dmfnet_fast.model.inference import DTYPES, Precision, optimize
+from dmfnet_fast.model.inference import DTYPES, optimize
 from dmfnet_fast.model.rewrites import (
     ExactNorm,
     PassByPass,
@@ -30,15 +30,16 @@ from dmfnet_fast.model.rewrites import (
     upsample_once,
     upsample_transposed,
 )
+from dmfnet_fast.precision import FloatPrecision
 from kernels.convolution import convolution
 from kernels.launch import assumed
 from tests.synthetic_weights import SMALL, model_by_rule, random_inputs, run_model
 
-# The largest difference that rounding makes here is 3e-6.
+# Rounding errors reach 3e-6 in these tests.
 EXACT = 2e-5
 
 
-@pytest.fixture(scope="module", params=["shipped", "by rule"])
+@pytest.fixture(scope="module", params=["shipped", "synthetic"])
 def model(request: pytest.FixtureRequest) -> DMFNet:
     model = load_model(shipped()["turbo"]) if request.param == "shipped" else model_by_rule(preset("tiny"))
     assert isinstance(model, DMFNet)
@@ -64,8 +65,8 @@ def error(net: torch.nn.Module, inputs: dict[str, torch.Tensor], expected: torch
     return (fused - expected).abs().max().item()
 
 
-def nothing(net: PassByPass) -> None:
-    """The passes in order, and nothing else."""
+def no_rewrite(net: PassByPass) -> None:
+    """Leave the network as it is, to test `PassByPass` alone."""
 
 
 def fold_and_avoid(net: PassByPass) -> None:
@@ -77,7 +78,7 @@ def fold_and_avoid(net: PassByPass) -> None:
 @pytest.mark.parametrize(
     "rewrite",
     [
-        nothing,
+        no_rewrite,
         fold_noise_levels,
         upsample_transposed,
         fold_and_avoid,
@@ -103,7 +104,7 @@ def test_rewrite_alone(
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize("interval", [False, True])
 def test_one_timestep(together: bool, kernels: bool, noise: bool, interval: bool) -> None:
-    """All rewrites, and the operators of the GPU (here by their definitions), of a network with a single pass."""
+    """All rewrites, and the GPU's operators (here their references), for a network with a single timestep."""
     config = ModelConfig(channels=16, norm_groups=4, timesteps=(5,), noise=noise, interval=interval)
     model = model_by_rule(config)
     given = random_inputs(config, pairs=2)
@@ -112,7 +113,7 @@ def test_one_timestep(together: bool, kernels: bool, noise: bool, interval: bool
 
 
 def test_without_noise_the_images_are_only_converted() -> None:
-    """To the precision of the first convolution, which is then the first operation that computes."""
+    """Before the first convolution, the images are converted to its precision, and nothing is computed."""
     config = SMALL["no noise"]
     net = optimize(model_by_rule(config), "float16", kernels=True)
     given = {name: torch.tensor(array) for name, array in random_inputs(config).items()}
@@ -124,8 +125,8 @@ def test_without_noise_the_images_are_only_converted() -> None:
 
 
 @pytest.mark.parametrize(("precision", "largest"), [("float32", 0.0), ("float16", 0.01), ("bfloat16", 0.1)])
-def test_student(precision: Precision, largest: float) -> None:
-    """There is nothing to rewrite in it but the layout and the precision of its weights."""
+def test_student(precision: FloatPrecision, largest: float) -> None:
+    """Only the layout and the precision of a student's weights change."""
     config = SMALL["student"]
     model, given = model_by_rule(config), random_inputs(config)
     net = optimize(model, precision)
@@ -149,18 +150,18 @@ def test_dropping_unused_blocks_changes_nothing(
     assert error(smaller, inputs, expected) == 0.0
 
 
-def test_concatenations_that_stay() -> None:
+def test_remaining_concatenations() -> None:
     net = optimize(DMFNet(DMFNET_PRESETS["tiny"]))
     assert isinstance(net, PassByPass)
     kinds = [type(module).__name__ for module in net.denoiser.ups]
-    assert kinds.count("FixedLevelBlock") == 2, "of 2C with C channels, whose groups straddle the seam"
+    assert kinds.count("FixedLevelBlock") == 2, "where 2C and C channels meet, a group has channels of both"
     assert kinds.count("JoinedBlock") == 11
     assert kinds.count("TransposedUpsample") == 4
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_exact_norm(layout: torch.memory_format) -> None:
-    """A mean of 50 deviations, where PyTorch's own is wrong by 0.01 for channels-last maps on a CPU."""
+    """With a mean of 50 standard deviations, PyTorch's GroupNorm errs by 0.01 for channels-last tensors on a CPU."""
     generator = torch.Generator().manual_seed(0)
     x = (50 + torch.randn(2, 24, 40, 48, generator=generator)).contiguous(memory_format=layout)
     norm = ExactNorm(6, 24)
@@ -169,13 +170,13 @@ def test_exact_norm(layout: torch.memory_format) -> None:
     with torch.no_grad():
         parameters = norm.weight.double(), norm.bias.double()
         expected = torch.nn.functional.group_norm(x.double(), 6, *parameters, norm.eps)
-        got = norm(x)
-    assert got.is_contiguous(memory_format=layout)
+        actual = norm(x)
+    assert actual.is_contiguous(memory_format=layout)
     # float32's spacing at 50 is 4e-6.
-    assert (got.double() - expected).abs().max() <= 3e-5
+    assert (actual.double() - expected).abs().max() <= 3e-5
 
 
-def test_graphs_for_others_have_plain_norms() -> None:
+def test_exported_graphs_have_plain_norms() -> None:
     norm = ExactNorm(6, 24)
     program = torch.export.export(norm, (torch.zeros(1, 24, 8, 8),))
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
@@ -190,24 +191,24 @@ def test_channels_last() -> None:
 
 
 @pytest.mark.parametrize("kernels", [False, True])
-def test_all(kernels: bool, model: DMFNet, inputs: dict[str, torch.Tensor], expected: torch.Tensor) -> None:
+def test_all_rewrites(kernels: bool, model: DMFNet, inputs: dict[str, torch.Tensor], expected: torch.Tensor) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     net = optimize(model, kernels=kernels)
     assert error(net, inputs, expected) <= EXACT
     assert not any(parameter.requires_grad for parameter in net.parameters())
     after = model.state_dict()
-    assert list(after) == list(before), "the model is left as it was"
+    assert list(after) == list(before), "the model is not changed"
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-# Largest and mean difference to float32; the image's gray levels are 1/127.5 apart.
+# Largest and mean difference from float32; gray levels are 1/127.5 apart.
 HALF = {"bfloat16": (0.1, 0.01), "float16": (0.015, 0.0015)}
 
 
 @pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision(
-    precision: Precision, kernels: bool, model: DMFNet, inputs: dict[str, torch.Tensor], expected: torch.Tensor
+    precision: FloatPrecision, kernels: bool, model: DMFNet, inputs: dict[str, torch.Tensor], expected: torch.Tensor
 ) -> None:
     largest, mean = HALF[precision]
     net = optimize(model, precision, kernels=kernels)
@@ -219,13 +220,13 @@ def test_half_precision(
     assert kept == {"fusion.rgb_decode1.conv.weight", "fusion.rgb_decode1.conv.bias"}
 
 
-# 80 has no convolutions of ours but a student's, 90 nearly all of them.
+# On architecture 80 our convolution kernel is used for students only, on 90 for nearly all convolutions.
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_kernels_as_on_a_gpu(
-    precision: Precision, architecture: int, model: DMFNet, inputs: dict[str, torch.Tensor], expected: torch.Tensor
+    precision: FloatPrecision, architecture: int, model: DMFNet, inputs: dict[str, torch.Tensor], expected: torch.Tensor
 ) -> None:
-    """The same network by what is called on a GPU, here by its definitions."""
+    """The network calls the operators that it would call on a GPU; here their references run."""
     largest, mean = HALF[precision]
     net = optimize(model, precision, kernels=True)
     with torch.no_grad(), assumed(architecture):
@@ -240,7 +241,7 @@ def test_kernels_as_on_a_gpu(
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 @pytest.mark.parametrize("interval", [False, True])
 def test_timesteps_as_on_a_gpu(steps: int, interval: bool) -> None:
-    """Up to three are merged by one convolution of ours, more by matrix products."""
+    """Up to three timesteps are merged by one call of our convolution kernel, more by matrix products."""
     config = ModelConfig(channels=16, norm_groups=4, timesteps=(5, 80, 300, 600)[:steps], interval=interval)
     model = model_by_rule(config)
     given = random_inputs(config, pairs=2)
@@ -254,14 +255,14 @@ def test_timesteps_as_on_a_gpu(steps: int, interval: bool) -> None:
     "config",
     [StudentConfig(16, 2), StudentConfig(16, 1, factor=4), StudentConfig(8, 2), StudentConfig(16, 2, factor=1)],
 )
-def test_student_as_on_a_gpu(config: StudentConfig, precision: Precision) -> None:
-    """On our kernels, its convolutions too where they take a multiple of 16 channels in half precision."""
+def test_student_as_on_a_gpu(config: StudentConfig, precision: FloatPrecision) -> None:
+    """Convolutions, too, use our kernels if they have a multiple of 16 input channels, in half precision."""
     model, given = model_by_rule(config), random_inputs(config, pairs=2)
     net = optimize(model, precision, kernels=True)
-    with mock.patch.object(fused_module, "convolution", side_effect=convolution) as ours, assumed(90):
+    with mock.patch.object(fused_module, "convolution", side_effect=convolution) as kernel, assumed(90):
         fused = run_model(net, given)
     inputs = [layer.in_channels for layer in model.modules() if isinstance(layer, torch.nn.Conv2d)]
-    assert ours.call_count == (precision != "float32") * sum(channels % 16 == 0 for channels in inputs)
+    assert kernel.call_count == (precision != "float32") * sum(channels % 16 == 0 for channels in inputs)
     assert fused.dtype == np.float32
     assert (
         np.abs(fused - run_model(model, given)).max() <= {"float32": EXACT, "float16": 0.01, "bfloat16": 0.1}[precision]
@@ -270,8 +271,8 @@ def test_student_as_on_a_gpu(config: StudentConfig, precision: Precision) -> Non
     assert ((lowest <= fused) & (fused <= highest)).all()
 
 
-def test_kernels_with_wider_attention() -> None:
-    """Than the kernel takes: PyTorch's own."""
+def test_attention_too_wide_for_the_kernel() -> None:
+    """PyTorch's attention is used instead of the kernel."""
     torch.manual_seed(0)
     model = DMFNet(ModelConfig(channels=160, norm_groups=40)).eval()
     small = {name: torch.tensor(array) for name, array in random_inputs(model.config, height=64, width=64).items()}
@@ -286,7 +287,7 @@ def test_on_the_device_of_the_model(kernels: bool) -> None:
 
 
 def test_kernels_write_no_concatenation() -> None:
-    """Nothing is copied side by side."""
+    """The graph has no concatenations and no stacking."""
     image, noise = torch.empty(1, 1, 64, 64, device="meta"), torch.empty(3, 2, 64, 64, device="meta")
     with torch.device("meta"):
         net = optimize(DMFNet(DMFNET_PRESETS["base"]), kernels=True)
@@ -310,9 +311,9 @@ def gflop(net: torch.nn.Module, size: int) -> float:
 
 
 def test_arithmetic() -> None:
-    """Multiply-adds of base at 256x256, counted as two.
+    """GFLOP of the base preset at 256x256, a multiply-add counted as two.
 
-    Transposed upsampling saves 87 GFLOP, and projecting before the fusion's upsampling 2.5.
+    Transposed convolutions for upsampling save 87 GFLOP, and projecting before the fusion's upsampling saves 2.5.
     """
     with torch.device("meta"):
         model = DMFNet(DMFNET_PRESETS["base"]).eval()

@@ -1,4 +1,4 @@
-"""The student: what it starts from, what it depends on, and its weights file."""
+"""The student: its output, its receptive field, and its weights file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.images.color import Canvas
 from dmfnet_fast.model import Student, StudentConfig, load_model, optimize, preset, save_model
-from dmfnet_fast.model.inference import Precision
 from dmfnet_fast.model.weights import load_denoiser
 from dmfnet_fast.phantom import make_phantom
+from dmfnet_fast.precision import FloatPrecision
 
 CONFIG = StudentConfig(channels=16, blocks=2)
 
@@ -33,7 +33,7 @@ def inputs(height: int = 64, width: int = 96) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(np.atleast_3d(getattr(canvas, name).T).T)[None] for name in ("a", "b", "interval")}
 
 
-def test_it_begins_with_the_brighter_source() -> None:
+def test_zero_change_gives_the_brighter_source() -> None:
     model = student()
     torch.nn.init.zeros_(model.last.weight)
     assert model.last.bias is not None
@@ -55,7 +55,7 @@ def test_result_lies_in_the_interval() -> None:
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_reach(factor: int) -> None:
-    """An input pixel changes no output that is further away than `reach`."""
+    """An input pixel does not affect outputs farther away than `reach`."""
     model = student(StudentConfig(8, 1, factor))
     given = {name: torch.zeros(1, channels, 64, 64) for name, channels in (("a", 1), ("b", 1), ("interval", 2))}
     given["interval"][:, 1] = 1
@@ -66,8 +66,8 @@ def test_reach(factor: int) -> None:
     assert max((rows - 32).abs().max(), (columns - 32).abs().max()) <= model.config.reach
 
 
-def test_an_image_is_equal_to_its_tiles() -> None:
-    """Nothing depends on the image as a whole: tiles with a margin of `reach` give the same pixels."""
+def test_tiles_equal_the_image() -> None:
+    """Nothing depends on the image as a whole: tiles with margins of `reach` give the same pixels."""
     model, given = student(preset_of("nano")), inputs(128, 128)
     margin = -(-model.config.reach // model.config.factor) * model.config.factor
     with torch.no_grad():
@@ -85,8 +85,8 @@ def preset_of(name: str) -> StudentConfig:
     return config
 
 
-def test_neighboring_slices_do_not_pump() -> None:
-    """A bright spot in one corner leaves the other corner's pixels bit for bit as they are."""
+def test_brightness_is_stable_across_slices() -> None:
+    """A bright spot in one corner, as in a neighboring slice, leaves the opposite corner unchanged, bit for bit."""
     model, given = student(), inputs(128, 128)
     given["interval"] = torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 128, 128)
     brighter = {**given, "a": given["a"].clone(), "b": given["b"].clone()}
@@ -99,26 +99,26 @@ def test_neighboring_slices_do_not_pump() -> None:
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 0.0), ("bfloat16", 0.02), ("float16", 0.003)])
-def test_precision(precision: Precision, tolerance: float) -> None:
+def test_precision(precision: FloatPrecision, tolerance: float) -> None:
     model, given = student(), inputs()
     net = optimize(model, precision)
     with torch.no_grad():
         result, expected = net(**given), model(**given)
     assert result.dtype == torch.float32
     assert (result - expected).abs().max() <= tolerance
-    assert next(model.parameters()).dtype == torch.float32  # it stays as it is
+    assert next(model.parameters()).dtype == torch.float32, "the original is not changed"
 
 
 def test_weights_file(tmp_path: Path) -> None:
     model = student()
     model.record = {"stage2": {"steps": 1}}
     save_model(model, tmp_path / "s.safetensors")
-    again = load_model(tmp_path / "s.safetensors")
-    assert isinstance(again, Student)
-    assert again.config == CONFIG
-    assert again.record == model.record
-    assert all(torch.equal(x, y) for x, y in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
-    with pytest.raises(EngineError, match="holds a student, a denoiser or dmfnet is needed"):
+    copy = load_model(tmp_path / "s.safetensors")
+    assert isinstance(copy, Student)
+    assert copy.config == CONFIG
+    assert copy.record == model.record
+    assert all(torch.equal(x, y) for x, y in zip(model.state_dict().values(), copy.state_dict().values(), strict=True))
+    with pytest.raises(EngineError, match="holds a student, but a denoiser or dmfnet is needed"):
         load_denoiser(tmp_path / "s.safetensors")
 
 
@@ -130,6 +130,6 @@ def test_weights_file(tmp_path: Path) -> None:
         ({"channels": 8, "blocks": 1, "factor": 3}, "1, 2, 4 or 8"),
     ],
 )
-def test_impossible_configurations(settings: dict[str, int], message: str) -> None:
+def test_invalid_configurations(settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StudentConfig(**settings)

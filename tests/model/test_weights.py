@@ -1,4 +1,4 @@
-"""Weights files and the converter: exact, and strict."""
+"""Weights files and the converter: exact round trips, and strict checks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.synthetic_weights import SMALL, model_by_rule
 
 
 def edited(source: Path, target: Path, tensors: Callable[[dict[str, torch.Tensor]], object], **metadata: str) -> Path:
-    """A copy of a weights file with changed tensors or metadata; the hash stays."""
+    """A copy of a weights file with changed tensors or metadata and the original hash."""
     content = load_file(source)
     tensors(content)
     with safe_open(source, framework="pt") as file:
@@ -52,7 +52,7 @@ def test_student(tmp_path: Path) -> None:
     assert isinstance(copy, Student)
     assert (copy.config, copy.record) == (model.config, model.record)
     assert all(torch.equal(first, second) for first, second in zip(model.parameters(), copy.parameters(), strict=True))
-    with pytest.raises(EngineError, match="holds a student, a denoiser or dmfnet is needed"):
+    with pytest.raises(EngineError, match="holds a student, but a denoiser or dmfnet is needed"):
         load_denoiser(path)
     for config in ('{"channels": 8, "blocks": 0}', '{"channels": 16, "norm_groups": 4}'):
         with pytest.raises(EngineError, match="metadata is damaged"):
@@ -78,7 +78,7 @@ def test_metadata(tiny_weights: Path) -> None:
     assert "32" in metadata["config"]
 
 
-def test_changed_weights_are_noticed(tiny_weights: Path, tmp_path: Path) -> None:
+def test_changed_weights_are_detected(tiny_weights: Path, tmp_path: Path) -> None:
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensors["denoiser.init_conv.bias"][0] += 1e-3
 
@@ -95,7 +95,7 @@ def test_changed_weights_are_noticed(tiny_weights: Path, tmp_path: Path) -> None
         (lambda t: t["denoiser.init_conv.bias"].fill_(torch.nan), "init_conv.bias holds NaN"),
     ],
 )
-def test_unfit_tensors_are_named(tiny_weights: Path, tmp_path: Path, change: Any, message: str) -> None:
+def test_invalid_tensors_are_named(tiny_weights: Path, tmp_path: Path, change: Any, message: str) -> None:
     path = edited(tiny_weights, tmp_path / "x.safetensors", change)
     with pytest.raises(EngineError, match=message) as caught:
         load_model(path)
@@ -106,7 +106,7 @@ def test_unfit_tensors_are_named(tiny_weights: Path, tmp_path: Path, change: Any
     ("metadata", "message"),
     [
         ({"format": "other 7"}, "not written by this package"),
-        ({"kind": "denoiser"}, "a dmfnet or student is needed"),
+        ({"kind": "denoiser"}, "but a dmfnet or student is needed"),
         ({"config": "{}"}, "metadata is damaged"),
         ({"config": '{"channels": 33, "norm_groups": 3}'}, "metadata is damaged"),
     ],
@@ -120,11 +120,11 @@ def test_denoiser_files(tmp_path: Path) -> None:
     model = Denoiser(DMFNET_PRESETS["tiny"])
     save_model(model, tmp_path / "denoiser.safetensors")
     assert isinstance(load_denoiser(tmp_path / "denoiser.safetensors"), Denoiser)
-    with pytest.raises(EngineError, match="a dmfnet or student is needed"):
+    with pytest.raises(EngineError, match="but a dmfnet or student is needed"):
         load_model(tmp_path / "denoiser.safetensors")
 
 
-def test_save_writes_whole_or_nothing(tiny_weights: Path, tmp_path: Path) -> None:
+def test_failed_save_leaves_no_file(tiny_weights: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not exist"):
         save_model(load_model(tiny_weights), tmp_path / "nowhere" / "x.safetensors")
     with pytest.raises(OutputError, match="is a folder"):
@@ -133,7 +133,7 @@ def test_save_writes_whole_or_nothing(tiny_weights: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
-def test_save_where_nothing_can_be_written(tiny_weights: Path) -> None:
+def test_save_to_unwritable_folder(tiny_weights: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         save_model(load_model(tiny_weights), "/proc/x.safetensors")
 
@@ -163,7 +163,9 @@ def test_schedule_buffers_are_ignored(published_checkpoints: tuple[Path, Path], 
         (lambda t: t.update({"denoise_fn.init_conv.bias": torch.zeros(128, dtype=torch.int8)}), "torch.int8"),
     ],
 )
-def test_unfit_checkpoint(published_checkpoints: tuple[Path, Path], tmp_path: Path, change: Any, message: str) -> None:
+def test_invalid_checkpoint(
+    published_checkpoints: tuple[Path, Path], tmp_path: Path, change: Any, message: str
+) -> None:
     denoiser, fusion = published_checkpoints
     content = torch.load(denoiser, weights_only=True)
     change(content)

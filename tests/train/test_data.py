@@ -1,4 +1,4 @@
-"""Pairs and crops."""
+"""Training pairs and crops."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_bad_data_is_listed(tmp_path: Path) -> None:
         "SPECT/003.png: is 80x64",
         "004.png: is 32x32, smaller",
         "PET/001.png: has more than 8 bits",
-        "pet_mri: is none of",
+        "pet_mri: is not one of",
     ):
         assert message in result.stderr
     assert not (tmp_path / "run").exists()
@@ -49,7 +49,7 @@ def test_no_data(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 9, 10, 88, 130, 274])
 def test_held_out(count: int) -> None:
-    """About a tenth, in at most two runs of neighbors, with something left to train on."""
+    """About a tenth, in at most two runs of neighbors, with at least one pair left for training."""
     held = held_out(count)
     assert len(set(held)) == len(held) < count
     assert set(held) <= set(range(count))
@@ -60,7 +60,7 @@ def test_held_out(count: int) -> None:
         assert abs(len(held) - count / 10) <= 1
 
 
-def test_only_train_is_read_and_in_order_of_number(tmp_path: Path) -> None:
+def test_only_train_is_read_in_natural_order(tmp_path: Path) -> None:
     for number in (1, 2, 10):
         for kind in ("MRI", "CT"):
             (tmp_path / "train" / "CT-MRI" / kind).mkdir(parents=True, exist_ok=True)
@@ -92,11 +92,11 @@ def test_crops() -> None:
     torch.testing.assert_close(whole[0] + whole[1], torch.full_like(whole[0], 250 / 127.5 - 2), atol=1e-5, rtol=0)
     assert len({crop.numpy().tobytes() for crop in whole[0]}) == 8
     shares = torch.cat([crops(slice(0, 5)), crops(slice(5, 8))], dim=1)
-    assert torch.equal(shares, whole), "processes cut parts of one batch"
+    assert torch.equal(shares, whole), "the shares of all processes make one batch"
 
 
 def test_varied_crops() -> None:
-    """b's colors keep their proportions, black stays black but where a is inverted, and the rest is as it was."""
+    """b keeps its color proportions, black stays black unless a is inverted, and other pairs are unchanged."""
     batch = 400
     ramp = torch.linspace(0, 255, 64).round().expand(64, 64)
     planes = torch.stack([ramp, ramp, ramp, ramp / 2, ramp / 4])[:, None, None].repeat(1, batch, 1, 1, 1)

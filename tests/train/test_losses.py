@@ -4,8 +4,21 @@ import numpy as np
 import pytest
 import torch
 
+from dmfnet_fast import DMFNetError
 from tests.synthetic_weights import GOLDEN
-from train.losses import hybrid_loss, invented_specks, sobel_magnitude, sources_of, specks, structure_similarity
+from train.losses import (
+    LOSSES,
+    hybrid_loss,
+    invented_specks,
+    loss_identity,
+    loss_name,
+    loss_named,
+    sobel_magnitude,
+    sources_of,
+    specks,
+    structure_similarity,
+)
+from train.recipe import DEFAULT_LOSS
 
 
 @pytest.mark.parametrize(("file", "expected"), [("golden_64", 2.45285), ("golden_64x96", 2.53471)])
@@ -86,3 +99,34 @@ def test_specks_of_a_source_are_not_invented() -> None:
     loss.backward()
     assert dotted.grad is not None
     assert (dotted.grad[0, 0, 12, 2:-2:2] < 0).all(), "descent fills the dots up"
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_teaches(name: str) -> None:
+    """A scalar, the mean over the batch, of which descent makes less."""
+    torch.manual_seed(0)
+    a, b, fused = torch.rand(3, 2, 1, 32, 32) * 2 - 1
+    fused.requires_grad_()
+    of = loss_named(name).of
+    loss = of(fused, a, b)
+    assert loss.shape == ()
+    single = [of(fused[n : n + 1], a[n : n + 1], b[n : n + 1]) for n in range(2)]
+    torch.testing.assert_close(loss, torch.stack(single).mean())
+    (gradient,) = torch.autograd.grad(loss, fused)
+    assert of(fused - 0.1 * gradient / gradient.norm(), a, b) < loss
+
+
+def test_named_losses() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(3, 1, 1, 32, 32) * 2 - 1
+    plain = hybrid_loss(*images)
+    assert torch.equal(loss_named("hybrid-plain").of(*images), plain)
+    assert torch.equal(loss_named("hybrid").of(*images), plain + 16 * invented_specks(*images))
+    assert DEFAULT_LOSS in LOSSES
+    with pytest.raises(DMFNetError, match="unknown loss 'l1'; use one of hybrid, hybrid-plain"):
+        loss_named("l1")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_identity_tells_its_loss(name: str) -> None:
+    assert loss_name({"loss": loss_identity(name)}) == name

@@ -1,4 +1,4 @@
-"""Muon: what it does to a matrix, and that it learns."""
+"""The Muon optimizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_singular_values_become_one(shape: tuple[int, int]) -> None:
 
 
 def test_sizes_of_updates() -> None:
-    """A matrix moves by 0.2 of the learning rate in root mean square, as AdamW would; a bias by the rate itself."""
+    """The RMS update of a matrix is 0.2 times the learning rate, as with AdamW; that of a bias is the learning rate."""
     torch.manual_seed(0)
     layer = nn.Conv2d(32, 64, 3)
     before = copy.deepcopy(layer)
@@ -34,8 +34,8 @@ def test_sizes_of_updates() -> None:
     torch.testing.assert_close((layer.bias - before.bias).detach().abs(), torch.full((64,), 0.01), rtol=0.01, atol=0)
 
 
-def test_others_are_adamw() -> None:
-    """Vectors, and the weights of a single output."""
+def test_other_parameters_use_adamw() -> None:
+    """Vectors, and weights with a single output."""
     torch.manual_seed(0)
     ours = nn.Sequential(nn.Conv2d(4, 1, 3), nn.PReLU())
     theirs = copy.deepcopy(ours)
@@ -53,7 +53,7 @@ def test_others_are_adamw() -> None:
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
 
 
-def test_it_goes_on_from_its_state() -> None:
+def test_resumes_from_its_state() -> None:
     torch.manual_seed(0)
     model = nn.Conv2d(4, 8, 3)
     image = torch.randn(2, 4, 8, 8)

@@ -1,4 +1,4 @@
-"""Training by several processes at once, as torchrun starts them."""
+"""Training with several processes, launched like torchrun does."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
-    """Gradients are averaged: two processes with half of the batch each take the steps of one with all of it."""
+    """Gradients are averaged: two processes, with half of the batch each, take the same steps as one with all of it."""
     settings = ["--batch", "4", "--steps", "3", "--precision", "float32", "--device", "cpu", "--validate-every", "2"]
     arguments = ["--data", str(data), "--init", str(SHIPPED_WEIGHTS), *settings]
     done = CliRunner().invoke(stage2, [*arguments, "--out", str(tmp_path / "1")])
@@ -52,16 +52,18 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     launch("-m", "train.stage2", *arguments, "--out", tmp_path / "2")
     one, two = (torch.load(tmp_path / n / "stage2-checkpoint.pt", weights_only=True) for n in ("1", "2"))
     assert one["identity"] == two["identity"]
-    # The gradient itself: Adam's steps hardly depend on its length.
+    # Gradient norms are compared too, because Adam's steps hardly depend on them.
     norms, losses = ([scalars(tmp_path / n, tag) for n in ("1", "2")] for tag in ("gradient norm", "loss"))
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for kind in ("parameters", "average"):
         first, second = (torch.cat([t.flatten() for t in state[kind]]) for state in (one, two))
-        # Gradients are summed in another order, and Adam's first steps take the sign of even the smallest.
+        # Gradients are summed in another order, and Adam's first steps follow the sign of even the smallest.
         assert ((first - second).abs() < 1e-6).float().mean() > 0.99
     for score, value in one["validation"].items():
-        assert two["validation"][score] == pytest.approx(value, rel=1e-4), "each validates a part, all count"
+        assert two["validation"][score] == pytest.approx(value, rel=1e-4), (
+            "every process validates a part, and all parts count"
+        )
 
 
 SAME_WEIGHTS = """
@@ -91,7 +93,7 @@ recipe = Recipe(steps=20, batch=4, crop=64, learning_rate=0.1, warmup=1)
 run = Run(Path(), out, recipe, None, None, 1000, "float32", False, "cpu")
 with loop.joined(run) as accelerator:
     task = Line()
-    torch.manual_seed(accelerator.process_index)  # other weights in each process, until they join
+    torch.manual_seed(accelerator.process_index)  # weights differ between processes until Accelerate synchronizes them
     torch.nn.init.normal_(task.network.weight)
     loop.train(task, run, accelerator)
     torch.save(
@@ -108,7 +110,7 @@ def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(values, second["weights"][name])
     (crops_1, start_1, dropout_1), (crops_2, start_2, dropout_2) = first["seen"][0], second["seen"][0]
     assert (start_1, start_2) == (0, 2)
-    assert not torch.equal(crops_1, crops_2), "each its own part of the batch"
+    assert not torch.equal(crops_1, crops_2), "each process has its own part of the batch"
     assert dropout_1 != dropout_2
 
 

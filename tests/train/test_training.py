@@ -1,4 +1,4 @@
-"""Both stages on phantoms, as commands."""
+"""The commands of both stages, on phantoms."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from train.data import CropSampler, load_pairs
 from train.denoising import Denoising, diffuse, with_sigma
 from train.denoising import random_levels as random_stage1_levels
 from train.fusing import OTHER_RULES, Fusing, drawn_rules, intervals, random_levels, start_fusion
-from train.losses import hybrid_loss
+from train.losses import LOSSES, hybrid_loss
 from train.recipe import Recipe, Run
 from train.release import main as release
 from train.stage1 import main as stage1
@@ -73,7 +73,7 @@ def test_results(trained: Path) -> None:
     denoiser = load_denoiser(trained / "s1" / "denoiser.safetensors")
     model = of_kind(load_model(trained / "s2" / "dmfnet.safetensors"), DMFNet)
     assert model.record["stage1"]["steps"] == 3
-    assert model.record["stage2"]["pairs"] == 3, "one of two of each modality is held out"
+    assert model.record["stage2"]["pairs"] == 3, "one of two pairs per modality is held out"
     for (name, frozen), original in zip(
         model.denoiser.state_dict().items(), denoiser.state_dict().values(), strict=True
     ):
@@ -81,7 +81,7 @@ def test_results(trained: Path) -> None:
 
 
 def scalars(run: Path, stage: str) -> dict[str, list[tuple[int, float]]]:
-    """All scalars of a run's TensorBoard log, as (step, value), but for those that time decides."""
+    """All scalars of a run's TensorBoard log as (step, value), except those that depend on time."""
     log = EventAccumulator(str(run / "tensorboard" / stage)).Reload()
     tags = [tag for tag in log.Tags()["scalars"] if tag != "images per second"]
     return {tag: [(event.step, event.value) for event in log.Scalars(tag)] for tag in tags}
@@ -102,8 +102,8 @@ def test_tensorboard(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["s2", "student"])
-def test_validation_is_of_the_saved_image(folder: str, data: Path, trained: Path, tmp_path: Path) -> None:
-    """What training says of the held-out pairs is what scoring the files of dmfnet-fuse gives."""
+def test_validation_scores_the_saved_image(folder: str, data: Path, trained: Path, tmp_path: Path) -> None:
+    """Validation gives the same scores for held-out pairs as the files that dmfnet-fuse writes."""
     weights = trained / folder / "dmfnet.safetensors"
     validation = load_model(weights).record["stage2"]["validation"]
     assert validation["step"] == 3
@@ -116,7 +116,7 @@ def test_validation_is_of_the_saved_image(folder: str, data: Path, trained: Path
                 for path in (tmp_path / "fused.png", a, b)
             )
             expected = hybrid_loss(fused, luminance_a, luminance_b).item()
-            # The optimized graph rounds single pixels to the next gray level.
+            # The optimized graph rounds a few pixels to a neighboring gray level.
             assert validation[f"objective/{modality}"] == pytest.approx(expected, abs=1e-4)
 
 
@@ -147,14 +147,14 @@ def test_both_stages_in_one_folder(data: Path, trained: Path, tmp_path: Path) ->
         "--minutes", "1e-9",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert invoke(stage1, "--data", data, "--out", tmp_path, *SETTINGS).exit_code == 0, "done already"
+    assert invoke(stage1, "--data", data, "--out", tmp_path, *SETTINGS).exit_code == 0, "the run is already complete"
     assert {path.name for path in tmp_path.iterdir()} == {
         "stage1-checkpoint.pt", "stage2-checkpoint.pt", "denoiser.safetensors", "dmfnet.safetensors", "tensorboard",
     }  # fmt: skip
 
 
-def test_going_on_from_weights(data: Path, trained: Path, tmp_path: Path) -> None:
-    """--init starts from the weights of an earlier run, and its record tells so."""
+def test_starting_from_weights(data: Path, trained: Path, tmp_path: Path) -> None:
+    """--init starts from the weights of an earlier run, which the record names."""
     earlier = trained / "s2" / "dmfnet.safetensors"
     result = invoke(stage2, "--data", data, "--out", tmp_path, "--init", earlier, *SETTINGS, "--learning-rate", "1e-12")
     assert result.exit_code == 0, result.output
@@ -169,7 +169,7 @@ def test_going_on_from_weights(data: Path, trained: Path, tmp_path: Path) -> Non
 
 
 def test_compiled(data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--compile traces the network; here with a backend that leaves the graphs as they are."""
+    """--compile traces the network; here, with a backend that does not change the graphs."""
     compiled = []
     original = torch.compile
 
@@ -198,7 +198,7 @@ def test_compiler_that_fails(data: Path, tmp_path: Path, monkeypatch: pytest.Mon
     result = invoke(stage2, "--data", data, "--out", tmp_path, "--preset", "nano", *SETTINGS, "--compile")
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith("error: --compile failed (backend=")
-    assert result.stderr.endswith("; a CPU needs a C++ compiler. Or leave --compile out\n")
+    assert result.stderr.endswith("; install a C++ compiler if on a CPU, or omit --compile\n")
 
 
 def test_denoiser_of_another_size(data: Path, trained: Path, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_denoiser_of_another_size(data: Path, trained: Path, tmp_path: Path) -> 
 
 
 def test_unfreezing(data: Path, trained: Path, tmp_path: Path) -> None:
-    """The up-path learns too, as far as fusion sees it; in bfloat16, where a frozen input once crashed PyTorch."""
+    """The part of the up-path that fusion uses learns too; in bfloat16, where a frozen input once crashed PyTorch."""
     earlier = trained / "s2" / "dmfnet.safetensors"
     settings = ("--batch", 2, "--steps", 2, "--device", "cpu", "--unfreeze")
     result = invoke(stage2, "--data", data, "--out", tmp_path, "--init", earlier, *settings)
@@ -234,8 +234,8 @@ def test_unfreezing(data: Path, trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [((5, 10, 20), (5,)), ((5,), (5, 10, 20)), ((5, 10), (5, 10, 20))])
-def test_starting_with_other_timesteps(before: tuple[int, ...], after: tuple[int, ...]) -> None:
-    """What fuses the same feature at some timesteps goes on to fuse it so at others."""
+def test_starting_from_other_timesteps(before: tuple[int, ...], after: tuple[int, ...]) -> None:
+    """If features are equal at all timesteps, a network fuses them the same way after a change of timesteps."""
     torch.manual_seed(0)
     first, second = (FusionNetwork(ModelConfig(16, 4, timesteps)) for timesteps in (before, after))
     start_fusion(second, first)
@@ -282,7 +282,7 @@ def test_a_student_has_no_denoiser(data: Path, trained: Path, tmp_path: Path) ->
 
 
 def test_training_sees_the_interval_of_inference(data: Path) -> None:
-    """Pairs under the usual rules are given what `Canvas` gives; others what it gives under theirs."""
+    """Every pair gets the interval that `Canvas` computes for its rules."""
     pair = next(pair for pair in load_pairs(data, 64) if pair.modality == "PET")
     planes = torch.from_numpy(np.stack([pair.planes] * 3, axis=1)[:, :, None]).float()
     rules = [Rules(), Rules(0.4), Rules(0.75, invention=True)]
@@ -292,7 +292,7 @@ def test_training_sees_the_interval_of_inference(data: Path) -> None:
     torch.testing.assert_close(intervals(planes, kept, invention), torch.from_numpy(np.stack(expected)))
 
 
-def test_most_pairs_are_trained_under_the_usual_rules() -> None:
+def test_most_pairs_are_trained_with_the_default_rules() -> None:
     kept, invention = drawn_rules(4000, np.random.default_rng(0))
     usual = (kept == np.float32(0.75)) & ~invention
     assert usual.mean() == pytest.approx(1 - OTHER_RULES, abs=0.03)
@@ -300,8 +300,8 @@ def test_most_pairs_are_trained_under_the_usual_rules() -> None:
     assert 0.2 < invention[~usual].mean() < 0.8
 
 
-def test_a_loss_outside_the_interval_teaches(data: Path) -> None:
-    """Beyond the interval the saved image does not change, so the distance to it must pull the network back."""
+def test_outputs_beyond_the_interval_have_gradients(data: Path) -> None:
+    """Beyond the interval, the saved image does not change, so the distance to it must pull the network back."""
     recipe = Recipe(steps=1, batch=2, crop=64, learning_rate=1e-3)
     run = Run(data, data / "run", recipe, None, None, 10, "float32", False, "cpu")
     with loop.joined(run) as accelerator:
@@ -313,6 +313,44 @@ def test_a_loss_outside_the_interval_teaches(data: Path) -> None:
         task.loss(task.model, loop._Draws(recipe, accelerator).at(0)).backward()
     assert bias.grad is not None
     assert (bias.grad > 0).all()
+
+
+def test_the_default_loss_has_the_identity_that_it_had_before_losses_had_names(trained: Path) -> None:
+    """Or no run that began then could go on."""
+    state = torch.load(trained / "student" / "stage2-checkpoint.pt", weights_only=True)
+    assert state["identity"]["loss"] == {"distance": 0.5, "specks": 16.0, "other rules": 0.15}
+
+
+def test_another_loss(data: Path, trained: Path, tmp_path: Path) -> None:
+    """It changes what is learned and what is recorded, not what validation measures; its runs stay apart."""
+    arguments = ("--data", data, "--preset", "nano", *SETTINGS)
+    result = invoke(stage2, *arguments, "--out", tmp_path, "--loss", "hybrid-plain")
+    assert result.exit_code == 0, result.output
+    plain, default = (load_model(run / "dmfnet.safetensors") for run in (tmp_path, trained / "student"))
+    assert plain.record["stage2"]["loss"] == {"name": "hybrid-plain", "distance": 0.5, "other rules": 0.15}
+    assert default.record["stage2"]["loss"] == {"name": "hybrid", "distance": 0.5, "specks": 16.0, "other rules": 0.15}
+    assert weights_hash(plain.state_dict()) != weights_hash(default.state_dict())
+    (_, without), (_, with_specks) = (scalars(run, "stage2")["loss"][0] for run in (tmp_path, trained / "student"))
+    assert without < with_specks, "of the same weights and crops, in the first step"
+    for run, loss, message in (
+        (tmp_path, "hybrid", r"other settings (loss: hybrid-plain there, hybrid here)"),
+        (trained / "student", "hybrid-plain", r"other settings (loss: hybrid there, hybrid-plain here)"),
+    ):
+        refused = invoke(stage2, *arguments, "--out", run, "--loss", loss)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+    unknown = invoke(stage2, *arguments, "--out", tmp_path, "--loss", "l1")
+    assert unknown.exit_code == 2
+    assert "unknown loss 'l1'; use one of hybrid, hybrid-plain" in unknown.stderr
+
+
+def test_validation_does_not_depend_on_the_loss(data: Path) -> None:
+    recipe = Recipe(steps=1, batch=2, crop=64, learning_rate=1e-3)
+    run = Run(data, data / "run", recipe, None, None, 10, "float32", False, "cpu")
+    with loop.joined(run) as accelerator:
+        tasks = [Fusing(run, None, "nano", False, accelerator, loss=name) for name in LOSSES]
+        sums = [task.validate(0, 1) for task in tasks]
+    assert all(torch.equal(others, sums[0]) for others in sums)
 
 
 def test_a_wider_preset(data: Path, trained: Path, tmp_path: Path) -> None:
@@ -357,7 +395,7 @@ def test_other_denoiser_or_data_does_not_resume(data: Path, trained: Path, tmp_p
     assert "other settings (denoiser)" in result.stderr
 
 
-def test_stopping_early_is_said(data: Path, trained: Path, tmp_path: Path) -> None:
+def test_stopping_early_is_reported(data: Path, trained: Path, tmp_path: Path) -> None:
     result = invoke(stage1, "--data", data, "--out", tmp_path, *SETTINGS, "--minutes", "1e-9")
     assert "stopped at step 1 of 3" in result.stdout
     file = tmp_path / "denoiser.safetensors"
@@ -372,7 +410,7 @@ def test_stopping_early_is_said(data: Path, trained: Path, tmp_path: Path) -> No
 def test_interrupt_keeps_the_step(
     number: signal.Signals, data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C or a batch system's SIGTERM during the second step: the step is finished, saved, and the run can go on."""
+    """After Ctrl-C or SIGTERM in the second step, the step is finished and saved, and the run can continue."""
     original = CropSampler.pairs
     calls: list[int] = []
 
@@ -385,7 +423,7 @@ def test_interrupt_keeps_the_step(
     monkeypatch.setattr(CropSampler, "pairs", interrupted)
     result = invoke(stage1, "--data", data, "--out", tmp_path, *SETTINGS)
     assert result.exit_code == 1
-    assert "holds step 2 of 3; the same command goes on" in result.stderr
+    assert "holds step 2 of 3; run the same command to continue" in result.stderr
     assert torch.load(tmp_path / "stage1-checkpoint.pt", weights_only=True)["step"] == 2
     assert not (tmp_path / "denoiser.safetensors").exists()
     assert invoke(stage1, "--data", data, "--out", tmp_path, *SETTINGS).exit_code == 0
@@ -401,7 +439,7 @@ def test_damaged_checkpoint(data: Path, tmp_path: Path) -> None:
 
 
 def test_training_learns(data: Path, tmp_path: Path) -> None:
-    """Thirty steps bring the reconstruction well below the error of answering gray."""
+    """After thirty steps, the reconstruction error is well below that of a constant image."""
     result = invoke(
         stage1, "--data", data, "--out", tmp_path, "--batch", "2", "--steps", "30", "--learning-rate", "2e-3",
         "--ema", "0.9",
@@ -445,7 +483,7 @@ def test_diffuse_is_variance_preserving() -> None:
     torch.testing.assert_close(measured, 1 - s[:, 0].square(), rtol=0.5, atol=1e-6)
     assert s.min() < 0.1
     assert s.max() > 0.95
-    assert len(s.unique()) == 512, "one timestep for each sample"
+    assert len(s.unique()) == 512, "each sample has its own timestep"
 
 
 def test_levels_lie_in_their_intervals() -> None:
@@ -457,7 +495,7 @@ def test_levels_lie_in_their_intervals() -> None:
     assert 0.0058 < sigma[0].min() < sigma[0].max() < 0.0075
 
 
-def test_dropout_and_noise_are_drawn_apart() -> None:
+def test_dropout_and_noise_are_independent() -> None:
     with loop.joined(Run(Path(), Path(), Recipe(1, 2, 64, 1.0), None, None, 1, "float32", False, "cpu")) as accelerator:
         draws = loop._Draws(Recipe(1, 2, 64, 1.0), accelerator)
         noise = draws.at(0).normal(100)
@@ -470,14 +508,14 @@ def test_dropout_and_noise_are_drawn_apart() -> None:
 def test_automatic_precision(
     native: bool, chosen: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where bfloat16 is emulated, a step in it takes many times as long."""
+    """bf16 is chosen only where it is native: emulated, a step takes many times as long."""
     monkeypatch.setattr("train.options.has_native_bfloat16", lambda _: native)
     arguments = ("--data", data, "--preset", "nano", "--out", tmp_path, "--steps", 1, "--batch", 1, "--device", "cpu")
     assert invoke(stage2, *arguments).exit_code == 0
     assert load_model(tmp_path / "dmfnet.safetensors").record["stage2"]["precision"] == chosen
 
 
-def test_loss_that_is_not_finite(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nonfinite_loss(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Denoising, "loss", lambda _, network, __: network.final_conv.block[3].bias.sum() * np.nan)
     result = invoke(stage1, "--data", data, "--out", tmp_path / "run", *SETTINGS)
     assert result.exit_code == 2
@@ -486,7 +524,7 @@ def test_loss_that_is_not_finite(data: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint that does not fit leaves the one before it."""
+    """If a checkpoint does not fit on the disk, the previous one stays."""
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -522,7 +560,7 @@ def test_a_step_does_not_wait_for_the_gpu(start: str, data: Path, tiny_weights: 
             tasks.append(Denoising(run, start, accelerator))
         for task in tasks:
             draw = loop._Draws(recipe, accelerator).at
-            task.loss(task.network, draw(0)).backward()  # first calls may wait, to choose algorithms
+            task.loss(task.network, draw(0)).backward()  # the first call may wait, while algorithms are chosen
             torch.cuda.set_sync_debug_mode("error")
             try:
                 task.loss(task.network, draw(1)).backward()
@@ -532,7 +570,7 @@ def test_a_step_does_not_wait_for_the_gpu(start: str, data: Path, tiny_weights: 
 
 @pytest.mark.parametrize("steps", [3, 30, 1000])
 def test_learning_rate(steps: int) -> None:
-    """Up over a tenth of the steps, or 100 as told, to the peak; then down to a hundredth."""
+    """The rate rises to its peak over `warmup` steps, at most a tenth of all, then falls to a hundredth."""
     recipe = Recipe(steps=steps, batch=1, crop=64, learning_rate=1.0, warmup=100)
     rates = [recipe.rate_at(step) for step in range(steps)]
     warmup = min(100, steps // 10)

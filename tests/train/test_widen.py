@@ -1,4 +1,4 @@
-"""Wider networks that begin as narrower ones."""
+"""Widened networks, compared with the narrower ones that they start from."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def test_gives_nearly_the_same_image(narrow: DMFNet, times: int) -> None:
         (coarse, *_), _ = narrow.features(given["a"], given["b"])
         (wide_coarse, *finer), _ = wide.features(given["a"], given["b"])
     assert (before - after).abs().mean() < 0.5 / 127.5, "half a gray level"
-    assert (before - after).abs().max() > 0, "groups that reach over a seam"
-    # The coarsest feature has no such groups before it: there the function is the same.
+    assert (before - after).abs().max() > 0, "groups that span a boundary"
+    # No such groups precede the coarsest feature, for which the function is the same.
     copies = wide_coarse.unflatten(1, (len(config.timesteps), times, -1))
     for n in range(times):
         torch.testing.assert_close(copies[:, :, n].flatten(1, 2), coarse, rtol=1e-4, atol=1e-4)
     assert len(finer) == 4
 
 
-def test_copies_can_part(narrow: DMFNet) -> None:
-    """Copies of a channel are used unequally, or their gradients would be equal for ever."""
+def test_copies_can_diverge(narrow: DMFNet) -> None:
+    """Copies of a channel have unequal weights; otherwise their gradients would stay equal."""
     wide = widen(narrow, replace(narrow.config, channels=64, norm_groups=16))
     weight = wide.fusion.state_dict()["decoder.9.block.2.weight"]
     first, second = weight.chunk(2, dim=1)

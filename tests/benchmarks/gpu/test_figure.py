@@ -1,4 +1,4 @@
-"""What was measured on a GPU: its page says what its files say."""
+"""The pages with GPU measurements, compared with the results files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from benchmarks.gpu import figure as gpu_figure
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.tables import COUNTED, NETWORKS, TABLES, Runs, filled, gaps, kernel_group, ours, profile, work
+from kernels.cases import RECORDS
+from kernels.cases.record import Draw, Work
 
+EPILOGUES = "convolution_epilogue"  # which norms take their statistics by
 ROOT = Path(__file__).parents[3]
 
 
@@ -22,7 +26,7 @@ def runs() -> Runs:
 
 
 @pytest.mark.parametrize("page", gpu_figure.PAGES, ids=lambda page: page.name)
-def test_tables_are_what_was_measured(page: Path, runs: Runs) -> None:
+def test_tables_match_the_results(page: Path, runs: Runs) -> None:
     text = page.read_text(encoding="utf-8")
     assert filled(text, runs) == text, "run python -m benchmarks.gpu.figure --write"
 
@@ -33,32 +37,32 @@ def test_every_table_is_shown() -> None:
 
 
 def test_counts() -> None:
-    def done(operator: str, *shapes: list[int]) -> gpu_tables.Work:
+    def work_of(operator: str, *shapes: list[int]) -> Work:
         found = work({"operator": operator, "shapes": list(shapes)})
         assert found is not None
         return found
 
     image, kernel = [2, 32, 8, 4], [64, 32, 3, 3]
     values, result = 2 * 32 * 8 * 4, 2 * 64 * 8 * 4
-    plain = done("dmfnet::convolution", image, kernel, [64])
-    assert plain == gpu_tables.Work("3x3 convolution, 8x4", 2 * result * 288, 2 * (values + 64 * 288 + 64 + result))
-    more = done("dmfnet::convolution_with_statistics", image, kernel, image, [64, 32, 1, 1], [64])
+    plain = work_of("dmfnet::convolution", image, kernel, [64])
+    assert plain == Work("3x3 convolution, 8x4", 2 * result * 288, 2 * (values + 64 * 288 + 64 + result))
+    more = work_of("dmfnet::convolution_with_statistics", image, kernel, image, [64, 32, 1, 1], [64])
     assert more.flop - plain.flop == 2 * result * 32
-    residual = done("dmfnet::convolution", image, kernel, [64], [2, 64, 8, 4])
+    residual = work_of("dmfnet::convolution", image, kernel, [64], [2, 64, 8, 4])
     assert (residual.flop, residual.bytes - plain.bytes) == (plain.flop, 2 * result)
-    strided = done("aten::cudnn_convolution", image, kernel)
+    strided = work_of("aten::cudnn_convolution", image, kernel)
     assert strided.flop == plain.flop / 4
-    transposed = done("aten::cudnn_convolution_transpose", image, [32, 64, 4, 4])
+    transposed = work_of("aten::cudnn_convolution_transpose", image, [32, 64, 4, 4])
     assert transposed.flop == 2 * values * 64 * 16
-    joint = done("dmfnet::group_norm_silu", image, [2, 1, 2, 32], image, [2, 1, 2, 32], [64], [64])
+    joint = work_of("dmfnet::group_norm_silu", image, [2, 1, 2, 32], image, [2, 1, 2, 32], [64], [64])
     assert joint.bytes == 2 * 4 * values
     ceilings = {"float16": {"flop_per_second": 1e12}, "copy": {"bytes_per_second": 1e9}}
-    assert joint.floor(ceilings) == pytest.approx(joint.bytes / 1e3)
+    assert gpu_tables.floor(joint, ceilings) == pytest.approx(joint.bytes / 1e3)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_counts_agree_with_the_script(network: str, runs: Runs) -> None:
-    """As much arithmetic as the script counted from the network, but for the small convolutions inside the gates."""
+def test_counts_agree_with_the_benchmark(network: str, runs: Runs) -> None:
+    """The arithmetic equals what the benchmark counted, except for the small convolutions inside the gates."""
     row = ours(runs.now, network)
     whole = row["ms"] / 1e3 / row["of_floor"] * runs.now["ceilings"]["float16"]["flop_per_second"]
     counted = [(one["calls"], work(one)) for one in profile(runs.now, network)["operators"]]
@@ -66,6 +70,14 @@ def test_counts_agree_with_the_script(network: str, runs: Runs) -> None:
     assert sum(gap.us for gap in gaps(runs.now, network).values()) > 0
     ours_alone = {one["operator"] for one in profile(runs.now, network)["operators"] if "dmfnet" in one["operator"]}
     assert {name.partition("::")[2] for name in ours_alone} <= set(COUNTED)
+
+
+def test_every_kernel_has_a_row() -> None:
+    for name, record in RECORDS.items():
+        plans = [case.operation.plan(*case.make(Draw(torch.float16, "meta"))) for case in record.odd]
+        kernels = {launch.kernel.__name__ for _, launches in plans for launch in launches}
+        others = record.kernels if name != "group_norm_silu" else {**record.kernels, **RECORDS[EPILOGUES].kernels}
+        assert {kernel_group(kernel) for kernel in kernels} == set(others), name
 
 
 def test_kernel_groups() -> None:
@@ -88,7 +100,7 @@ def test_drawing(runs: Runs) -> None:
         measured = [point.milliseconds for point in points if point.milliseconds is not None]
         drawn = [np.asarray(line.get_xdata())[0] for line in panel.lines if line.get_marker() != "None"]
         assert drawn == measured
-        assert len(panel.texts) == len(points) + 1, "and the floor's"
+        assert len(panel.texts) == len(points) + 1, "one label per point, and the floor's"
 
 
 def test_write(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,10 +118,10 @@ def test_write(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert re.match(r"before\n<!-- table", text)
     assert text.endswith("<!-- /table -->\nafter\n")
     assert CliRunner().invoke(gpu_figure.main, ["--write"]).exit_code == 0
-    assert (page.read_text(), drawing.read_bytes()) == (text, first), "the same files give the same page and drawing"
+    assert (page.read_text(), drawing.read_bytes()) == (text, first), "the output is deterministic"
     assert f"goals\n\n{TABLES['goals'](runs)}" in CliRunner().invoke(gpu_figure.main, []).output
 
 
-def test_files_tell_of_no_machine_but_the_gpu() -> None:
+def test_files_identify_no_machine() -> None:
     for path in (ROOT / "benchmarks" / "results").glob(f"{gpu_tables.NAME}*.json"):
         assert not re.search(r"/(home|root|opt|tmp|work)/|hostname|\b\d+\.\d+\.\d+\.\d+\b", path.read_text())

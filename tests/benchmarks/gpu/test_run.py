@@ -1,4 +1,4 @@
-"""The GPU script, tried out on a CPU; and that nothing wrong is timed."""
+"""The GPU script, run on a CPU in Triton's interpreter; it must not time anything that is wrong."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from benchmarks.gpu import profile as gpu_profile
 from benchmarks.gpu import run as gpu
 from benchmarks.gpu.machine import Machine
 from kernels import launch
-from kernels.cases import EPILOGUE, ODD_CASES, OPERATIONS, Case, Draw
+from kernels.cases import ODD_CASES, OPERATIONS
+from kernels.cases.convolution_epilogue import EPILOGUE
+from kernels.cases.record import Case, Draw
 from kernels.compile import signature_of
 
 ROOT = Path(__file__).parents[3]
@@ -33,7 +35,7 @@ FLOAT32_ROUNDING = 1e-5  # relative
 
 
 def run_script(output: Path, interpret: bool, *options: str) -> subprocess.CompletedProcess[str]:
-    # One thread: several wait for each other where other tests run beside.
+    # One thread: several would wait for each other if tests run in parallel.
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     environment["TRITON_INTERPRET"] = "1" if interpret else "0"
     command = [sys.executable, "-m", "benchmarks.gpu", "-o", str(output), *options]
@@ -61,7 +63,9 @@ def test_interpreted(tmp_path: Path) -> None:
     assert operations["diffuse"]["errors"]["bfloat16"] <= 1
     assert [row["precision"] for row in results["checks"]["networks"]] == 3 * ["float16", "bfloat16", "float32"]
     assert all(row["within"] and row["same_bits"] for row in results["checks"]["networks"])
-    assert {row["operation"] for row in results["kernels"]} == {operation.name for operation in gpu_kernels.EAGER}
+    assert {row["operation"] for row in results["kernels"]} == {
+        operation.name for operation in OPERATIONS if operation.eager
+    }
     assert {row["network"] for row in results["fusions"]} == {"tiny"}
     assert results["profile"] == results["pictures"] == []
     for row in results["kernels"] + results["fusions"]:
@@ -86,7 +90,7 @@ def test_without_a_gpu(tmp_path: Path) -> None:
 
 
 def test_wrong_operation_is_not_timed() -> None:
-    """One that writes nothing, whose result is the poison that was there before."""
+    """An operation that writes nothing leaves the NaN that filled its memory."""
 
     def plan(h: torch.Tensor, *_: object) -> Any:
         return (launch.new_feature_map(h.shape, h),), []
@@ -104,31 +108,32 @@ def test_wrong_fusion_is_not_timed() -> None:
         net = networks.optimized(name, "float32", kernels=False)
         return lambda **tensors: net(**tensors) + 0.02
 
-    way = gpu_fusions.Variant("wrong", "float16", build)
-    row = gpu_fusions.measure(way, gpu_networks.INTERPRETED_CASE, gpu_networks.Networks(machine()))
+    variant = gpu_fusions.Variant("wrong", "float16", build)
+    row = gpu_fusions.measure(variant, gpu_networks.INTERPRETED_CASE, gpu_networks.Networks(machine()))
     assert row["max_abs"] == pytest.approx(0.02, abs=1e-4)
     assert row["refused"].startswith("wrong: max abs error 0.02 (limit 0.016)")
     assert "ms" not in row
 
 
-@pytest.mark.parametrize("case", [case for case in ODD_CASES if case.operation in gpu_kernels.EAGER], ids=str)
+@pytest.mark.parametrize("case", [case for case in ODD_CASES if case.operation.eager], ids=str)
 def test_eager_computes_the_same(case: Case) -> None:
     arguments = case.make(Draw(torch.float32, "cpu"))
     wanted = case.operation.reference(*arguments)
     wanted = wanted[0] if isinstance(wanted, tuple) else wanted
-    got = gpu_kernels.EAGER[case.operation](*arguments)
+    assert case.operation.eager is not None
+    got = case.operation.eager(*arguments)
     assert (got - wanted).norm() <= FLOAT32_ROUNDING * wanted.norm()
 
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """A machine with a GPU, of which nothing is asked but its architecture."""
+    """A machine with a fake GPU, which only has an architecture."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     return Machine(torch.device("cuda"), False, 50 * 2**20)
 
 
 def test_steps_on_a_gpu(hopper: Machine) -> None:
-    """Every section is there, and what tells most comes first."""
+    """Every section is there, and the most informative steps come first."""
     todo = list(gpu.steps(hopper))
     assert {step.section for step in todo} == set(gpu.SECTIONS)
     assert len({str(step) for step in todo}) == len(todo)
@@ -137,8 +142,8 @@ def test_steps_on_a_gpu(hopper: Machine) -> None:
     assert sorted(first, key=lambda section: first[section]) == list(gpu.SECTIONS)
     fusions = [step.row for step in todo if step.section == "fusions"]
     assert [(row["network"], row["size"], row["batch"]) for row in fusions] != []
-    told = [row["network"] for row in fusions[: gpu_fusions.MOST_TELLING]]
-    assert list(dict.fromkeys(told)) == ["base", "turbo", "nano"]
+    first_networks = [row["network"] for row in fusions[: gpu_fusions.FIRST_ROWS]]
+    assert list(dict.fromkeys(first_networks)) == ["base", "turbo", "nano"]
     assert [row["way"] for row in fusions[-len(gpu_networks.CASES) :]] == len(gpu_networks.CASES) * [
         gpu_fusions.TUNED.name
     ]
@@ -148,8 +153,8 @@ def test_steps_on_a_gpu(hopper: Machine) -> None:
     }
 
 
-def test_everything_is_compiled_once_beforehand(hopper: Machine) -> None:
-    """In few jobs: what is checked and timed shares many binaries."""
+def test_every_binary_is_compiled_once(hopper: Machine) -> None:
+    """In fewer jobs than there are cases, because many cases share binaries."""
     checked = gpu_kernels.checked_cases(hopper)
 
     def needed(case: Case, dtype: torch.dtype) -> set[Any]:
@@ -157,14 +162,14 @@ def test_everything_is_compiled_once_beforehand(hopper: Machine) -> None:
             return {signature_of(one) for one in case.operation.plan(*case.make(Draw(dtype, "meta")))[1]}
 
     jobs = list(gpu_compile.jobs(hopper))
-    chosen = [needed(checked[number][0], checked[number][1][which]) for number, which in jobs]
+    chosen = [needed(checked[number][0], checked[number][1][type_index]) for number, type_index in jobs]
     everything = set().union(*(needed(case, dtype) for case, dtypes in checked for dtype in dtypes))
     assert set().union(*chosen) == everything
     assert set().union(*(needed(case, torch.float16) for case in gpu_kernels.timed_cases(hopper))) <= everything
     assert len(jobs) < sum(len(dtypes) for _, dtypes in checked)
     done: set[Any] = set()
     for each in chosen:
-        assert each - done, "a job for nothing"
+        assert each - done, "a job that compiles nothing new"
         done |= each
 
 
@@ -184,14 +189,14 @@ def test_images_are_compared(same: bool, monkeypatch: pytest.MonkeyPatch) -> Non
         def __exit__(self, *_: object) -> None: ...
 
     monkeypatch.setattr(gpu_images, "Fuser", Stub)
-    for _, way in gpu_images.rows(Machine(torch.device("cpu"), False, 0))[:2]:
-        row = gpu_images.measure("nano", way)
+    for _, variant in gpu_images.rows(Machine(torch.device("cpu"), False, 0))[:2]:
+        row = gpu_images.measure("nano", variant)
         assert row["within"] is same
         assert row["ms"] >= row["min_ms"] > 0
 
 
 def test_profiled_kernels_are_added_up() -> None:
-    """Of one fusion, by name; what a CPU does is no kernel."""
+    """Per fusion and kernel name, without events of the CPU."""
 
     def event(name: str, us: float, device: str = "CUDA") -> Any:
         kind = getattr(DeviceType, device)
@@ -214,11 +219,11 @@ def steps(_: Machine) -> list[gpu.Step]:
 
     case = {"network": "tiny", "size": 64, "batch": 1}
     variants = {gpu_fusions.PUBLISHED.name: measured, "large": lacks_memory, "other": measured}
-    return [gpu.Step("fusions", "fusions", case | {"way": way}, run, str) for way, run in variants.items()]
+    return [gpu.Step("fusions", "fusions", case | {"way": name}, run, str) for name, run in variants.items()]
 
 
 @pytest.mark.parametrize("seconds", [60, -1])
-def test_what_fails_or_is_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+def test_failed_and_late_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(gpu, "steps", steps)
     output = tmp_path / "results.json"
     results = gpu.Results.new(output, machine(), minutes=1)

@@ -12,7 +12,8 @@ import torch
 
 from benchmarks.gpu import tuning as gpu_tuning
 from dmfnet_fast.model import PRESETS
-from kernels.cases import Draw, convolve
+from kernels.cases.convolution import convolve
+from kernels.cases.record import Draw
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tiles
 
 ROOT = Path(__file__).parents[3]
@@ -23,8 +24,8 @@ def variants() -> list[gpu_tuning.Variant]:
     return gpu_tuning.variants()
 
 
-def test_every_variant_is_what_is_launched(variants: list[gpu_tuning.Variant]) -> None:
-    """By its own tile, which nothing else of its case and field launches."""
+def test_every_variant_is_launched_as_planned(variants: list[gpu_tuning.Variant]) -> None:
+    """With its own tile; no other variant of the same case and field launches the same."""
     launched = set()
     for variant in variants:
         launches = gpu_tuning.planned(variant)
@@ -42,7 +43,7 @@ def test_every_variant_is_what_is_launched(variants: list[gpu_tuning.Variant]) -
     assert {variant.field for variant in variants} <= set(vars(Tiles()))
 
 
-def test_the_tiles_in_force_are_among_them(variants: list[gpu_tuning.Variant]) -> None:
+def test_current_tiles_are_among_the_variants(variants: list[gpu_tuning.Variant]) -> None:
     tiles = ARCHITECTURES[90]
     tried = {variant.tile[0].tile for variant in variants if variant.field == "convolutions"}
     assert {rule.tile for rule in tiles.convolutions} <= tried
@@ -50,8 +51,8 @@ def test_the_tiles_in_force_are_among_them(variants: list[gpu_tuning.Variant]) -
         assert getattr(tiles, field) in {variant.tile for variant in variants if variant.field == field}, field
 
 
-def test_tiles_that_hold_no_whole_part_are_left_out() -> None:
-    """Another tile would be launched in their place."""
+def test_tiles_without_a_whole_part_are_left_out() -> None:
+    """Another tile would be launched instead of them."""
     fine = convolve(2, 32, 32, 256, 256, with_statistics=True)  # parts of 128 pixels
     for pixels, used in ((64, False), (128, True)):
         rules = (ConvolutionRule(ANY, ANY, ANY, ConvolutionTile(pixels)),)
@@ -59,7 +60,7 @@ def test_tiles_that_hold_no_whole_part_are_left_out() -> None:
         assert (planned is not None) == used
 
 
-def test_a_tile_is_tried_for_a_while(variants: list[gpu_tuning.Variant]) -> None:
+def test_tiles_are_restored_after_a_trial(variants: list[gpu_tuning.Variant]) -> None:
     before = dict(ARCHITECTURES)
     variant = variants[-1]
 
@@ -74,7 +75,7 @@ def test_a_tile_is_tried_for_a_while(variants: list[gpu_tuning.Variant]) -> None
 
 
 def test_rule_sets() -> None:
-    """Each network's begin with those in force and cuDNN alone; every other exchanges something of the former."""
+    """Each network's sets start with the current rules and cuDNN alone; all others modify the current rules."""
     present = ARCHITECTURES[90].convolutions
     sets = gpu_tuning.rule_sets()
     assert len({(network, name) for network, name, _ in sets}) == len(sets)
@@ -94,7 +95,7 @@ def test_rule_sets() -> None:
 
 @pytest.mark.parametrize("with_statistics", [False, True])
 @pytest.mark.parametrize("size", [1, 3])
-def test_cudnn_beside_it_computes_the_same(size: int, with_statistics: bool) -> None:
+def test_cudnn_computes_the_same(size: int, with_statistics: bool) -> None:
     case = convolve(2, 16, 24, 5, 7, size=size, residual=True, relu=True, with_statistics=with_statistics)
     arguments = case.make(Draw(torch.float32, "cpu"))
     call = gpu_tuning._by_cudnn_with_statistics if with_statistics else gpu_tuning._by_cudnn

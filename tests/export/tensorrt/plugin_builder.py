@@ -94,7 +94,7 @@ trt.DimsExprs = lambda count: [None] * count
 trt.get_plugin_registry = lambda: Registry
 
 
-from export.tensorrt import plugins  # noqa: E402
+from export.tensorrt import plugins
 
 DTYPES = {"float16": trt.DataType.HALF, "bfloat16": trt.DataType.BF16, "float32": trt.DataType.FLOAT}
 

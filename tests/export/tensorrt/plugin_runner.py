@@ -16,7 +16,8 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch import Tensor
 
-from export.tensorrt.plugin_kernels import FEATURE_MAPS, PLUGINS, Plugin
+from export.ops import PLUGINS
+from export.tensorrt.plugin_kernels import FEATURE_MAPS, Plugin
 
 
 class Symbol:

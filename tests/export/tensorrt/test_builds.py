@@ -15,8 +15,8 @@ import torch
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.errors import DMFNetError, EngineError, OutOfMemoryError
 from dmfnet_fast.model import DMFNet, StudentConfig, load_model
-from dmfnet_fast.model.inference import Precision
 from dmfnet_fast.model.rewrites import of_kind
+from dmfnet_fast.precision import FloatPrecision
 from export.onnx.graph import to_onnx
 from export.request import shipped_graph
 from export.tensorrt.builder import Built, Profile, _check, build, capability, known_gpus
@@ -110,7 +110,7 @@ def test_golden(base_graph: bytes, file: str) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("profile", [FIXED, RANGE], ids=["fixed", "range"])
-def test_student(precision: Precision, profile: Profile) -> None:
+def test_student(precision: FloatPrecision, profile: Profile) -> None:
     """The graph that CPUs run too: sums and ReLUs are parts of the convolutions."""
     config = StudentConfig(channels=32, blocks=2)
     proto = to_onnx(model_by_rule(config), precision)

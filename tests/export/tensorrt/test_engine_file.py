@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from export.command import main
 from export.onnx.graph import to_onnx
 from export.onnx.source import MOST_PIXELS, from_content, shapes_of
 from export.request import make_profile, parse_size, shipped_graph
+from export.targets import TARGETS
 from export.tensorrt.builder import Profile, known_gpus
 from export.tensorrt.engine_file import in_profile
 from export.triton_server import configuration, of_one_size, write_repository
@@ -182,6 +184,7 @@ class Alias(ModuleType):
         super().__init__("tensorrt")
         self.__dict__.update({n: getattr(trt, n) for n in dir(trt) if not n.startswith("_")})
         self.__version__ = version
+        self.__spec__ = ModuleSpec("tensorrt", None)  # which PyTorch asks for where it compiles
 
         class Builder(trt.Builder):  # type: ignore[misc, name-defined]
             def create_builder_config(self) -> Any:
@@ -210,8 +213,7 @@ def test_tensorrt(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return on_onnx_runtime(SHIPPED_GRAPH.read_bytes(), "float16", references if right else wrong)
 
     monkeypatch.setitem(sys.modules, "tensorrt", Alias("10.3.0"))
-    for place in ("export.tensorrt.engine_file", "export.request"):
-        monkeypatch.setattr(f"{place}.current_gpu", lambda: ("Orin", "8.7"))
+    monkeypatch.setattr("export.tensorrt.engine_file.current_gpu", lambda: ("Orin", "8.7"))
     monkeypatch.setattr("export.tensorrt.engine_file.run_engine", run)
     path = tmp_path / "tiny.engine"
     options = ["turbo", "--fp16", "--min", "64", "--opt", "64x96", "--max", "128", "--plugins"]
@@ -377,8 +379,8 @@ def test_served_student(tmp_path: Path) -> None:
     interface = interface_of(model.config.to_dict())
     profile = Profile((1, 64, 96), (2, 64, 96), (2, 64, 96))
     served = of_one_size(proto.SerializeToString(), interface, profile)
-    written = configuration("student", "onnx", "float32", interface, profile, {})
-    write_repository(tmp_path / "student", "onnx", served, written)
+    written = configuration("student", TARGETS["onnx"], "float32", interface, profile, {})
+    write_repository(tmp_path / "student", "model.onnx", served, written)
     read = text_format.Parse((tmp_path / "student" / "config.pbtxt").read_text(), config.ModelConfig())
     dims = {entry.name: list(entry.dims) for entry in read.input}
     assert dims == {"a": [1, 64, 96], "b": [1, 64, 96], "interval": [2, 64, 96]}
@@ -395,12 +397,12 @@ def test_served_student(tmp_path: Path) -> None:
 def test_served_plan(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A TensorRT engine with its noise inside."""
     monkeypatch.setitem(sys.modules, "tensorrt", Alias("10.13.0"))
-    monkeypatch.setattr("export.request.current_gpu", no_gpu)
+    monkeypatch.setattr("export.tensorrt.engine_file.current_gpu", no_gpu)
     result = cli.invoke(main, ["turbo", "--triton-server", str(tmp_path / "new"), "--size", "64"])
     assert result.exit_code == 2
     assert result.stderr == "error: device 'cuda': there are 0 CUDA GPUs\n"  # before anything is done
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr("export.request.current_gpu", lambda: ("Thor", "11.0"))
+    monkeypatch.setattr("export.tensorrt.engine_file.current_gpu", lambda: ("Thor", "11.0"))
     result = cli.invoke(main, ["turbo", "--triton-server", str(tmp_path), "--size", "64", "--batch", "2"])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "dmfnet-turbo" / "1" / "model.plan").stat().st_size > 1e6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -15,65 +16,58 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
 from dmfnet_fast.errors import EngineError
 from export.onnx.functions import functions
+from export.ops import FUNCTIONS, PLUGINS
+from export.ops.shared import parts
 from export.tensorrt.plugin_graph import with_plugins
-from export.tensorrt.plugin_kernels import FEATURE_MAPS, PLUGINS, Plugin, pixels_of_part
+from export.tensorrt.plugin_kernels import FEATURE_MAPS, Plugin, pixels_of_part
 from export.tensorrt.plugins import register_plugins, supports_plugins
 from export.tensorrt.ptx import SHARED_MEMORY, reorder
 from kernels import convolution_epilogue as epilogue
-from kernels.cases import Case, Draw, attend, gate, norm, statistics, upsample
+from kernels.cases import RECORDS
+from kernels.cases.record import Case, Draw
 from kernels.launch import Launch, assumed
+from tests.export.exported import CHANNELS as EXPORTED_CHANNELS
+from tests.export.exported import arguments_of, computed, exported, tensors_of
 from tests.export.tensorrt.plugin_runner import Symbol
 
 ROOT = Path(__file__).parents[3]
-CHANNELS, SKIP, GROUPS, REDUCED, ROWS = 64, 32, 8, 8, 3
+CHANNELS = 64
 ARCHITECTURES = (87, 89, 90, 110)
 # Parts of 32 pixels, and of 512, the last of them not full.
 SIZES: list[dict[str, int]] = [{"n": 6, "h": 48, "w": 80}, {"n": 12, "h": 400, "w": 336}]
 BY_NAME = {plugin.name: plugin for plugin in PLUGINS}
-
-# Shapes of the inputs, whose dimensions may be known later only, and types where they are not the feature maps'.
-MAP: list[Any] = ["n", CHANNELS, "h", "w"]
-SHAPES: dict[str, list[Any]] = {
-    **dict.fromkeys(("h", "x", "y"), MAP),
-    "skip": ["n", SKIP, "h", "w"],
-    "addend": ["n", CHANNELS, "2 h", "2 w"],
-    "qkv": ["n", 3 * CHANNELS, "h", "w"],
-    "x_statistics": ["n", "parts", 2, CHANNELS],
-    "skip_statistics": ["n", "parts", 2, SKIP],
-    "noise_bias": [ROWS, CHANNELS],
-    "moments": ["n", 2, CHANNELS],
-    "weight": [CHANNELS],
-    "bias": [CHANNELS],
-    "sums": ["n", "parts", CHANNELS],
-    "seen": ["n", 2, "pixels"],
-    "by_channel": ["n", CHANNELS],
-    "by_pixel": ["n", "pixels"],
-    "reduce_weight": [REDUCED, CHANNELS, 1, 1],
-    "reduce_bias": [REDUCED],
-    "expand_weight": [CHANNELS, REDUCED, 1, 1],
-    "expand_bias": [CHANNELS],
-    "spatial_weight": [1, 2, 7, 7],
-    "spatial_bias": [1],
-    "pixel_weight": [2, 9, CHANNELS],
-    "pixel_bias": [CHANNELS],
-}
-TABLES = {"x_statistics", "skip_statistics", "noise_bias", "moments", "sums", "seen", "by_channel", "by_pixel"}
-ATTRIBUTES = {"groups": GROUPS, "eps": 1e-5, "silu": 1}
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+# A function that each plugin is a part of.
+FUNCTION_OF = {
+    name: function for function in FUNCTIONS.values() for name in re.findall(r"dmfnet\.(\w+) <", function.plugins)
+}
 
 
-def _known(size: dict[str, int]) -> dict[str, int]:
-    """With what else the shapes name."""
-    h, w = size["h"], size["w"]
-    parts = epilogue.statistics_shape(torch.empty(1, 1, h, w, device="meta"))[1]
-    return {**size, "2 h": 2 * h, "2 w": 2 * w, "pixels": h * w, "parts": parts}
+def _case(plugin: Plugin, size: dict[str, int], channels: int = CHANNELS) -> Case:
+    """The operation that launches the kernel of a plugin."""
+    return FUNCTION_OF[plugin.name].case(size["n"], channels, size["h"], size["w"])
+
+
+def _planned(plugin: Plugin, size: dict[str, int], architecture: int, dtype: str, channels: int = CHANNELS) -> Launch:
+    """What the kernel is launched with by PyTorch."""
+    case = _case(plugin, size, channels)
+    with assumed(architecture):
+        calls = case.operation.plan(*case.make(Draw(DTYPES[dtype], "meta")))[1]
+    return next(call for call in calls if call.kernel is plugin.kernel)
+
+
+def _given(plugin: Plugin, size: dict[str, int], architecture: int, dtype: str, channels: int) -> dict[str, Any]:
+    """By name: arguments of the operation, and of the launch."""
+    case = _case(plugin, size, channels)
+    names = inspect.signature(case.operation.reference).parameters
+    arguments = dict(zip(names, case.make(Draw(DTYPES[dtype], "meta")), strict=True))
+    return arguments | _planned(plugin, size, architecture, dtype, channels).arguments
 
 
 def _request(
@@ -84,47 +78,29 @@ def _request(
     fixed: bool = False,
     channels: int = CHANNELS,
 ) -> dict[str, Any]:
-    sizes = [_known(size) for size in SIZES]
+    """Dimensions that are not `fixed` are known later only: they are labels of what is in the sizes."""
+    sizes = [dict(size) for size in SIZES]
+    given = [_given(plugin, size, architecture, dtype, channels) for size in SIZES]
     inputs = []
     for name in plugin.inputs:
-        shape = [channels if extent == CHANNELS else extent for extent in SHAPES[name]]
-        if name in ("weight", "bias", "moments") and "skip" in plugin.inputs:
-            shape[-1] += SKIP
-        if fixed:
-            shape = [sizes[0].get(str(extent), extent) for extent in shape]
-        inputs.append({"shape": shape, "dtype": "float32" if name in TABLES else dtype})
+        shape: list[Any] = list(given[0][name].shape)
+        for axis, extents in enumerate(zip(*(each[name].shape for each in given), strict=True)):
+            if not fixed and len(set(extents)) > 1:
+                shape[axis] = f"{name} {axis}"
+                for size, extent in zip(sizes, extents, strict=True):
+                    size[shape[axis]] = extent
+        kind = "float32" if given[0][name].dtype == torch.float32 else dtype
+        inputs.append({"shape": shape, "dtype": kind})
     return {
         "plugin": plugin.name,
         "architecture": architecture,
         "dtype": dtype,
         "tactics": tactics,
         "fixed": fixed,
-        "attributes": {name: ATTRIBUTES[name] for name in plugin.attributes},
+        "attributes": {name: kind(given[0][name]) for name, kind in plugin.attributes.items()},
         "inputs": inputs,
         "sizes": sizes[:1] if fixed else sizes,
     }
-
-
-def _case(plugin: Plugin, size: dict[str, int]) -> Case:
-    """The operation that launches the kernel of a plugin."""
-    n, h, w = size["n"], size["h"], size["w"]
-    name = plugin.name
-    if "statistics" in name:
-        return statistics(n, CHANNELS, h, w)
-    if "moments" in name or "normalize" in name:
-        rows = ROWS if "biased" in name else 0
-        return norm(n, CHANNELS, SKIP if "joined" in name else 0, h, w, GROUPS, rows=rows)
-    if "upsample" in name:
-        return upsample(n, CHANNELS, h, w, addend="add" in name, relu="relu" in name)
-    return attend(n, CHANNELS, h, w) if "attention" in name else gate(n, CHANNELS, h, w)
-
-
-def _planned(plugin: Plugin, size: dict[str, int], architecture: int, dtype: str = "float16") -> Launch:
-    """What the kernel is launched with by PyTorch."""
-    case = _case(plugin, size)
-    with assumed(architecture):
-        calls = case.operation.plan(*case.make(Draw(DTYPES[dtype], "meta")))[1]
-    return next(call for call in calls if call.kernel is plugin.kernel)
 
 
 def _arguments(plugin: Plugin, planned: Launch) -> dict[str, Any]:
@@ -243,9 +219,9 @@ def test_tactics_cover_the_same(launches: list[dict[str, Any]]) -> None:
         name = answer["request"]["plugin"]
         usual = first[name]
         factor = answer["block"][0][0] / usual["block"][0][0]
-        assert factor == ({2: 4, 3: 0.25} if "gate" in name else {2: 2, 3: 0.5})[answer["tactic"]]
+        assert factor == {2: 2, 3: 0.5}[answer["tactic"]] ** BY_NAME[name].tile_axes
         assert answer["extras"] == usual["extras"]
-        if "statistics" in name or "pool" in name:
+        if BY_NAME[name].programs is parts:
             assert answer["grid"] == usual["grid"]
         else:
             covered = answer["grid"][1][0] * factor / usual["grid"][1][0]
@@ -276,7 +252,7 @@ def test_parameters(launches: list[dict[str, Any]]) -> None:
 
 def test_ptx(launches: list[dict[str, Any]], tmp_path: Path) -> None:
     """It assembles for its architecture; channels are read 16 bytes at a time; no paths of this machine."""
-    wide = {"statistics", "normalize", "pool", "gate", "upsample", "attention"}
+    narrow = {name for record in RECORDS.values() for name in record.narrow}
     for answer in launches:
         architecture, ptx = answer["request"]["architecture"], answer["ptx"]
         file = tmp_path / "kernel.ptx"
@@ -284,7 +260,8 @@ def test_ptx(launches: list[dict[str, Any]], tmp_path: Path) -> None:
         command = [get_ptxas(architecture).path, f"--gpu-name={sm_arch_from_capability(architecture)}", str(file)]
         done = subprocess.run([*command, "-o", str(tmp_path / "cubin")], check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        if answer["tactic"] == 1 and answer["request"]["plugin"].split("_")[1] in wide:
+        wide = BY_NAME[answer["request"]["plugin"]].kernel.__name__ not in narrow
+        if answer["tactic"] == 1 and wide:
             assert re.search(r"(ld\.global|cp\.async)\S*(\.v4\.b32|.* 0x10)", ptx), answer["request"]["plugin"]
         assert str(ROOT) not in ptx
         (version,) = re.findall(r"\.version (\d+\.\d+)", ptx)
@@ -326,61 +303,10 @@ def test_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
         register_plugins(87)
 
 
-def _float(name: str, shape: list[Any]) -> Any:
-    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-
-
-def _weights(*shape: int) -> Any:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32) / 4
-
-
 @pytest.fixture(scope="module")
 def model() -> Any:
     """One of each fused operation."""
-    c = 16
-    given = {
-        "weight": _weights(c),
-        "bias": _weights(c),
-        "weight_2c": _weights(2 * c),
-        "bias_2c": _weights(2 * c),
-        "noise_bias": _weights(3, c),
-        "reduce_weight": _weights(2, c, 1, 1),
-        "reduce_bias": _weights(2),
-        "expand_weight": _weights(c, 2, 1, 1),
-        "spatial_weight": _weights(1, 2, 7, 7),
-        "spatial_bias": _weights(1),
-        "own_weight": _weights(c, 1, 3, 3),
-        "other_weight": _weights(c, 1, 3, 3),
-    }
-    given["gain"] = given["other_weight"].sum((2, 3)).reshape(1, c, 1, 1)
-    gate_inputs = ["a", "b", "reduce_weight", "reduce_bias", "expand_weight", "bias", "spatial_weight", "spatial_bias"]
-    gate_inputs += ["own_weight", "other_weight", "gain", "bias"]
-    norms = {"groups": 4, "eps": 1e-5}
-    calls: list[tuple[str, list[str], str, dict[str, Any]]] = [
-        ("dmfnet_group_norm", ["x", "weight", "bias"], "a", norms),
-        ("dmfnet_group_norm_silu", ["x", "bias", "weight"], "b", norms),
-        ("dmfnet_fusion_gate", gate_inputs, "g", {"channels": c}),
-        ("dmfnet_group_norm_silu_biased", ["g", "noise_bias", "weight", "bias"], "d", norms),
-        ("dmfnet_group_norm_silu_joined", ["d", "x", "weight_2c", "bias_2c"], "e", norms),
-        ("dmfnet_upsample_relu", ["e"], "u", {}),
-        ("dmfnet_upsample_add", ["e", "u"], "v", {}),
-    ]
-    nodes = [
-        onnx.helper.make_node(name, inputs, [output], domain="dmfnet", **attributes)
-        for name, inputs, output, attributes in calls
-    ]
-    nodes.append(onnx.helper.make_node("Concat", ["e", "d"], ["qkv"], axis=1))
-    nodes.append(onnx.helper.make_node("dmfnet_attention", ["qkv"], ["t"], domain="dmfnet", scale=c**-0.5))
-    graph = onnx.helper.make_graph(
-        nodes,
-        "one_of_each",
-        [_float("x", ["n", c, "h", "w"])],
-        [_float("v", ["n", 2 * c, "h2", "w2"]), _float("t", ["n", c, "h", "w"])],
-        [onnx.numpy_helper.from_array(values, name) for name, values in given.items()],
-    )
-    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("dmfnet", 1)]
-    proto = onnx.helper.make_model(graph, opset_imports=opsets, functions=list(functions().values()), ir_version=10)
-    proto.metadata_props.add(key="sha256", value="0")
+    proto = exported(FUNCTIONS.values(), torch.float32)
     onnx.checker.check_model(proto)
     return proto
 
@@ -407,9 +333,32 @@ def test_graph(model: Any, flat: Any) -> None:
         marks = {"plugin_namespace": b"dmfnet", "plugin_version": b"1", "aot": 1}
         assert {name: attributes.pop(name) for name in marks} == marks
         assert {name: type(value) for name, value in attributes.items()} == plugin.attributes
-    # Two norms of x, and one of it beside another: one pass.
-    assert sum(node.op_type == "dmfnet_statistics_kernel" and node.input[0] == "x" for node in nodes) == 1
     assert not {"Conv", "Resize", "Softmax", "InstanceNormalization"} & {node.op_type for node in flat.graph.node}
+
+
+def test_statistics_are_taken_once() -> None:
+    """Two norms of x, and one of it beside another: one pass."""
+    norms: dict[str, Any] = {"groups": 4, "eps": 1e-5}
+    nodes = [
+        onnx.helper.make_node(name, inputs, [output], domain="dmfnet", **norms)
+        for name, inputs, output in (
+            ("dmfnet_group_norm", ["x", "weight", "bias"], "a"),
+            ("dmfnet_group_norm_silu", ["x", "weight", "bias"], "b"),
+            ("dmfnet_group_norm_silu_joined", ["a", "x", "weights", "biases"], "c"),
+        )
+    ]
+    maps = {name: ["n", channels, "h", "w"] for name, channels in (("x", 16), ("b", 16), ("c", 32))}
+    shapes: dict[str, list[Any]] = {**maps, "weight": [16], "bias": [16], "weights": [32], "biases": [32]}
+    values = {
+        name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()
+    }
+    outputs = [values.pop(name) for name in ("b", "c")]
+    graph = onnx.helper.make_graph(nodes, "norms", list(values.values()), outputs)
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("dmfnet", 1)]
+    proto = onnx.helper.make_model(graph, opset_imports=opsets, functions=list(functions().values()), ir_version=10)
+    taken = [node.input[0] for node in with_plugins(proto).graph.node if node.op_type == "dmfnet_statistics_kernel"]
+    assert len(taken) == 2
+    assert taken.count("x") == 1
 
 
 def test_what_there_are_no_plugins_for(model: Any) -> None:
@@ -423,12 +372,12 @@ def test_what_there_are_no_plugins_for(model: Any) -> None:
 @pytest.mark.parametrize(("tactic", "sizes"), [(1, "fixed"), (2, "dynamic"), (3, "dynamic")])
 def test_what_it_computes(model: Any, flat: Any, tactic: int, sizes: str, tmp_path: Path) -> None:
     """The launches, connected as they are, give in Triton's interpreter what the functions say."""
-    x = np.random.default_rng(0).standard_normal((3, 16, 9, 12)).astype(np.float32)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = [output.name for output in model.graph.output]
-    expected = dict(zip(names, session.run(None, {"x": x}), strict=True))
+    shape = (3, EXPORTED_CHANNELS, 9, 12)
+    tensors = tensors_of(arguments_of(FUNCTIONS.values(), shape, Draw(torch.float32, "cpu")))
+    expected = computed(model, tensors)
     onnx.save(flat, tmp_path / "flat.onnx")
-    np.savez(tmp_path / "inputs.npz", x=x)
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+    np.savez(tmp_path / "inputs.npz", **arrays)
     program = Path(__file__).with_name("plugin_runner.py")
     files = [str(tmp_path / name) for name in ("flat.onnx", "inputs.npz", "results.npz")]
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}

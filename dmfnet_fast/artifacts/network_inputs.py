@@ -1,4 +1,4 @@
-"""Pairs as a network takes them: padded, in a batch, with the fixed noise where it takes noise."""
+"""Turns image pairs into network inputs: padded, batched, with seeded noise for networks that take noise."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from dmfnet_fast.images.padding import pad
 def network_inputs(
     interface: Interface, canvases: Sequence[Canvas], seed: int = 0
 ) -> tuple[dict[str, NDArray[np.float32]], tuple[slice, slice]]:
-    """One batch of pairs that are of one size.
+    """Build one batch from pairs of equal size.
 
     Args:
-        interface: of the network.
+        interface: the network's interface.
         canvases: the pairs.
-        seed: of the noise.
+        seed: seed for the noise.
 
     Returns:
-        The network's inputs by name, contiguous float32; and where the images lie in its output.
+        The network's inputs by name, contiguous float32; and the row and column slices that crop its output to the
+        images.
     """
     padded_a, places = zip(*(pad(canvas.a) for canvas in canvases), strict=True)
     padded_b = [pad(canvas.b)[0] for canvas in canvases]

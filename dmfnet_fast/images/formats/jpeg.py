@@ -1,0 +1,18 @@
+"""JPEG: 8 bits per channel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dmfnet_fast.images.formats.base import LoadedImage, Pixels
+from dmfnet_fast.images.formats.pillow import read_8_bit, save_as
+
+
+def read(content: bytes, name: str) -> LoadedImage | None:
+    """See `Reader.read`."""
+    return read_8_bit("JPEG", content, name)
+
+
+def write(path: Path, pixels: Pixels) -> None:
+    """See `Writer.write`. Chroma is not subsampled, because the result takes its colors from b."""
+    save_as("JPEG", path, pixels, quality=95, subsampling=0)

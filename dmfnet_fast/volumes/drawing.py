@@ -1,0 +1,111 @@
+"""The image to check an alignment by: contours of each volume over the other in three planes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from dmfnet_fast.volumes.alignment import Alignment
+from dmfnet_fast.volumes.display import display_range
+from dmfnet_fast.volumes.measures import foreground, foreground_threshold, luminance, sampled
+from dmfnet_fast.volumes.resampling import resampled_slices
+from dmfnet_fast.volumes.volume import Affine, Volume
+
+Plane = Literal["axial", "coronal", "sagittal"]
+PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
+# Directions of a panel's columns and rows in LPS as radiologists look at them (the patient's left on the right), and
+# the letters at its left, right and upper edges.
+_ACROSS: dict[Plane, tuple[float, float, float]] = {"axial": (1, 0, 0), "coronal": (1, 0, 0), "sagittal": (0, 1, 0)}
+_DOWN: dict[Plane, tuple[float, float, float]] = {"axial": (0, 1, 0), "coronal": (0, 0, -1), "sagittal": (0, 0, -1)}
+_LETTERS: dict[Plane, tuple[str, str, str]] = {
+    "axial": ("R", "L", "A"),
+    "coronal": ("R", "L", "S"),
+    "sagittal": ("A", "P", "S"),
+}
+_PANEL = 320
+_CAPTION = 18
+# Outer outline and inner structure.
+_COLORS = ((255, 210, 0), (0, 225, 255))
+
+
+def _middle(volume: Volume) -> tuple[NDArray[np.float64], float]:
+    """Center of the head in mm, and half the edge of a cube that holds it."""
+    voxels = np.argwhere(foreground(volume))
+    if len(voxels) == 0:
+        voxels = np.array([[0, 0, 0], volume.shape])
+    low, high = np.percentile(voxels, (1, 99), axis=0)
+    corners = np.stack(np.meshgrid(*np.stack([low, high]).T, indexing="ij"), axis=-1).reshape(-1, 3)
+    points = corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    lowest, highest = points.min(axis=0), points.max(axis=0)
+    return (lowest + highest) / 2, float((highest - lowest).max() / 2 * 1.08 + 2)
+
+
+def _plane(plane: Plane, center: NDArray[np.float64], half: float) -> Affine:
+    """The grid of one panel, as the affine of a volume of one slice."""
+    across, down = np.array(_ACROSS[plane]), np.array(_DOWN[plane])
+    step = 2 * half / _PANEL
+    affine = np.eye(4)
+    affine[:3, 0] = np.cross(across, down)
+    affine[:3, 1], affine[:3, 2] = down * step, across * step
+    affine[:3, 3] = center - (affine[:3, 1] + affine[:3, 2]) * (_PANEL - 1) / 2
+    return affine
+
+
+def cut(volume: Volume, plane: Plane, center: NDArray[np.float64], half: float) -> NDArray[np.float32]:
+    """A section through `center` (mm, LPS), 2 * `half` mm wide, upright: (320, 320) float32, color as luminance."""
+    image, _ = next(resampled_slices(volume, _plane(plane, center, half), (1, _PANEL, _PANEL)))
+    return image @ np.array([0.299, 0.587, 0.114], np.float32) if image.ndim == 3 else image
+
+
+def _levels(volume: Volume) -> tuple[float, float]:
+    """Where contours are drawn: at the head's edge, and at the brightest tenth of it."""
+    edge = foreground_threshold(volume)
+    values = sampled(luminance(volume))
+    inner = values[values > edge]
+    return edge, float(np.percentile(inner, 90 if volume.units == "HU" else 75)) if len(inner) else edge
+
+
+def _edges(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels of a region that have a neighbor outside it."""
+    padded = np.pad(mask, 1, mode="edge")
+    eroded = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~eroded
+
+
+def _panel(below: Volume, above: Volume, plane: Plane, center: NDArray[np.float64], half: float) -> Image.Image:
+    low, high = display_range(below)
+    gray = np.rint(((cut(below, plane, center, half) - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8)
+    colors = np.repeat(gray[..., None], 3, axis=2)
+    over = cut(above, plane, center, half)
+    for level, color in zip(_levels(above)[::-1], _COLORS[::-1], strict=True):
+        colors[_edges(over > level)] = color
+    image = Image.fromarray(colors)
+    draw = ImageDraw.Draw(image)
+    left, right, top = _LETTERS[plane]
+    for place, letter in (((4, _PANEL // 2), left), ((_PANEL - 12, _PANEL // 2), right), ((_PANEL // 2, 4), top)):
+        draw.text(place, letter, fill=(255, 255, 255))
+    return image
+
+
+def draw_alignment(alignment: Alignment) -> Image.Image:
+    """Three planes through the middle of a's head, upright: above a with the contours of b, below the other way.
+
+    Yellow is the outline, light blue the contour of what is bright inside. Letters are the patient's right, left,
+    anterior, posterior and superior.
+
+    Returns:
+        An RGB image, 960 pixels wide.
+    """
+    center, half = _middle(alignment.a)
+    rows = ((alignment.a, alignment.b, "a, contours of b"), (alignment.b, alignment.a, "b, contours of a"))
+    page = Image.new("RGB", (3 * _PANEL, 2 * (_PANEL + _CAPTION)))
+    draw = ImageDraw.Draw(page)
+    for row, (below, above, caption) in enumerate(rows):
+        top = row * (_PANEL + _CAPTION)
+        for column, plane in enumerate(PLANES):
+            draw.text((column * _PANEL + 4, top + 3), f"{plane}: {caption}", fill=(255, 255, 255))
+            page.paste(_panel(below, above, plane, center, half), (column * _PANEL, top + _CAPTION))
+    return page

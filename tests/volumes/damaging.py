@@ -1,0 +1,153 @@
+"""Ways to damage a DICOM file, drawn from a seeded generator: what a hospital's IT sees."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.dataelem import RawDataElement
+
+Damage = Callable[[Path, random.Random], None]
+
+GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+PIXELS = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "SamplesPerPixel", "PixelRepresentation")
+ESSENTIAL = (
+    *GEOMETRY, *PIXELS, "PhotometricInterpretation", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID",
+    "Modality", "PatientID", "PixelData",
+)  # fmt: skip
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    """Change a file's elements, without the checks that writing has."""
+    data = pydicom.dcmread(path)
+    change(data)
+    data.save_as(path, enforce_file_format=False)
+
+
+def _raw(data: Any, keyword: str, value: bytes, vr: str | None = None) -> None:
+    element = data[keyword]
+    data._dict[element.tag] = RawDataElement(element.tag, vr or element.VR, len(value), value, 0, False, True)
+
+
+def truncate(path: Path, draw: random.Random) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: draw.randrange(len(content) - 40)])
+
+
+def remove(path: Path, draw: random.Random) -> None:
+    edit(path, lambda data: data.__delattr__(draw.choice([name for name in ESSENTIAL if name in data])))
+
+
+def empty(path: Path, draw: random.Random) -> None:
+    edit(path, lambda data: _raw(data, draw.choice([name for name in ESSENTIAL if name in data]), b""))
+
+
+def wrong_size(path: Path, draw: random.Random) -> None:
+    number = draw.choice([0, 1, 3, 65535, 40000, 47, 49])
+    edit(path, lambda data: setattr(data, draw.choice(["Rows", "Columns"]), number))
+
+
+def many_frames(path: Path, draw: random.Random) -> None:
+    frames = draw.choice(["0", "-5", "99999999", "2147483647", "2"])
+    edit(path, lambda data: setattr(data, "NumberOfFrames", frames))
+
+
+def wrong_bits(path: Path, draw: random.Random) -> None:
+    number = draw.choice([0, 1, 7, 8, 12, 32, 64, 65535])
+    edit(path, lambda data: setattr(data, draw.choice(["BitsAllocated", "BitsStored", "HighBit"]), number))
+
+
+def swapped_tags(path: Path, draw: random.Random) -> None:
+    """Two elements change their values."""
+
+    def swap(data: Any) -> None:
+        names = [name for name in (*GEOMETRY, "SeriesInstanceUID", "Modality", "ImageType") if name in data]
+        one, other = draw.sample(names, 2)
+        first, second = "\\".join(map(str, data[one])) if data[one].VM > 1 else str(data[one].value), data[other].value
+        second = "\\".join(map(str, second)) if data[other].VM > 1 else str(second)
+        _raw(data, one, second.encode())
+        _raw(data, other, first.encode())
+
+    edit(path, swap)
+
+
+def wrong_vr(path: Path, draw: random.Random) -> None:
+    """An element's two letters of VR are replaced where they stand in the file."""
+    content = bytearray(path.read_bytes())
+    data = pydicom.dcmread(path, stop_before_pixels=True)
+    element = data[draw.choice([name for name in (*GEOMETRY, *PIXELS) if name in data])]
+    tag = element.tag.group.to_bytes(2, "little") + element.tag.element.to_bytes(2, "little")
+    at = content.index(tag + element.VR.encode()) + 4
+    content[at : at + 2] = draw.choice([b"OB", b"SQ", b"UN", b"FD", b"LO", b"ZZ", b"\0\0", b"PN", b"DS", b"AT"])
+    path.write_bytes(bytes(content))
+
+
+def wrong_text(path: Path, draw: random.Random) -> None:
+    value = draw.choice(
+        [b"nan\\nan\\nan", b"1e400\\0\\0", b"a\\b\\c ", b"\xff\xfe\xfd\xfc", b"0\\0\\0\\0\\0\\0 ", b"1e9\\1e9\\1e9 "]
+    )
+    edit(path, lambda data: _raw(data, draw.choice([name for name in GEOMETRY if name in data] or ["Rows"]), value))
+
+
+def wrong_units(path: Path, draw: random.Random) -> None:
+    """Millimeters taken for meters, or the reverse."""
+    factor = draw.choice([0.001, 1000.0])
+
+    def scale(data: Any) -> None:
+        for keyword in ("ImagePositionPatient", "PixelSpacing"):
+            if keyword in data:
+                data[keyword].value = [f"{float(part) * factor:.9g}" for part in data[keyword].value]
+
+    edit(path, scale)
+
+
+def huge_element(path: Path, draw: random.Random) -> None:
+    """An element's length, or the pixels', claims gigabytes."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\xe0\x7f\x10\x00O") + 8
+    content[at : at + 4] = draw.choice([b"\xf0\xff\xff\xff", b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff", b"\x10\0\0\0"])
+    path.write_bytes(bytes(content))
+
+
+def flipped_bytes(path: Path, draw: random.Random) -> None:
+    """A few bytes of the header at random."""
+    content = bytearray(path.read_bytes())
+    end = content.index(b"\xe0\x7f\x10\x00O")
+    for _ in range(draw.choice([1, 3, 20])):
+        content[draw.randrange(128, end)] = draw.randrange(256)
+    path.write_bytes(bytes(content))
+
+
+def lost_block(path: Path, draw: random.Random) -> None:
+    """A run of bytes of the header is missing or zero."""
+    content = path.read_bytes()
+    start, length = draw.randrange(content.index(b"\xe0\x7f\x10\x00O")), draw.choice([2, 64, 512])
+    filling = b"" if draw.random() < 0.5 else b"\0" * len(content[start : start + length])
+    path.write_bytes(content[:start] + filling + content[start + length :])
+
+
+def wrong_syntax(path: Path, draw: random.Random) -> None:
+    uid = draw.choice(["1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.90",
+                       "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.70", "1.2.3"])  # fmt: skip
+    content = path.read_bytes()
+    at = content.index(b"\x02\x00\x10\x00UI")
+    length = int.from_bytes(content[at + 6 : at + 8], "little")
+    new = uid.encode().ljust(length, b"\0")[:length]
+    path.write_bytes(content[: at + 8] + new + content[at + 8 + length :])
+
+
+def other_kind(path: Path, draw: random.Random) -> None:
+    path.write_bytes(
+        draw.choice(
+            [b"", b"PK\x03\x04" + b"x" * 500, b"\x89PNG\r\n\x1a\n" + b"x" * 300, b"DICM", b"\0" * 132 + b"DICM"]
+        )
+    )
+
+
+DAMAGES: tuple[Damage, ...] = (
+    truncate, remove, empty, wrong_size, many_frames, wrong_bits, swapped_tags, wrong_vr, wrong_text, wrong_units,
+    huge_element, flipped_bytes, lost_block, wrong_syntax, other_kind,
+)  # fmt: skip
