@@ -55,7 +55,7 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """Of a shell block, the words of each line."""
+        """The words of each line of a shell block."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return [words for line in lines if (words := shlex.split(line, comments=True))]
 
@@ -139,14 +139,14 @@ def command_of(words: list[str]) -> tuple[click.Command, list[str]] | None:
     """The command of ours that a line runs, with its arguments."""
     if words[0] in OURS:
         name = words[0].removeprefix("dmfnet-")
-        # The command on the path of dmfnet-export only looks for this one.
+        # The installed command dmfnet-export only finds and runs this one.
         module = "export.command" if name == "export" else f"dmfnet_fast.commands.{name}"
         rest = words[1:]
     elif "-m" in words and words[words.index("-m") + 1].split(".")[0] in ("train", "benchmarks"):
         module, rest = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
     else:
         return None
-    # The package's __main__ runs at once what it imports from there.
+    # Importing the package's __main__ would run the command at once.
     main = importlib.import_module("benchmarks.gpu.run" if module == "benchmarks.gpu" else module).main
     assert isinstance(main, click.Command)
     return main, rest
@@ -174,7 +174,7 @@ def test_options_of_examples_that_are_not_run() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Of the headings, as the repository's hosts and MkDocs make them."""
+    """Anchors of the headings, as repository hosts and MkDocs make them."""
     heads = re.findall(r"^#+ (.*)$", prose(page), re.M)
     plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", head).lower() for head in heads]
     return {re.sub(r"[^\w\- ]", "", head).strip().replace(" ", "-") for head in plain}

@@ -1,4 +1,4 @@
-"""The packages beside dmfnet_fast, where others own their names."""
+"""The packages beside dmfnet_fast, whose names others own as well."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _setting(key: str, identity: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """A setting in which two runs differ: its key, and of losses that have two names both."""
+    """A setting in which two runs differ: its key, and for losses with different names, both."""
     if key == "loss" and key in identity and key in theirs:
         ours, other = loss_name(identity), loss_name(theirs)
         if ours != other:

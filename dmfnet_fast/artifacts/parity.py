@@ -170,6 +170,6 @@ def compare_with(engine: str, precision: str, fused: Sequence[NDArray[Any]], wan
 
 
 def check(parity: Parity, consequence: str) -> None:
-    """Raise an EngineError, whose message ends in `consequence`, if an engine's parity exceeds its limits."""
+    """Raise an EngineError, whose message ends in `consequence`, if an engine's parity is outside its limits."""
     if not parity.within:
         raise EngineError(f"differs from the weights: {parity}; {consequence}")

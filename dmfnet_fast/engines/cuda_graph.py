@@ -12,7 +12,7 @@ from dmfnet_fast.errors import require
 
 torch = require("torch", extra="torch")
 
-# Runs before the capture, which must not compile kernels, choose algorithms or create library handles.
+# Warm-up runs before the capture, which must not compile kernels, choose algorithms or create library handles.
 WARM_UPS = 2
 # A capture begins by synchronizing the whole GPU, which would invalidate a capture in another thread.
 _ONE_CAPTURE = threading.Lock()

@@ -1,6 +1,6 @@
 """Stage I: the denoiser, a UNet that predicts the clean image from a noisy one.
 
-Sub-modules are named as in the published checkpoint, without its prefix `denoise_fn.`; hence the nesting of some is
+Sub-modules are named as in the published checkpoint, without its prefix `denoise_fn.`; so some are nested
 deeper than necessary.
 """
 
@@ -100,7 +100,7 @@ class SelfAttention(nn.Module):
 class Block(nn.Module):
     """A residual block, optionally followed by self-attention.
 
-    `skip`, if given, is concatenated to the input along the channels.
+    `skip`, if given, is concatenated with the input along the channels.
     """
 
     def __init__(self, inputs: int, outputs: int, embedding: int, groups: int, attention: bool = False) -> None:

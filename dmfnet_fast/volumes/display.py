@@ -14,11 +14,11 @@ from dmfnet_fast.volumes.volume import Volume
 
 # Shows brain and bone in one image.
 CT_RANGE = (-100.0, 500.0)
-# Share of the head's values, in percent, that is not clipped.
+# Percentile of the head's values above which they are clipped.
 _TOP_PERCENTILE = 99.8
 _MODALITIES_OF_TRACERS = ("PT", "NM")
 
-# PS3.6, Annex B: name to the file in which pydicom keeps the table.
+# PS3.6, Annex B: for each name, the file in which pydicom keeps the table.
 COLORMAPS = {
     "hot-iron": "hotiron.dcm",
     "pet": "pet.dcm",
@@ -32,7 +32,7 @@ def display_range(volume: Volume) -> tuple[float, float]:
     """The values shown as black and as white, one pair for the whole volume.
 
     CT in HU: -100 to 500, in which brain and bone both show. PET and SPECT: 0 to the 99.8th percentile of what is
-    brighter than the background, which in SUV is rounded up to a half. MRI and what is of unknown modality: the 1st
+    brighter than the background, rounded up to a multiple of 0.5 for SUV. MRI and unknown modalities: the 1st
     percentile of all values to the 99.8th of the head. Color: 0 to 255.
 
     Raises:
@@ -56,7 +56,7 @@ def display_range(volume: Volume) -> tuple[float, float]:
 
 @cache
 def colormap(name: str) -> NDArray[np.uint8]:
-    """One of DICOM's well-known palettes, (256, 3) uint8, not to be written to.
+    """One of DICOM's well-known palettes, (256, 3) uint8, read-only.
 
     Raises:
         VolumeError: there is none of that name; `COLORMAPS` has them.
@@ -78,7 +78,7 @@ def colormap(name: str) -> NDArray[np.uint8]:
 def colorized(
     values: NDArray[np.float32], limits: tuple[float, float], name: str = DEFAULT_COLORMAP
 ) -> NDArray[np.uint8]:
-    """Gray values of any shape in the colors of a palette, its ends at `limits`: one axis more, (..., 3) uint8."""
+    """Gray values of any shape in a palette's colors, whose ends are at `limits`; adds an axis: (..., 3) uint8."""
     low, high = limits
     index = np.rint((np.asarray(values, np.float32) - low) * (255.0 / (high - low))).clip(0, 255).astype(np.uint8)
     return colormap(name)[index]
@@ -91,7 +91,7 @@ def legend(
 
     Args:
         limits: the values of both ends.
-        units: such as `Volume.units`.
+        units: as in `Volume.units`, or None.
         name: the palette.
         height: in pixels, at least 64.
     """

@@ -61,7 +61,7 @@ def cut(volume: Volume, plane: Plane, center: NDArray[np.float64], half: float) 
 
 
 def _levels(volume: Volume) -> tuple[float, float]:
-    """Where contours are drawn: at the head's edge, and at the brightest tenth of it."""
+    """Where contours are drawn: at the head's edge, and at its brightest tenth (CT) or quarter."""
     edge = foreground_threshold(volume)
     values = sampled(luminance(volume))
     inner = values[values > edge]
@@ -91,7 +91,7 @@ def _panel(below: Volume, above: Volume, plane: Plane, center: NDArray[np.float6
 
 
 def draw_alignment(alignment: Alignment) -> Image.Image:
-    """Three planes through the middle of a's head, upright: above a with the contours of b, below the other way.
+    """Three planes through the middle of a's head, upright: above, a with the contours of b; below, the reverse.
 
     Yellow is the outline, light blue the contour of what is bright inside. Letters are the patient's right, left,
     anterior, posterior and superior.

@@ -1,4 +1,4 @@
-"""The images in a DICOM file, each with its place in space and what may set it apart from others of its series."""
+"""The images in a DICOM file, each with its place in space and what may set it apart from others in its series."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dmfnet_fast.errors import VolumeError, require
 from dmfnet_fast.volumes.dicom_file import DicomFile, PixelFormat
 from dmfnet_fast.volumes.elements import Elements
 
-# Objects with pixels that are no images of a patient.
+# Objects with pixels that are not images of a patient.
 _NOT_IMAGES = ("SEG", "RTDOSE", "RTIMAGE", "PR", "SR", "KO", "REG", "RWV", "DOC", "FID", "SM")
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # Pointers of an Enhanced file's dimensions that say where a frame lies: In-Stack Position Number, Image Position
@@ -30,7 +30,7 @@ DIFFERENCES = (
 class Frame:
     """One image. `position` is the center of its first pixel in mm (LPS), `orientation` the direction of its rows
     and of its columns, `spacing` the distance between rows and between columns in mm, `thickness` that between slices
-    where the file says it."""
+    if the file states it."""
 
     file: DicomFile
     index: int
@@ -50,13 +50,13 @@ class Frame:
 
     @property
     def name(self) -> str:
-        """The file's name, with the frame where there are several."""
+        """The file's name, and the frame if there are several."""
         path = str(self.file.path)
         return path if self.pixels.frames == 1 else f"{path}, frame {self.index + 1}"
 
 
 def why_skipped(file: DicomFile) -> str | None:
-    """Why a file is no slice of a volume, or None."""
+    """Why a file is not a slice of a volume, or None."""
     header = file.header
     modality = header.text("Modality").upper()
     if file.pixels is None:
@@ -76,10 +76,10 @@ def why_skipped(file: DicomFile) -> str | None:
 
 
 def _not_an_image(file: DicomFile) -> str:
-    """What a file without pixels is.
+    """Says what a file without pixels is.
 
     Raises:
-        VolumeError: by its SOP class it should have them, or that class is damaged.
+        VolumeError: its SOP class says that it has pixels, or is itself damaged.
     """
     uid = require("pydicom.uid", "dicom").UID(file.header.text("SOPClassUID"))
     private = uid.is_valid and not uid.startswith("1.2.840.10008.")
@@ -92,7 +92,7 @@ def frames_of(file: DicomFile) -> list[Frame]:
     """The frames of a file.
 
     Raises:
-        VolumeError: a frame has no usable geometry, or what describes it is damaged.
+        VolumeError: a frame has no usable geometry, or its description is damaged.
     """
     header = file.header
     if "MOSAIC" in header.text("ImageType").upper():

@@ -26,7 +26,7 @@ def _work(shapes: list[Shape]) -> Work:
 
 ATTENTION = Operation(
     "attention",
-    "softmax(q k^T) v, one head, the softmax taken as keys come by",
+    "softmax(q k^T) v, one head, the softmax computed online",
     "reads q once, k and v once for every 32 queries",
     attention.plan,
     attention.reference,

@@ -46,7 +46,7 @@ def _work(shapes: list[Shape]) -> Work:
 CONVOLUTION = Operation(
     "convolution",
     "relu(convolution of up to three maps + bias) + residual; 3x3 or 1x1, the other maps' 1x1",
-    "reads each once but for the tiles' seams, writes once",
+    "reads each once except at tile seams, writes once",
     convolution.plan,
     convolution.reference,
     convolution.convolution,
@@ -57,7 +57,7 @@ CONVOLUTION = Operation(
 CONVOLUTION_WITH_STATISTICS = Operation(
     "convolution_with_statistics",
     "the same, and mean and spread of every channel of the result",
-    "none more",
+    "no more passes",
     partial(convolution.plan, statistics=True),
     convolution.reference_with_statistics,
     convolution.convolution_with_statistics,

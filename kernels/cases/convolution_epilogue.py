@@ -55,7 +55,7 @@ EPILOGUE = Operation(
 EPILOGUE_WITH_STATISTICS = Operation(
     "convolution_epilogue_with_statistics",
     "the same, and mean and spread of every channel of the result",
-    "none more",
+    "no more passes",
     _plan_with_statistics,
     convolution_epilogue.reference_with_statistics,
     convolution_epilogue.convolution_epilogue_with_statistics,
@@ -65,7 +65,7 @@ EPILOGUE_WITH_STATISTICS = Operation(
 )
 STATISTICS = Operation(
     "channel_statistics",
-    "those alone, of what cuDNN wrote",
+    "only the statistics, of what cuDNN wrote",
     "reads once",
     _plan_statistics,
     convolution_epilogue.statistics_reference,

@@ -1,4 +1,4 @@
-"""Cases of what stands before a student's first convolution and after its last."""
+"""Cases of what precedes a student's first convolution and after its last."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _work_of_change(shapes: list[Shape]) -> Work:
 
 STUDENT_INPUTS = Operation(
     "student_inputs",
-    "what stands before a student's first convolution",
+    "what precedes a student's first convolution",
     "reads each once, writes once",
     student_ends.inputs_plan,
     student_ends.inputs_reference,
@@ -46,7 +46,7 @@ STUDENT_INPUTS = Operation(
 )
 STUDENT_CHANGE = Operation(
     "student_change",
-    "what stands after its last",
+    "what follows its last one",
     "reads each once, writes once",
     student_ends.change_plan,
     student_ends.change_reference,

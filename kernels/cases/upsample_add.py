@@ -24,7 +24,7 @@ def _work(shapes: list[Shape]) -> Work:
 
 UPSAMPLE_ADD = Operation(
     "upsample_add",
-    "bilinear x2, with a ReLU or added to another",
+    "bilinear x2, with a ReLU, or added to a map",
     "reads each once, writes once",
     upsample_add.plan,
     upsample_add.reference,
