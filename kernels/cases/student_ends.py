@@ -1,4 +1,4 @@
-"""Cases of what precedes a student's first convolution and after its last."""
+"""Cases of what precedes a student's first convolution and what follows its last."""
 
 from __future__ import annotations
 
