@@ -93,7 +93,7 @@ def table(results: dict[str, Any]) -> str:
         + ". Times are the median and the interquartile range of a whole fusion, the ratio is to the published network "
         "in the same run (of nano, to the network as trained), memory is the peak above that of the process before the "
         "engine was built, errors are of the luminance in [-1, 1] and PSNR of the 8-bit image, against that in "
-        "float32. base has random weights, the others those that ship."
+        "float32. base has random weights, the others those that shipped then."
     ]
     for network, size in dict.fromkeys((row["network"], row["size"]) for row in results["fusions"]):
         lines += ["", f"**{network}, {size}x{size}**", ""]
