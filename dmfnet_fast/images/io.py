@@ -13,6 +13,7 @@ from dmfnet_fast.errors import ImageError, OutputError, warn
 from dmfnet_fast.images import formats
 from dmfnet_fast.images.formats.base import LoadedImage, Pixels, Writer
 from dmfnet_fast.images.formats.pillow import FULL_16_BIT, from_pil, to_8_bit, to_pil
+from dmfnet_fast.wording import alternatives
 
 __all__ = [
     "FULL_16_BIT", "SMALLEST", "LoadedImage", "Pixels", "check_holds", "check_suffix", "from_pil", "load_image",
@@ -53,9 +54,9 @@ def load_image(path: str | os.PathLike[str]) -> LoadedImage:
         if image is not None:
             return image
     if content[128:132] == b"DICM":
-        deep = formats.either(writer.name for writer in formats.WRITERS if writer.gray16)
+        deep = alternatives(writer.name for writer in formats.WRITERS if writer.gray16)
         raise ImageError(f"{path}: is DICOM; export it as 16-bit {deep} first")
-    names = formats.either(reader.name for reader in formats.READERS)
+    names = alternatives(reader.name for reader in formats.READERS)
     raise ImageError(f"{path}: is not an image that can be read; use {names}")
 
 
@@ -93,10 +94,9 @@ def check_holds(path: Path, pixels: Pixels) -> Writer:
     writer = check_suffix(path)
     if pixels.dtype.kind == "f" and not writer.holds(pixels):
         suffixes = [able.suffixes[0] for able in formats.WRITERS if able.float_gray]
-        options = formats.either(suffix[1:] for suffix in suffixes)
+        options = alternatives(suffix[1:] for suffix in suffixes)
         raise OutputError(
-            f"{path}: float images are written as gray {formats.either(suffixes)} only "
-            f"(in a folder: --format {options})"
+            f"{path}: float images are written as gray {alternatives(suffixes)} only (in a folder: --format {options})"
         )
     return writer
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dmfnet_fast.errors import ImageError
 from dmfnet_fast.images import formats
+from dmfnet_fast.wording import alternatives
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def pair_folders(folder_a: Path, folder_b: Path) -> PairedFiles:
     """
     (names_a, others_a), (names_b, others_b) = images_by_name(folder_a), images_by_name(folder_b)
     if not names_a and not names_b:
-        kinds = formats.either(reader.name for reader in formats.READERS)
+        kinds = alternatives(reader.name for reader in formats.READERS)
         raise ImageError(
             f"{folder_a}, {folder_b}: hold no images; give folders of {kinds} files (subfolders are not searched)"
         )

@@ -22,6 +22,7 @@ from dmfnet_fast.errors import EngineError
 from dmfnet_fast.model.denoiser import Denoiser
 from dmfnet_fast.model.network import DMFNet
 from dmfnet_fast.model.student import Student
+from dmfnet_fast.wording import alternatives
 
 Network: TypeAlias = DMFNet | Student  # the networks that fuse
 _KINDS: dict[type[Network | Denoiser], str] = {DMFNet: "dmfnet", Denoiser: "denoiser", Student: "student"}
@@ -145,7 +146,7 @@ def _load(path: str | os.PathLike[str], *wanted: type[Network | Denoiser]) -> Ne
         )
     kinds = {_KINDS[kind]: kind for kind in wanted}
     if metadata.get("kind") not in kinds:
-        raise EngineError(f"{path}: holds a {metadata.get('kind')}, but a {' or '.join(kinds)} is needed")
+        raise EngineError(f"{path}: holds a {metadata.get('kind')}, but a {alternatives(kinds)} is needed")
     try:
         config = config_from_dict(json.loads(metadata["config"]))
         record: dict[str, Any] = json.loads(metadata["training"])

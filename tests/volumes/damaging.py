@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,16 @@ def edit(path: Path, change: Callable[[Any], object]) -> None:
     data = pydicom.dcmread(path)
     change(data)
     data.save_as(path, enforce_file_format=False)
+
+
+def place(data: Any, position: Sequence[float | str]) -> None:
+    """Put a slice at `position`, for `edit`."""
+    data.ImagePositionPatient = list(position)
+
+
+def move(data: Any, *offset: float) -> None:
+    """Move a slice by `offset`, in mm, for `edit`."""
+    data.ImagePositionPatient = [p + o for p, o in zip(map(float, data.ImagePositionPatient), offset, strict=True)]
 
 
 def _raw(data: Any, keyword: str, value: bytes, vr: str | None = None) -> None:

@@ -20,7 +20,7 @@ from dmfnet_fast.errors import DMFNetWarning, VolumeError
 from dmfnet_fast.volumes.phantom import HeadVolumes, write_series, write_tomogram
 from dmfnet_fast.volumes.reading import list_volumes, read_volume
 from dmfnet_fast.volumes.volume import Source, Volume
-from tests.volumes.damaging import edit
+from tests.volumes.damaging import edit, place
 
 Copier = Callable[[str], Path]
 
@@ -339,19 +339,15 @@ def test_deflated_bomb(copied: Copier, monkeypatch: pytest.MonkeyPatch) -> None:
         read_volume(path)
 
 
-def _place(data: Any, position: list[str]) -> None:
-    data.ImagePositionPatient = position
-
-
 def test_tilted_gantry_is_straightened(copied: Copier) -> None:
     """Positions shear as in a CT with a tilted gantry; a block stays where it is in the patient."""
     folder = copied("CT")
     before = read_volume(folder)
     step = np.array([0.0, 0.3 * before.spacing[0], 0.0])
     for number, path in enumerate(files(folder)):
-        place = before.affine[:3, 3] + (before.affine[:3, 0] + step) * number
-        text = [f"{mm:.6f}" for mm in place]
-        edit(path, partial(_place, position=text))
+        corner = before.affine[:3, 3] + (before.affine[:3, 0] + step) * number
+        text = [f"{mm:.6f}" for mm in corner]
+        edit(path, partial(place, position=text))
     volume = read_volume(folder)
     assert "tilted" in volume.source.notes[0]
     assert volume.shape[1] > before.shape[1]

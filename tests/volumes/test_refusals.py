@@ -18,7 +18,7 @@ nibabel = pytest.importorskip("nibabel", reason="needs the extra dicom")
 
 from dmfnet_fast.errors import VolumeError
 from dmfnet_fast.volumes.reading import list_volumes, read_volume
-from tests.volumes.damaging import edit
+from tests.volumes.damaging import edit, move, place
 
 Copier = Callable[[str], Path]
 
@@ -58,17 +58,8 @@ def test_missing_last_slice_of_a_pet(copied: Copier) -> None:
 def test_unequal_spacing(copied: Copier) -> None:
     folder = copied("CT")
     path = files(folder)[5]
-
-    def move(data: Any) -> None:
-        x, y, z = map(float, data.ImagePositionPatient)
-        data.ImagePositionPatient = [x, y, z + 3]
-
-    edit(path, move)
+    edit(path, lambda data: move(data, 0, 0, 3))
     refused(folder, "mm apart and .* mm elsewhere; unequal spacing is not read", path)
-
-
-def _place(data: Any, position: list[Any]) -> None:
-    data.ImagePositionPatient = position
 
 
 def test_drifting_spacing(copied: Copier) -> None:
@@ -77,26 +68,21 @@ def test_drifting_spacing(copied: Copier) -> None:
     step = read_volume(folder).spacing[0]
     for number, path in enumerate(files(folder)):
         z = step * number + 0.02 * number**2
-        edit(path, partial(_place, position=[0, 0, f"{z:.5f}"]))
+        edit(path, partial(place, position=[0, 0, f"{z:.5f}"]))
     refused(folder, "mm from where even spacing would have it|unequal spacing")
 
 
 def test_slice_moved_sideways(copied: Copier) -> None:
     folder = copied("CT")
     path = files(folder)[5]
-
-    def move(data: Any) -> None:
-        x, y, z = map(float, data.ImagePositionPatient)
-        data.ImagePositionPatient = [x + 30, y, z]
-
-    edit(path, move)
+    edit(path, lambda data: move(data, 30, 0, 0))
     refused(folder, "moved sideways", path)
 
 
 def test_sheared_beyond_reason(copied: Copier) -> None:
     folder = copied("CT")
     for number, path in enumerate(files(folder)):
-        edit(path, partial(_place, position=[0, 40 * number, 18 * number]))
+        edit(path, partial(place, position=[0, 40 * number, 18 * number]))
     refused(folder, "no gantry tilt but damage")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from dmfnet_fast.images.formats import bmp, jpeg, png, tiff
 from dmfnet_fast.images.formats.base import Reader, Writer
 
-__all__ = ["READERS", "WRITERS", "either", "name_in_folder", "suffixes", "writer_of"]
+__all__ = ["READERS", "WRITERS", "name_in_folder", "suffixes", "writer_of"]
 
 READERS: tuple[Reader, ...] = (
     Reader("PNG", (".png",), png.read),
@@ -30,12 +30,6 @@ WRITERS: tuple[Writer, ...] = (
 def suffixes(formats: Iterable[Reader | Writer]) -> list[str]:
     """All suffixes of these formats, in lower case, with the dot."""
     return [suffix for kind in formats for suffix in kind.suffixes]
-
-
-def either(names: Iterable[str]) -> str:
-    """Joins names for a sentence: "PNG, JPEG or TIFF"."""
-    *first, last = names
-    return f"{', '.join(first)} or {last}" if first else last
 
 
 def writer_of(path: Path) -> Writer | None:

@@ -128,9 +128,3 @@ def test_no_suffix_is_claimed_twice() -> None:
         claimed = formats.suffixes(table)
         assert len(claimed) == len(set(claimed))
         assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in claimed)
-
-
-def test_names_in_a_sentence() -> None:
-    assert formats.either(["PNG"]) == "PNG"
-    assert formats.either(["PNG", "TIFF"]) == "PNG or TIFF"
-    assert formats.either(["PNG", "JPEG", "TIFF"]) == "PNG, JPEG or TIFF"
