@@ -58,8 +58,10 @@ class Link:
         study: Study Instance UID.
         series: Series Instance UID.
         instances: the source of each slice as it was read, in that order; resampling leaves them as they are.
-        patient: a pydicom Dataset of the elements of the Patient and General Study modules to copy.
+        patient: a pydicom Dataset of the elements to copy: patient, study and body part.
         identity: what tells patients apart, by keyword; empty values are left out.
+        lossy: whether an image was ever compressed with loss.
+        burned_in: whether an image says that text is burned into it.
     """
 
     study: str
@@ -67,6 +69,8 @@ class Link:
     instances: tuple[Instance, ...]
     patient: Any
     identity: dict[str, str]
+    lossy: bool
+    burned_in: bool
 
     def __repr__(self) -> str:
         return "Link(...)"
