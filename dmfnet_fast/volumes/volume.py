@@ -138,7 +138,7 @@ class Volume:
 
 def check_affine(affine: Affine, name: str) -> None:
     """Raise a VolumeError unless `affine` is a grid of perpendicular axes and plausible spacing."""
-    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or affine[3].tolist() != [0, 0, 0, 1]:
         raise VolumeError(f"{name}: has no usable position in space; export it again with its geometry")
     axes = affine[:3, :3]
     lengths = np.linalg.norm(axes, axis=0)
