@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -11,20 +9,10 @@ from PIL import Image, ImageDraw
 from dmfnet_fast.volumes.alignment import Alignment
 from dmfnet_fast.volumes.display import display_range
 from dmfnet_fast.volumes.measures import foreground, foreground_threshold, luminance, sampled
+from dmfnet_fast.volumes.planes import ACROSS, DOWN, LETTERS, PLANES, Plane
 from dmfnet_fast.volumes.resampling import resampled_slices
 from dmfnet_fast.volumes.volume import Affine, Volume
 
-Plane = Literal["axial", "coronal", "sagittal"]
-PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
-# Directions of a panel's columns and rows in LPS as radiologists look at them (the patient's left on the right), and
-# the letters at its left, right and upper edges.
-_ACROSS: dict[Plane, tuple[float, float, float]] = {"axial": (1, 0, 0), "coronal": (1, 0, 0), "sagittal": (0, 1, 0)}
-_DOWN: dict[Plane, tuple[float, float, float]] = {"axial": (0, 1, 0), "coronal": (0, 0, -1), "sagittal": (0, 0, -1)}
-_LETTERS: dict[Plane, tuple[str, str, str]] = {
-    "axial": ("R", "L", "A"),
-    "coronal": ("R", "L", "S"),
-    "sagittal": ("A", "P", "S"),
-}
 _PANEL = 320
 _CAPTION = 18
 # Outer outline and inner structure.
@@ -45,7 +33,7 @@ def _middle(volume: Volume) -> tuple[NDArray[np.float64], float]:
 
 def _plane(plane: Plane, center: NDArray[np.float64], half: float) -> Affine:
     """The grid of one panel, as the affine of a volume of one slice."""
-    across, down = np.array(_ACROSS[plane]), np.array(_DOWN[plane])
+    across, down = np.array(ACROSS[plane]), np.array(DOWN[plane])
     step = 2 * half / _PANEL
     affine = np.eye(4)
     affine[:3, 0] = np.cross(across, down)
@@ -84,7 +72,7 @@ def _panel(below: Volume, above: Volume, plane: Plane, center: NDArray[np.float6
         colors[_edges(over > level)] = color
     image = Image.fromarray(colors)
     draw = ImageDraw.Draw(image)
-    left, right, top = _LETTERS[plane]
+    left, right, top = LETTERS[plane]
     for place, letter in (((4, _PANEL // 2), left), ((_PANEL - 12, _PANEL // 2), right), ((_PANEL // 2, 4), top)):
         draw.text(place, letter, fill=(255, 255, 255))
     return image
