@@ -61,6 +61,8 @@ _KEYWORDS = (
     "BurnedInAnnotation", "LossyImageCompression",
     "Units", "SUVType", "DecayCorrection", "CorrectedImage", "RadiopharmaceuticalInformationSequence",
 )  # fmt: skip
+# Files of old exports begin with the data set itself: a group 2 or 8 in little-endian order.
+_BARE = (b"\x08\x00", b"\x02\x00")
 
 
 @contextmanager
@@ -116,6 +118,11 @@ def looks_like_dicom(path: Path) -> bool:
     return start[128:132] == b"DICM" or path.suffix.lower() in _SUFFIXES or _CMS_ENCRYPTED in start[:64]
 
 
+def may_be_dicom(path: Path) -> bool:
+    """Whether a file can be DICOM by its name or its first bytes."""
+    return looks_like_dicom(path) or _start(path)[:2] in _BARE
+
+
 def _start(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -135,8 +142,7 @@ def _check_kind(path: Path) -> None:
     for magic, name in _ARCHIVES.items():
         if start.startswith(magic):
             raise VolumeError(f"{path}: is {name} archive, not DICOM; unpack it first")
-    # Files of old exports begin with the data set itself: a group 2 or 8 in little-endian order.
-    if start[:2] not in (b"\x08\x00", b"\x02\x00"):
+    if start[:2] not in _BARE:
         raise VolumeError(f"{path}: is not DICOM")
 
 

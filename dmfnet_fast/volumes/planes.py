@@ -51,10 +51,6 @@ class Upright:
         self.spacing = lengths
         self._step = -1 if rows @ down < 0 else 1, -1 if columns @ across < 0 else 1
 
-    def shape(self, rows: int, columns: int) -> tuple[int, int]:
-        """Rows and columns of an upright slice, of those of one as it is stored."""
-        return (columns, rows) if self._turned else (rows, columns)
-
     def __call__(self, image: NDArray[Any]) -> NDArray[Any]:
         """An upright slice, of (rows, columns[, 3])."""
         turned = image.swapaxes(0, 1) if self._turned else image

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.errors import VolumeError, memory_guard, warn
-from dmfnet_fast.volumes.dicom_file import LOSSY_SYNTAXES, quiet
+from dmfnet_fast.images.formats import name_in_folder
+from dmfnet_fast.volumes.dicom_file import LOSSY_SYNTAXES, may_be_dicom, quiet
 from dmfnet_fast.volumes.frames import Frame
 from dmfnet_fast.volumes.nifti import is_nifti, read_header, read_values
 from dmfnet_fast.volumes.pixels import has_units, read_frames
@@ -95,6 +96,28 @@ def _info(candidate: Candidate) -> VolumeInfo:
         files=len({frame.file.path for frame in candidate.frames}),
         problem=None if candidate.problem is None else str(candidate.problem),
     )
+
+
+def is_volume(path: Path) -> bool:
+    """Whether a path is a volume rather than an image or a folder of images.
+
+    A file is one if it is DICOM, a DICOMDIR or named .nii or .nii.gz. A folder is one if it directly holds such a file,
+    or holds no images and has such a file below.
+
+    Raises:
+        VolumeError: a file cannot be read.
+    """
+    if not path.is_dir():
+        return _is_volume_file(path)
+    direct = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    images = [file for file in direct if name_in_folder(file) is not None]
+    if any(_is_volume_file(file) for file in direct if file not in images):
+        return True
+    return not images and any(_is_volume_file(file) for file in files_in(path))
+
+
+def _is_volume_file(path: Path) -> bool:
+    return is_nifti(path) or path.name.upper() == "DICOMDIR" or (path.is_file() and may_be_dicom(path))
 
 
 def list_volumes(path: str | os.PathLike[str]) -> Listing:

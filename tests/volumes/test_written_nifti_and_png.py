@@ -116,20 +116,3 @@ def test_png_of_voxels_that_are_not_square(head: HeadVolumes, tmp_path: Path) ->
     image = Image.open(path)
     assert image.size == (volume.shape[1], 50)
     assert image.info["dpi"][0] / image.info["dpi"][1] == pytest.approx(volume.spacing[2] / volume.spacing[1], rel=0.01)
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_png_label(turned: bool, head: HeadVolumes, tmp_path: Path) -> None:
-    """It is drawn upright, in the lower left corner of what is seen."""
-    shape = (2, 160, 128) if turned else (2, 128, 160)
-    affine = head.ct.affine.copy()
-    if turned:
-        affine[:3, 1:3] = affine[:3, [2, 1]]
-    volume = replace(head.ct, values=np.zeros(shape, np.float32), affine=affine)
-    (path, _) = write_all("png", tmp_path, (volume, volume), np.zeros((*shape, 3), np.uint8), label="NOT FOR DIAGNOSIS")
-    drawn = np.asarray(Image.open(path)).any(axis=2)
-    assert drawn.shape == (128, 160)
-    ys, xs = np.nonzero(drawn)
-    assert ys.min() > 100
-    assert xs.min() < 20
-    assert xs.max() - xs.min() > 4 * (ys.max() - ys.min())

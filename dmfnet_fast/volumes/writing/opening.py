@@ -10,7 +10,6 @@ from dmfnet_fast.artifacts.atomic import make_folder
 from dmfnet_fast.artifacts.manifest import file_sha256
 from dmfnet_fast.errors import OutputError
 from dmfnet_fast.volumes.nifti import SUFFIXES, is_nifti
-from dmfnet_fast.volumes.planes import Upright
 from dmfnet_fast.volumes.volume import Volume
 from dmfnet_fast.volumes.writing.dicom import DicomWriter, check_link
 from dmfnet_fast.volumes.writing.journal import Journal
@@ -47,7 +46,7 @@ def open_writer(
         sources: the volumes that are fused, as read. Where registration moved one, with the affine that it has in the
             other's space.
         provenance: what makes the result.
-        label: text to draw into a corner of each slice, for DICOM and PNG.
+        label: text to draw into a corner of each slice, for DICOM alone.
         overwrite: begin anew, and replace the files of an earlier run, whatever it was.
 
     Raises:
@@ -59,7 +58,9 @@ def open_writer(
     _check_apart(target, sources)
     if format == "dicom":
         check_link(grid)
-    drawn = _label(format, grid, label)
+    elif label is not None:
+        raise OutputError(f"label {label!r}: is drawn into DICOM alone; leave it out, or choose DICOM")
+    drawn = None if label is None else Label(label, *grid.shape[1:])
     run = run_identity(provenance, sources, format=format, shape=grid.shape, affine=grid.affine.tolist(), label=label)
     make_folder(target.parent if format == "nifti" else target)
     journal = Journal(_journal_path(format, target))
@@ -76,20 +77,11 @@ def open_writer(
     elif format == "nifti":
         writer = NiftiWriter(target, grid, journal, provenance)
     else:
-        writer = PngWriter(target, grid, journal, provenance, drawn)
+        writer = PngWriter(target, grid, journal, provenance)
     _check_space(format, target, grid, writer.done())
     if journal.run is None:
         journal.begin(run)
     return writer
-
-
-def _label(kind: Format, grid: Volume, text: str | None) -> Label | None:
-    if text is None:
-        return None
-    if kind == "nifti":
-        raise OutputError(f"label {text!r}: NIfTI has no place for one; leave it out, or choose another format")
-    shape = grid.shape[1:] if kind == "dicom" else Upright(grid.affine).shape(*grid.shape[1:])
-    return Label(text, *shape)
 
 
 def _target(kind: Format, output: Path) -> Path:

@@ -12,7 +12,6 @@ from PIL import Image, PngImagePlugin
 from dmfnet_fast.volumes.planes import Upright
 from dmfnet_fast.volumes.volume import Volume
 from dmfnet_fast.volumes.writing.journal import Journal
-from dmfnet_fast.volumes.writing.label import Label
 from dmfnet_fast.volumes.writing.provenance import Provenance
 from dmfnet_fast.volumes.writing.slice_files import SliceFilesWriter
 
@@ -33,15 +32,13 @@ class PngWriter(SliceFilesWriter):
         self._upright = Upright(grid.affine)
         rows, columns = self._upright.spacing
         self._resolution = _MM_PER_INCH / columns, _MM_PER_INCH / rows
-        self._label = label
         self._text = PngImagePlugin.PngInfo()
         self._text.add_text("Software", f"dmfnet-fast {provenance.version}")
         self._text.add_text("Comment", "research only, not for diagnosis")
 
     def _encoded(self, index: int, rgb: NDArray[np.uint8]) -> bytes:  # noqa: ARG002
-        upright = self._upright(rgb)
         buffer = io.BytesIO()
-        Image.fromarray(upright if self._label is None else self._label(upright)).save(
+        Image.fromarray(self._upright(rgb)).save(
             buffer, "PNG", compress_level=_COMPRESSION, dpi=self._resolution, pnginfo=self._text
         )
         return buffer.getvalue()

@@ -27,6 +27,12 @@ class VolumeWriter(ABC):
         self.shape = shape
         self._journal = journal
 
+    @property
+    def run(self) -> str:
+        """The identity of the run: the same for the same sources, provenance and format."""
+        assert self._journal.run is not None, "`open_writer` begins the journal"
+        return self._journal.run
+
     def write(self, index: int, rgb: NDArray[np.uint8]) -> None:
         """Write one slice, which is on disk when this returns.
 
