@@ -28,6 +28,8 @@ _LARGEST_INFLATED = 2**30
 _CMS_ENCRYPTED = bytes.fromhex("06092a864886f70d0107")  # CMS, as in DICOM's secure media
 _ARCHIVES = {b"PK\x03\x04": "a ZIP", b"Rar!": "a RAR", b"7z\xbc\xaf": "a 7-Zip", b"\x1f\x8b": "a gzip"}
 PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+# JPEG baseline and extended, JPEG-LS near-lossless, JPEG 2000 and HTJ2K where they may lose.
+LOSSY_SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81, 91, 93, 203))
 _SUFFIXES = (".dcm", ".ima", ".dicom")
 
 PATIENT = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex")
@@ -35,8 +37,10 @@ STUDY = (
     "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
     "StudyDescription", "PatientAge", "PatientSize", "PatientWeight",
 )  # fmt: skip
+# What else a result shares with its source.
+SHARED = ("PatientIdentityRemoved", "DeidentificationMethod", "BodyPartExamined", "Laterality")
 _KEYWORDS = (
-    *PATIENT, *STUDY, "SpecificCharacterSet",
+    *PATIENT, *STUDY, *SHARED, "SpecificCharacterSet",
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "SeriesDescription",
     "SeriesNumber", "InstanceNumber", "ImageType", "PatientPosition", "DirectoryRecordSequence",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
@@ -54,6 +58,7 @@ _KEYWORDS = (
     "EchoTime", "EchoNumbers", "TemporalPositionIdentifier", "TriggerTime", "NominalPercentageOfCardiacPhase",
     "DiffusionBValue", "DiffusionGradientOrientation", "AcquisitionNumber", "FrameReferenceTime",
     "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "ContentTime", "SeriesDate", "SeriesTime",
+    "BurnedInAnnotation", "LossyImageCompression",
     "Units", "SUVType", "DecayCorrection", "CorrectedImage", "RadiopharmaceuticalInformationSequence",
 )  # fmt: skip
 # Files of old exports begin with the data set itself: a group 2 or 8 in little-endian order.

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from dmfnet_fast.errors import VolumeError, memory_guard, warn
 from dmfnet_fast.images.formats import name_in_folder
-from dmfnet_fast.volumes.dicom_file import may_be_dicom, quiet
+from dmfnet_fast.volumes.dicom_file import LOSSY_SYNTAXES, may_be_dicom, quiet
+from dmfnet_fast.volumes.frames import Frame
 from dmfnet_fast.volumes.nifti import is_nifti, read_header, read_values
 from dmfnet_fast.volumes.pixels import has_units, read_frames
 from dmfnet_fast.volumes.series import Candidate, Skipped, candidates_in, copied_elements, files_in, identity_of
@@ -289,4 +290,10 @@ def _link(candidate: Candidate) -> Link:
         instances=instances,
         patient=copied_elements(header),
         identity=identity_of(header),
+        lossy=any(_is_lossy(frame) for frame in candidate.frames),
+        burned_in=any(frame.file.header.text("BurnedInAnnotation") == "YES" for frame in candidate.frames),
     )
+
+
+def _is_lossy(frame: Frame) -> bool:
+    return frame.file.header.text("LossyImageCompression") == "01" or frame.pixels.syntax in LOSSY_SYNTAXES

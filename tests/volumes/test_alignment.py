@@ -137,7 +137,7 @@ def test_frames_of_reference(head: HeadVolumes) -> None:
 
 def test_patients(head: HeadVolumes) -> None:
     def of(volume: Volume, **identity: str) -> Volume:
-        return replace(volume, link=Link("1", "2", (), None, identity))
+        return replace(volume, link=Link("1", "2", (), None, identity, lossy=False, burned_in=False))
 
     a = of(head.mr, PatientID="123", PatientName="roe jane")
     with pytest.raises(VolumeError, match=r"name different patients \(PatientID differ\).*--force-patient") as error:

@@ -9,8 +9,8 @@ import uuid
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
+from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.errors import OutputError
 
 # Begins the name of a part that is a slice within a file.
@@ -28,7 +28,7 @@ def sha256(content: bytes) -> str:
 
 
 class Journal:
-    """A file of JSON lines: first the run, then the name and hash of each part, noted before the part is put in place.
+    """A file of lines of JSON: first the run, then name and hash of each part, noted before it is put in place.
 
     So every part that is there is known: one with its hash is finished, another one is not this run's.
 
@@ -63,20 +63,21 @@ class Journal:
                 "the results beside it"
             ) from error
         for line in lines[1:]:
-            # The last line of an interrupted run may be incomplete.
+            # Lines of an interrupted run may be incomplete.
             with suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
                 self._parts.setdefault(str(entry["part"]), set()).add(str(entry["sha256"]))
 
     def begin(self, run: str) -> None:
-        """Record a new run; parts of an earlier one are forgotten.
+        """Record a new run.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        self.run, self._parts = run, {}
         line = {"run": run, "name": str(self.name), "started": self.started.isoformat()}
-        self._write("x", line)
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps(line), encoding="utf-8")
+        self.run = run
 
     def add(self, part: str, digest: str) -> None:
         """Record a part that is about to be put in place. Safe to call from several threads.
@@ -85,12 +86,11 @@ class Journal:
             OutputError: the file cannot be written.
         """
         self._parts.setdefault(part, set()).add(digest)
-        self._write("a", {"part": part, "sha256": digest})
-
-    def _write(self, mode: str, entry: dict[str, Any]) -> None:
+        entry = json.dumps({"part": part, "sha256": digest})
         try:
-            with self._lock, self.path.open(mode, encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            with self._lock, self.path.open("a", encoding="utf-8") as file:
+                # A line that an interrupt or a full disk cut off must not spoil the next.
+                file.write(f"\n{entry}")
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 

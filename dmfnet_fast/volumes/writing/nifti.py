@@ -67,6 +67,8 @@ class NiftiWriter(VolumeWriter):
         found: set[int] = set()
         if not self._raw.exists():
             return found
+        if self._journal.run is None:
+            raise OutputError(f"{self._raw}: already exists, from a run that is not known; delete it")
         with self._guarded(), self._raw.open("rb") as file:
             for index in range(self.shape[0]):
                 content = file.read(self._slice_bytes)

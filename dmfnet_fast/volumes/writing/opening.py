@@ -11,7 +11,9 @@ from dmfnet_fast.artifacts.manifest import file_sha256
 from dmfnet_fast.errors import OutputError
 from dmfnet_fast.volumes.nifti import SUFFIXES, is_nifti
 from dmfnet_fast.volumes.volume import Volume
+from dmfnet_fast.volumes.writing.dicom import DicomWriter, check_link
 from dmfnet_fast.volumes.writing.journal import Journal
+from dmfnet_fast.volumes.writing.label import Label
 from dmfnet_fast.volumes.writing.nifti import NiftiWriter, raw_path
 from dmfnet_fast.volumes.writing.png import PngWriter
 from dmfnet_fast.volumes.writing.provenance import Provenance, run_identity
@@ -44,8 +46,8 @@ def open_writer(
         sources: the volumes that are fused, as read. Where registration moved one, with the affine that it has in the
             other's space.
         provenance: what makes the result.
-        label: text to draw into a corner of each slice, for DICOM.
-        overwrite: replace the files of an earlier run with other settings or sources.
+        label: text to draw into a corner of each slice, for DICOM alone.
+        overwrite: begin anew, and replace the files of an earlier run, whatever it was.
 
     Raises:
         OutputError: the folder cannot be written, holds something else, is too small or one of the sources; or DICOM
@@ -54,48 +56,51 @@ def open_writer(
     """
     target = _target(format, output)
     _check_apart(target, sources)
+    if format == "dicom":
+        check_link(grid)
+    elif label is not None:
+        raise OutputError(f"label {label!r}: is drawn into DICOM alone; leave it out, or choose DICOM")
+    drawn = None if label is None else Label(label, *grid.shape[1:])
+    run = run_identity(provenance, sources, format=format, shape=grid.shape, affine=grid.affine.tolist(), label=label)
     make_folder(target.parent if format == "nifti" else target)
     journal = Journal(_journal_path(format, target))
-    run = run_identity(provenance, sources, format=format, shape=grid.shape, affine=grid.affine.tolist(), label=label)
-    if journal.run is not None and journal.run != run:
+    if journal.run is not None and (overwrite or journal.run != run):
         if not overwrite:
             raise OutputError(
                 f"{target}: holds a result of other inputs or settings; choose another place, or --overwrite it"
             )
-        _remove_run(journal, target)
+        _remove_run(journal, raw_path(target) if format == "nifti" else None)
         journal = Journal(journal.path)
-    writer = _writer(format, target, grid, journal, provenance)
+    writer: VolumeWriter
+    if format == "dicom":
+        writer = DicomWriter(target, grid, sources, journal, provenance, run, drawn)
+    elif format == "nifti":
+        writer = NiftiWriter(target, grid, journal, provenance)
+    else:
+        writer = PngWriter(target, grid, journal, provenance)
     _check_space(format, target, grid, writer.done())
     if journal.run is None:
         journal.begin(run)
     return writer
 
 
-def _writer(format: Format, target: Path, grid: Volume, journal: Journal, provenance: Provenance) -> VolumeWriter:  # noqa: A002
-    if format == "nifti":
-        return NiftiWriter(target, grid, journal, provenance)
-    if format == "png":
-        return PngWriter(target, grid, journal, provenance)
-    raise OutputError("DICOM is not written yet")
-
-
-def _target(format: Format, output: Path) -> Path:  # noqa: A002
+def _target(kind: Format, output: Path) -> Path:
     """The folder, or NIfTI's file."""
-    if format == "nifti" and not is_nifti(output):
+    if kind == "nifti" and not is_nifti(output):
         output = output / _NIFTI_NAME
-    elif format != "nifti" and is_nifti(output):
-        raise OutputError(f"{output}: is a name for NIfTI; name a folder for {format.upper()}, or choose NIfTI")
-    folder = output.parent if format == "nifti" else output
+    elif kind != "nifti" and is_nifti(output):
+        raise OutputError(f"{output}: is a name for NIfTI; name a folder for {kind.upper()}, or choose NIfTI")
+    folder = output.parent if kind == "nifti" else output
     if folder.exists() and not folder.is_dir():
-        names = f", or a name that ends in {' or '.join(SUFFIXES)}" if format == "nifti" else ""
+        names = f", or a name that ends in {' or '.join(SUFFIXES)}" if kind == "nifti" else ""
         raise OutputError(f"{folder}: is a file; name a folder{names}")
-    if format == "nifti" and output.is_dir():
+    if kind == "nifti" and output.is_dir():
         raise OutputError(f"{output}: is a folder with the name of a file; choose another name")
     return output
 
 
-def _journal_path(format: Format, target: Path) -> Path:  # noqa: A002
-    return target.with_name(f".{target.name}.jsonl") if format == "nifti" else target / f".dmfnet-fuse-{format}.jsonl"
+def _journal_path(kind: Format, target: Path) -> Path:
+    return target.with_name(f".{target.name}.jsonl") if kind == "nifti" else target / f".dmfnet-fuse-{kind}.jsonl"
 
 
 def _check_apart(target: Path, sources: tuple[Volume, Volume]) -> None:
@@ -109,9 +114,9 @@ def _check_apart(target: Path, sources: tuple[Volume, Volume]) -> None:
             raise OutputError(f"{target}: lies in the input folder {source.source.path}; choose a place outside of it")
 
 
-def _check_space(format: Format, target: Path, grid: Volume, done: set[int]) -> None:  # noqa: A002
+def _check_space(kind: Format, target: Path, grid: Volume, done: set[int]) -> None:
     """Raise an OutputError if the disk cannot hold what is still to be written; PNGs, which shrink, are not counted."""
-    if format == "png":
+    if kind == "png":
         return
     slices, rows, columns = grid.shape
     needed = (slices - len(done)) * rows * columns * 3
@@ -123,7 +128,7 @@ def _check_space(format: Format, target: Path, grid: Volume, done: set[int]) -> 
         )
 
 
-def _remove_run(journal: Journal, target: Path) -> None:
+def _remove_run(journal: Journal, raw: Path | None) -> None:
     """Delete what an earlier run wrote, unless it was changed since.
 
     Raises:
@@ -137,7 +142,8 @@ def _remove_run(journal: Journal, target: Path) -> None:
                 raise OutputError(f"{path}: was changed since this command wrote it; move it away first")
         for path in found:
             path.unlink()
-        raw_path(target).unlink(missing_ok=True)
+        if raw is not None:
+            raw.unlink(missing_ok=True)
         journal.remove()
     except OSError as error:
         if isinstance(error, OutputError):

@@ -25,7 +25,9 @@ class PngWriter(SliceFilesWriter):
 
     suffix = ".png"
 
-    def __init__(self, output: Path, grid: Volume, journal: Journal, provenance: Provenance) -> None:
+    def __init__(
+        self, output: Path, grid: Volume, journal: Journal, provenance: Provenance, label: Label | None
+    ) -> None:
         super().__init__(output, grid.shape, journal)
         self._upright = Upright(grid.affine)
         rows, columns = self._upright.spacing

@@ -67,7 +67,7 @@ class SliceFilesWriter(VolumeWriter):
         self._done.add(index)
 
     def done(self) -> set[int]:
-        return set(self._done)
+        return {index for index in self._done if self.path(index).is_file()}
 
     def _finish(self) -> list[Path]:
         return [self.path(index) for index in range(self.shape[0])]
