@@ -179,6 +179,9 @@ def read_volume(
 def _read_nifti(path: Path, modality: str | None) -> Volume:
     file = read_header(path)
     values, notes = read_values(file)
+    if file.doubt is not None:
+        warn(file.doubt)
+        notes.append(file.doubt)
     source = Source(str(path), path.name, file.description, "nifti", 1, tuple(notes))
     return Volume(values, file.affine, modality, None, None, source)
 
