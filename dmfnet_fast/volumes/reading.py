@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dmfnet_fast.errors import VolumeError, memory_guard, warn
 from dmfnet_fast.images.formats import name_in_folder
 from dmfnet_fast.volumes.dicom_file import LOSSY_SYNTAXES, may_be_dicom, quiet
+from dmfnet_fast.volumes.doubts import doubts
 from dmfnet_fast.volumes.frames import Frame
 from dmfnet_fast.volumes.nifti import is_nifti, read_header, read_values
 from dmfnet_fast.volumes.pixels import has_units, read_frames
@@ -146,8 +147,8 @@ def read_volume(
     """Read one volume from a DICOM file, a folder (searched recursively), a DICOMDIR or a NIfTI file.
 
     PET in Bq/ml becomes SUV where weight, dose and times allow. NIfTI that is said to be CT is in HU if it holds air. A
-    gantry's tilt is sheared right. What was done is in `source.notes`; copies of a slice that were left out are also
-    warned of.
+    gantry's tilt is sheared right. What was done is in `source.notes`; copies of a slice that were left out, and slices
+    whose brightness is doubtful, are also warned of.
 
     Args:
         path: file or folder.
@@ -227,8 +228,9 @@ def _read_dicom(path: Path, candidate: Candidate, skipped: list[Skipped], told: 
         raise VolumeError(f"{path}: is {modality}, not {told}; leave the modality out, or give the other file")
     if modality is None and told is None:
         raise VolumeError(f"{path}: does not say what it is: Modality is missing; export it again")
-    notes = list(candidate.warnings)
     values = _values(path, candidate)
+    candidate.warnings += doubts(grid.frames, values)
+    notes = list(candidate.warnings)
     notes.extend(f"{item.path}: left out: {item.reason}" for item in skipped)
     if grid.shift is not None:
         notes.append("slices were moved onto a straight grid: the gantry was tilted")

@@ -70,8 +70,11 @@ def _notes(volume: Volume) -> list[str]:
         match = _LEFT_OUT.match(note)
         if match:
             left_out[match["reason"]] += 1
+        elif note.startswith(volume.source.path):
+            # A file in it: its name may name the patient too.
+            notes.append(f"one file: {note[len(volume.source.path) :].partition(': ')[2]}")
         else:
-            notes.append(note.replace(volume.source.path, "the input"))
+            notes.append(note)
     return notes + [f"{count} files left out: {reason}" for reason, count in sorted(left_out.items())]
 
 

@@ -25,9 +25,7 @@ class PngWriter(SliceFilesWriter):
 
     suffix = ".png"
 
-    def __init__(
-        self, output: Path, grid: Volume, journal: Journal, provenance: Provenance, label: Label | None
-    ) -> None:
+    def __init__(self, output: Path, grid: Volume, journal: Journal, provenance: Provenance) -> None:
         super().__init__(output, grid.shape, journal)
         self._upright = Upright(grid.affine)
         rows, columns = self._upright.spacing
