@@ -75,7 +75,9 @@ def _notes(volume: Volume) -> list[str]:
             notes.append(f"one file: {note[len(volume.source.path) :].partition(': ')[2]}")
         else:
             notes.append(note)
-    return notes + [f"{count} files left out: {reason}" for reason, count in sorted(left_out.items())]
+    return notes + [
+        f"{count} file{'s' if count > 1 else ''} left out: {reason}" for reason, count in sorted(left_out.items())
+    ]
 
 
 def describe(volume: Volume) -> dict[str, Any]:
