@@ -98,7 +98,7 @@ class Decompressor:
         finally:
             timer.cancel()
         if late.is_set() and answer is None:
-            raise DecodingTimeout
+            raise DecodingTimeout(f"more than {SECONDS:g} seconds")
         if answer is None or "shape" not in answer[0]:
             raise DecodingError("the decoder ended" if answer is None else answer[0]["error"])
         header, data = answer

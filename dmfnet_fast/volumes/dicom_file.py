@@ -143,7 +143,7 @@ def _check_kind(path: Path) -> None:
         if start.startswith(magic):
             raise VolumeError(f"{path}: is {name} archive, not DICOM; unpack it first")
     if start[:2] not in _BARE:
-        raise VolumeError(f"{path}: is not DICOM")
+        raise VolumeError(f"{path}: is not DICOM; take it out, or copy it again")
 
 
 def _inflated(path: Path, stream: mmap.mmap) -> BinaryIO:
@@ -272,7 +272,9 @@ def _pixel_format(header: Elements, stream: BinaryIO, at: int) -> PixelFormat | 
 def _check_format(header: Elements, pixels: PixelFormat) -> None:
     path = header.path
     if not (0 < pixels.rows < 2**16 and 0 < pixels.columns < 2**16 and pixels.frames > 0):
-        raise VolumeError(f"{path}: has the impossible size {pixels.columns}x{pixels.rows}, {pixels.frames} frame(s)")
+        raise VolumeError(
+            f"{path}: has the impossible size {pixels.columns}x{pixels.rows}, {pixels.frames} frame(s); export it again"
+        )
     if pixels.rows * pixels.columns > LARGEST_FRAME or pixels.rows * pixels.columns * pixels.frames > LARGEST_VOXELS:
         raise VolumeError(
             f"{path}: claims {pixels.frames} frame(s) of {pixels.columns}x{pixels.rows}, which is damage or too large; "

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.errors import VolumeError, require
-from dmfnet_fast.volumes import decoding
 from dmfnet_fast.volumes.decoding import DecodingTimeout, Decompressor
 from dmfnet_fast.volumes.dicom_file import PLAIN_SYNTAXES, DicomFile, PixelFormat, open_stream
 from dmfnet_fast.volumes.elements import damage
@@ -71,8 +70,7 @@ def _decompressed(decompressor: Decompressor, frame: bytes, options: dict[str, A
         return decompressor.decode(frame, options)
     except DecodingTimeout as error:
         raise VolumeError(
-            f"{path}: takes more than {decoding.SECONDS:g} seconds to decompress: it may be damaged; decompress it "
-            "first, for example with gdcmconv"
+            f"{path}: takes {error} to decompress: it may be damaged; decompress it first, for example with gdcmconv"
         ) from error
 
 

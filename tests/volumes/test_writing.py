@@ -74,6 +74,7 @@ def test_a_run_goes_on(kind: Format, sources: Sources, tmp_path: Path) -> None:
     after = contents(tmp_path)
     third = open_writer(kind, tmp_path / "out", sources[0], sources, PROVENANCE)
     assert third.done() == set(range(len(values)))
+    write(third, np.zeros_like(values))
     assert third.finish() == paths
     assert contents(tmp_path) == after
 

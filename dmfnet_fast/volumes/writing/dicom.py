@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.errors import OutputError, require
+from dmfnet_fast.volumes.dicom_file import quiet
 from dmfnet_fast.volumes.elements import damage
 from dmfnet_fast.volumes.volume import Instance, Volume
 from dmfnet_fast.volumes.writing.journal import Journal
@@ -34,6 +36,9 @@ _IDENTIFYING = (
     "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "StudyID", "AccessionNumber",
     "ReferringPhysicianName",
 )  # fmt: skip
+# PixelData of bytes, in explicit VR little endian; its length and the pixels follow. It is a file's last element.
+_PIXEL_DATA = b"\xe0\x7f\x10\x00OB\0\0"
+_UID = re.compile(r"[0-9.]{1,64}")
 _SEXES = ("M", "F", "O", "")
 _LONGEST_LO, _LONGEST_ST = 64, 1024
 
@@ -98,23 +103,25 @@ class DicomWriter(SliceFilesWriter):
         self._provenance = provenance
         self._run = run
         self._label = label
-        with damage(Path(grid.source.path), "its patient or study cannot be written"):
-            self._encode(self._common(journal))
         super().__init__(output, grid.shape, journal)
+        # All made here, before anything is computed: what cannot be written is known now, and pydicom, whose settings
+        # and warnings are the process's, is not called from several threads.
+        with quiet(), damage(Path(grid.source.path), "its patient or study cannot be written"):
+            self._headers = {index: self._header(index) for index in set(range(grid.shape[0])) - self.done()}
 
     def _encoded(self, index: int, rgb: NDArray[np.uint8]) -> bytes:
+        pixels = (rgb if self._label is None else self._label(rgb)).tobytes()
+        pixels += b"\0" * (len(pixels) % 2)
+        return self._headers[index] + _PIXEL_DATA + len(pixels).to_bytes(4, "little") + pixels
+
+    def _header(self, index: int) -> bytes:
+        """The file of a slice up to its pixels."""
+        pydicom = require("pydicom", "dicom")
         data = self._common(self._journal)
         data.SOPInstanceUID = instance_uid(self._journal, index)
         data.InstanceNumber = index + 1
         self._place(data, index)
         self._refer(data, index)
-        data.PixelData = (rgb if self._label is None else self._label(rgb)).tobytes()
-        if len(data.PixelData) % 2:
-            data.PixelData += b"\0"
-        return self._encode(data)
-
-    def _encode(self, data: Any) -> bytes:
-        pydicom = require("pydicom", "dicom")
         data.file_meta = pydicom.dataset.FileMetaDataset()
         data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
         data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
@@ -142,8 +149,9 @@ class DicomWriter(SliceFilesWriter):
         data.SeriesNumber, data.Modality, data.ConversionType = _SERIES_NUMBER, "OT", "WSD"
         data.ImageType = ["DERIVED", "SECONDARY"]
         self._describe(data)
-        if self._grid.frame_of_reference is not None:
-            data.FrameOfReferenceUID, data.PositionReferenceIndicator = self._grid.frame_of_reference, ""
+        space = self._grid.frame_of_reference or ""
+        if _UID.fullmatch(space):
+            data.FrameOfReferenceUID, data.PositionReferenceIndicator = space, ""
         links = [source.link for source in self._sources if source.link is not None]
         burned_in = self._label is not None or any(link.burned_in for link in links)
         data.BurnedInAnnotation = "YES" if burned_in else "NO"

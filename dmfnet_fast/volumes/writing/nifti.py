@@ -84,18 +84,12 @@ class NiftiWriter(VolumeWriter):
             raise OutputError(f"{self._raw}: cannot be used: {error.strerror or error}") from error
 
     def _write(self, index: int, rgb: NDArray[Any]) -> None:
-        if self._finished:
-            raise ValueError(f"{self.output}: is finished")
         content = np.ascontiguousarray(rgb).tobytes()
         self._journal.add(slice_part(index), sha256(content))
         # Written, not mapped: a full disk is an error here, and would end the process there.
         with self._lock, self._guarded(), self._raw.open("r+b" if self._raw.exists() else "w+b") as file:
             file.seek(index * self._slice_bytes)
             file.write(content)
-        self._done.add(index)
-
-    def done(self) -> set[int]:
-        return set(self._done)
 
     def _finish(self) -> list[Path]:
         if not self._finished:

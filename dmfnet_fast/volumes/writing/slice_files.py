@@ -64,7 +64,6 @@ class SliceFilesWriter(VolumeWriter):
         self._journal.add(path.name, sha256(content))
         with replacing(path) as temporary:
             temporary.write_bytes(content)
-        self._done.add(index)
 
     def done(self) -> set[int]:
         return {index for index in self._done if self.path(index).is_file()}

@@ -26,6 +26,7 @@ class VolumeWriter(ABC):
         self.output = output
         self.shape = shape
         self._journal = journal
+        self._done: set[int] = set()
 
     @property
     def run(self) -> str:
@@ -34,7 +35,7 @@ class VolumeWriter(ABC):
         return self._journal.run
 
     def write(self, index: int, rgb: NDArray[np.uint8]) -> None:
-        """Write one slice, which is on disk when this returns.
+        """Write one slice, which is on disk when this returns. One that is there already is left as it is.
 
         Args:
             index: of the slice, from 0.
@@ -46,15 +47,17 @@ class VolumeWriter(ABC):
         """
         if not 0 <= index < self.shape[0] or rgb.shape != (*self.shape[1:], 3) or rgb.dtype != np.uint8:
             raise ValueError(f"slice {index}, {rgb.shape} {rgb.dtype}: not of a volume of {self.shape} in RGB")
-        self._write(index, rgb)
+        if index not in self._done:
+            self._write(index, rgb)
+            self._done.add(index)
 
     @abstractmethod
     def _write(self, index: int, rgb: NDArray[Any]) -> None:
         """`write`, with arguments that fit."""
 
-    @abstractmethod
     def done(self) -> set[int]:
         """The slices that are on disk, those of an interrupted run with the same settings and sources included."""
+        return set(self._done)
 
     def finish(self) -> list[Path]:
         """Complete the volume.
