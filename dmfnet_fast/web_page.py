@@ -55,12 +55,24 @@ def image_tag(image: Image.Image, alternative: str, size: tuple[float, float], *
         image: of any mode that WebP holds.
         alternative: its alternative text.
         size: width and height in CSS pixels.
-        options: of Pillow's WebP writer, such as quality or lossless.
+        options: of Pillow's WebP writer, such as quality, lossless, or a method faster than 6.
     """
     file = io.BytesIO()
-    image.save(file, "WEBP", method=6, **options)
-    data = base64.b64encode(file.getvalue()).decode()
+    image.save(file, "WEBP", **{"method": 6, **options})
+    return encoded_tag(file.getvalue(), "webp", alternative, size)
+
+
+def encoded_tag(content: bytes, kind: str, alternative: str, size: tuple[float, float]) -> str:
+    """An image that is encoded already, as part of a page.
+
+    Args:
+        content: the file.
+        kind: its format, such as "png".
+        alternative: its alternative text.
+        size: width and height in CSS pixels.
+    """
+    data = base64.b64encode(content).decode()
     return (
-        f'<img src="data:image/webp;base64,{data}" alt="{escape(alternative)}" '
+        f'<img src="data:image/{kind};base64,{data}" alt="{escape(alternative)}" '
         f'width="{round(size[0])}" height="{round(size[1])}">'
     )

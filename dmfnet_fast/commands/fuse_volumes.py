@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from dmfnet_fast import __version__
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.commands.engine_options import EngineOptions
 from dmfnet_fast.commands.shared import progress
-from dmfnet_fast.errors import ImageError, OutputError, warn
+from dmfnet_fast.errors import OutputError, warn
 from dmfnet_fast.fuser import Fuser, Range
 from dmfnet_fast.images.color import check_range
 from dmfnet_fast.volumes import Alignment, Shown, Volume, align, draw_alignment, read_volume, show
@@ -117,13 +118,11 @@ def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
     for stated, name in ((request.range_a, "--range-a"), (request.range_b, "--range-b")):
         if stated is not None:
             check_range(stated, name)
-    if request.label is not None and request.format != "dicom":
-        raise ImageError(f"--label: is drawn into DICOM alone, and the result is {request.format}; leave it out")
     place, steps = Place.of(request.output, request.format), _Steps()
     place.check()
     with request.engine.open() as fuser:
-        alignment, sources = _aligned(request, steps)
-        warnings = [anonymous(warning, sources) for warning in alignment.warnings]
+        alignment, sources, told = _aligned(request, steps)
+        warnings = [anonymous(warning, sources) for warning in told]
         shown_a = show(alignment.a, request.range_a)
         shown_b = show(alignment.b, request.range_b, request.colormap)
         check_pair(alignment.a, alignment.b)
@@ -161,16 +160,19 @@ def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
     return {**to_dict(fusion), "slices": slices, "files": [str(file) for file in files], "page": str(place.page)}
 
 
-def _aligned(request: VolumeRequest, steps: _Steps) -> tuple[Alignment, tuple[Volume, Volume]]:
-    """Both volumes on one grid; and as they were read, both in the space of the grid's volume."""
+def _aligned(request: VolumeRequest, steps: _Steps) -> tuple[Alignment, tuple[Volume, Volume], list[str]]:
+    """Both volumes on one grid; as they were read, both in the space of the grid's volume; and what was warned of."""
     a, b = _read(request, steps)
+    told = list(_doubts(a, b, request.colormap))
+    for message in told:
+        warn(message)
     with steps.step("aligning"):
         alignment = align(a, b, request.grid, register=request.register, force_patient=request.force_patient)
     if request.grid == "a":
         b = replace(b, affine=np.linalg.inv(alignment.transform) @ b.affine)
     else:
         a = replace(a, affine=alignment.transform @ a.affine)
-    return alignment, (a, b)
+    return alignment, (a, b), [*told, *alignment.warnings]
 
 
 def _read(request: VolumeRequest, steps: _Steps) -> tuple[Volume, Volume]:
@@ -182,14 +184,18 @@ def _read(request: VolumeRequest, steps: _Steps) -> tuple[Volume, Volume]:
         with steps.step(f"reading {name}"), progress([path], f"reading {name.upper()}") as paths:
             volumes += [read_volume(one, series, modality=modality) for one in paths]
     a, b = volumes
-    if b.modality == "MR" and a.modality not in (None, "MR"):
-        warn(f"{a.source.path} is {a.modality} and {b.source.path} is MR: are they swapped? The MRI comes first")
-    if b.modality is None and not b.color and request.colormap is None:
-        warn(
-            f"{b.source.path}: does not say what it shows, so it stays gray; --modality-b PET or SPECT gives it "
-            "colors, and CT or MR the range of one"
-        )
     return a, b
+
+
+def _doubts(a: Volume, b: Volume, colormap: str | None) -> Iterator[str]:
+    """What is probably not meant, judged by what the volumes say they show."""
+    if b.modality == "MR" and a.modality not in (None, "MR"):
+        yield f"{a.source.path} is {a.modality} and {b.source.path} is MR: are they swapped? The MRI comes first"
+    if b.modality is None and not b.color and colormap is None:
+        yield (
+            f"{b.source.path}: does not say what it shows, so it stays gray; --modality-b PET or SPECT gives it "
+            "colors, and CT its range in Hounsfield units"
+        )
 
 
 def _write(fuser: Fuser, writer: VolumeWriter, a: Shown, b: Shown, place: Place) -> tuple[Looks, int]:
@@ -212,11 +218,13 @@ def _write(fuser: Fuser, writer: VolumeWriter, a: Shown, b: Shown, place: Place)
 
 
 def _write_report(place: Place, fusion: Fusion) -> None:
-    drawn = draw_alignment(fusion.alignment)
+    file = io.BytesIO()
+    draw_alignment(fusion.alignment).save(file, "PNG", compress_level=3)
+    drawn = file.getvalue()
     # The report first, by which the image of the alignment is known to be ours.
     with replacing(place.report) as temporary:
         temporary.write_text(to_json(fusion), encoding="utf-8")
     with replacing(place.alignment) as temporary:
-        drawn.save(temporary, "PNG")
+        temporary.write_bytes(drawn)
     with replacing(place.page) as temporary:
         temporary.write_text(to_html(fusion, drawn), encoding="utf-8")

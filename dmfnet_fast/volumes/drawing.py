@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -63,13 +65,26 @@ def _edges(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask & ~eroded
 
 
-def _panel(below: Volume, above: Volume, plane: Plane, center: NDArray[np.float64], half: float) -> Image.Image:
-    low, high = display_range(below)
-    gray = np.rint(((cut(below, plane, center, half) - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8)
-    colors = np.repeat(gray[..., None], 3, axis=2)
-    over = cut(above, plane, center, half)
-    for level, color in zip(_levels(above)[::-1], _COLORS[::-1], strict=True):
-        colors[_edges(over > level)] = color
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """What is drawn of a volume: its sections, its range of values and the levels of its contours."""
+
+    sections: dict[Plane, NDArray[np.float32]]
+    limits: tuple[float, float]
+    levels: tuple[float, float]
+
+
+def _drawn(volume: Volume, center: NDArray[np.float64], half: float) -> _Drawn:
+    sections = {plane: cut(volume, plane, center, half) for plane in PLANES}
+    return _Drawn(sections, display_range(volume), _levels(volume))
+
+
+def _panel(gray: _Drawn, contours: _Drawn, plane: Plane) -> Image.Image:
+    low, high = gray.limits
+    shown = np.rint(((gray.sections[plane] - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8)
+    colors = np.repeat(shown[..., None], 3, axis=2)
+    for level, color in zip(contours.levels[::-1], _COLORS[::-1], strict=True):
+        colors[_edges(contours.sections[plane] > level)] = color
     image = Image.fromarray(colors)
     draw = ImageDraw.Draw(image)
     left, right, top = LETTERS[plane]
@@ -88,12 +103,13 @@ def draw_alignment(alignment: Alignment) -> Image.Image:
         An RGB image, 960 pixels wide.
     """
     center, half = _middle(alignment.a)
-    rows = ((alignment.a, alignment.b, "a, contours of b"), (alignment.b, alignment.a, "b, contours of a"))
+    a, b = _drawn(alignment.a, center, half), _drawn(alignment.b, center, half)
+    rows = ((a, b, "a, contours of b"), (b, a, "b, contours of a"))
     page = Image.new("RGB", (3 * _PANEL, 2 * (_PANEL + _CAPTION)))
     draw = ImageDraw.Draw(page)
-    for row, (below, above, caption) in enumerate(rows):
+    for row, (gray, contours, caption) in enumerate(rows):
         top = row * (_PANEL + _CAPTION)
         for column, plane in enumerate(PLANES):
             draw.text((column * _PANEL + 4, top + 3), f"{plane}: {caption}", fill=(255, 255, 255))
-            page.paste(_panel(below, above, plane, center, half), (column * _PANEL, top + _CAPTION))
+            page.paste(_panel(gray, contours, plane), (column * _PANEL, top + _CAPTION))
     return page

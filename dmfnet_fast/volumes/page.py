@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from html import escape
 
@@ -14,10 +15,11 @@ from dmfnet_fast.volumes.planes import Upright
 from dmfnet_fast.volumes.report import COMMAND, NOTICE, Fusion, to_dict
 from dmfnet_fast.volumes.showing import Shown
 from dmfnet_fast.volumes.volume import Affine
-from dmfnet_fast.web_page import image_tag, web_page
+from dmfnet_fast.web_page import encoded_tag, image_tag, web_page
 
 _PIXELS_PER_MM = 1.4
-_QUALITY = 90
+# WebP: a twentieth larger than by the slowest method, in a third of the time.
+_QUALITY, _METHOD = 90, 3
 _LINES = (("a", "#888"), ("b", "#e80"), ("fused", "#28f"))
 
 
@@ -26,7 +28,7 @@ def _tag(image: NDArray[np.uint8], affine: Affine, alternative: str) -> str:
     upright = Upright(affine)
     pixels = upright(image)
     height, width = (size * step * _PIXELS_PER_MM for size, step in zip(pixels.shape[:2], upright.spacing, strict=True))
-    return image_tag(Image.fromarray(pixels), alternative, (width, height), quality=_QUALITY)
+    return image_tag(Image.fromarray(pixels), alternative, (width, height), quality=_QUALITY, method=_METHOD)
 
 
 def _name(shown: Shown) -> str:
@@ -43,10 +45,11 @@ def _legend(shown: Shown) -> str:
 
 
 def _rows(fusion: Fusion, rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    bar = _legend(fusion.b)
     heads = "".join(f"<th>{escape(text)}</th>" for text in ("", _name(fusion.a), _name(fusion.b), "fused", ""))
     lines = [f"<tr>{heads}</tr>"]
     for title, images in rows:
-        cells = "".join(f"<td>{image}</td>" for image in (*images, _legend(fusion.b)))
+        cells = "".join(f"<td>{image}</td>" for image in (*images, bar))
         lines.append(f"<tr><th>{escape(title)}</th>{cells}</tr>")
     return f'<div class="wide smooth"><table class="images">{"".join(lines)}</table></div>'
 
@@ -108,7 +111,7 @@ def _facts(fusion: Fusion) -> str:
     return "<table>" + "".join(f"<tr><td>{escape(n)}</td><td>{escape(t)}</td></tr>" for n, t in rows) + "</table>"
 
 
-def _alignment(fusion: Fusion, drawn: Image.Image) -> str:
+def _alignment(fusion: Fusion, drawn: bytes) -> str:
     alignment = fusion.alignment
     how = "registered automatically" if alignment.registered else "aligned by their headers"
     text = (
@@ -116,16 +119,17 @@ def _alignment(fusion: Fusion, drawn: Image.Image) -> str:
         f"what is bright inside. b covers {alignment.coverage:.0%} of a's head; {alignment.overlap:.0%} of the smaller "
         f"foreground lies in the other one; mutual information {alignment.mutual_information:.3f} bits."
     )
-    tag = image_tag(drawn, "alignment in three planes", drawn.size, quality=_QUALITY)
+    with Image.open(io.BytesIO(drawn)) as image:
+        tag = encoded_tag(drawn, "png", "alignment in three planes", image.size)
     return f"<h2>Alignment</h2><p>{escape(text)}</p>{tag}"
 
 
-def to_html(fusion: Fusion, drawn: Image.Image) -> str:
+def to_html(fusion: Fusion, drawn: bytes) -> str:
     """The page.
 
     Args:
         fusion: what it shows.
-        drawn: the image of the alignment.
+        drawn: the image of the alignment as PNG.
     """
     title = f"Fused: {fusion.a.volume.modality or 'volume'} with {fusion.b.volume.modality or 'volume'}"
     parts = [f"<h1>{escape(title)}</h1><p><strong>{escape(NOTICE)}</strong></p>"]

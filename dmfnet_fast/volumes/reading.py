@@ -26,6 +26,7 @@ _UNITS = {"BQML": "Bq/ml", "GML": "SUV", "CNTS": None, "PROPCNTS": None, "NONE":
 # Names of a modality that a user may give for NIfTI.
 _MODALITIES = {"MRI": "MR", "PET": "PT", "SPECT": "NM"}
 _LONGEST_DESCRIPTION = 64
+_BELOW_FAT = -300.0
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,9 @@ def read_volume(
 ) -> Volume:  # fmt: skip
     """Read one volume from a DICOM file, a folder (searched recursively), a DICOMDIR or a NIfTI file.
 
-    PET in Bq/ml becomes SUV where weight, dose and times allow. A gantry's tilt is sheared right. What was done is in
-    `source.notes`; copies of a slice that were left out, and slices whose brightness is doubtful, are also warned of.
+    PET in Bq/ml becomes SUV where weight, dose and times allow. NIfTI that is said to be CT is in HU if it holds air. A
+    gantry's tilt is sheared right. What was done is in `source.notes`; copies of a slice that were left out, and slices
+    whose brightness is doubtful, are also warned of.
 
     Args:
         path: file or folder.
@@ -183,7 +185,9 @@ def _read_nifti(path: Path, modality: str | None) -> Volume:
         warn(file.doubt)
         notes.append(file.doubt)
     source = Source(str(path), path.name, file.description, "nifti", 1, tuple(notes))
-    return Volume(values, file.affine, modality, None, None, source)
+    # Only Hounsfield units reach that far below water; some CTs are shifted or scaled in conversion.
+    units = "HU" if modality == "CT" and not file.color and float(values.min()) < _BELOW_FAT else None
+    return Volume(values, file.affine, modality, units, None, source)
 
 
 def _chosen(path: Path, candidates: list[Candidate], skipped: list[Skipped], series: str | None) -> Candidate:

@@ -70,9 +70,14 @@ def _notes(volume: Volume) -> list[str]:
         match = _LEFT_OUT.match(note)
         if match:
             left_out[match["reason"]] += 1
+        elif note.startswith(volume.source.path):
+            # A file in it: its name may name the patient too.
+            notes.append(f"one file: {note[len(volume.source.path) :].partition(': ')[2]}")
         else:
-            notes.append(note.replace(volume.source.path, "the input"))
-    return notes + [f"{count} files left out: {reason}" for reason, count in sorted(left_out.items())]
+            notes.append(note)
+    return notes + [
+        f"{count} file{'s' if count > 1 else ''} left out: {reason}" for reason, count in sorted(left_out.items())
+    ]
 
 
 def describe(volume: Volume) -> dict[str, Any]:
