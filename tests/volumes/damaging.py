@@ -207,7 +207,12 @@ def lost_file(path: Path, draw: random.Random) -> None:
 def moved_slice(path: Path, draw: random.Random) -> None:
     """A slice lies where another one should, or nearly."""
     offset = draw.choice([0.5, 3.0, 15.0, -20.0, 400.0])
-    edit(path, lambda data: "ImagePositionPatient" in data and move(data, 0, 0, offset))
+
+    def change(data: Any) -> None:
+        if "ImagePositionPatient" in data:
+            move(data, 0, 0, offset)
+
+    edit(path, change)
 
 
 def nested(path: Path, draw: random.Random) -> None:
