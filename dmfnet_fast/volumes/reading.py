@@ -111,11 +111,15 @@ def is_volume(path: Path) -> bool:
     """
     if not path.is_dir():
         return _is_volume_file(path)
-    direct = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    try:
+        inside = sorted(path.iterdir())
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be read: {error.strerror}; make it readable") from error
+    direct = [file for file in inside if file.is_file() and not file.name.startswith(".")]
     images = [file for file in direct if name_in_folder(file) is not None]
     if any(_is_volume_file(file) for file in direct if file not in images):
         return True
-    return not images and any(_is_volume_file(file) for file in files_in(path))
+    return not images and any(map(_is_volume_file, files_in(path)))
 
 
 def _is_volume_file(path: Path) -> bool:
@@ -181,6 +185,9 @@ def read_volume(
 def _read_nifti(path: Path, modality: str | None) -> Volume:
     file = read_header(path)
     values, notes = read_values(file)
+    if file.doubt is not None:
+        warn(file.doubt)
+        notes.append(file.doubt)
     source = Source(str(path), path.name, file.description, "nifti", 1, tuple(notes))
     # Only Hounsfield units reach that far below water; some CTs are shifted or scaled in conversion.
     units = "HU" if modality == "CT" and not file.color and float(values.min()) < _BELOW_FAT else None
