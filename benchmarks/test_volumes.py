@@ -32,7 +32,8 @@ NETWORKS = ("nano", "turbo")
 def volumes() -> tuple[Volume, Volume]:
     """An MR and a PET of 1 mm; their grids differ in direction, so that every voxel is interpolated."""
     axial = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], float)
-    tilted, _ = np.linalg.qr(axial + [[0.03, -0.02, 0], [0.05, 0, 0.02], [0, -0.05, -0.03]])
+    tilt = np.array([[0.03, -0.02, 0], [0.05, 0, 0.02], [0, -0.05, -0.03]])
+    tilted, _ = np.linalg.qr(axial + tilt)
     tilted *= np.sign((tilted * axial).sum(axis=0))
     drawn = []
     for modality, axes in (("MR", axial), ("PT", tilted)):
