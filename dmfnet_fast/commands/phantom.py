@@ -52,7 +52,7 @@ def write_phantoms(
 
 
 def write_volumes(folder: Path, size: int = 256, seed: int = 0) -> list[Path]:
-    """Write one head as volumes: `folder/{MR,CT,PT}` with a DICOM file a slice, `NM/tomogram.dcm`, and all as `.nii.gz`.
+    """Write one head as volumes: folders MR, CT and PT with a DICOM file a slice, NM/tomogram.dcm, and all as NIfTI.
 
     Args:
         folder: where to write.
