@@ -37,8 +37,8 @@ def _order(frames: Sequence[Frame]) -> list[str]:
     if len(frames) < _ORDERED or len(set(texts)) < len(texts) or not all(text.isdecimal() for text in texts):
         return []
     numbers = [int(text) for text in texts]
-    orders = _ascending(numbers), _ascending([-number for number in numbers])
-    kept = max(orders, key=len)
+    up, down = _ascending(numbers), _ascending([-number for number in numbers])
+    kept = up if len(up) > len(down) else down
     odd = [frames[index].name for index in range(len(frames)) if index not in kept]
     if len(odd) not in (1, 2):
         return []
