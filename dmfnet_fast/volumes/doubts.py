@@ -52,8 +52,8 @@ def _ascending(numbers: Sequence[int]) -> set[int]:
     """Where a longest ascending part of a sequence of different numbers has its members."""
     best: list[list[int]] = []
     for index, number in enumerate(numbers):
-        before = max((part for part in best if numbers[part[-1]] < number), key=len, default=[])
-        best.append([*before, index])
+        before = [part for part in best if numbers[part[-1]] < number]
+        best.append([*(max(before, key=len) if before else []), index])
     return set(max(best, key=len))
 
 
