@@ -52,9 +52,10 @@ def _ascending(numbers: Sequence[int]) -> set[int]:
     """Where a longest ascending part of a sequence of different numbers has its members."""
     best: list[list[int]] = []
     for index, number in enumerate(numbers):
-        before = [part for part in best if numbers[part[-1]] < number]
-        best.append([*(max(before, key=len) if before else []), index])
-    return set(max(best, key=len))
+        before = max((part for part in best if numbers[part[-1]] < number), key=len, default=[])
+        best.append([*before, index])
+    longest = max(best, key=len)
+    return set(longest)
 
 
 def _scales(frames: Sequence[Frame]) -> list[str]:
