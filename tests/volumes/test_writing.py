@@ -154,6 +154,12 @@ def test_another_run(other: str, kind: Format, sources: Sources, tmp_path: Path)
     assert contents(tmp_path) == before
 
 
+def test_another_grid(kind: Format, sources: Sources, tmp_path: Path) -> None:
+    write_all(kind, tmp_path / "out", sources)
+    with pytest.raises(OutputError, match="other inputs or settings"):
+        open_writer(kind, tmp_path / "out", moved(sources[0]), sources, PROVENANCE)
+
+
 def test_overwriting(kind: Format, sources: Sources, tmp_path: Path) -> None:
     """An earlier run's files go, also where the new run has fewer slices; all else stays."""
     out = tmp_path / "out"
