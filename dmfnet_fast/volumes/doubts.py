@@ -37,8 +37,8 @@ def _order(frames: Sequence[Frame]) -> list[str]:
     if len(frames) < _ORDERED or len(set(texts)) < len(texts) or not all(text.isdecimal() for text in texts):
         return []
     numbers = [int(text) for text in texts]
-    orders = _ascending(numbers), _ascending([-number for number in numbers])
-    kept = max(orders, key=len)
+    up, down = _ascending(numbers), _ascending([-number for number in numbers])
+    kept = up if len(up) > len(down) else down
     odd = [frames[index].name for index in range(len(frames)) if index not in kept]
     if len(odd) not in (1, 2):
         return []
@@ -54,7 +54,8 @@ def _ascending(numbers: Sequence[int]) -> set[int]:
     for index, number in enumerate(numbers):
         before = max((part for part in best if numbers[part[-1]] < number), key=len, default=[])
         best.append([*before, index])
-    return set(max(best, key=len))
+    longest = max(best, key=len)
+    return set(longest)
 
 
 def _scales(frames: Sequence[Frame]) -> list[str]:
