@@ -135,7 +135,8 @@ def compile_signature(signature: Signature, architecture: int) -> Binary:
         {(names.index(name),): [["tt.divisibility", _DIVISIBILITY]] for name in signature.aligned},
     )
     target = GPUTarget("cuda", architecture, 32)
-    options = {"num_warps": signature.warps, "num_stages": signature.stages}
+    overlapped = dict(signature.constants)["OVERLAPPED"]
+    options = {"num_warps": signature.warps, "num_stages": signature.stages, "launch_pdl": overlapped}
     compiled = triton.compile(source, target=target, options=options)
     ptx = compiled.asm["ptx"]
     with tempfile.TemporaryDirectory() as folder:
