@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import launch
-from kernels.launch import Launch, Plan, begin, channels_last, tiles_of
+from kernels.launch import Launch, Plan, channels_last, tiles_of
 
 
 def reference(qkv: Tensor) -> Tensor:
@@ -39,9 +39,7 @@ def attention_kernel(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     CHANNELS: tl.constexpr,  # C rounded up to a power of two
-    OVERLAPPED: tl.constexpr,
 ):
-    begin(OVERLAPPED)
     n = tl.program_id(1).to(tl.int64)
     t = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     c = tl.arange(0, CHANNELS)

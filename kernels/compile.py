@@ -135,8 +135,7 @@ def compile_signature(signature: Signature, architecture: int) -> Binary:
         {(names.index(name),): [["tt.divisibility", _DIVISIBILITY]] for name in signature.aligned},
     )
     target = GPUTarget("cuda", architecture, 32)
-    overlapped = dict(signature.constants)["OVERLAPPED"]
-    options = {"num_warps": signature.warps, "num_stages": signature.stages, "launch_pdl": overlapped}
+    options = {"num_warps": signature.warps, "num_stages": signature.stages}
     compiled = triton.compile(source, target=target, options=options)
     ptx = compiled.asm["ptx"]
     with tempfile.TemporaryDirectory() as folder:

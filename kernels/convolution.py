@@ -20,9 +20,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import launch
 from kernels.convolution_epilogue import pixels_of_part, statistics_reference, statistics_shape
-from kernels.convolution_epilogue import plan as plan_epilogue
 from kernels.convolution_epilogue import reference as epilogue_reference
-from kernels.launch import Launch, Plan, begin, channels_last, tiles_of
+from kernels.launch import Launch, Plan, channels_last, tiles_of
 from kernels.tiles import ConvolutionTile
 
 SMALLEST = 16  # channels: the smallest side of a matrix product on the GPU's matrix units
@@ -77,17 +76,15 @@ def _add_products(
     height,
     width,
     outputs,
-    split,
-    SPLITS: tl.constexpr,
     TAPS: tl.constexpr,
     INPUTS: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    """Adds the convolution of one input map, or a split of its taps and channels, to `total`."""
+    """Adds the convolution of one input map to `total`."""
     BLOCKS: tl.constexpr = INPUTS // INNER
     inner = tl.arange(0, INNER)
     output_mask = o < outputs
-    for step in tl.range(split * TAPS * BLOCKS // SPLITS, (split + 1) * TAPS * BLOCKS // SPLITS):
+    for step in tl.range(0, TAPS * BLOCKS):
         tap = step // BLOCKS
         c = (step % BLOCKS) * INNER + inner
         source_row = row
@@ -180,67 +177,26 @@ def convolution_kernel(
     PART: tl.constexpr,  # pixels per part, or None without statistics
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,  # output channels per program
-    SPLITS: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
 ):
-    """Grid: (tiles of consecutive pixels, blocks of output channels x splits, images).
-
-    With several splits, each computes the products of some taps and input channels, and stores them alone: `out` is
-    (SPLITS, N, pixels, outputs) float32, and the epilogue is another kernel's.
-    """
-    begin(OVERLAPPED)
+    """Grid: (tiles of consecutive pixels, blocks of output channels, images)."""
     n = tl.program_id(2).to(tl.int64)
     pixels = height * width
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
-    split = 0
-    if SPLITS > 1:
-        split = tl.program_id(1) % SPLITS
-        out += split.to(tl.int64) * tl.num_programs(2) * pixels * outputs
-    o = tl.program_id(1) // SPLITS * CHANNELS + tl.arange(0, CHANNELS)
+    o = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     row, column, pixel_mask = p // width, p % width, p < pixels
     first = n * pixels
 
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
     total = _add_products(
-        total, x, weight, first, row, column, pixel_mask, o, height, width, outputs, split, SPLITS, TAPS, INPUTS, INNER
+        total, x, weight, first, row, column, pixel_mask, o, height, width, outputs, TAPS, INPUTS, INNER
     )
     if more is not None:
         total = _add_products(
-            total,
-            more,
-            more_weight,
-            first,
-            row,
-            column,
-            pixel_mask,
-            o,
-            height,
-            width,
-            outputs,
-            split,
-            SPLITS,
-            1,
-            MORE,
-            INNER_MORE,
+            total, more, more_weight, first, row, column, pixel_mask, o, height, width, outputs, 1, MORE, INNER_MORE
         )
     if last is not None:
         total = _add_products(
-            total,
-            last,
-            last_weight,
-            first,
-            row,
-            column,
-            pixel_mask,
-            o,
-            height,
-            width,
-            outputs,
-            split,
-            SPLITS,
-            1,
-            LAST,
-            INNER_LAST,
+            total, last, last_weight, first, row, column, pixel_mask, o, height, width, outputs, 1, LAST, INNER_LAST
         )
 
     finish(
@@ -257,8 +213,6 @@ def _add_tma_products(
     row,
     column,
     o,
-    split,
-    SPLITS: tl.constexpr,
     TAPS: tl.constexpr,
     INPUTS: tl.constexpr,
     INNER: tl.constexpr,
@@ -266,7 +220,7 @@ def _add_tma_products(
 ):
     """Like `_add_products`, but loads by TMA, which reads zeros outside the image."""
     BLOCKS: tl.constexpr = INPUTS // INNER
-    for step in tl.range(split * TAPS * BLOCKS // SPLITS, (split + 1) * TAPS * BLOCKS // SPLITS):
+    for step in tl.range(0, TAPS * BLOCKS):
         tap = step // BLOCKS
         c = (step % BLOCKS) * INNER
         source_row = row
@@ -307,32 +261,21 @@ def described_convolution_kernel(
     PART: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
 ):
     """`convolution_kernel` for tiles that TMA can load: whole rows, or an even division of one."""
-    begin(OVERLAPPED)
     image = tl.program_id(2)
     n = image.to(tl.int64)
-    start = tl.program_id(0) * PIXELS
-    row, column = start // width, start % width
-    block = tl.program_id(1) // SPLITS * CHANNELS
-    pixels = height * width
-    split = 0
-    if SPLITS > 1:
-        split = tl.program_id(1) % SPLITS
-        out += split.to(tl.int64) * tl.num_programs(2) * pixels * outputs
+    begin = tl.program_id(0) * PIXELS
+    row, column = begin // width, begin % width
+    block = tl.program_id(1) * CHANNELS
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
-    total = _add_tma_products(total, x, weight, image, row, column, block, split, SPLITS, TAPS, INPUTS, INNER, PIXELS)
+    total = _add_tma_products(total, x, weight, image, row, column, block, TAPS, INPUTS, INNER, PIXELS)
     if more is not None:
-        total = _add_tma_products(
-            total, more, more_weight, image, row, column, block, split, SPLITS, 1, MORE, INNER_MORE, PIXELS
-        )
+        total = _add_tma_products(total, more, more_weight, image, row, column, block, 1, MORE, INNER_MORE, PIXELS)
     if last is not None:
-        total = _add_tma_products(
-            total, last, last_weight, image, row, column, block, split, SPLITS, 1, LAST, INNER_LAST, PIXELS
-        )
-    p = start + tl.arange(0, PIXELS)
+        total = _add_tma_products(total, last, last_weight, image, row, column, block, 1, LAST, INNER_LAST, PIXELS)
+    pixels = height * width
+    p = begin + tl.arange(0, PIXELS)
     o = block + tl.arange(0, CHANNELS)
     pixel_mask = p < pixels
     finish(
@@ -387,7 +330,7 @@ def tile_for(x: Tensor, weight: Tensor, statistics: bool) -> ConvolutionTile | N
     height, width = x.shape[2:]
     pixels = height * width
     tile = tiles_of(x).convolution(inputs, outputs, len(x) * pixels)
-    if tile is None or (statistics and tile.splits == 1 and pixels_of_part(pixels) > tile.pixels):
+    if tile is None or (statistics and pixels_of_part(pixels) > tile.pixels):
         return None
     # Described tiles were measured with TMA; without it, the same tile is slower than cuDNN.
     return None if tile.described and not _in_whole_rows(height, width, tile.pixels) else tile
@@ -406,7 +349,7 @@ def plan(
     statistics: bool = False,
     tile: ConvolutionTile | None = None,
 ) -> Plan:
-    """Plans a single launch, which also writes the statistics if asked for; with a tile of several splits two.
+    """Plans a single launch, which also writes the statistics if asked for.
 
     `tile` overrides the tile chosen for the shape.
     """
@@ -415,23 +358,14 @@ def plan(
     tile = tile or tile_for(x, weight, statistics) or ConvolutionTile()
     maps = [None if value is None else channels_last(value) for value in (x, more, last, residual)]
     weights = [None if value is None else channels_last(value) for value in (weight, more_weight, last_weight)]
+    out = launch.new_feature_map((n, outputs, height, width), x)
+    statistics_out = launch.new_table(statistics_shape(out), x) if statistics else None
+    part = pixels_of_part(height * width)
+    # With statistics, a tile must hold whole parts.
+    pixels = max(tile.pixels, part) if statistics else tile.pixels
+    channels = max(SMALLEST, min(tile.channels, triton.next_power_of_2(outputs)))
     widths = [0 if value is None else value.shape[1] for value in (x, more, last)]
     inner = [min(tile.inner, _largest_power_of_2_factor(value)) for value in widths]
-    split = tile.splits > 1
-    results: tuple[Tensor, ...]
-    if split:
-        # (splits N, O, H, W) in memory as the kernel sees it.
-        out = launch.new_feature_map((tile.splits * n, outputs, height, width), x, torch.float32)
-        results, calls = plan_epilogue(out, bias, residual, relu, True, statistics, tile.splits, x.dtype)
-        bias, maps[3], statistics_out, relu = None, None, None, False
-    else:
-        out = launch.new_feature_map((n, outputs, height, width), x)
-        statistics_out = launch.new_table(statistics_shape(out), x) if statistics else None
-        results, calls = tuple(result for result in (out, statistics_out) if result is not None), []
-    part = None if statistics_out is None else pixels_of_part(height * width)
-    # With statistics, a tile must hold whole parts.
-    pixels = max(tile.pixels, part or 0)
-    channels = max(SMALLEST, min(tile.channels, triton.next_power_of_2(outputs)))
     names = ("x", "weight"), ("more", "more_weight"), ("last", "last_weight")
     sources: dict[str, Tensor | TensorDescriptor | None] = {}
     described = tile.described and _in_whole_rows(height, width, pixels)
@@ -444,7 +378,7 @@ def plan(
             sources |= {map_name: values, weight_name: matrix}
     call = Launch(
         described_convolution_kernel if described else convolution_kernel,
-        (triton.cdiv(height * width, pixels), triton.cdiv(outputs, channels) * tile.splits, n),
+        (triton.cdiv(height * width, pixels), triton.cdiv(outputs, channels), n),
         {
             **sources,
             "bias": bias,
@@ -465,15 +399,14 @@ def plan(
             "INNER_MORE": inner[1],
             "INNER_LAST": inner[2],
             "RELU": relu,
-            "PART": part,
+            "PART": part if statistics else None,
             "PIXELS": pixels,
             "CHANNELS": channels,
-            "SPLITS": tile.splits,
         },
         tile.warps,
         tile.stages,
     )
-    return results, [call, *calls]
+    return tuple(result for result in (out, statistics_out) if result is not None), [call]
 
 
 def _convolution(*arguments: Any) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels import launch
-from kernels.launch import Launch, Plan, begin, channels_last, tiles_of
+from kernels.launch import Launch, Plan, channels_last, tiles_of
 
 MOST_PARTS = 512
 FEWEST_PIXELS = 32
@@ -77,7 +77,7 @@ def reference_with_statistics(
 
 @triton.jit
 def epilogue_kernel(
-    h,  # (SUMMANDS, N, pixels, C)
+    h,  # (N, pixels, C)
     bias,  # (C,), or None
     residual,  # (N, pixels, C), or None
     out,  # (N, pixels, C), or None for statistics alone
@@ -86,12 +86,9 @@ def epilogue_kernel(
     channels,
     pixels_per_part,
     RELU: tl.constexpr,
-    SUMMANDS: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
 ):
-    begin(OVERLAPPED)
     part = tl.program_id(0)
     n = tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
@@ -102,7 +99,6 @@ def epilogue_kernel(
         channel_bias = tl.load(bias + c, mask=channel_mask, other=0.0).to(tl.float32)
     first = part * pixels_per_part
     last = tl.minimum(first + pixels_per_part, pixels)
-    summand_size = tl.num_programs(1).to(tl.int64) * pixels * channels
 
     # Welford's update, independently for every row of the tile: threads exchange nothing before the end.
     count = tl.zeros((PIXELS,), tl.float32)
@@ -113,9 +109,6 @@ def epilogue_kernel(
         mask = row_mask[:, None] & channel_mask[None, :]
         offset = (n * pixels + start) * channels
         value = tl.load(h + offset + tile_offsets, mask=mask, other=0.0).to(tl.float32)
-        for summand in tl.static_range(1, SUMMANDS):
-            source = h + summand * summand_size
-            value += tl.load(source + offset + tile_offsets, mask=mask, other=0.0).to(tl.float32)
         if bias is not None:
             value += channel_bias[None, :]
         if RELU:
@@ -143,34 +136,19 @@ def epilogue_kernel(
         tl.store(pointers + channels, merged_squares, mask=channel_mask)
 
 
-def plan(
-    h: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
-    write: bool,
-    statistics: bool,
-    summands: int = 1,
-    dtype: torch.dtype | None = None,
-) -> Plan:
-    """Plans a single launch; the results are the output if `write`, and the statistics if `statistics`.
-
-    Args:
-        summands: h is (summands N, C, H, W), and is added up over the summands, in their order, before the bias.
-        dtype: that of the output; by default that of h.
-    """
+def plan(h: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool, write: bool, statistics: bool) -> Plan:
+    """Plans a single launch; the results are the output if `write`, and the statistics if `statistics`."""
     h = channels_last(h)
     residual = None if residual is None else channels_last(residual)
-    n = len(h) // summands
-    out = launch.new_feature_map((n, *h.shape[1:]), h, dtype) if write else None
-    shape = statistics_shape(h[:n])
+    out = launch.new_feature_map(h.shape, h) if write else None
+    shape = statistics_shape(h)
     statistics_out = launch.new_table(shape, h) if statistics else None
     tile = tiles_of(h).epilogue
     channels = min(tile.channels, triton.next_power_of_2(h.shape[1]))
     pixels = h.shape[2] * h.shape[3]
     call = Launch(
         epilogue_kernel,
-        (shape[1], n, triton.cdiv(h.shape[1], channels)),
+        (shape[1], h.shape[0], triton.cdiv(h.shape[1], channels)),
         {
             "h": h,
             "bias": bias,
@@ -181,7 +159,7 @@ def plan(
             "channels": h.shape[1],
             "pixels_per_part": pixels_of_part(pixels),
         },
-        {"RELU": relu, "SUMMANDS": summands, "PIXELS": tile.pixels, "CHANNELS": channels},
+        {"RELU": relu, "PIXELS": tile.pixels, "CHANNELS": channels},
         tile.warps,
     )
     return tuple(result for result in (out, statistics_out) if result is not None), [call]

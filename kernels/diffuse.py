@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import launch
-from kernels.launch import Launch, Plan, begin, tiles_of
+from kernels.launch import Launch, Plan, tiles_of
 
 
 def reference(a: Tensor, b: Tensor, noise: Tensor, levels: Tensor, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
@@ -40,10 +40,8 @@ def diffuse_kernel(
     images,  # N
     pixels,
     PIXELS: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
 ):
     """Grid: (blocks of pixels, timesteps, pairs)."""
-    begin(OVERLAPPED)
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     step = tl.program_id(1).to(tl.int64)
     n = tl.program_id(2).to(tl.int64)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kernels import launch
 from kernels.convolution_epilogue import pixels_of_part
-from kernels.launch import Launch, Plan, begin, channels_last, tiles_of
+from kernels.launch import Launch, Plan, channels_last, tiles_of
 
 LOADED_AT_A_TIME = 2**14  # partial sums that `channel_kernel` loads per iteration
 SMALLEST = 4  # height and width that reflection at the border of the 7x7 convolution needs
@@ -69,9 +69,7 @@ def pool_kernel(
     pixels_per_part,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,  # C rounded up to a power of two
-    OVERLAPPED: tl.constexpr,
 ):
-    begin(OVERLAPPED)
     part = tl.program_id(0)
     n = tl.program_id(1).to(tl.int64)
     c = tl.arange(0, CHANNELS)
@@ -109,10 +107,8 @@ def channel_kernel(
     PARTS: tl.constexpr,
     CHANNELS: tl.constexpr,
     REDUCED: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
 ):
     """Grid: (images,). Computes the channel attention."""
-    begin(OVERLAPPED)
     n = tl.program_id(0).to(tl.int64)
     c, r, part = tl.arange(0, CHANNELS), tl.arange(0, REDUCED), tl.arange(0, PARTS)
     channel_mask, reduced_mask = c < channels, r < reduced
@@ -146,9 +142,7 @@ def spatial_kernel(
     height,
     width,
     PIXELS: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
 ):
-    begin(OVERLAPPED)
     n = tl.program_id(1).to(tl.int64)
     pixels = height * width
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
@@ -177,9 +171,7 @@ def gate_kernel(
     channels,
     SIDE: tl.constexpr,  # of a square tile of pixels
     CHANNELS: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
 ):
-    begin(OVERLAPPED)
     n = tl.program_id(1).to(tl.int64)
     tiles_per_row = tl.cdiv(width, SIDE)
     p = tl.arange(0, SIDE * SIDE)

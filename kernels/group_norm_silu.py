@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from kernels import launch
 from kernels.convolution_epilogue import pixels_of_part
 from kernels.convolution_epilogue import plan as plan_epilogue
-from kernels.launch import Launch, Plan, begin, channels_last, tiles_of
+from kernels.launch import Launch, Plan, channels_last, tiles_of
 
 # Parts times channels of a program's tile, up to which merging them again in every program beats a launch of its own;
 # with twice as many, an H200 takes longer.
@@ -73,10 +73,8 @@ def moments_kernel(
     GROUP: tl.constexpr,  # channels per group
     PARTS: tl.constexpr,
     CHANNELS: tl.constexpr,  # GROUP rounded up to a power of two
-    OVERLAPPED: tl.constexpr,
 ):
     """Grid: (images, groups)."""
-    begin(OVERLAPPED)
     n = tl.program_id(0).to(tl.int64)
     channels = x_channels + skip_channels
     inner = tl.arange(0, CHANNELS)
@@ -253,10 +251,8 @@ def normalize_kernel(
     SILU: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
 ):
     """Grid: (tiles of pixels, images, blocks of channels)."""
-    begin(OVERLAPPED)
     channels = x_channels + skip_channels
     block = tl.program_id(2)
     x_blocks = tl.cdiv(x_channels, CHANNELS)

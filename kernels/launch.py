@@ -14,9 +14,7 @@ from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.tiles import Tiles, tiles_for
@@ -24,18 +22,6 @@ from kernels.tiles import Tiles, tiles_for
 # Architecture whose tiles are used for tensors that are not on a GPU: shapes without data, or the interpreter's.
 OLDEST = 80
 _assumed: ContextVar[int | None] = ContextVar("architecture", default=None)
-
-
-@triton.jit
-def begin(OVERLAPPED: tl.constexpr):
-    """What every kernel does first. Overlapped, it is launched while its predecessor still runs, and waits here.
-
-    CUDA calls this programmatic dependent launch. The wait ends when the predecessor has ended and its results are
-    visible. As every kernel waits before it reads or writes anything, all earlier kernels have ended then too.
-    """
-    if OVERLAPPED:
-        gdc_wait()
-        gdc_launch_dependents()
 
 
 @dataclass(frozen=True)
@@ -46,7 +32,7 @@ class Launch:
         kernel: the jitted function.
         grid: programs along each axis.
         arguments: by name: tensors, tensor descriptors, None for an omitted tensor, integers and floats.
-        constants: the tl.constexpr parameters, by name; OVERLAPPED, which every kernel has, is added.
+        constants: the tl.constexpr parameters, by name.
         warps, stages: warps per program, and stages of its software pipeline.
     """
 
@@ -57,10 +43,6 @@ class Launch:
     warps: int = 4
     stages: int = 1
 
-    def __post_init__(self) -> None:
-        overlapped = tiles_of(self.tensors[0]).overlapped and not triton.knobs.runtime.interpret
-        object.__setattr__(self, "constants", {**self.constants, "OVERLAPPED": overlapped})
-
     @property
     def tensors(self) -> list[Tensor]:
         """All tensors that the launch reads or writes."""
@@ -68,9 +50,7 @@ class Launch:
         return [x for x in values if isinstance(x, Tensor)]
 
     def run(self) -> None:
-        options: dict[str, Any] = {"num_warps": self.warps, "num_stages": self.stages}
-        if self.constants["OVERLAPPED"]:
-            options["launch_pdl"] = True
+        options = {"num_warps": self.warps, "num_stages": self.stages}
         self.kernel[self.grid](**self.arguments, **self.constants, **options)
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from kernels import launch
 from kernels.convolution import SMALLEST, finish
 from kernels.convolution_epilogue import pixels_of_part, statistics_reference, statistics_shape
-from kernels.launch import Launch, Plan, begin, channels_last, tiles_of
+from kernels.launch import Launch, Plan, channels_last, tiles_of
 
 SLOPE = 0.2  # of the leaky ReLU
 TAPS = 16  # 9, zero-padded to what a matrix unit takes
@@ -63,10 +63,8 @@ def first_kernel(
     PART: tl.constexpr,  # pixels per part
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
 ):
     """Grid: (tiles of consecutive pixels, blocks of channels, images)."""
-    begin(OVERLAPPED)
     n = tl.program_id(2).to(tl.int64)
     pixels = height * width
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
@@ -113,10 +111,8 @@ def head_kernel(
     TANH: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
 ):
     """Grid: (tiles of consecutive pixels, images)."""
-    begin(OVERLAPPED)
     n = tl.program_id(1).to(tl.int64)
     pixels = height * width
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)

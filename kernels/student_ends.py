@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels import launch
-from kernels.launch import Launch, Plan, begin, channels_last, tiles_of
+from kernels.launch import Launch, Plan, channels_last, tiles_of
 
 PLANES = 4  # a, b, and both bounds of the interval
 
@@ -58,10 +58,8 @@ def inputs_kernel(
     FACTOR: tl.constexpr,
     PIXELS: tl.constexpr,
     SAMPLES: tl.constexpr,  # FACTOR^2 rounded up to a power of two
-    OVERLAPPED: tl.constexpr,
 ):
     """Grid: (tiles of the result's pixels, images)."""
-    begin(OVERLAPPED)
     n = tl.program_id(1).to(tl.int64)
     pixels = height * width
     coarse_pixels = pixels // (FACTOR * FACTOR)
@@ -102,10 +100,8 @@ def change_kernel(
     width,
     FACTOR: tl.constexpr,
     PIXELS: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
 ):
     """Grid: (tiles of pixels, images)."""
-    begin(OVERLAPPED)
     n = tl.program_id(1).to(tl.int64)
     pixels = height * width
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)

@@ -33,9 +33,6 @@ class AttentionTile:
 class ConvolutionTile:
     """Pixels and output channels per program, and input channels per iteration.
 
-    `splits`: among how many programs the products of one tile are divided, where there would be too few programs; a
-    second launch adds up and applies the epilogue.
-
     `described`: tiles that are whole rows of the image, or an even division of one, are loaded through tensor
     descriptors by TMA, the Tensor Memory Accelerator of compute capability 9.0 and later.
     """
@@ -46,7 +43,6 @@ class ConvolutionTile:
     warps: int = 4
     stages: int = 4
     described: bool = False
-    splits: int = 1
 
 
 ANY = 2**62
@@ -76,7 +72,6 @@ class Tiles:
         upsample: bilinear upsampling.
         diffuse: noisy images, and both ends of a student; pixels only.
         first, head: convolutions from and to a single channel; the head always takes all channels.
-        overlapped: whether each kernel is launched while its predecessor still runs; needs compute capability 9.0.
         convolutions: rules in order of precedence; cuDNN computes a convolution that none applies to.
         attention, attention_float32: tiles by the largest number of channels, in half precision and in float32.
     """
@@ -90,7 +85,6 @@ class Tiles:
     diffuse: Tile = Tile(1024, 1)
     first: Tile = Tile(128, 64)
     head: Tile = Tile(64, 1)
-    overlapped: bool = False
     convolutions: tuple[ConvolutionRule, ...] = ()
     attention: dict[int, AttentionTile] = field(
         default_factory=lambda: {128: AttentionTile(32, 64, 4, 2), 256: AttentionTile(32, 32, 4, 2)}
@@ -116,7 +110,6 @@ ARCHITECTURES: dict[int, Tiles] = {
     90: Tiles(
         epilogue=Tile(16, 64, 2),
         head=Tile(16, 1, 2),
-        overlapped=True,
         convolutions=(
             ConvolutionRule(64, 64, 2**10, ConvolutionTile(32, 32, 32, 4, 3)),
             ConvolutionRule(32, 32, 2**13, ConvolutionTile(32, 32, 32, 2, 3)),

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels import launch
-from kernels.launch import Launch, Plan, begin, channels_last, tiles_of
+from kernels.launch import Launch, Plan, channels_last, tiles_of
 
 
 def reference(x: Tensor, addend: Tensor | None, relu: bool) -> Tensor:
@@ -43,9 +43,7 @@ def upsample_kernel(
     RELU: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
 ):
-    begin(OVERLAPPED)
     n = tl.program_id(1).to(tl.int64)
     pixels = 4 * height * width
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)

@@ -33,7 +33,6 @@ from kernels.cases.single_channel import from_one, to_one
 from kernels.cases.upsample_add import upsample
 from kernels.checks import TOLERANCES, Guarded, error, expected, tolerance, worst
 from kernels.convolution import convolution_kernel, described_convolution_kernel
-from kernels.convolution_epilogue import epilogue_kernel
 from kernels.launch import Launch, assumed
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tile, Tiles
 from kernels.upsample_add import reference as upsample_reference
@@ -211,28 +210,6 @@ def test_described(pixels: int, case: Case, dtype: torch.dtype, monkeypatch: pyt
         _, (call,) = case.operation.plan(*arguments)
         assert call.kernel is described_convolution_kernel
         assert call.constants["PIXELS"] == pixels
-        assert worst(case.operation, arguments) <= 1
-
-
-SPLIT = (
-    (False, convolve(2, 48, 72, 7, 9, relu=True, residual=True)),
-    (False, convolve(3, 32, 48, 5, 13, more=16, last=64, residual=True, with_statistics=True)),
-    (True, convolve(1, 16, 4, 4, 16, size=1, bias=False, with_statistics=True)),
-    (True, convolve(2, 64, 33, 4, 16, more=32, bias=False, relu=True, residual=True, with_statistics=True)),
-)
-
-
-@pytest.mark.parametrize(("described", "case"), SPLIT, ids=str)
-@pytest.mark.parametrize("splits", [2, 5])
-def test_split(described: bool, case: Case, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some splits have no products of a map with few channels, and statistics are those of a last launch."""
-    if described:
-        skip_without_copy_engine()
-    arguments = case.make(Draw(torch.float16, DEVICE))
-    with convolved_by(ConvolutionTile(16, 32, 32, 4, 3, described=described, splits=splits), monkeypatch):
-        _, calls = case.operation.plan(*arguments)
-        assert [call.kernel for call in calls[1:]] == [epilogue_kernel]
-        assert calls[0].constants["SPLITS"] == splits
         assert worst(case.operation, arguments) <= 1
 
 
