@@ -329,11 +329,10 @@ def tile_for(x: Tensor, weight: Tensor, statistics: bool) -> ConvolutionTile | N
         return None
     height, width = x.shape[2:]
     pixels = height * width
-    tile = tiles_of(x).convolution(inputs, outputs, len(x) * pixels)
-    if tile is None or (statistics and pixels_of_part(pixels) > tile.pixels):
-        return None
+    tiles = tiles_of(x).convolution(inputs, outputs, len(x) * pixels)
     # Described tiles were measured with TMA; without it, the same tile is slower than cuDNN.
-    return None if tile.described and not _in_whole_rows(height, width, tile.pixels) else tile
+    tile = next((each for each in tiles if not each.described or _in_whole_rows(height, width, each.pixels)), None)
+    return None if tile is None or (statistics and pixels_of_part(pixels) > tile.pixels) else tile
 
 
 def plan(

@@ -196,12 +196,13 @@ def test_the_first_rule_that_holds() -> None:
     small, narrow, any_other = (ConvolutionTile(pixels) for pixels in (16, 32, 64))
     rules = ConvolutionRule(32, 64, 100, small), ConvolutionRule(32, 32, ANY, narrow)
     tiles = Tiles(convolutions=rules)
-    assert tiles.convolution(32, 64, 100) is small
-    assert tiles.convolution(32, 32, 100) is small
-    assert tiles.convolution(32, 32, 101) is narrow
-    assert tiles.convolution(32, 64, 101) is None
-    assert tiles.convolution(33, 32, 100) is None
-    assert Tiles(convolutions=(*rules, ConvolutionRule(ANY, ANY, ANY, any_other))).convolution(33, 32, 100) is any_other
+    assert list(tiles.convolution(32, 64, 100)) == [small]
+    assert list(tiles.convolution(32, 32, 100)) == [small, narrow]
+    assert list(tiles.convolution(32, 32, 101)) == [narrow]
+    assert list(tiles.convolution(32, 64, 101)) == []
+    assert list(tiles.convolution(33, 32, 100)) == []
+    more = Tiles(convolutions=(*rules, ConvolutionRule(ANY, ANY, ANY, any_other)))
+    assert list(more.convolution(33, 32, 100)) == [any_other]
 
 
 def test_no_rule_is_idle() -> None:
@@ -227,8 +228,7 @@ def test_the_tile_is_what_is_launched() -> None:
     case = convolve(6, 128, 128, 64, 64, with_statistics=True)
     with assumed(90):
         (launch,) = case.operation.plan(*case.make(Draw(torch.float16, "meta")))[1]
-    tile = tiles_for(90).convolution(128, 128, 6 * 64 * 64)
-    assert tile is not None
+    tile = next(tiles_for(90).convolution(128, 128, 6 * 64 * 64))
     constants = launch.constants
     assert (constants["PIXELS"], constants["CHANNELS"], constants["INNER"]) == (tile.pixels, tile.channels, tile.inner)
     assert (launch.warps, launch.stages) == (tile.warps, tile.stages)
