@@ -365,6 +365,10 @@ def plan(
     channels = max(SMALLEST, min(tile.channels, triton.next_power_of_2(outputs)))
     widths = [0 if value is None else value.shape[1] for value in (x, more, last)]
     inner = [min(tile.inner, _largest_power_of_2_factor(value)) for value in widths]
+    if 0 < inner[2] < inner[1]:
+        # Triton 3.6 miscompiles shortcuts in this order: an H200 saw wrong sums, or reads outside shared memory.
+        maps[1], maps[2], weights[1], weights[2] = maps[2], maps[1], weights[2], weights[1]
+        widths[1], widths[2], inner[1], inner[2] = widths[2], widths[1], inner[2], inner[1]
     names = ("x", "weight"), ("more", "more_weight"), ("last", "last_weight")
     sources: dict[str, Tensor | TensorDescriptor | None] = {}
     described = tile.described and _in_whole_rows(height, width, pixels)
