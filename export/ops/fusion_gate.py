@@ -45,10 +45,13 @@ def _translate(
     )
 
 
+# The mean over pixels is computed in float32: their sum would overflow in float16.
 _BODY = """
     s = Add (x, y)
     pixels = Constant <value_ints = [2, 3]> ()
-    pooled = ReduceMean <keepdims = 1> (s, pixels)
+    s_32 = Cast <to = 1> (s)
+    pooled_32 = ReduceMean <keepdims = 1> (s_32, pixels)
+    pooled = CastLike (pooled_32, s)
     reduced = Conv (pooled, reduce_weight, reduce_bias)
     hidden = Relu (reduced)
     by_channel = Conv (hidden, expand_weight, expand_bias)

@@ -279,7 +279,8 @@ def test_whatever_precision_the_program_has_set(name: str, tiny_weights: Path) -
 
 def _float32_settings() -> dict[str, Any]:
     """The newer settings of float32 products and the older ones; "raises" where PyTorch finds a contradiction."""
-    backends, found = torch.backends, {}
+    backends: Any = torch.backends
+    found: dict[str, Any] = {}
     for name, read in {
         "conv": lambda: backends.cudnn.conv.fp32_precision,
         "rnn": lambda: backends.cudnn.rnn.fp32_precision,
@@ -300,11 +301,14 @@ def _float32_settings() -> dict[str, Any]:
 def float32_settings() -> Iterator[None]:
     """Sets PyTorch's defaults again."""
     yield
-    backends = torch.backends
+    backends: Any = torch.backends
     backends.fp32_precision = backends.cudnn.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
     backends.cudnn.allow_tf32 = True
     backends.cuda.matmul.fp32_precision = backends.mkldnn.matmul.fp32_precision = "none"
+
+
+BACKENDS: Any = torch.backends
 
 
 def _set(owner: Any, name: str, value: Any) -> Callable[[], None]:
@@ -317,10 +321,10 @@ def _set(owner: Any, name: str, value: Any) -> Callable[[], None]:
     "program",
     [
         lambda: None,
-        _set(torch.backends, "fp32_precision", "tf32"),
-        _set(torch.backends.cudnn, "allow_tf32", False),
-        _set(torch.backends.cudnn.conv, "fp32_precision", "ieee"),  # from here on PyTorch refuses some reads
-        _set(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        _set(BACKENDS, "fp32_precision", "tf32"),
+        _set(BACKENDS.cudnn, "allow_tf32", False),
+        _set(BACKENDS.cudnn.conv, "fp32_precision", "ieee"),  # from here on PyTorch refuses some reads
+        _set(BACKENDS.cuda.matmul, "fp32_precision", "tf32"),
         lambda: torch.set_float32_matmul_precision("medium"),
     ],
     ids=["defaults", "everything TF32", "cuDNN exact", "convolutions exact", "products TF32", "medium"],

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import export.ops
-from export.onnx.functions import OPSET, functions, register_schemas
+from export.onnx.functions import functions, register_schemas
+from export.onnx.graph import OPSET
 from export.ops import FUNCTIONS
 from export.ops.shared import DOMAIN
 from kernels import group_norm_silu

@@ -21,10 +21,10 @@ from google.protobuf import text_format
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.artifacts.interface import Interface, interface_of
-from dmfnet_fast.artifacts.manifest import Manifest, cache_path, check_path, load_check, manifest_path
+from dmfnet_fast.artifacts.manifest import Manifest, check_path, load_check, manifest_path
 from dmfnet_fast.artifacts.parity import Reference, compare_with
 from dmfnet_fast.engines import shipped
-from dmfnet_fast.engines.cuda_runtime import current_gpu
+from dmfnet_fast.engines.cuda_runtime import Gpu, current_gpu
 from dmfnet_fast.errors import DMFNetError, EngineError
 from dmfnet_fast.model import load_model
 from dmfnet_fast.model.weights import read_metadata
@@ -47,14 +47,17 @@ trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Lin
 RTX = ["turbo", "--target", "tensorrt-rtx", "--gpu", "sm_89"]
 
 
-def no_gpu() -> tuple[str, str]:
+ORIN = Gpu("Orin", "8.7", multiprocessors=8, memory=8 * 2**30, integrated=True)
+
+
+def no_gpu() -> Gpu:
     raise EngineError("device 'cuda': there are 0 CUDA GPUs")
 
 
 def own_gpu() -> str | None:
     """Of this machine, as TensorRT-RTX spells it."""
     with suppress(DMFNetError):
-        name = f"sm_{current_gpu()[1].replace('.', '')}"
+        name = f"sm_{current_gpu().capability.replace('.', '')}"
         return name if name in known_gpus() else None
     return None
 
@@ -138,7 +141,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_replaces_what_was_there(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine without a check pair leaves none of an older one."""
     path = tmp_path / "tiny.engine"
-    for file in (path, check_path(path), manifest_path(path), cache_path(path)):
+    for file in (path, check_path(path), manifest_path(path)):
         file.write_text("old")
     monkeypatch.setattr("export.onnx.source.unpack", lambda *_: ())
     result = cli.invoke(main, [*RTX, "--size", "64x80", "-o", str(path)])
