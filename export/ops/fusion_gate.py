@@ -125,7 +125,7 @@ RECORD = Record(
             "dmfnet_pool_kernel",
             fusion_gate.pool_kernel,
             ("x", "y"),
-            {"seen": lambda s: (s.n, 2, s.pixels), "sums": lambda s: (s.n, s.parts, s.channels)},
+            {"seen": lambda s: (s.n, 2, s.pixels), "sums": lambda s: (s.n, s.most_parts, s.channels)},
             _plan,
             programs=parts,
             tile="PIXELS",
