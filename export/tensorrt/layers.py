@@ -103,6 +103,6 @@ def check_precision(layers: Sequence[Layer], precision: str) -> None:
     if len(others) > allowed or any(layer.precision != "float32" for layer in others):
         warn(
             f"{len(others)} of {len(arithmetic)} convolutions and products of the engine are not reported as "
-            f"{precision} ({others[0].name}: {others[0].precision or 'no type'}): compare its speed with that of another "
-            "version of TensorRT"
+            f"{precision} ({others[0].name}: {others[0].precision or 'no type'}): compare its speed with that of "
+            "another version of TensorRT"
         )

@@ -164,7 +164,9 @@ def test_errors_of_the_builder() -> None:
         _check(None, "TensorRT cannot build", log)
     for severity, message in ((1, "first"), (3, "listed"), (2, "not enough memory"), (1, "no tactic In do at b.cpp:1")):
         messages.log(severity, message)
-    with pytest.raises(EngineError, match=r"^TensorRT cannot build: no tactic \(its last warnings: not enough memory\)$"):
+    with pytest.raises(
+        EngineError, match=r"^TensorRT cannot build: no tactic \(its last warnings: not enough memory\)$"
+    ):
         _check(None, "TensorRT cannot build", log)
     with pytest.raises(DMFNetError, match=r"^x: it does not say why$"):
         _check(None, "x", log)
@@ -246,7 +248,7 @@ def test_a_graph_with_functions_is_refused() -> None:
     """As TensorRT 10.3 misreads them."""
     proto = to_engine_onnx(of_kind(model_by_rule(SMALL["no noise"]), DMFNet), "float16", with_functions=True)
     assert proto.functions
-    with pytest.raises(EngineError, match="the graph has functions, which TensorRT 10.3 misreads"):
+    with pytest.raises(EngineError, match=r"the graph has functions, which TensorRT 10\.3 misreads"):
         _build(proto.SerializeToString(), FIXED, ["sm_89"])
 
 
