@@ -31,7 +31,7 @@ MOST_WORK = 2 * 10**11
 def _tensor(values: NDArray[Any]) -> Any:
     import torch
 
-    return torch.from_numpy(np.require(values, requirements="CW")).float()
+    return torch.from_numpy(np.require(values, requirements=("C", "W"))).float()
 
 
 def _sum(terms: Iterator[Any]) -> Any:
@@ -86,17 +86,23 @@ class _Products:
                         yield F.conv2d(seen[:, some], tap[:, some])
 
             result = _sum(terms()).float()
-        return _rounded(result if bias is None else result + _tensor(bias)[:, None, None], x)
+        return _finished(result, bias, x)
 
     def conv_transpose(
-        self, x: NDArray[Any], weight: NDArray[Any], *, pads: Sequence[int] | None = None, strides: Sequence[int]
+        self,
+        x: NDArray[Any],
+        weight: NDArray[Any],
+        bias: NDArray[Any] | None = None,
+        *,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int],
     ) -> NDArray[Any]:
         from torch.nn import functional as F
 
-        settings = {"stride": tuple(strides), "padding": tuple(pads or (0, 0))[:2]}
+        settings: dict[str, Any] = {"stride": tuple(strides), "padding": tuple(pads or (0, 0))[:2]}
         image, kernel = _tensor(x), _tensor(weight)
         if not self._half_sums or x.dtype != np.float16:
-            return _rounded(F.conv_transpose2d(image, kernel, **settings), x)
+            return _finished(F.conv_transpose2d(image, kernel, **settings), bias, x)
 
         def terms() -> Iterator[Any]:
             for i, j in np.ndindex(*kernel.shape[2:]):
@@ -105,7 +111,7 @@ class _Products:
                 for some in _slices(len(kernel)):
                     yield F.conv_transpose2d(image[:, some], tap[some], **settings)
 
-        return _rounded(_sum(terms()), x)
+        return _finished(_sum(terms()).float(), bias, x)
 
     def matmul(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
         left, right = _tensor(a), _tensor(b)
@@ -123,6 +129,11 @@ def _rounded(result: Any, like: NDArray[Any]) -> NDArray[Any]:
 
     kept: NDArray[Any] = result.to(torch.half if like.dtype == np.float16 else torch.float32).numpy()
     return kept
+
+
+def _finished(result: Any, bias: NDArray[Any] | None, like: NDArray[Any]) -> NDArray[Any]:
+    """Add the bias of each channel, and round."""
+    return _rounded(result if bias is None else result + _tensor(bias)[:, None, None], like)
 
 
 def _sigmoid(x: NDArray[Any]) -> NDArray[Any]:
