@@ -125,7 +125,7 @@ class Plugin:
     """One launch of a kernel as an operation of a graph.
 
     Attributes:
-        name: name of the operation.
+        name: name of the operation, in lower case and unlike ONNX's own, as TensorRT's parser ignores the domain.
         kernel: the jitted function.
         inputs: names of the input tensors, which are parameters of the kernel. A kernel that does not read the first
             input only uses its shape.
