@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pkgutil import iter_modules
+from typing import Any
 
 import numpy as np
 import onnx
@@ -69,7 +70,7 @@ def test_inlined_names_are_unique() -> None:
         onnx.helper.make_tensor_value_info(label, onnx.TensorProto.FLOAT, list(tensor.shape))
         for label, tensor in tensors.items()
     ]
-    norms = {"domain": DOMAIN, "groups": 4, "eps": 1e-5}
+    norms: dict[str, Any] = {"domain": DOMAIN, "groups": 4, "eps": 1e-5}
     nodes = [
         onnx.helper.make_node("Mul", ["x", "x"], [inside]),
         onnx.helper.make_node(name, ["x", "weight", "bias"], ["first"], **norms),
