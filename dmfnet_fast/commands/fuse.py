@@ -38,7 +38,7 @@ MONTAGES = "montages"
 DEFAULT_SUFFIX = "png"
 WORKERS = 3  # one decodes, one computes (calls to the engine are serialized), one encodes
 
-# The names of options that are for one kind of input alone.
+# The names of options that are for only one kind of input.
 _FOR_IMAGES = {"with_montage": "--montage"}
 _FOR_VOLUMES = {
     "series_a": "--series-a",

@@ -302,9 +302,66 @@ def test_register(fuse: Fuse, inputs: Path, tmp_path: Path, monkeypatch: pytest.
     assert "look at the alignment" in found["warnings"][0]
 
 
-def test_swapped_volumes_warn(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
-    result = fuse(inputs / "CT", inputs / "MR", "-o", tmp_path / "out")
-    assert "are they swapped? The MRI comes first" in result.stderr
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ("CT", "MR", "{a} is CT and {b} is MR: are they swapped? The MRI comes first"),
+        ("CT", "PT", "{a} is CT, and the networks expect an MRI: is it the right series?"),
+        ("MR", "MR", "{b}: holds the same volume as {a}: is it the right series?"),
+    ],
+)
+def test_unlikely_series_warn(
+    fuse: Fuse, inputs: Path, monkeypatch: pytest.MonkeyPatch, a: str, b: str, message: str
+) -> None:
+    """Reports say A and B; names of folders do not get mixed up with words of the message."""
+    monkeypatch.chdir(inputs)
+    result = fuse(a, b, "-o", "out")
+    assert f"warning: {message.format(a=a, b=b)}" in result.stderr.splitlines()
+    assert report(Path("out"))["warnings"] == [message.format(a="A", b="B")]
+
+
+def test_reports_name_no_files(fuse: Fuse, inputs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Wherever the command runs: names of files may be a patient's."""
+    monkeypatch.chdir(inputs / "PT")
+    shutil.copy("0003.dcm", "roe jane.dcm")
+    Path("jane.txt").write_text("notes")
+    result = fuse(inputs / "MR", ".", "-o", tmp_path / "out")
+    assert "warning: roe jane.dcm: is a copy of 0003.dcm; left out" in result.stderr.splitlines()
+    found = report(tmp_path / "out")
+    assert found["warnings"] == ["B: one file: is a copy of another; left out"]
+    assert found["sources"]["b"]["notes"][0] == "one file: is a copy of another; left out"
+    assert "1 file left out: not DICOM" in found["sources"]["b"]["notes"]
+    for name in PAGES[1:]:
+        assert "jane" not in (tmp_path / "out" / name).read_text()
+
+
+def test_a_range_in_other_units_warns(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
+    result = fuse(inputs / "MR", inputs / "PT", "-o", tmp_path / "out", "--range-b", 20_000, 30_000)
+    assert "--range-b 20000 30000: no value of the head lies between them" in result.stderr
+    assert report(tmp_path / "out")["warnings"][0].endswith(" SUV")
+
+
+def test_a_volume_that_shows_nothing_is_refused_before_anything_is_written(
+    fuse: Fuse, inputs: Path, tmp_path: Path
+) -> None:
+    image = nibabel.load(inputs / "PT.nii")
+    nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.float32), image.affine), tmp_path / "zero.nii")
+    options = ("-o", tmp_path / "out", "--range-b", 0, 5)
+    refused(fuse(inputs / "MR", tmp_path / "zero.nii", *options), "zero.nii: shows nothing")
+    refused(fuse(tmp_path / "zero.nii", inputs / "PT", *options), "zero.nii: shows nothing")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_format_in_a_folder(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
+    """A report is about all that lies beside it."""
+    arguments = (inputs / "MR", inputs / "PT", "-o", tmp_path / "out")
+    for kind, other in (("dicom", "png"), ("png", "nifti"), ("nifti", "dicom")):
+        assert fuse(*arguments, "--format", kind, "--overwrite").exit_code == 0
+        before = hashes(tmp_path / "out")
+        refused(fuse(*arguments, "--format", other), f"holds a result in another format ({kind})")
+        assert hashes(tmp_path / "out") == before
+        assert report(tmp_path / "out")["output"]["format"] == kind
+    assert names(tmp_path / "out") == ["alignment.png", "fused.nii.gz", "report.html", "report.json"]
 
 
 @pytest.mark.parametrize(
@@ -323,7 +380,7 @@ def test_swapped_volumes_warn(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
         (("MR", "PT", "-o", "out", "--range-b", "5", "5"), "--range-b: range (5, 5) must be two finite numbers"),
         (("MR", "PT", "-o", "out", "--modality-b", "CT"), "PT: is PT, not CT"),
         (("MR", "PT", "-o", "out", "--series-b", "1.2"), "PT: holds no series 1.2"),
-        (("MR.nii.gz", "PT.nii", "-o", "out", "--label", "x"), "is drawn into DICOM alone"),
+        (("MR.nii.gz", "PT.nii", "-o", "out", "--label", "x"), "is drawn only into DICOM"),
         (("MR", "PT", "-o", "taken"), "taken/report.json: already exists and was not made by this command"),
         (("text", "text", "-o", "out"), "hold no images"),
         (("nifti", "PT", "-o", "out"), "nifti: is a folder with NIfTI files; give one of them by its name"),

@@ -111,7 +111,7 @@ def test_mutual_information_falls_when_moved(head: HeadVolumes) -> None:
 
 def test_partial_coverage_warns(head: HeadVolumes) -> None:
     part = replace(head.ct, values=head.ct.values[:5])
-    with pytest.warns(DMFNetWarning, match="covers"):
+    with pytest.warns(DMFNetWarning, match="covers only"):
         result = align(head.mr, part)
     assert 0.2 < result.coverage < 0.6
 
