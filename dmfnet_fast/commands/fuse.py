@@ -291,7 +291,7 @@ def _check_options(given: dict[str, Any], volumes: bool) -> None:
     others, kind = (_FOR_IMAGES, "volumes") if volumes else (_FOR_VOLUMES, "images")
     for name, option in others.items():
         if given[name] not in (None, False):
-            raise ImageError(f"{option}: is not for {kind}; leave it out")
+            raise ImageError(f"{option}: is not for {kind}, which A and B are taken for; leave it out")
     known = VOLUME_FORMATS if volumes else [suffix[1:] for suffix in suffixes(WRITERS)]
     if given["chosen_format"] not in (None, *known):
         raise ImageError(f"--format {given['chosen_format']}: is not for {kind}; use {alternatives(known)}")

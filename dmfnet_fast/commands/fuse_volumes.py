@@ -125,8 +125,7 @@ def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
     Returns:
         What `--json` prints: the report, the files, and how many slices were fused now and before.
     """
-    ranges = {"--range-a": request.range_a, "--range-b": request.range_b}
-    for name, stated in ranges.items():
+    for stated, name in ((request.range_a, "--range-a"), (request.range_b, "--range-b")):
         if stated is not None:
             check_range(stated, name)
     place, steps = Place.of(request.output, request.format), _Steps()
@@ -136,22 +135,11 @@ def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
         alignment, sources, warnings = _aligned(request, steps)
         shown_a = show(alignment.a, request.range_a)
         shown_b = show(alignment.b, request.range_b, request.colormap)
-        for (name, stated), shown in zip(ranges.items(), (shown_a, shown_b), strict=True):
-            if stated is not None:
-                warnings += _told(_range_doubts(shown, name))
+        warnings += _told(_range_doubts(request, shown_a, shown_b))
         check_pair(alignment.a, alignment.b)
         # Before anything is written: what cannot be drawn is not worth fusing.
         drawn = _png(draw_alignment(alignment))
-        settings = {
-            "grid": request.grid,
-            "transform": alignment.transform.round(9).tolist(),
-            "range_a": list(shown_a.limits),
-            "range_b": list(shown_b.limits),
-            "colormap": shown_b.palette,
-            "seed": request.engine.seed,
-            **request.engine.rules,
-        }
-        info = fuser.info
+        settings, info = _settings(request, alignment, shown_a, shown_b), fuser.info
         provenance = Provenance(__version__, info["file"], info["weights"], {**info, **settings})
         grid = alignment.a if request.grid == "a" else alignment.b
         writer = open_writer(
@@ -175,6 +163,19 @@ def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
     _write_report(place, fusion, drawn)
     slices = {"fused": grid.shape[0] - already, "already_there": already}
     return {**to_dict(fusion), "slices": slices, "files": [str(file) for file in files], "page": str(place.page)}
+
+
+def _settings(request: VolumeRequest, alignment: Alignment, a: Shown, b: Shown) -> dict[str, Any]:
+    """What decides the result beside sources, engine and weights."""
+    return {
+        "grid": request.grid,
+        "transform": alignment.transform.round(9).tolist(),
+        "range_a": list(a.limits),
+        "range_b": list(b.limits),
+        "colormap": b.palette,
+        "seed": request.engine.seed,
+        **request.engine.rules,
+    }
 
 
 def _results_in_other_formats(request: VolumeRequest) -> list[Format]:
@@ -247,17 +248,19 @@ def _doubts(a: Volume, b: Volume, colormap: str | None) -> Iterator[Message]:
         )
 
 
-def _range_doubts(shown: Shown, option: str) -> Iterator[Message]:
-    """Whether a stated range leaves anything of the head, as with one in other units."""
-    if shown.volume.color:
-        return
-    head = sampled(shown.volume.values)[sampled(foreground(shown.volume))]
-    low, high = shown.limits
-    if len(head) and not ((head > low) & (head < high)).any():
-        yield Message(
-            f"{option} {low:g} {high:g}: no value of the head lies between them, so that it is all black or white; "
-            f"its values go from {head.min():.4g} to {head.max():.4g} {shown.volume.units or ''}".rstrip()
-        )
+def _range_doubts(request: VolumeRequest, a: Shown, b: Shown) -> Iterator[Message]:
+    """Stated ranges that leave nothing of the head, such as one in other units."""
+    for stated, option, shown in ((request.range_a, "--range-a", a), (request.range_b, "--range-b", b)):
+        if stated is None or shown.volume.color:
+            continue
+        head = sampled(shown.volume.values)[sampled(foreground(shown.volume))]
+        low, high = shown.limits
+        if len(head) and not ((head > low) & (head < high)).any():
+            units = shown.volume.units or "without a unit"
+            yield Message(
+                f"{option} {low:g} {high:g}: no value of the head lies between them, so that it is all black or white; "
+                f"its values go from {head.min():.4g} to {head.max():.4g} ({units})"
+            )
 
 
 def _write(fuser: Fuser, writer: VolumeWriter, a: Shown, b: Shown, place: Place) -> tuple[Looks, int]:

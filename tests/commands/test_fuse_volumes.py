@@ -111,6 +111,24 @@ def test_dicom(pet: Path, written: Path) -> None:
     assert np.array_equal(pixels(pet), expected(written / "MR", written / "PT"))
 
 
+@pytest.mark.parametrize("name", ["dicom", "nifti"])
+def test_left_is_left(name: str, fuse: Fuse, pet: Path, written: Path, tmp_path: Path) -> None:
+    """As another program reads the result: the lesion is on the patient's left, in front, above."""
+    sitk = pytest.importorskip("SimpleITK", reason="needs the extra register")
+    paths: Any = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(pet / "fused"))
+    if name == "nifti":
+        paths = str(tmp_path / "fused.nii.gz")
+        assert fuse(written / "MR.nii.gz", written / "PT.nii", "-o", paths, "--modality-b", "PET").exit_code == 0
+    image = sitk.ReadImage(paths)
+    bright = {
+        (x, y, z): sum(image[image.TransformPhysicalPointToIndex((34.0 * x, 34.0 * y, 22.0 * z))])
+        for x in (1, -1)
+        for y in (1, -1)
+        for z in (1, -1)
+    }
+    assert max(bright, key=lambda place: bright[place]) == (1, -1, 1), bright
+
+
 def test_sources_are_never_changed(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
     before = hashes(inputs)
     assert fuse(inputs / "MR", inputs / "NM", "-o", tmp_path / "out").exit_code == 0
@@ -338,7 +356,7 @@ def test_reports_name_no_files(fuse: Fuse, inputs: Path, monkeypatch: pytest.Mon
 def test_a_range_in_other_units_warns(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
     result = fuse(inputs / "MR", inputs / "PT", "-o", tmp_path / "out", "--range-b", 20_000, 30_000)
     assert "--range-b 20000 30000: no value of the head lies between them" in result.stderr
-    assert report(tmp_path / "out")["warnings"][0].endswith(" SUV")
+    assert report(tmp_path / "out")["warnings"][0].endswith("(SUV)")
 
 
 def test_a_volume_that_shows_nothing_is_refused_before_anything_is_written(
