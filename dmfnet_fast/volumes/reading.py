@@ -108,7 +108,7 @@ def is_volume(path: Path) -> bool:
     directly holds more of these files than images; a folder without images is one if it has such a file in it or below.
 
     Raises:
-        VolumeError: a file cannot be read.
+        VolumeError: a file cannot be read, or a folder holds as many images as these files.
     """
     if not path.is_dir():
         return _is_volume_file(path)
@@ -120,7 +120,14 @@ def is_volume(path: Path) -> bool:
     others = [file for file in direct if name_in_folder(file) is None]
     images = len(direct) - len(others)
     if images:
-        return sum(map(_is_volume_file, others)) > images
+        volumes = sum(map(_is_volume_file, others))
+        if volumes == images:
+            # Such as an export with a preview of every slice, whose previews must not be fused instead.
+            raise VolumeError(
+                f"{path}: holds as many images as DICOM or NIfTI files ({images}), so it is unknown which are meant; "
+                "move either into a folder of their own"
+            )
+        return volumes > images
     return any(map(_is_volume_file, others)) or any(map(_is_volume_file, files_in(path)))
 
 

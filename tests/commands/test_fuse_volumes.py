@@ -428,10 +428,11 @@ def test_bad_input(
 def test_folders_of_images_and_of_dicom_are_told_apart(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
-    write_image(images / "1.png", np.tile(np.arange(64, dtype=np.uint8), (64, 1)))
+    for name in ("1.png", "2.png"):
+        write_image(images / name, np.tile(np.arange(64, dtype=np.uint8), (64, 1)))
     shutil.copytree(inputs / "MR", images / "dicom")
     shutil.copy(inputs / "MR" / "0001.dcm", images)
-    assert "1 fused" in fuse(images, images, "-o", tmp_path / "paired").stdout, (
+    assert "2 fused" in fuse(images, images, "-o", tmp_path / "paired").stdout, (
         "neither DICOM below nor a lone file matter"
     )
     write_image(inputs / "MR" / "preview.png", np.zeros((64, 64), np.uint8))
@@ -440,6 +441,11 @@ def test_folders_of_images_and_of_dicom_are_told_apart(fuse: Fuse, inputs: Path,
     result = fuse(inputs / "MR", below, "-o", tmp_path / "volume")
     assert result.exit_code == 0, result.stderr
     assert len(pixels(tmp_path / "volume")) == 10, "images beside DICOM do not matter"
+    for number in range(1, 10):
+        write_image(inputs / "MR" / f"preview{number}.png", np.zeros((64, 64), np.uint8))
+    refused(
+        fuse(inputs / "MR", below, "-o", tmp_path / "x"), "holds as many images as DICOM or NIfTI files (10), so it is"
+    )
 
 
 def test_files_without_preamble_are_found(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
