@@ -137,10 +137,10 @@ def _patient_warnings(a: Volume, b: Volume, force: bool) -> list[str]:
     different = [keyword for keyword in one if keyword in other and one[keyword] != other[keyword]]
     if not different:
         return []
+    elements = f"{', '.join(different)} {'differ' if len(different) > 1 else 'differs'}"
     message = Message(
-        "{a} and {b} name different patients ({elements} differ)",
-        a=a.source.path, b=b.source.path, elements=", ".join(different),
-    )  # fmt: skip
+        "{a} and {b} name different patients ({elements})", a=a.source.path, b=b.source.path, elements=elements
+    )
     if not force:
         raise VolumeError(f"{message}; give two volumes of one patient, or --force-patient if they are")
     return [message]

@@ -286,7 +286,10 @@ def _air(candidate: Candidate) -> float:
 def _standardize(values: NDArray[Any], candidate: Candidate, notes: list[str]) -> str | None:
     """Turn a PET into SUV in place if that is possible; returns its units."""
     units = candidate.header.text("Units").upper()
-    factor = suv_factor(candidate.header)
+    # Of several bed positions, decay is corrected to the start of the first.
+    headers = (frame.file.header for frame in candidate.frames)
+    first = min(headers, key=lambda header: (header.text("AcquisitionDate"), header.text("AcquisitionTime")))
+    factor = suv_factor(first)
     if isinstance(factor, str):
         notes.append(f"no SUV: {factor}")
         return _UNITS.get(units)

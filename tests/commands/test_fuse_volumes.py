@@ -273,7 +273,7 @@ def test_series_are_chosen(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
 def test_other_patients(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
     for path in (inputs / "PT").glob("*.dcm"):
         edit(path, lambda data: setattr(data, "PatientID", "OTHER"))
-    refused(fuse(inputs / "MR", inputs / "PT", "-o", tmp_path / "out"), "name different patients (PatientID differ)")
+    refused(fuse(inputs / "MR", inputs / "PT", "-o", tmp_path / "out"), "name different patients (PatientID differs)")
     assert not (tmp_path / "out").exists()
     forced = fuse(inputs / "MR", inputs / "PT", "-o", tmp_path / "out", "--force-patient")
     assert forced.exit_code == 0

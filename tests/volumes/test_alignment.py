@@ -140,7 +140,7 @@ def test_patients(head: HeadVolumes) -> None:
         return replace(volume, link=Link("1", "2", (), None, identity, lossy=False, burned_in=False))
 
     a = of(head.mr, PatientID="123", PatientName="roe jane")
-    with pytest.raises(VolumeError, match=r"name different patients \(PatientID differ\).*--force-patient") as error:
+    with pytest.raises(VolumeError, match=r"name different patients \(PatientID differs\).*--force-patient") as error:
         align(a, of(head.pet, PatientID="456"))
     assert "123" not in str(error.value)
     with pytest.warns(DMFNetWarning, match="name different patients"):
