@@ -196,9 +196,14 @@ def _read_nifti(file: NiftiFile, modality: str | None) -> Volume:
     path = file.path
     values, notes = read_values(file)
     notes += file.warnings
+    units = None
+    if modality == "CT" and not file.color:
+        # Only Hounsfield units reach that far below water; some CTs are shifted or scaled in conversion.
+        if float(values.min()) < _BELOW_FAT:
+            units = "HU"
+        else:
+            notes.append(f"its values are not in Hounsfield units: none is below {_BELOW_FAT:g}, as air would be")
     source = Source(str(path), path.name, file.description, "nifti", 1, tuple(notes), tuple(file.warnings))
-    # Only Hounsfield units reach that far below water; some CTs are shifted or scaled in conversion.
-    units = "HU" if modality == "CT" and not file.color and float(values.min()) < _BELOW_FAT else None
     return Volume(values, file.affine, modality, units, None, source)
 
 

@@ -18,7 +18,7 @@ nibabel = pytest.importorskip("nibabel", reason="needs the extra dicom")
 pytest.importorskip("gdcm", reason="needs the extra dicom")
 
 from dmfnet_fast.errors import DMFNetWarning, VolumeError
-from dmfnet_fast.volumes.phantom import HeadVolumes, write_series, write_tomogram
+from dmfnet_fast.volumes.phantom import HeadVolumes, write_nifti, write_series, write_tomogram
 from dmfnet_fast.volumes.reading import list_volumes, read_volume
 from dmfnet_fast.volumes.volume import Source, Volume
 from tests.volumes.damaging import edit, place
@@ -100,6 +100,15 @@ def test_pet_of_several_bed_positions(copied: Copier) -> None:
     for path in files(folder):
         edit(path, later)
     assert "after 60 min" in read_volume(folder).source.notes[0]
+
+
+@pytest.mark.parametrize(("shift", "units"), [(0, "HU"), (1024, None)])
+def test_nifti_of_a_ct(shift: float, units: str | None, head: HeadVolumes, tmp_path: Path) -> None:
+    """In Hounsfield units if there is air; the note says why it is not."""
+    write_nifti(replace(head.ct, values=head.ct.values + np.float32(shift)), tmp_path / "ct.nii")
+    volume = read_volume(tmp_path / "ct.nii", modality="CT")
+    assert volume.units == units
+    assert ["not in Hounsfield units" in note for note in volume.source.notes] == ([True] if units is None else [])
 
 
 @pytest.mark.parametrize(("name", "index"), [("MR.nii.gz", 0), ("PT.nii", 2)])
