@@ -60,7 +60,7 @@ class Target:
     """
 
     name: str
-    kind: EngineKind
+    kind: EngineKind | None
     words: str
     precisions: tuple[Precision, ...]
     cpu_precisions: tuple[Precision, ...]
@@ -98,6 +98,7 @@ class Request:
         timing_cache: TensorRT's timing cache file, read and written; None for none.
         calibrate: folder of calibration pairs for int8; None uses phantoms.
         every_block: whether int8 includes the first and the last block.
+        single_file: whether a page is one file instead of a folder.
         server: model repository of Triton Inference Server, or None.
         output: file to write; with `server`, the model's folder in the repository.
     """
@@ -111,8 +112,14 @@ class Request:
     timing_cache: Path | None
     calibrate: Path | None
     every_block: bool
+    single_file: bool
     server: Path | None
     output: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the network: that of the source's file, without the prefix of shipped ones."""
+        return self.source.stem.removeprefix("dmfnet-")
 
     def takes(self, option: str) -> bool:
         """Whether this export accepts the `Option` with this name."""
@@ -124,7 +131,7 @@ class Request:
         lines.append(f"sizes      {self.profile if self.takes('batch') else any_size}")
         if self.takes("gpu"):
             lines.append(f"GPUs       {', '.join(self.gpus)}")
-        elif "cpu" not in self.target.kind.support:
+        elif self.target.kind is not None and "cpu" not in self.target.kind.support:
             lines.append("GPU        the one that it is built on")
         if self.takes("plugins"):
             lines.append(f"plugins    {'yes' if self.plugins else 'no'}")

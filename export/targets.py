@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dmfnet_fast.engines.kinds import OPENVINO, TENSORRT
 from dmfnet_fast.engines.openvino_engine import FILE_PRECISIONS
+from export import web
 from export.onnx import onnx_file
 from export.request import Served, Target
 from export.tensorrt import engine_file
@@ -53,6 +54,17 @@ _ALL = (
             frozenset({"batch", "server"}),
             onnx_file.for_server,
         ),
+    ),
+    Target(
+        "web",
+        None,
+        "a page for browsers, a folder or with --single-file one file",
+        ("float32",),
+        cpu_precisions=("float32",),
+        options=frozenset({"single_file"}),
+        check_machine=web.check_machine,
+        write=web.write,
+        served=None,
     ),
 )
 # The first target is the default.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dmfnet_fast.artifacts.cache import cache_folder
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.artifacts.onnx_metadata import exported_properties, is_sealed
 from dmfnet_fast.artifacts.parity import Parity
@@ -26,20 +26,6 @@ CACHE_BYTES = 2**30
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 # Precisions of the files that run here. The type of their floating-point operations is chosen when a file is opened.
 FILE_PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
-
-
-def cache_folder() -> Path | None:
-    """The folder for compiled models, shared by all processes: in DMFNET_CACHE, or else in the user's cache folder.
-
-    Returns None if the folder cannot be written to.
-    """
-    # Path.home raises a RuntimeError for a user without a home folder.
-    with suppress(OSError, RuntimeError):
-        base = os.environ.get("DMFNET_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(base) / "dmfnet-fast"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder if os.access(folder, os.W_OK) else None
-    return None
 
 
 def _prune(folder: Path) -> None:
