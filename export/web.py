@@ -71,7 +71,7 @@ def write(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) 
     unfinished = folder / request.output.name
     with step("writing the page"):
         if request.single_file:
-            unfinished.write_bytes(one_file(network, folder))
+            unfinished.write_bytes(one_file(network))
         else:
             unfinished.mkdir()
             write_folder(unfinished, network)

@@ -51,17 +51,25 @@ def install(folder: Path) -> None:
     _run(program, "ci", *options, folder=folder)
 
 
+def run_build(folder: Path) -> None:
+    """Build the page in a folder made by `install`, into its folder `built`.
+
+    Raises:
+        BuildError: the build fails.
+    """
+    _run(shutil.which("node") or "node", "build.mjs", "built", folder=folder)
+
+
 def build(folder: Path) -> None:
     """Build the page into a folder that does not exist yet.
 
     Raises:
         BuildError: npm is not installed or fails.
     """
-    node = shutil.which("node") or "node"
     with tempfile.TemporaryDirectory(prefix=".page-", dir=folder.parent) as place:
         workshop = Path(place) / "page"
         install(workshop)
-        _run(node, "build.mjs", "built", folder=workshop)
+        run_build(workshop)
         try:
             (workshop / "built").replace(folder)
         except OSError:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dmfnet_fast.artifacts.cache import cache_folder
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.artifacts.onnx_metadata import exported_properties
 from dmfnet_fast.errors import EngineError, OutputError
-from dmfnet_fast.images.formats.png import write as write_png
+from dmfnet_fast.images.formats.pillow import to_pil
 from dmfnet_fast.phantom import make_phantom
 from dmfnet_fast.web import building
 
 SHIPPED = Path(__file__).parent / "built"
 NETWORK, MANIFEST, NOTICES = "network.onnx", "manifest.json", "THIRD-PARTY-NOTICES.txt"
-EXAMPLES = {"example-mri.png": "MRI", "example-pet.png": "PET"}
 # Only files of the page itself: no other address, no inline code, no form that sends anything.
 _POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src 'self' blob: data:"
 FOLDER_POLICY = (
@@ -83,15 +86,17 @@ def built() -> Path:
     return folder
 
 
-def _examples(folder: Path) -> dict[str, bytes]:
+def _examples() -> dict[str, bytes]:
     """Two images of a synthetic head, by their names."""
     head = make_phantom(seed=0)
-    found = {}
-    for name, kind in EXAMPLES.items():
-        write_png(folder / name, head.mri if kind == "MRI" else head.other("PET"))
-        found[name] = (folder / name).read_bytes()
-        (folder / name).unlink()
-    return found
+    return {"example-mri.png": png(head.mri), "example-pet.png": png(head.pet)}
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """An 8-bit image as the content of a PNG file."""
+    file = io.BytesIO()
+    to_pil(pixels).save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def _manifest(network: Network, files: Mapping[str, bytes]) -> bytes:
@@ -115,12 +120,8 @@ def _filled(template: str, policy: str, style: str, script: str) -> bytes:
     return template.encode()
 
 
-def files_of(network: Network, workplace: Path) -> dict[str, bytes]:
+def page_files(network: Network) -> dict[str, bytes]:
     """The files of the page as a folder, by their names.
-
-    Args:
-        network: the network.
-        workplace: a folder to write to.
 
     Raises:
         OutputError: the page has to be built, which fails.
@@ -133,13 +134,13 @@ def files_of(network: Network, workplace: Path) -> dict[str, bytes]:
     template = files["index.html"].decode()
     style = '<link rel="stylesheet" href="style.css" />'
     files["index.html"] = _filled(template, FOLDER_POLICY, style, '<script type="module" src="page.js"></script>')
-    files |= {NETWORK: network.content, **_examples(workplace)}
+    files |= {NETWORK: network.content, **_examples()}
     return files | {MANIFEST: _manifest(network, files)}
 
 
 def write_folder(folder: Path, network: Network) -> None:
-    """Write the page to an existing, empty folder; for the errors see `files_of`."""
-    for name, content in files_of(network, folder).items():
+    """Write the page to an existing, empty folder; for the errors see `page_files`."""
+    for name, content in page_files(network).items():
         (folder / name).write_bytes(content)
 
 
@@ -147,9 +148,9 @@ def _hash_of(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def one_file(network: Network, workplace: Path) -> bytes:
-    """The page as one HTML file, which runs from a disk; for the arguments and errors see `files_of`."""
-    folder, files = built(), files_of(network, workplace)
+def one_file(network: Network) -> bytes:
+    """The page as one HTML file, which runs from a disk; for the errors see `page_files`."""
+    folder, files = built(), page_files(network)
     files["worker.js"] = (folder / "worker-with-runtime.js").read_bytes()
     style, script = files.pop("style.css").decode(), files.pop("page.js").decode()
     notices = files.pop(NOTICES).decode()

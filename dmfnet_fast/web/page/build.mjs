@@ -46,13 +46,16 @@ const noNode = {
   },
 };
 
+// A page from a disk may start classic workers alone. They have no address, and nothing is fetched from beside it.
+const classic = { format: "iife", define: { "import.meta.url": '"https://page.invalid/"' } };
+
 const results = [];
-for (const [name, entry, plugins] of [
-  ["page.js", "src/main.js", []],
-  ["worker.js", "src/worker.js", [ortBesideIt, noNode]],
-  ["worker-with-runtime.js", "src/worker.js", [noNode]],
+for (const [name, entry, more] of [
+  ["page.js", "src/main.js", {}],
+  ["worker.js", "src/worker.js", { plugins: [ortBesideIt, noNode] }],
+  ["worker-with-runtime.js", "src/worker.js", { plugins: [noNode], ...classic }],
 ]) {
-  results.push(await build({ ...usual, entryPoints: [entry], outfile: join(folder, name), plugins }));
+  results.push(await build({ ...usual, entryPoints: [entry], outfile: join(folder, name), ...more }));
 }
 
 async function packed(from, name) {

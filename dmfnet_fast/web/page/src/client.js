@@ -16,15 +16,17 @@ export class Client {
       if (error === undefined) call.resolve(result);
       else call.reject(new Error(error));
     };
+    this.failure = null;
     worker.onerror = (event) => {
-      event.preventDefault();
-      for (const { reject } of this.waiting.values()) reject(new Error(event.message || "the worker could not be started"));
+      this.failure = new Error(`the browser cannot run the page's worker (${event.message ?? "no reason given"}); try another browser`);
+      for (const { reject } of this.waiting.values()) reject(this.failure);
       this.waiting.clear();
     };
   }
 
   /** @returns {Promise<any>} the answer; rejected with an Error whose message is for the user */
   call(call, payload = {}, report = null, transfer = []) {
+    if (this.failure) return Promise.reject(this.failure);
     const id = this.next++;
     return new Promise((resolve, reject) => {
       this.waiting.set(id, { resolve, reject, report });

@@ -28,7 +28,8 @@ export class Network {
     const failures = [];
     for (const used of wanted === "webgpu" ? ["webgpu", "wasm"] : ["wasm"]) {
       try {
-        const session = await ort.InferenceSession.create(new Uint8Array(model), { executionProviders: [used] });
+        const options = { executionProviders: [used], logSeverityLevel: 3 };
+        const session = await ort.InferenceSession.create(new Uint8Array(model), options);
         return new Network(session, used, used === "wasm" ? threads : 0, failures);
       } catch (error) {
         failures.push(`${used}: ${error.message ?? error}`);

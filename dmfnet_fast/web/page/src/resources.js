@@ -28,7 +28,7 @@ export async function json(name) {
 export async function startWorker() {
   if (!isOneFile()) return new Worker("worker.js", { type: "module" });
   const code = new Blob([await resource("worker.js")], { type: "text/javascript" });
-  return new Worker(URL.createObjectURL(code), { type: "module" });
+  return new Worker(URL.createObjectURL(code));
 }
 
 /** Hash of a file's content in hexadecimal; null where the browser does not compute it (plain http). */

@@ -23,6 +23,8 @@ function blended(under, over, share) {
   return under;
 }
 
+const context = (canvas) => canvas.getContext("2d");
+
 function line(frame, name) {
   const found = frame.querySelector(`.${name}`);
   if (found) return found;
@@ -109,8 +111,8 @@ export class Viewer {
     } else {
       this.paint(figure, under);
       const start = Math.round((this.divider / 100) * over.width);
-      const context = figure.querySelector("canvas").getContext("2d");
-      if (start < over.width) context.putImageData(over, 0, 0, start, 0, over.width - start, over.height);
+      const drawing = context(figure.querySelector("canvas"));
+      if (start < over.width) drawing.putImageData(over, 0, 0, start, 0, over.width - start, over.height);
     }
     const names = { a: "MRI", b: "CT, PET or SPECT", fused: "fused" };
     const joint = this.mode === "swipe" ? "left, right:" : "under";
@@ -123,7 +125,7 @@ export class Viewer {
     const canvas = figure.querySelector("canvas");
     const { width, height } = image;
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-    canvas.getContext("2d").putImageData(image, 0, 0);
+    context(canvas).putImageData(image, 0, 0);
     const frame = figure.querySelector(".frame");
     const shape = width / (height * this.aspect);
     frame.style.aspectRatio = String(shape);
