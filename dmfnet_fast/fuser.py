@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, SupportsFloat, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,16 @@ from dmfnet_fast.engines.kinds import files
 from dmfnet_fast.errors import EngineError, ImageError, memory_guard, warn
 from dmfnet_fast.images import color as color
 from dmfnet_fast.images.color import DEFAULT_RULES, Canvas
-from dmfnet_fast.images.io import SMALLEST, Pixels, from_pil, load_image, to_pil
-from dmfnet_fast.images.padding import STRIDE
+from dmfnet_fast.images.io import Pixels, from_pil, load_image, to_pil
+from dmfnet_fast.images.padding import SMALLEST, STRIDE
 from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.precision import PRECISION_CHOICES, PrecisionChoice
 from dmfnet_fast.wording import alternatives
+
+if TYPE_CHECKING:
+    from dmfnet_fast.volumes.fusing import Take
+    from dmfnet_fast.volumes.showing import Shown
+    from dmfnet_fast.volumes.volume import Volume
 
 Range: TypeAlias = tuple[float, float]
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Source"
@@ -299,6 +304,81 @@ class Fuser:
         if single:
             return fused[0]
         return np.stack(fused) if isinstance(b, np.ndarray) else fused
+
+    def fuse_volume(
+        self,
+        a: Volume,
+        b: Volume,
+        *,
+        range: Range | tuple[Range | None, Range | None] | None = None,  # noqa: A002
+        colormap: str | None = None,
+    ) -> Volume:
+        """Fuse two volumes, slice by slice in a's own slice direction.
+
+        Volumes on one grid, such as those of `volumes.align`, are fused as they are; others are first aligned by their
+        headers onto a's grid. Each is shown in one range of values, and slices of it, as `volumes.show` displays them,
+        give the same images with `fuse`.
+
+        Args:
+            a: the MRI.
+            b: the volume of the other modality.
+            range: the values of black and white: (lo, hi) for both, or one such pair (or None, which selects that of
+                `volumes.display_range`) for each of a and b.
+            colormap: for a gray b, one of `volumes.COLORMAPS`, or "gray"; None selects hot iron for PET and SPECT.
+
+        Returns:
+            The fused volume, in color, on a's grid.
+
+        Raises:
+            VolumeError: the volumes cannot be aligned, or one shows nothing.
+            ImageError: a range is not two finite numbers in ascending order.
+            OutOfMemoryError: the slices are too large for the machine.
+            MissingExtraError: a colormap is needed, and the extra `dicom` is not installed.
+        """
+        from dmfnet_fast.volumes.alignment import align
+        from dmfnet_fast.volumes.fusing import fused_volume, same_grid
+        from dmfnet_fast.volumes.showing import show
+
+        stated = _ranges(range)
+        if not same_grid(a, b):
+            alignment = align(a, b)
+            a, b = alignment.a, alignment.b
+        values = np.empty((*a.shape, 3), np.uint8)
+
+        def keep(number: int, _a: Pixels, _b: Pixels, fused: Pixels) -> None:
+            values[number] = fused
+
+        for _ in self.fuse_slices(show(a, stated[0]), show(b, stated[1], colormap), keep):
+            pass
+        return fused_volume(values, a, b)
+
+    def fuse_slices(self, a: Shown, b: Shown, take: Take, numbers: Iterable[int] | None = None) -> Iterator[int]:
+        """Fuse two volumes of one grid without keeping more than a few slices of the result.
+
+        Slices are fused in batches of the size that suits the engine, while others are prepared and taken.
+
+        Args:
+            a: the MRI, as displayed.
+            b: the volume of the other modality, as displayed.
+            take: gets each slice when it is fused: its number, from 0; the images a and b, (rows, columns) or (rows,
+                columns, 3) uint8; and the fused image, (rows, columns, 3) uint8. It is called from several threads.
+            numbers: the slices to fuse; None selects all.
+
+        Yields:
+            The number of each slice after `take` has returned, in any order.
+
+        Raises:
+            VolumeError: the volumes are on different grids, or their slices are smaller than 16x16.
+            OutOfMemoryError: the slices are too large for the machine.
+        """
+        from dmfnet_fast.volumes.fusing import check_pair, fuse_slices
+
+        check_pair(a.volume, b.volume)
+
+        def fuse(pairs: list[tuple[Pixels, Pixels]]) -> Sequence[Pixels] | NDArray[np.uint8]:
+            return self._fuse_images(pairs, [(color.EIGHT_BIT, color.EIGHT_BIT)] * len(pairs))
+
+        return fuse_slices(fuse, self._engine.largest_batch, a, b, take, numbers)
 
     def _fuse_sources(
         self, sources_a: list[Source], sources_b: list[Source], stated: tuple[Range | None, Range | None]

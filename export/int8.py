@@ -24,8 +24,7 @@ from dmfnet_fast.artifacts.parity import Reference
 from dmfnet_fast.errors import ImageError, require
 from dmfnet_fast.evaluation.dataset import find_pairs
 from dmfnet_fast.images.color import to_luminance8
-from dmfnet_fast.images.io import SMALLEST
-from dmfnet_fast.images.padding import STRIDE
+from dmfnet_fast.images.padding import SMALLEST, STRIDE
 from dmfnet_fast.phantom import MODALITIES, make_phantom
 from export.verify import Gray, Report
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from dmfnet_fast.engines.kinds import EngineKind
-from dmfnet_fast.images.io import SMALLEST
-from dmfnet_fast.images.padding import STRIDE
+from dmfnet_fast.images.padding import SMALLEST, STRIDE
 from dmfnet_fast.precision import Precision
 from export.errors import RequestError
 from export.onnx.source import Graph, Step

@@ -1,4 +1,4 @@
-"""`dmfnet-fuse`: fuses two images, or two folders of images."""
+"""`dmfnet-fuse`: fuses two images or two folders of images, and hands volumes to `fuse_volumes`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ import click
 
 from dmfnet_fast import __version__
 from dmfnet_fast.artifacts.atomic import make_folder
+from dmfnet_fast.commands.engine_options import EngineOptions
+from dmfnet_fast.commands.fuse_volumes import FORMATS as VOLUME_FORMATS
+from dmfnet_fast.commands.fuse_volumes import VolumeRequest, fuse_volumes
 from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
 from dmfnet_fast.engines import DEFAULT
@@ -25,26 +28,38 @@ from dmfnet_fast.images.formats import WRITERS, suffixes
 from dmfnet_fast.images.io import check_holds, check_suffix, load_image, to_8_bit, write_image
 from dmfnet_fast.images.montage import montage
 from dmfnet_fast.images.pairing import pair_folders
-from dmfnet_fast.precision import PRECISION_CHOICES, PrecisionChoice
+from dmfnet_fast.precision import PRECISION_CHOICES
+from dmfnet_fast.volumes.display import COLORMAPS, DEFAULT_COLORMAP
+from dmfnet_fast.volumes.reading import is_volume
+from dmfnet_fast.volumes.showing import GRAY
+from dmfnet_fast.wording import alternatives
 
 MONTAGES = "montages"
+DEFAULT_SUFFIX = "png"
 WORKERS = 3  # one decodes, one computes (calls to the engine are serialized), one encodes
+
+# The names of options that are for one kind of input alone.
+_FOR_IMAGES = {"with_montage": "--montage"}
+_FOR_VOLUMES = {
+    "series_a": "--series-a",
+    "series_b": "--series-b",
+    "modality_b": "--modality-b",
+    "grid": "--grid",
+    "register": "--register",
+    "force_patient": "--force-patient",
+    "colormap": "--colormap",
+    "label": "--label",
+}
 
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments and options of the command."""
+    """The arguments and options for images."""
 
     a: Path
     b: Path
     output: Path
-    engine: str
-    device: str | None
-    precision: PrecisionChoice
-    threads: int | None
-    seed: int
-    keep_chroma: float
-    allow_invention: bool
+    engine: EngineOptions
     range_a: Range | None
     range_b: Range | None
     suffix: str
@@ -154,7 +169,8 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
     "--output",
     type=click.Path(path_type=Path),
     required=True,
-    help=f"Image to write ({' '.join(writer.suffixes[0] for writer in WRITERS)}), or a folder.",
+    help=f"Image to write ({' '.join(writer.suffixes[0] for writer in WRITERS)}), or a folder; for volumes a folder, "
+    "or NIfTI to write (.nii.gz .nii).",
 )
 @click.option(
     "--engine",
@@ -184,47 +200,135 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
     is_flag=True,
     help="Allow pixels to be darker or brighter than all of A and B within one pixel.",
 )
-@click.option("--range-a", type=(float, float), metavar="LO HI", help="Values of black and white in 16-bit or float A.")
+@click.option(
+    "--range-a",
+    type=(float, float),
+    metavar="LO HI",
+    help="Values of black and white in A, if it is a volume or an image of 16 bits or floats.",
+)
 @click.option("--range-b", type=(float, float), metavar="LO HI", help="The same for B.")
 @click.option(
     "--format",
-    "suffix",
-    default="png",
-    show_default=True,
-    type=click.Choice([suffix[1:] for suffix in suffixes(WRITERS)]),
-    help="Format of the files in an output folder.",
+    "chosen_format",
+    type=click.Choice([*(suffix[1:] for suffix in suffixes(WRITERS)), "dicom", "nifti"]),
+    help="Format of the files in an output folder: png by default; for volumes dicom, nifti or png, by default as the "
+    "volume whose grid is taken.",
 )
-@click.option("--montage", "with_montage", is_flag=True, help="Also write a PNG of A, B and the result side by side.")
-@click.option("--overwrite", is_flag=True, help="In a folder: fuse all pairs again, and replace existing files.")
+@click.option(
+    "--montage", "with_montage", is_flag=True, help="Images: also write a PNG of A, B and the result side by side."
+)
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="In a folder: fuse all pairs again, and replace existing files. Volumes: replace the result of other inputs "
+    "or settings.",
+)
+@click.option("--series-a", metavar="UID", help="Volumes: which series of A to take, if it holds several.")
+@click.option("--series-b", metavar="UID", help="The same for B.")
+@click.option(
+    "--modality-b",
+    type=click.Choice(["CT", "PET", "SPECT", "MR"], case_sensitive=False),
+    help="Volumes: what B shows, for NIfTI, which does not say.",
+)
+@click.option("--grid", type=click.Choice(["a", "b"]), help="Volumes: whose voxels and slices to take; a by default.")
+@click.option("--register", is_flag=True, help="Volumes: move B onto A rigidly, instead of trusting the headers.")
+@click.option("--force-patient", is_flag=True, help="Volumes: fuse although the headers name different patients.")
+@click.option(
+    "--colormap",
+    type=click.Choice([*COLORMAPS, GRAY]),
+    help=f"Volumes: colors of a gray B; {DEFAULT_COLORMAP} by default for PET and SPECT, {GRAY} for others.",
+)
+@click.option("--label", metavar="TEXT", help="Volumes as DICOM: text to draw into a corner of every slice.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print a machine-readable report; everything else goes to standard error."
 )
 @click.version_option(package_name="dmfnet-fast")
 def main(as_json: bool, **given: Any) -> None:
-    """Fuse A, an MRI, with B, a CT, PET or SPECT of the same slice and size.
+    """Fuse A, an MRI, with B, a CT, PET or SPECT.
 
-    A and B are two images, or two folders whose images are paired by name. The result shows the structure of both in
-    B's colors and bit depth. In folders, results that this command would reproduce are kept, so that an interrupted run
-    resumes where it stopped. A pair that fails does not stop the others; the exit code is then 2.
+    A and B are images of one slice and size, or two folders whose images are paired by name. The result shows the
+    structure of both in B's colors and bit depth. In folders, results that this command would reproduce are kept, so
+    that an interrupted run resumes where it stopped. A pair that fails does not stop the others; the exit code is
+    then 2.
+
+    Or they are volumes: DICOM files, folders with DICOM files in them or below, DICOMDIRs, and NIfTI files (.nii,
+    .nii.gz). These are aligned by their headers and fused slice by slice on A's grid, with a report and a page to look
+    at. A folder that directly holds a DICOM file is a volume, and so is one without images that has DICOM files below;
+    any other folder is one of images.
 
     Not a medical device.
     """
-    request = Request(**given)
+    engine = EngineOptions(**{option.name: given.pop(option.name) for option in fields(EngineOptions)})
+    volumes, ignored = False, 0
     try:
-        report, ignored = _run(request)
+        volumes = _are_volumes(given["a"], given["b"])
+        _check_options(given, volumes)
+        if volumes:
+            report = fuse_volumes(_volume_request(engine, given))
+        else:
+            report, ignored = _run(_image_request(engine, given))
     except (DMFNetError, OSError) as error:
         if as_json:
             click.echo(json.dumps(_report([], error=str(error)), indent=2))
         raise
+    if volumes:
+        _say_volumes(report, as_json)
+    else:
+        _say_images(report, as_json, given["a"].is_dir(), given["output"], ignored)
+
+
+def _are_volumes(a: Path, b: Path) -> bool:
+    """Whether A and B are volumes rather than images; of what is not there, the other one decides."""
+    kinds = {path: is_volume(path) for path in (a, b) if path.exists()}
+    if len(set(kinds.values())) == 2:
+        one, other = (a, b) if kinds[a] else (b, a)
+        raise ImageError(f"{one} is a volume (DICOM or NIfTI), and {other} is not: give two volumes or two images")
+    return any(kinds.values())
+
+
+def _check_options(given: dict[str, Any], volumes: bool) -> None:
+    """Raise an ImageError if an option is given that does not apply."""
+    others, kind = (_FOR_IMAGES, "volumes") if volumes else (_FOR_VOLUMES, "images")
+    for name, option in others.items():
+        if given[name] not in (None, False):
+            raise ImageError(f"{option}: is not for {kind}; leave it out")
+    known = VOLUME_FORMATS if volumes else [suffix[1:] for suffix in suffixes(WRITERS)]
+    if given["chosen_format"] not in (None, *known):
+        raise ImageError(f"--format {given['chosen_format']}: is not for {kind}; use {alternatives(known)}")
+
+
+def _image_request(engine: EngineOptions, given: dict[str, Any]) -> Request:
+    suffix = given["chosen_format"] or DEFAULT_SUFFIX
+    names = ("a", "b", "output", "range_a", "range_b", "with_montage", "overwrite")
+    return Request(engine=engine, suffix=suffix, **{name: given[name] for name in names})
+
+
+def _volume_request(engine: EngineOptions, given: dict[str, Any]) -> VolumeRequest:
+    names = ("a", "b", "output", "range_a", "range_b", "overwrite", *(name for name in _FOR_VOLUMES if name != "grid"))
+    stated = {name: given[name] for name in names}
+    return VolumeRequest(engine=engine, grid=given["grid"] or "a", stated_format=given["chosen_format"], **stated)
+
+
+def _say_volumes(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+        return
+    first, *others = map(Path, report["files"])
+    slices = report["slices"]
+    click.echo(f"{first.parent if others else first}: {slices['fused']} fused, {slices['already_there']} already there")
+    click.echo(report["page"])
+
+
+def _say_images(report: dict[str, Any], as_json: bool, folders: bool, output: Path, ignored: int) -> None:
     for pair in report["pairs"]:
         if pair["status"] == "failed":
             click.echo(f"error: {pair['error']}", err=True)
     if as_json:
         click.echo(json.dumps(report, indent=2))
-    elif request.a.is_dir():
+    elif folders:
         others = f", {ignored} other files ignored" if ignored else ""
         counts = f"{report['fused']} fused, {report['skipped']} already there, {report['failed']} failed"
-        click.echo(f"{request.output}: {counts}{others}")
+        click.echo(f"{output}: {counts}{others}")
     else:
         (pair,) = report["pairs"]
         for path in (pair["output"], pair["montage"]):
@@ -251,21 +355,13 @@ def _run(request: Request) -> tuple[dict[str, Any], int]:
     for stated, name in ((request.range_a, "--range-a"), (request.range_b, "--range-b")):
         if stated is not None:
             check_range(stated, name)
-    rules: dict[str, Any] = {"keep_chroma": request.keep_chroma, "allow_invention": request.allow_invention}
-    with Fuser(
-        request.engine,
-        request.seed,
-        device=request.device,
-        precision=request.precision,
-        threads=request.threads,
-        **rules,
-    ) as fuser:
+    with request.engine.open() as fuser:
         if not folders:
             _work(jobs, jobs, fuser, request.range_a, request.range_b, None)
             return _report(jobs, engine=fuser.info), ignored
         make_folder(output / MONTAGES if with_montage else output)
         ranges = {"range_a": request.range_a, "range_b": request.range_b}
-        settings = {"version": __version__, **fuser.info, "seed": request.seed, **rules, **ranges}
+        settings = {"version": __version__, **fuser.info, "seed": request.engine.seed, **request.engine.rules, **ranges}
         journal = Journal(output, settings)
         for job in jobs:
             if job.status == "pending":

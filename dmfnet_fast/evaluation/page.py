@@ -15,33 +15,14 @@ from dmfnet_fast.evaluation import tiles
 from dmfnet_fast.evaluation.dataset import Pair, Saved, Scene
 from dmfnet_fast.evaluation.methods import AsJPEG, Method, Trivial
 from dmfnet_fast.evaluation.report import ABSENT, COMPARED, NOTE, best, compared, heading, number, title
-from dmfnet_fast.evaluation.report_files import MARKS
+from dmfnet_fast.evaluation.report_files import COMMAND
 from dmfnet_fast.evaluation.scores import Evaluation, Row, Scored, Scores, Table, fuse_all, read
 from dmfnet_fast.images.color import luminance
 from dmfnet_fast.metrics.fidelity import color_difference
 from dmfnet_fast.metrics.fusion import Measure
+from dmfnet_fast.web_page import web_page
 
 MOST_WORST = 4  # number of methods whose worst colors are shown
-
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 110rem; padding: 0 1rem; }
-table { border-collapse: collapse; margin: .8rem 0; }
-th, td { border-bottom: 1px solid #8886; padding: .25rem .6rem; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
-td small { color: #888; white-space: nowrap; }
-td.best { font-weight: 650; }
-.wide { overflow-x: auto; }
-.images td, .images th { border: 0; padding: .2rem; text-align: center; font-weight: 500; }
-img { display: block; image-rendering: pixelated; }
-.tiles { display: flex; flex-wrap: wrap; gap: .6rem; margin: .8rem 0; }
-figure { margin: 0; width: 12rem; }
-figure img { width: 12rem; height: auto; }
-figcaption { font-size: 13px; overflow-wrap: anywhere; }
-figcaption small { color: #888; }
-svg { max-width: 100%; height: auto; }
-svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
-"""
 
 
 def _images(scene: Scene, images: dict[str, Saved]) -> str:
@@ -238,5 +219,4 @@ def to_html(
         items = "".join(f"<li>{escape(problem)}</li>" for problem in evaluation.problems)
         parts.append(f"<h2>Pairs excluded for all methods</h2><ul>{items}</ul>")
     parts.append("<p>Not a medical device. Metrics do not judge diagnostic value.</p>")
-    head = f'<meta charset="utf-8">{MARKS["report.html"]}<title>{escape(name)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+    return web_page(name, "".join(parts), COMMAND)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.errors import OutputError
+from dmfnet_fast.web_page import generator
 
+COMMAND = "dmfnet-eval"
 # Marks in the files by which an earlier report is recognized.
 MARKS = {
-    "report.md": "<!-- made by dmfnet-eval -->",
-    "report.json": '"made_by": "dmfnet-eval"',
-    "report.html": '<meta name="generator" content="dmfnet-eval">',
+    "report.md": f"<!-- made by {COMMAND} -->",
+    "report.json": f'"made_by": "{COMMAND}"',
+    "report.html": generator(COMMAND),
 }
 
 

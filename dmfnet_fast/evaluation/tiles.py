@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -14,6 +11,7 @@ from PIL import Image
 
 from dmfnet_fast.evaluation.dataset import Gray, Saved
 from dmfnet_fast.metrics.similarity import filtered
+from dmfnet_fast.web_page import image_tag
 
 ZOOM = 64  # side of the enlarged part, in pixels
 SHOWN = 256  # smaller side of every image in CSS pixels, and of whole images at most in pixels
@@ -33,14 +31,8 @@ Part = tuple[slice, slice]
 
 
 def _tag(image: Image.Image, alternative: str, **options: Any) -> str:
-    file = io.BytesIO()
-    image.save(file, "WEBP", method=6, **options)
     scale = SHOWN / min(image.size)
-    data = base64.b64encode(file.getvalue()).decode()
-    return (
-        f'<img src="data:image/webp;base64,{data}" alt="{escape(alternative)}" '
-        f'width="{round(image.width * scale)}" height="{round(image.height * scale)}">'
-    )
+    return image_tag(image, alternative, (image.width * scale, image.height * scale), **options)
 
 
 def _reduced(pixels: Saved) -> Image.Image:

@@ -16,11 +16,9 @@ from dmfnet_fast.images.formats.pillow import FULL_16_BIT, from_pil, to_8_bit, t
 from dmfnet_fast.wording import alternatives
 
 __all__ = [
-    "FULL_16_BIT", "SMALLEST", "LoadedImage", "Pixels", "check_holds", "check_suffix", "from_pil", "load_image",
+    "FULL_16_BIT", "LoadedImage", "Pixels", "check_holds", "check_suffix", "from_pil", "load_image",
     "read_image", "to_8_bit", "to_pil", "write_image",
 ]  # fmt: skip
-
-SMALLEST = 64
 
 
 def _content(path: Path) -> bytes:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+SMALLEST = 64  # the smallest height and width
 STRIDE = 16  # the network halves the resolution four times, so height and width must be multiples of 16
 
 
 def pad(image: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[slice, slice]]:
-    """Pad an image (H, W) by reflection to multiples of STRIDE, half on each side.
+    """Pad an image (H, W) by reflection to multiples of STRIDE, at least SMALLEST, half on each side.
 
     Returns:
         The padded image, and the slices of rows and columns at which the original lies in it.
     """
-    margins = [(-size) % STRIDE for size in image.shape]
+    margins = [max(SMALLEST - size, (-size) % STRIDE) for size in image.shape]
     if not any(margins):
         return image, (slice(None), slice(None))
     before = [margin // 2 for margin in margins]

@@ -1,4 +1,4 @@
-"""Volumes: DICOM series and NIfTI files in, aligned by their geometry, in one range of values.
+"""Volumes: DICOM series and NIfTI files in, aligned by their geometry, shown in one range of values.
 
 Needs the extra `dicom`; registration also `register`. Importing this loads neither.
 """
@@ -8,6 +8,7 @@ from dmfnet_fast.volumes.display import COLORMAPS, DEFAULT_COLORMAP, colorized, 
 from dmfnet_fast.volumes.drawing import draw_alignment
 from dmfnet_fast.volumes.reading import Listing, VolumeInfo, list_volumes, read_volume
 from dmfnet_fast.volumes.resampling import resample
+from dmfnet_fast.volumes.showing import Shown, show
 from dmfnet_fast.volumes.volume import Instance, Link, Source, Volume
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Instance",
     "Link",
     "Listing",
+    "Shown",
     "Source",
     "Volume",
     "VolumeInfo",
@@ -31,4 +33,5 @@ __all__ = [
     "list_volumes",
     "read_volume",
     "resample",
+    "show",
 ]

@@ -117,10 +117,10 @@ def _fit(a: Volume, b: Volume, grid: Literal["a", "b"], transform: Affine) -> _F
 
 def _coverage(a: Volume, b: Volume, transform: Affine) -> float:
     """Share of a's head that lies within b's grid."""
-    voxels = np.argwhere(foreground(a))
-    voxels = voxels[:: max(1, len(voxels) // _POINTS)]
-    if len(voxels) == 0:
+    head = np.flatnonzero(foreground(a))
+    if len(head) == 0:
         return 0.0
+    voxels = np.stack(np.unravel_index(head[:: max(1, len(head) // _POINTS)], a.shape), axis=-1)
     onto = np.linalg.inv(b.affine) @ transform @ a.affine
     at = voxels @ onto[:3, :3].T + onto[:3, 3]
     inside = ((at >= -0.5) & (at <= np.array(b.shape) - 0.5)).all(axis=1)

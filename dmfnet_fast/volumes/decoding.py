@@ -10,15 +10,23 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+# For the process to start and to decompress a frame. The largest that is read takes a tenth of it.
+SECONDS = 120.0
+
 
 class DecodingError(Exception):
     """A frame that cannot be decompressed."""
+
+
+class DecodingTimeout(Exception):
+    """A frame that takes too long."""
 
 
 def _send(stream: BinaryIO, header: dict[str, Any], data: bytes) -> None:
@@ -66,15 +74,31 @@ class Decompressor:
 
         Raises:
             DecodingError: the frame is damaged.
+            DecodingTimeout: it took more than `SECONDS`; the process is ended then.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(SECONDS, end)
+        timer.daemon = True
+        timer.start()
         try:
             _send(stdin, options, frame)  # type: ignore[arg-type]
             answer = _receive(stdout)  # type: ignore[arg-type]
         except OSError as error:
-            raise DecodingError("the decoder ended") from error
+            if not late.is_set():
+                raise DecodingError("the decoder ended") from error
+            answer = None
+        finally:
+            timer.cancel()
+        if late.is_set() and answer is None:
+            raise DecodingTimeout(f"more than {SECONDS:g} seconds")
         if answer is None or "shape" not in answer[0]:
             raise DecodingError("the decoder ended" if answer is None else answer[0]["error"])
         header, data = answer

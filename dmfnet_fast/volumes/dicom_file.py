@@ -28,6 +28,8 @@ _LARGEST_INFLATED = 2**30
 _CMS_ENCRYPTED = bytes.fromhex("06092a864886f70d0107")  # CMS, as in DICOM's secure media
 _ARCHIVES = {b"PK\x03\x04": "a ZIP", b"Rar!": "a RAR", b"7z\xbc\xaf": "a 7-Zip", b"\x1f\x8b": "a gzip"}
 PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+# JPEG baseline and extended, JPEG-LS near-lossless, JPEG 2000 and HTJ2K where they may lose.
+LOSSY_SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81, 91, 93, 203))
 _SUFFIXES = (".dcm", ".ima", ".dicom")
 
 PATIENT = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex")
@@ -35,8 +37,10 @@ STUDY = (
     "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
     "StudyDescription", "PatientAge", "PatientSize", "PatientWeight",
 )  # fmt: skip
+# What else a result shares with its source.
+SHARED = ("PatientIdentityRemoved", "DeidentificationMethod", "BodyPartExamined", "Laterality")
 _KEYWORDS = (
-    *PATIENT, *STUDY, "SpecificCharacterSet",
+    *PATIENT, *STUDY, *SHARED, "SpecificCharacterSet",
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "SeriesDescription",
     "SeriesNumber", "InstanceNumber", "ImageType", "PatientPosition", "DirectoryRecordSequence",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
@@ -54,8 +58,11 @@ _KEYWORDS = (
     "EchoTime", "EchoNumbers", "TemporalPositionIdentifier", "TriggerTime", "NominalPercentageOfCardiacPhase",
     "DiffusionBValue", "DiffusionGradientOrientation", "AcquisitionNumber", "FrameReferenceTime",
     "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "ContentTime", "SeriesDate", "SeriesTime",
+    "BurnedInAnnotation", "LossyImageCompression",
     "Units", "SUVType", "DecayCorrection", "CorrectedImage", "RadiopharmaceuticalInformationSequence",
 )  # fmt: skip
+# Files of old exports begin with the data set itself: a group 2 or 8 in little-endian order.
+_BARE = (b"\x08\x00", b"\x02\x00")
 
 
 @contextmanager
@@ -111,6 +118,11 @@ def looks_like_dicom(path: Path) -> bool:
     return start[128:132] == b"DICM" or path.suffix.lower() in _SUFFIXES or _CMS_ENCRYPTED in start[:64]
 
 
+def may_be_dicom(path: Path) -> bool:
+    """Whether a file can be DICOM by its name or its first bytes."""
+    return looks_like_dicom(path) or _start(path)[:2] in _BARE
+
+
 def _start(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -130,9 +142,8 @@ def _check_kind(path: Path) -> None:
     for magic, name in _ARCHIVES.items():
         if start.startswith(magic):
             raise VolumeError(f"{path}: is {name} archive, not DICOM; unpack it first")
-    # Files of old exports begin with the data set itself: a group 2 or 8 in little-endian order.
-    if start[:2] not in (b"\x08\x00", b"\x02\x00"):
-        raise VolumeError(f"{path}: is not DICOM")
+    if start[:2] not in _BARE:
+        raise VolumeError(f"{path}: is not DICOM; take it out, or copy it again")
 
 
 def _inflated(path: Path, stream: mmap.mmap) -> BinaryIO:
@@ -261,7 +272,9 @@ def _pixel_format(header: Elements, stream: BinaryIO, at: int) -> PixelFormat | 
 def _check_format(header: Elements, pixels: PixelFormat) -> None:
     path = header.path
     if not (0 < pixels.rows < 2**16 and 0 < pixels.columns < 2**16 and pixels.frames > 0):
-        raise VolumeError(f"{path}: has the impossible size {pixels.columns}x{pixels.rows}, {pixels.frames} frame(s)")
+        raise VolumeError(
+            f"{path}: has the impossible size {pixels.columns}x{pixels.rows}, {pixels.frames} frame(s); export it again"
+        )
     if pixels.rows * pixels.columns > LARGEST_FRAME or pixels.rows * pixels.columns * pixels.frames > LARGEST_VOXELS:
         raise VolumeError(
             f"{path}: claims {pixels.frames} frame(s) of {pixels.columns}x{pixels.rows}, which is damage or too large; "

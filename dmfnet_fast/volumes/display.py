@@ -16,7 +16,7 @@ from dmfnet_fast.volumes.volume import Volume
 CT_RANGE = (-100.0, 500.0)
 # Percentile of the head's values above which they are clipped.
 _TOP_PERCENTILE = 99.8
-_MODALITIES_OF_TRACERS = ("PT", "NM")
+TRACERS = ("PT", "NM")
 
 # PS3.6, Annex B: for each name, the file in which pydicom keeps the table.
 COLORMAPS = {
@@ -45,7 +45,7 @@ def display_range(volume: Volume) -> tuple[float, float]:
     values = sampled(luminance(volume))
     head = values[values > foreground_threshold(volume)]
     high = float(np.percentile(head, _TOP_PERCENTILE)) if len(head) else float(values.max())
-    if volume.modality in _MODALITIES_OF_TRACERS or volume.units == "SUV":
+    if volume.modality in TRACERS or volume.units == "SUV":
         low, high = 0.0, float(np.ceil(high * 2) / 2) if volume.units == "SUV" else high
     else:
         low = float(np.percentile(values, 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,20 +11,10 @@ from PIL import Image, ImageDraw
 from dmfnet_fast.volumes.alignment import Alignment
 from dmfnet_fast.volumes.display import display_range
 from dmfnet_fast.volumes.measures import foreground, foreground_threshold, luminance, sampled
+from dmfnet_fast.volumes.planes import ACROSS, DOWN, LETTERS, PLANES, Plane
 from dmfnet_fast.volumes.resampling import resampled_slices
 from dmfnet_fast.volumes.volume import Affine, Volume
 
-Plane = Literal["axial", "coronal", "sagittal"]
-PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
-# Directions of a panel's columns and rows in LPS as radiologists look at them (the patient's left on the right), and
-# the letters at its left, right and upper edges.
-_ACROSS: dict[Plane, tuple[float, float, float]] = {"axial": (1, 0, 0), "coronal": (1, 0, 0), "sagittal": (0, 1, 0)}
-_DOWN: dict[Plane, tuple[float, float, float]] = {"axial": (0, 1, 0), "coronal": (0, 0, -1), "sagittal": (0, 0, -1)}
-_LETTERS: dict[Plane, tuple[str, str, str]] = {
-    "axial": ("R", "L", "A"),
-    "coronal": ("R", "L", "S"),
-    "sagittal": ("A", "P", "S"),
-}
 _PANEL = 320
 _CAPTION = 18
 # Outer outline and inner structure.
@@ -45,7 +35,7 @@ def _middle(volume: Volume) -> tuple[NDArray[np.float64], float]:
 
 def _plane(plane: Plane, center: NDArray[np.float64], half: float) -> Affine:
     """The grid of one panel, as the affine of a volume of one slice."""
-    across, down = np.array(_ACROSS[plane]), np.array(_DOWN[plane])
+    across, down = np.array(ACROSS[plane]), np.array(DOWN[plane])
     step = 2 * half / _PANEL
     affine = np.eye(4)
     affine[:3, 0] = np.cross(across, down)
@@ -75,16 +65,29 @@ def _edges(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask & ~eroded
 
 
-def _panel(below: Volume, above: Volume, plane: Plane, center: NDArray[np.float64], half: float) -> Image.Image:
-    low, high = display_range(below)
-    gray = np.rint(((cut(below, plane, center, half) - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8)
-    colors = np.repeat(gray[..., None], 3, axis=2)
-    over = cut(above, plane, center, half)
-    for level, color in zip(_levels(above)[::-1], _COLORS[::-1], strict=True):
-        colors[_edges(over > level)] = color
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """What is drawn of a volume: its sections, its range of values and the levels of its contours."""
+
+    sections: dict[Plane, NDArray[np.float32]]
+    limits: tuple[float, float]
+    levels: tuple[float, float]
+
+
+def _drawn(volume: Volume, center: NDArray[np.float64], half: float) -> _Drawn:
+    sections = {plane: cut(volume, plane, center, half) for plane in PLANES}
+    return _Drawn(sections, display_range(volume), _levels(volume))
+
+
+def _panel(gray: _Drawn, contours: _Drawn, plane: Plane) -> Image.Image:
+    low, high = gray.limits
+    shown = np.rint(((gray.sections[plane] - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8)
+    colors = np.repeat(shown[..., None], 3, axis=2)
+    for level, color in zip(contours.levels[::-1], _COLORS[::-1], strict=True):
+        colors[_edges(contours.sections[plane] > level)] = color
     image = Image.fromarray(colors)
     draw = ImageDraw.Draw(image)
-    left, right, top = _LETTERS[plane]
+    left, right, top = LETTERS[plane]
     for place, letter in (((4, _PANEL // 2), left), ((_PANEL - 12, _PANEL // 2), right), ((_PANEL // 2, 4), top)):
         draw.text(place, letter, fill=(255, 255, 255))
     return image
@@ -100,12 +103,13 @@ def draw_alignment(alignment: Alignment) -> Image.Image:
         An RGB image, 960 pixels wide.
     """
     center, half = _middle(alignment.a)
-    rows = ((alignment.a, alignment.b, "a, contours of b"), (alignment.b, alignment.a, "b, contours of a"))
+    a, b = _drawn(alignment.a, center, half), _drawn(alignment.b, center, half)
+    rows = ((a, b, "a, contours of b"), (b, a, "b, contours of a"))
     page = Image.new("RGB", (3 * _PANEL, 2 * (_PANEL + _CAPTION)))
     draw = ImageDraw.Draw(page)
-    for row, (below, above, caption) in enumerate(rows):
+    for row, (gray, contours, caption) in enumerate(rows):
         top = row * (_PANEL + _CAPTION)
         for column, plane in enumerate(PLANES):
             draw.text((column * _PANEL + 4, top + 3), f"{plane}: {caption}", fill=(255, 255, 255))
-            page.paste(_panel(below, above, plane, center, half), (column * _PANEL, top + _CAPTION))
+            page.paste(_panel(gray, contours, plane), (column * _PANEL, top + _CAPTION))
     return page

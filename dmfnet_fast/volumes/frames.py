@@ -98,7 +98,10 @@ def frames_of(file: DicomFile) -> list[Frame]:
     if "MOSAIC" in header.text("ImageType").upper():
         raise VolumeError(f"{file.path}: is a mosaic of slices; convert it with dcm2niix and give the NIfTI file")
     if header.get("ModalityLUTSequence") is not None:
-        raise VolumeError(f"{file.path}: has a modality lookup table, which is not read; export it with a slope")
+        raise VolumeError(
+            f"{file.path}: has a modality lookup table, which is not read; "
+            "export the series with Rescale Slope and Intercept instead"
+        )
     if header.items("PerFrameFunctionalGroupsSequence"):
         return _enhanced(file)
     if header.items("DetectorInformationSequence"):

@@ -105,7 +105,8 @@ def _size(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Columns, rows and slices."""
     if len(shape) > 3 and any(extra != 1 for extra in shape[3:]):
         raise VolumeError(
-            f"{path}: holds {int(np.prod(shape[3:]))} volumes; write the one to fuse to a file of its own"
+            f"{path}: holds {int(np.prod(shape[3:]))} volumes ({len(shape)}-D); write the one to fuse, or their mean, "
+            "to a file of its own, for example with fslroi, fslmaths -Tmean or nibabel.four_to_three"
         )
     size = (*shape[:3], 1, 1)[:3] if len(shape) >= 2 else (0, 0, 0)
     if min(size) < 1 or size[0] * size[1] * size[2] > LARGEST_VOXELS:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.errors import VolumeError, require
-from dmfnet_fast.volumes.decoding import Decompressor
+from dmfnet_fast.volumes.decoding import DecodingTimeout, Decompressor
 from dmfnet_fast.volumes.dicom_file import PLAIN_SYNTAXES, DicomFile, PixelFormat, open_stream
 from dmfnet_fast.volumes.elements import damage
 from dmfnet_fast.volumes.frames import Frame
@@ -59,10 +59,19 @@ def _stored(
         for index, buffer in _buffers(file, pixels, stream, wanted):
             with _damage(file.path, index, pixels):
                 if decompressor is not None:
-                    image = decompressor.decode(buffer, options)
+                    image = _decompressed(decompressor, buffer, options, file.path)
                 else:
                     image, _ = decoder.as_array(buffer, **options)
             yield index, image
+
+
+def _decompressed(decompressor: Decompressor, frame: bytes, options: dict[str, Any], path: Path) -> NDArray[Any]:
+    try:
+        return decompressor.decode(frame, options)
+    except DecodingTimeout as error:
+        raise VolumeError(
+            f"{path}: takes {error} to decompress: it may be damaged; decompress it first, for example with gdcmconv"
+        ) from error
 
 
 def _damage(path: Path, index: int, pixels: PixelFormat) -> AbstractContextManager[None]:

@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.errors import VolumeError, memory_guard, warn
-from dmfnet_fast.volumes.dicom_file import quiet
+from dmfnet_fast.images.formats import name_in_folder
+from dmfnet_fast.volumes.dicom_file import LOSSY_SYNTAXES, may_be_dicom, quiet
+from dmfnet_fast.volumes.doubts import doubts
+from dmfnet_fast.volumes.frames import Frame
 from dmfnet_fast.volumes.nifti import is_nifti, read_header, read_values
 from dmfnet_fast.volumes.pixels import has_units, read_frames
 from dmfnet_fast.volumes.series import Candidate, Skipped, candidates_in, copied_elements, files_in, identity_of
@@ -23,6 +26,7 @@ _UNITS = {"BQML": "Bq/ml", "GML": "SUV", "CNTS": None, "PROPCNTS": None, "NONE":
 # Names of a modality that a user may give for NIfTI.
 _MODALITIES = {"MRI": "MR", "PET": "PT", "SPECT": "NM"}
 _LONGEST_DESCRIPTION = 64
+_BELOW_FAT = -300.0
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,28 @@ def _info(candidate: Candidate) -> VolumeInfo:
     )
 
 
+def is_volume(path: Path) -> bool:
+    """Whether a path is a volume rather than an image or a folder of images.
+
+    A file is one if it is DICOM, a DICOMDIR or named .nii or .nii.gz. A folder is one if it directly holds such a file,
+    or holds no images and has such a file below.
+
+    Raises:
+        VolumeError: a file cannot be read.
+    """
+    if not path.is_dir():
+        return _is_volume_file(path)
+    direct = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    images = [file for file in direct if name_in_folder(file) is not None]
+    if any(_is_volume_file(file) for file in direct if file not in images):
+        return True
+    return not images and any(_is_volume_file(file) for file in files_in(path))
+
+
+def _is_volume_file(path: Path) -> bool:
+    return is_nifti(path) or path.name.upper() == "DICOMDIR" or (path.is_file() and may_be_dicom(path))
+
+
 def list_volumes(path: str | os.PathLike[str]) -> Listing:
     """What a DICOM file, a folder (searched recursively), a DICOMDIR or a NIfTI file holds; pixels are not read.
 
@@ -120,8 +146,9 @@ def read_volume(
 ) -> Volume:  # fmt: skip
     """Read one volume from a DICOM file, a folder (searched recursively), a DICOMDIR or a NIfTI file.
 
-    PET in Bq/ml becomes SUV where weight, dose and times allow. A gantry's tilt is sheared right. What was done is in
-    `source.notes`; copies of a slice that were left out are also warned of.
+    PET in Bq/ml becomes SUV where weight, dose and times allow. NIfTI that is said to be CT is in HU if it holds air. A
+    gantry's tilt is sheared right. What was done is in `source.notes`; copies of a slice that were left out, and slices
+    whose brightness is doubtful, are also warned of.
 
     Args:
         path: file or folder.
@@ -155,7 +182,9 @@ def _read_nifti(path: Path, modality: str | None) -> Volume:
     file = read_header(path)
     values, notes = read_values(file)
     source = Source(str(path), path.name, file.description, "nifti", 1, tuple(notes))
-    return Volume(values, file.affine, modality, None, None, source)
+    # Only Hounsfield units reach that far below water; some CTs are shifted or scaled in conversion.
+    units = "HU" if modality == "CT" and not file.color and float(values.min()) < _BELOW_FAT else None
+    return Volume(values, file.affine, modality, units, None, source)
 
 
 def _chosen(path: Path, candidates: list[Candidate], skipped: list[Skipped], series: str | None) -> Candidate:
@@ -199,8 +228,9 @@ def _read_dicom(path: Path, candidate: Candidate, skipped: list[Skipped], told: 
         raise VolumeError(f"{path}: is {modality}, not {told}; leave the modality out, or give the other file")
     if modality is None and told is None:
         raise VolumeError(f"{path}: does not say what it is: Modality is missing; export it again")
-    notes = list(candidate.warnings)
     values = _values(path, candidate)
+    candidate.warnings += doubts(grid.frames, values)
+    notes = list(candidate.warnings)
     notes.extend(f"{item.path}: left out: {item.reason}" for item in skipped)
     if grid.shift is not None:
         notes.append("slices were moved onto a straight grid: the gantry was tilted")
@@ -266,4 +296,10 @@ def _link(candidate: Candidate) -> Link:
         instances=instances,
         patient=copied_elements(header),
         identity=identity_of(header),
+        lossy=any(_is_lossy(frame) for frame in candidate.frames),
+        burned_in=any(frame.file.header.text("BurnedInAnnotation") == "YES" for frame in candidate.frames),
     )
+
+
+def _is_lossy(frame: Frame) -> bool:
+    return frame.file.header.text("LossyImageCompression") == "01" or frame.pixels.syntax in LOSSY_SYNTAXES

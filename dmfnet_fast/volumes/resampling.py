@@ -49,26 +49,38 @@ def resampled_slices(
 
 def _interpolated(values: NDArray[np.generic], at: list[NDArray[np.float64]]) -> NDArray[np.float32]:
     """`values` at the fractional indices `at` (slice, row, column), clamped to the border."""
-    low, high, part = [], [], []
-    for index, size in zip(at, values.shape[:3], strict=True):
+    color = values.ndim == 4
+    flat = values.reshape(-1, 3) if color else values.reshape(-1)
+    base = np.zeros(at[0].shape, np.intp)
+    steps, parts = [], []
+    for axis, (index, size) in enumerate(zip(at, values.shape[:3], strict=True)):
         index = np.clip(index, 0, size - 1)
         # Indices that should be whole are, in spite of rounding in the affines: same grids stay the same, bit for bit.
         near = np.rint(index)
         index = np.where(np.abs(index - near) < 1e-6, near, index)
         floor = np.minimum(index.astype(np.intp), max(size - 2, 0))
-        low.append(floor)
-        high.append(np.minimum(floor + 1, size - 1))
-        part.append((index - floor).astype(np.float32))
-    slices, rows, columns = (weight[..., None] if values.ndim == 4 else weight for weight in part)
+        stride = int(np.prod(values.shape[axis + 1 : 3]))
+        base += floor * stride
+        steps.append(stride if size > 1 else 0)
+        part = (index - floor).astype(np.float32)
+        parts.append(part[..., None] if color else part)
 
-    def row(first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.float32]:
-        left = values[first, second, low[2]].astype(np.float32)
-        right = values[first, second, high[2]].astype(np.float32)
-        return left * (1 - columns) + right * columns
+    def between(start: NDArray[np.intp], axis: int) -> NDArray[np.float32]:
+        """The values at `start`, interpolated along this axis and those after it."""
+        if axis == 3:
+            # Indices are within bounds: "clip" skips the check.
+            return flat.take(start, axis=0, mode="clip").astype(np.float32, copy=False)
+        low = between(start, axis + 1)
+        if not parts[axis].any():
+            return low
+        high = between(start + steps[axis], axis + 1)
+        # Weighted so that both ends are exact.
+        high *= parts[axis]
+        low *= 1 - parts[axis]
+        low += high
+        return low
 
-    near_slice = row(low[0], low[1]) * (1 - rows) + row(low[0], high[1]) * rows
-    far_slice = row(high[0], low[1]) * (1 - rows) + row(high[0], high[1]) * rows
-    return np.asarray(near_slice * (1 - slices) + far_slice * slices, np.float32)
+    return between(base, 0)
 
 
 def resample(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dmfnet_fast.errors import VolumeError, require
-from dmfnet_fast.volumes.dicom_file import PATIENT, STUDY, DicomFile, looks_like_dicom, read_file
+from dmfnet_fast.volumes.dicom_file import PATIENT, SHARED, STUDY, DicomFile, looks_like_dicom, read_file
 from dmfnet_fast.volumes.elements import Elements, damage
 from dmfnet_fast.volumes.frames import DIFFERENCES, Frame, frames_of, why_skipped
 from dmfnet_fast.volumes.pixels import read_frame
@@ -335,11 +335,11 @@ def _name(candidates: list[Candidate]) -> None:
 
 
 def copied_elements(header: Elements) -> Any:
-    """A Dataset of what a result shares with its source: patient and study."""
+    """A Dataset of what a result shares with its source: patient, study and body part."""
     pydicom = require("pydicom", "dicom")
     with damage(header.path, "its patient or study cannot be understood"):
         copied = pydicom.Dataset()
-        for keyword in ("SpecificCharacterSet", *PATIENT, *STUDY):
+        for keyword in ("SpecificCharacterSet", *PATIENT, *STUDY, *SHARED):
             if keyword in header.dataset:
                 copied[keyword] = header.dataset[keyword]
         return copied

@@ -58,8 +58,10 @@ class Link:
         study: Study Instance UID.
         series: Series Instance UID.
         instances: the source of each slice as it was read, in that order; resampling leaves them as they are.
-        patient: a pydicom Dataset of the elements of the Patient and General Study modules to copy.
+        patient: a pydicom Dataset of the elements to copy: patient, study and body part.
         identity: what tells patients apart, by keyword; empty values are left out.
+        lossy: whether an image was ever compressed with loss.
+        burned_in: whether an image says that text is burned into it.
     """
 
     study: str
@@ -67,6 +69,8 @@ class Link:
     instances: tuple[Instance, ...]
     patient: Any
     identity: dict[str, str]
+    lossy: bool
+    burned_in: bool
 
     def __repr__(self) -> str:
         return "Link(...)"
@@ -134,7 +138,7 @@ class Volume:
 
 def check_affine(affine: Affine, name: str) -> None:
     """Raise a VolumeError unless `affine` is a grid of perpendicular axes and plausible spacing."""
-    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or affine[3].tolist() != [0, 0, 0, 1]:
         raise VolumeError(f"{name}: has no usable position in space; export it again with its geometry")
     axes = affine[:3, :3]
     lengths = np.linalg.norm(axes, axis=0)

@@ -295,8 +295,8 @@ def test_float_folder_names_the_format(fuse: Any, folders: tuple[Path, Path, Pat
 
 def test_help_lists_the_formats_that_are_written(cli: CliRunner) -> None:
     text = " ".join(cli.invoke(main, ["--help"]).stdout.split())
-    assert "Image to write (.png .tif .bmp .jpg), or a folder." in text
-    assert "[png|tif|tiff|bmp|jpg|jpeg]" in text
+    assert "Image to write (.png .tif .bmp .jpg), or a folder; for volumes a folder, or NIfTI to write" in text
+    assert "[png|tif|tiff|bmp|jpg|jpeg|dicom|nifti]" in text
 
 
 def test_long_and_composed_names(fuse: Any, folders: tuple[Path, Path, Path]) -> None:

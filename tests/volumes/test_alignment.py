@@ -12,8 +12,9 @@ import pytest
 from dmfnet_fast.errors import DMFNetWarning, VolumeError
 from dmfnet_fast.volumes import phantom, registration
 from dmfnet_fast.volumes.alignment import align
-from dmfnet_fast.volumes.drawing import PLANES, cut, draw_alignment
+from dmfnet_fast.volumes.drawing import cut, draw_alignment
 from dmfnet_fast.volumes.phantom import HeadVolumes
+from dmfnet_fast.volumes.planes import PLANES
 from dmfnet_fast.volumes.reading import read_volume
 from dmfnet_fast.volumes.resampling import resample
 from dmfnet_fast.volumes.volume import Link, Source, Volume
@@ -136,7 +137,7 @@ def test_frames_of_reference(head: HeadVolumes) -> None:
 
 def test_patients(head: HeadVolumes) -> None:
     def of(volume: Volume, **identity: str) -> Volume:
-        return replace(volume, link=Link("1", "2", (), None, identity))
+        return replace(volume, link=Link("1", "2", (), None, identity, lossy=False, burned_in=False))
 
     a = of(head.mr, PatientID="123", PatientName="roe jane")
     with pytest.raises(VolumeError, match=r"name different patients \(PatientID differ\).*--force-patient") as error:

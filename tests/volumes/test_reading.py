@@ -380,3 +380,22 @@ def test_volume_checks_itself() -> None:
     sheared[0, 1] = 0.2
     with pytest.raises(VolumeError, match="not perpendicular"):
         Volume(np.zeros((2, 2, 2), np.float32), sheared, None, None, None, source)
+
+
+@pytest.mark.parametrize("slope", ["0.5", "2", "10"])
+@pytest.mark.parametrize("name", ["CT", "PT"])
+def test_doubtful_slope(name: str, slope: str, copied: Copier) -> None:
+    """One slice is brighter or darker than both of its neighbors: it is read, with a warning that names it."""
+    folder = copied(name)
+    path = files(folder)[6]
+    edit(path, lambda data: setattr(data, "RescaleSlope", f"{float(data.RescaleSlope) * float(slope):.8g}"))
+    with pytest.warns(DMFNetWarning) as caught:
+        volume = read_volume(folder)
+    messages = [str(warning.message) for warning in caught]
+    assert all(str(path) in message for message in messages)
+    assert set(messages) <= set(volume.source.notes)
+    assert any("times as bright as its neighbors" in message for message in messages)
+    # The slices of a CT have one slope.
+    assert any("Rescale Slope" in message and "others of its series 1" in message for message in messages) == (
+        name == "CT"
+    )

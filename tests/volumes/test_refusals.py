@@ -270,7 +270,7 @@ def test_nifti_geometry_and_types(tmp_path: Path) -> None:
     sheared[0, 1] = 0.5
     refused(_nifti(path, cube, sform=sheared), "not perpendicular", path)
     refused(_nifti(path, cube, sform=np.diag([1, 1, 0.001, 1.0])), "check its units", path)
-    refused(_nifti(path, np.ones((4, 5, 6, 3), np.float32)), "holds 3 volumes", path)
+    refused(_nifti(path, np.ones((4, 5, 6, 3), np.float32)), r"holds 3 volumes \(4-D\); write the one to fuse", path)
     refused(_nifti(path, cube.astype(np.complex64)), "are not read; convert them to float32", path)
     cube[1, 2, 3] = np.inf
     refused(_nifti(path, cube), "infinite values in slice 3", path)

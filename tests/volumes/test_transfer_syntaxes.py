@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,8 @@ pytest.importorskip("gdcm", reason="needs the extra dicom")
 from numpy.typing import NDArray
 
 from dmfnet_fast.errors import VolumeError
-from dmfnet_fast.volumes.decoding import DecodingError, Decompressor
+from dmfnet_fast.volumes import decoding
+from dmfnet_fast.volumes.decoding import DecodingError, DecodingTimeout, Decompressor
 from dmfnet_fast.volumes.dicom_file import DicomFile, quiet, read_file
 from dmfnet_fast.volumes.frames import Frame
 from dmfnet_fast.volumes.pixels import read_frame, read_frames
@@ -125,3 +128,21 @@ def test_decoder_that_ends_is_an_error() -> None:
     """gdcm ends its process on some damaged images; here an unknown syntax does."""
     with Decompressor("1.2.3") as decompressor, pytest.raises(DecodingError, match="the decoder ended"):
         decompressor.decode(b"x" * 2**20, {})
+
+
+def test_decoder_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ended, and the message says what to do; the limit is shorter than a process takes to start."""
+    monkeypatch.setattr(decoding, "SECONDS", 0.01)
+    with pytest.raises(VolumeError, match=r"more than 0.01 seconds to decompress.* for example with gdcmconv") as error:
+        pixels(FILES["MR_small_jp2klossless.dcm"])
+    assert "MR_small_jp2klossless.dcm" in str(error.value)
+
+
+def test_decoder_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Decompressor("1.2.840.10008.1.2.4.90") as decompressor:
+        with pytest.raises(DecodingError, match=r"^\w+$"):
+            decompressor.decode(b"x", {})
+        os.kill(decompressor._process.pid, signal.SIGSTOP)
+        monkeypatch.setattr(decoding, "SECONDS", 0.1)
+        with pytest.raises(DecodingTimeout):
+            decompressor.decode(b"x", {})

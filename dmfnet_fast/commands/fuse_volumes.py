@@ -1,0 +1,230 @@
+"""The half of `dmfnet-fuse` that fuses volumes: DICOM series and NIfTI files."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dmfnet_fast import __version__
+from dmfnet_fast.artifacts.atomic import replacing
+from dmfnet_fast.commands.engine_options import EngineOptions
+from dmfnet_fast.commands.shared import progress
+from dmfnet_fast.errors import OutputError, warn
+from dmfnet_fast.fuser import Fuser, Range
+from dmfnet_fast.images.color import check_range
+from dmfnet_fast.volumes import Alignment, Shown, Volume, align, draw_alignment, read_volume, show
+from dmfnet_fast.volumes.fusing import Image, check_pair
+from dmfnet_fast.volumes.looks import PUMPING, Looks, places_in
+from dmfnet_fast.volumes.nifti import SUFFIXES, is_nifti
+from dmfnet_fast.volumes.page import to_html
+from dmfnet_fast.volumes.report import COMMAND, MARK, Fusion, anonymous, to_dict, to_json
+from dmfnet_fast.volumes.writing import Format, Provenance, VolumeWriter, open_writer
+from dmfnet_fast.web_page import generator
+
+FORMATS: tuple[Format, ...] = ("dicom", "nifti", "png")
+NAMES = ("alignment.png", "report.json", "report.html")
+
+
+@dataclass(frozen=True)
+class VolumeRequest:
+    """The arguments and options for volumes; those that were not given are None."""
+
+    a: Path
+    b: Path
+    output: Path
+    engine: EngineOptions
+    series_a: str | None
+    series_b: str | None
+    modality_b: str | None
+    force_patient: bool
+    grid: Literal["a", "b"]
+    register: bool
+    range_a: Range | None
+    range_b: Range | None
+    colormap: str | None
+    stated_format: Format | None
+    label: str | None
+    overwrite: bool
+
+    @property
+    def format(self) -> Format:
+        """As stated, else by the output's name, else as the volume whose grid the result has."""
+        if self.stated_format is not None:
+            return self.stated_format
+        named = self.output if is_nifti(self.output) else self.a if self.grid == "a" else self.b
+        return "nifti" if is_nifti(named) else "dicom"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where results go: what `open_writer` gets as its output, and the files that go with it."""
+
+    volume: Path
+    alignment: Path
+    report: Path
+    page: Path
+    looks: Path
+
+    @classmethod
+    def of(cls, output: Path, kind: Format) -> Place:
+        """In a folder; or beside a NIfTI file, under names that begin like its own."""
+        folder, prefix = output, ""
+        if is_nifti(output):
+            suffix = next(suffix for suffix in SUFFIXES[::-1] if output.name.lower().endswith(suffix))
+            folder, prefix = output.parent, f"{output.name[: -len(suffix)]}-"
+        alignment, report, page = (folder / f"{prefix}{name}" for name in NAMES)
+        volume = output if kind == "nifti" or prefix else output / "fused"
+        return cls(volume, alignment, report, page, folder / f".{prefix}dmfnet-fuse-looks.jsonl")
+
+    def check(self) -> None:
+        """Raise an OutputError if writing would replace a file that this command did not make."""
+        ours = _has(self.report, MARK)
+        marked = {self.report: ours, self.alignment: ours, self.page: _has(self.page, generator(COMMAND))}
+        for path, made_here in marked.items():
+            if path.exists() and not made_here:
+                raise OutputError(f"{path}: already exists and was not made by this command; choose another folder")
+
+
+def _has(path: Path, mark: str) -> bool:
+    return path.is_file() and mark in path.read_text(encoding="utf-8", errors="replace")
+
+
+@dataclass
+class _Steps:
+    """How long each step took, in seconds."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+
+def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
+    """Fuse two volumes and write all that belongs to the result.
+
+    Returns:
+        What `--json` prints: the report, the files, and how many slices were fused now and before.
+    """
+    for stated, name in ((request.range_a, "--range-a"), (request.range_b, "--range-b")):
+        if stated is not None:
+            check_range(stated, name)
+    place, steps = Place.of(request.output, request.format), _Steps()
+    place.check()
+    with request.engine.open() as fuser:
+        alignment, sources, told = _aligned(request, steps)
+        warnings = [anonymous(warning, sources) for warning in told]
+        shown_a = show(alignment.a, request.range_a)
+        shown_b = show(alignment.b, request.range_b, request.colormap)
+        check_pair(alignment.a, alignment.b)
+        settings = {
+            "grid": request.grid,
+            "transform": alignment.transform.round(9).tolist(),
+            "range_a": list(shown_a.limits),
+            "range_b": list(shown_b.limits),
+            "colormap": shown_b.palette,
+            "seed": request.engine.seed,
+            **request.engine.rules,
+        }
+        info = fuser.info
+        provenance = Provenance(__version__, info["file"], info["weights"], {**info, **settings})
+        grid = alignment.a if request.grid == "a" else alignment.b
+        writer = open_writer(
+            request.format, place.volume, grid, sources, provenance, request.label, overwrite=request.overwrite
+        )
+        del sources
+        with steps.step("fusing and writing"):
+            looks, already = _write(fuser, writer, shown_a, shown_b, place)
+            files = writer.finish()
+    fusion = Fusion(
+        alignment, shown_a, shown_b, looks, info, settings, request.format, len(files), steps.seconds, warnings
+    )
+    if fusion.pumping > PUMPING:
+        message = (
+            f"the brightness of the fused slices changes {fusion.pumping:.1f} times as unevenly from one to the next "
+            "as that of their sources: compare the cuts across slices in the report"
+        )
+        warn(message)
+        warnings.append(message)
+    _write_report(place, fusion)
+    slices = {"fused": grid.shape[0] - already, "already_there": already}
+    return {**to_dict(fusion), "slices": slices, "files": [str(file) for file in files], "page": str(place.page)}
+
+
+def _aligned(request: VolumeRequest, steps: _Steps) -> tuple[Alignment, tuple[Volume, Volume], list[str]]:
+    """Both volumes on one grid; as they were read, both in the space of the grid's volume; and what was warned of."""
+    a, b = _read(request, steps)
+    told = list(_doubts(a, b, request.colormap))
+    for message in told:
+        warn(message)
+    with steps.step("aligning"):
+        alignment = align(a, b, request.grid, register=request.register, force_patient=request.force_patient)
+    if request.grid == "a":
+        b = replace(b, affine=np.linalg.inv(alignment.transform) @ b.affine)
+    else:
+        a = replace(a, affine=alignment.transform @ a.affine)
+    return alignment, (a, b), [*told, *alignment.warnings]
+
+
+def _read(request: VolumeRequest, steps: _Steps) -> tuple[Volume, Volume]:
+    volumes = []
+    for name, path, series, modality in (
+        ("a", request.a, request.series_a, "MR" if is_nifti(request.a) else None),
+        ("b", request.b, request.series_b, request.modality_b),
+    ):
+        with steps.step(f"reading {name}"), progress([path], f"reading {name.upper()}") as paths:
+            volumes += [read_volume(one, series, modality=modality) for one in paths]
+    a, b = volumes
+    return a, b
+
+
+def _doubts(a: Volume, b: Volume, colormap: str | None) -> Iterator[str]:
+    """What is probably not meant, judged by what the volumes say they show."""
+    if b.modality == "MR" and a.modality not in (None, "MR"):
+        yield f"{a.source.path} is {a.modality} and {b.source.path} is MR: are they swapped? The MRI comes first"
+    if b.modality is None and not b.color and colormap is None:
+        yield (
+            f"{b.source.path}: does not say what it shows, so it stays gray; --modality-b PET or SPECT gives it "
+            "colors, and CT its range in Hounsfield units"
+        )
+
+
+def _write(fuser: Fuser, writer: VolumeWriter, a: Shown, b: Shown, place: Place) -> tuple[Looks, int]:
+    """Fuse and write the slices that an earlier run has not; what is to be shown of all, and how many were there."""
+    places = places_in(a.volume)
+    looks = Looks(place.looks, writer.run, a.volume.shape, places)
+    done = writer.done() & looks.known
+
+    def take(number: int, image_a: Image, image_b: Image, fused: Image) -> None:
+        # Looked at first: a slice that is there has been looked at.
+        looks.add(number, image_a, image_b, fused)
+        if number not in done:
+            writer.write(number, fused)
+
+    todo = sorted(set(range(a.volume.shape[0])) - done | set(places.slices))
+    with progress(fuser.fuse_slices(a, b, take, todo), "fusing", len(todo)) as numbers:
+        for _ in numbers:
+            pass
+    return looks, len(done)
+
+
+def _write_report(place: Place, fusion: Fusion) -> None:
+    file = io.BytesIO()
+    draw_alignment(fusion.alignment).save(file, "PNG", compress_level=3)
+    drawn = file.getvalue()
+    # The report first, by which the image of the alignment is known to be ours.
+    with replacing(place.report) as temporary:
+        temporary.write_text(to_json(fusion), encoding="utf-8")
+    with replacing(place.alignment) as temporary:
+        temporary.write_bytes(drawn)
+    with replacing(place.page) as temporary:
+        temporary.write_text(to_html(fusion, drawn), encoding="utf-8")

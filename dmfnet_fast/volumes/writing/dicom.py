@@ -1,0 +1,289 @@
+"""DICOM: one RGB Secondary Capture image a slice (PS3.3, A.8.1), a new series in the study of the grid's volume."""
+
+from __future__ import annotations
+
+import io
+import re
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmfnet_fast.errors import OutputError, require
+from dmfnet_fast.volumes.dicom_file import quiet
+from dmfnet_fast.volumes.elements import damage
+from dmfnet_fast.volumes.volume import Instance, Volume
+from dmfnet_fast.volumes.writing.journal import Journal
+from dmfnet_fast.volumes.writing.label import Label
+from dmfnet_fast.volumes.writing.provenance import Provenance
+from dmfnet_fast.volumes.writing.slice_files import SliceFilesWriter
+
+DISCLAIMER = "research only, not for diagnosis"
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_NAME = "dmfnet-fast"
+# Behind the series of a scanner, in lists that sort by number.
+_SERIES_NUMBER = 9001
+# Elements that a file must have, if only empty (type 2).
+_MAY_BE_EMPTY = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+# Elements that identify: copied as they are, valid or not.
+_IDENTIFYING = (
+    "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "StudyID", "AccessionNumber",
+    "ReferringPhysicianName",
+)  # fmt: skip
+# PixelData of bytes, in explicit VR little endian; its length and the pixels follow. It is a file's last element.
+_PIXEL_DATA = b"\xe0\x7f\x10\x00OB\0\0"
+_UID = re.compile(r"[0-9.]{1,64}")
+_SEXES = ("M", "F", "O", "")
+_LONGEST_LO, _LONGEST_ST = 64, 1024
+
+
+def _ascii(text: str, longest: int) -> str:
+    """Text that every character set has, without the backslash, which separates values."""
+    return text.encode("ascii", "replace").decode().replace("\\", "/")[:longest]
+
+
+def series_uid(journal: Journal) -> str:
+    """The UID of a run's series: one drawn when the run began (PS3.5, B.2), so that no two runs share it."""
+    return f"2.25.{journal.name.int}"
+
+
+def instance_uid(journal: Journal, index: int) -> str:
+    """The UID of a slice, the same whenever the run goes on."""
+    return f"2.25.{uuid.uuid5(journal.name, str(index)).int}"
+
+
+def instances_near(source: Volume, grid: Volume, index: int) -> list[Instance]:
+    """The slices of a source that linear interpolation in one slice of the grid reads; none where it does not reach."""
+    assert source.link is not None
+    _, rows, columns = grid.shape
+    corners = np.array([[index, row, column, 1] for row in (0, rows - 1) for column in (0, columns - 1)], float)
+    at = ((np.linalg.inv(source.affine) @ grid.affine) @ corners.T)[0]
+    # Whole indices are, in spite of rounding; half a voxel beyond its centers a slice still shows.
+    low, high = np.floor(at.min() + 1e-3), np.ceil(at.max() - 1e-3)
+    slices = len(source.link.instances)
+    if high < -0.5 or low > slices - 0.5:
+        return []
+    return list(source.link.instances[max(int(low), 0) : min(int(high), slices - 1) + 1])
+
+
+def check_link(grid: Volume) -> None:
+    """Raise an OutputError unless it is known where a DICOM result on this grid belongs."""
+    if grid.link is None:
+        raise OutputError(
+            f"{grid.source.path}: is not DICOM, so it names no patient and no study for a DICOM result; "
+            "choose NIfTI or PNG"
+        )
+
+
+class DicomWriter(SliceFilesWriter):
+    """Writes a series into the folder `output`. The grid's volume must have a link."""
+
+    suffix = ".dcm"
+
+    def __init__(
+        self,
+        output: Path,
+        grid: Volume,
+        sources: tuple[Volume, Volume],
+        journal: Journal,
+        provenance: Provenance,
+        run: str,
+        label: Label | None,
+    ) -> None:
+        require("pydicom", "dicom")
+        check_link(grid)
+        assert grid.link is not None
+        self._grid, self._link, self._sources = grid, grid.link, sources
+        self._provenance = provenance
+        self._run = run
+        self._label = label
+        super().__init__(output, grid.shape, journal)
+        # All made here, before anything is computed: what cannot be written is known now, and pydicom, whose settings
+        # and warnings are the process's, is not called from several threads.
+        with quiet(), damage(Path(grid.source.path), "its patient or study cannot be written"):
+            self._headers = {index: self._header(index) for index in set(range(grid.shape[0])) - self.done()}
+
+    def _encoded(self, index: int, rgb: NDArray[np.uint8]) -> bytes:
+        pixels = (rgb if self._label is None else self._label(rgb)).tobytes()
+        pixels += b"\0" * (len(pixels) % 2)
+        return self._headers[index] + _PIXEL_DATA + len(pixels).to_bytes(4, "little") + pixels
+
+    def _header(self, index: int) -> bytes:
+        """The file of a slice up to its pixels."""
+        pydicom = require("pydicom", "dicom")
+        data = self._common(self._journal)
+        data.SOPInstanceUID = instance_uid(self._journal, index)
+        data.InstanceNumber = index + 1
+        self._place(data, index)
+        self._refer(data, index)
+        data.file_meta = pydicom.dataset.FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+        buffer = io.BytesIO()
+        data.save_as(buffer, enforce_file_format=True)
+        return buffer.getvalue()
+
+    def _common(self, journal: Journal) -> Any:
+        """What all slices share."""
+        data = _copied(self._link.patient)
+        for keyword in _MAY_BE_EMPTY:
+            if keyword not in data:
+                setattr(data, keyword, "")
+        if not data.get("Laterality"):
+            # Absent for a part of which there is one, empty where the part is unknown.
+            data.Laterality = ""
+            if data.get("BodyPartExamined"):
+                del data.Laterality
+        day, time = f"{journal.started:%Y%m%d}", f"{journal.started:%H%M%S}"
+        data.InstanceCreationDate = data.SeriesDate = data.ContentDate = data.DateOfSecondaryCapture = day
+        data.InstanceCreationTime = data.SeriesTime = data.ContentTime = data.TimeOfSecondaryCapture = time
+        data.SOPClassUID, data.SOPInstanceUID = _SECONDARY_CAPTURE, series_uid(journal)
+        data.StudyInstanceUID, data.SeriesInstanceUID = self._link.study, series_uid(journal)
+        data.SeriesNumber, data.Modality, data.ConversionType = _SERIES_NUMBER, "OT", "WSD"
+        data.ImageType = ["DERIVED", "SECONDARY"]
+        self._describe(data)
+        space = self._grid.frame_of_reference or ""
+        if _UID.fullmatch(space):
+            data.FrameOfReferenceUID, data.PositionReferenceIndicator = space, ""
+        links = [source.link for source in self._sources if source.link is not None]
+        burned_in = self._label is not None or any(link.burned_in for link in links)
+        data.BurnedInAnnotation = "YES" if burned_in else "NO"
+        # What was ever compressed with loss stays so (PS3.3, C.7.6.1.1.5).
+        data.LossyImageCompression = "01" if any(link.lossy for link in links) else "00"
+        data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
+        data.Rows, data.Columns = self._grid.shape[1:]
+        data.BitsAllocated = data.BitsStored = 8
+        data.HighBit, data.PixelRepresentation = 7, 0
+        return data
+
+    def _describe(self, data: Any) -> None:
+        """Series, derivation and equipment."""
+        kinds = [source.modality or "unknown" for source in self._sources]
+        made = self._provenance
+        data.SeriesDescription = _ascii(f"Fused {'+'.join(kinds)}, {DISCLAIMER}", _LONGEST_LO)
+        sentences = [
+            f"{DISCLAIMER.capitalize()}.",
+            f"{kinds[0]} and {kinds[1]} fused by {_NAME} {made.version} onto the grid of one of them: the luminance "
+            f"shows the structure of both, the color is that of {kinds[1]}.",
+            f"Engine {made.engine}, weights SHA-256 {made.weights}, run {self._run}.",
+        ]
+        if _different_patients(self._sources):
+            sentences.append("The sources name different patients.")
+        data.DerivationDescription = _ascii(" ".join(sentences), _LONGEST_ST)
+        data.Manufacturer = data.SecondaryCaptureDeviceManufacturer = _NAME
+        data.ManufacturerModelName = data.SecondaryCaptureDeviceManufacturerModelName = _NAME
+        versions = [_ascii(text, _LONGEST_LO) for text in (made.version, made.engine, made.weights)]
+        data.SoftwareVersions = data.SecondaryCaptureDeviceSoftwareVersions = versions
+
+    def _place(self, data: Any, index: int) -> None:
+        """The Image Plane module. The thickness of the grid's own slices is not known here, their distance is."""
+        affine = self._grid.affine
+        axes = affine[:3, :3] / self._grid.spacing
+        data.ImagePositionPatient = _decimals(affine[:3, 3] + affine[:3, 0] * index)
+        data.ImageOrientationPatient = _decimals([*axes[:, 2], *axes[:, 1]])
+        data.PatientOrientation = [_letters(axes[:, 2]), _letters(axes[:, 1])]
+        data.PixelSpacing = _decimals(self._grid.spacing[1:])
+        data.SliceThickness = ""
+        data.SpacingBetweenSlices = _decimals(self._grid.spacing[:1])[0]
+
+    def _refer(self, data: Any, index: int) -> None:
+        """Which images of the sources a slice shows: the General Reference and Common Instance Reference modules."""
+        pydicom = require("pydicom", "dicom")
+        images, series, elsewhere = [], [], []
+        for source in self._sources:
+            if source.link is None:
+                continue
+            items = _references(instances_near(source, self._grid, index))
+            if not items:
+                continue
+            for item in items:
+                image = pydicom.Dataset()
+                image.update(item)
+                image.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
+                images.append(image)
+            entry = pydicom.Dataset()
+            entry.SeriesInstanceUID = source.link.series
+            entry.ReferencedInstanceSequence = [_without_frames(item) for item in items]
+            if source.link.study == self._link.study:
+                series.append(entry)
+                continue
+            study = pydicom.Dataset()
+            study.StudyInstanceUID, study.ReferencedSeriesSequence = source.link.study, [entry]
+            elsewhere.append(study)
+        data.SourceImageSequence = images
+        if series:
+            data.ReferencedSeriesSequence = series
+        if elsewhere:
+            data.StudiesContainingOtherReferencedInstancesSequence = elsewhere
+
+
+def _copied(patient: Any) -> Any:
+    """A source's elements, without those whose values are not valid for their kind."""
+    pydicom = require("pydicom", "dicom")
+    data = pydicom.Dataset()
+    for element in patient:
+        if element.keyword not in _IDENTIFYING:
+            try:
+                for value in element.value if element.VM > 1 else [element.value]:
+                    pydicom.valuerep.validate_value(element.VR, str(value or ""), pydicom.config.RAISE)
+            except ValueError:
+                continue
+        data.add(element)
+    if data.get("PatientSex", "") not in _SEXES:
+        del data.PatientSex
+    return data
+
+
+def _different_patients(sources: tuple[Volume, Volume]) -> bool:
+    one, other = (source.link.identity if source.link is not None else {} for source in sources)
+    return any(keyword in other and other[keyword] != value for keyword, value in one.items())
+
+
+def _decimals(numbers: Iterable[float]) -> list[Any]:
+    """DICOM's decimal strings: as many digits as 16 characters hold."""
+    representation = require("pydicom.valuerep", "dicom")
+    return [representation.DSfloat(float(number) + 0.0, auto_format=True) for number in numbers]
+
+
+def _letters(direction: NDArray[np.float64]) -> str:
+    """A direction as in Patient Orientation (PS3.3, C.7.6.1.1.1): the main axis first."""
+    order = np.argsort(-np.abs(direction), kind="stable")
+    return "".join(("LR", "PA", "HF")[axis][int(direction[axis] < 0)] for axis in order if abs(direction[axis]) > 0.1)
+
+
+def _code(value: str, meaning: str) -> Any:
+    item = require("pydicom", "dicom").Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
+    return item
+
+
+def _references(instances: Sequence[Instance]) -> list[Any]:
+    """One item an object, with the numbers of its frames where it has several."""
+    frames: dict[tuple[str, str], list[int]] = {}
+    for instance in instances:
+        numbers = frames.setdefault((instance.sop_class, instance.sop_instance), [])
+        if instance.frame is not None:
+            numbers.append(instance.frame)
+    items = []
+    for (sop_class, sop_instance), numbers in frames.items():
+        item = require("pydicom", "dicom").Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, sop_instance
+        if numbers:
+            item.ReferencedFrameNumber = sorted(numbers)
+        items.append(item)
+    return items
+
+
+def _without_frames(item: Any) -> Any:
+    copy = require("pydicom", "dicom").Dataset()
+    copy.ReferencedSOPClassUID, copy.ReferencedSOPInstanceUID = (
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID,
+    )  # fmt: skip
+    return copy

@@ -1,0 +1,108 @@
+"""The record of a run in its output folder: which slices it has written, so that it can go on after an interrupt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import uuid
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from dmfnet_fast.artifacts.atomic import replacing
+from dmfnet_fast.errors import OutputError
+
+# Begins the name of a part that is a slice within a file.
+_SLICE = "slice:"
+
+
+def slice_part(index: int) -> str:
+    """The name of a slice that is no file of its own."""
+    return f"{_SLICE}{index}"
+
+
+def sha256(content: bytes) -> str:
+    """SHA-256 of some bytes, as hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+class Journal:
+    """A file of lines of JSON: first the run, then name and hash of each part, noted before it is put in place.
+
+    So every part that is there is known: one with its hash is finished, another one is not this run's.
+
+    Attributes:
+        path: the file.
+        run: the run's identity (`provenance.run_identity`), None where the file does not exist yet.
+        name: a UUID drawn for this run when it began.
+        started: when it began.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run: str | None = None
+        self.name = uuid.uuid4()
+        self.started = datetime.now().replace(microsecond=0)
+        self._lock = threading.Lock()
+        self._parts: dict[str, set[str]] = {}
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is damaged"
+            raise OutputError(f"{path}: cannot be read: {reason}; choose another folder") from error
+        try:
+            start = json.loads(lines[0])
+            self.run, self.name = str(start["run"]), uuid.UUID(start["name"])
+            self.started = datetime.fromisoformat(start["started"])
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise OutputError(
+                f"{path}: is damaged, so it is unknown what lies beside it; choose another folder, or delete it with "
+                "the results beside it"
+            ) from error
+        for line in lines[1:]:
+            # Lines of an interrupted run may be incomplete.
+            with suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                self._parts.setdefault(str(entry["part"]), set()).add(str(entry["sha256"]))
+
+    def begin(self, run: str) -> None:
+        """Record a new run.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        line = {"run": run, "name": str(self.name), "started": self.started.isoformat()}
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps(line), encoding="utf-8")
+        self.run = run
+
+    def add(self, part: str, digest: str) -> None:
+        """Record a part that is about to be put in place. Safe to call from several threads.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        self._parts.setdefault(part, set()).add(digest)
+        entry = json.dumps({"part": part, "sha256": digest})
+        try:
+            with self._lock, self.path.open("a", encoding="utf-8") as file:
+                # A line that an interrupt or a full disk cut off must not spoil the next.
+                file.write(f"\n{entry}")
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+
+    def holds(self, part: str, digest: str) -> bool:
+        """Whether a part was recorded with this hash."""
+        return digest in self._parts.get(part, set())
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the parts that are files."""
+        return tuple(part for part in self._parts if not part.startswith(_SLICE) and Path(part).name == part)
+
+    def remove(self) -> None:
+        """Delete the file, if it exists."""
+        self.path.unlink(missing_ok=True)
