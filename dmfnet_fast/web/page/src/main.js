@@ -125,15 +125,23 @@ function take(side, found) {
   }
 }
 
-/** Puts both sources together, and shows the first slice. */
+/** Puts both sources together, and shows a slice. */
 async function prepare() {
   const { a, b } = state.loaded;
   if (!a || !b) return;
   showError(null);
-  cancel();
-  const before = state.pair;
-  state.pair = null;
-  const pair = await state.client.call("prepare", settings());
+  $("view").setAttribute("aria-busy", "true");
+  try {
+    cancel();
+    const before = state.pair;
+    state.pair = null;
+    await showPair(await state.client.call("prepare", settings()), before);
+  } finally {
+    $("view").setAttribute("aria-busy", "false");
+  }
+}
+
+async function showPair(pair, before) {
   state.pair = pair;
   state.fusedAll = false;
   const same = before && before.slices === pair.slices && before.width === pair.width && before.height === pair.height;
@@ -179,6 +187,7 @@ async function refresh() {
     return;
   }
   showing = true;
+  $("view").setAttribute("aria-busy", "true");
   try {
     do {
       again = false;
@@ -188,6 +197,7 @@ async function refresh() {
     showError(error);
   } finally {
     showing = false;
+    $("view").setAttribute("aria-busy", "false");
   }
 }
 

@@ -5,7 +5,7 @@ export const SMALLEST = 64;
 
 /** Where a padded axis takes its elements from: reflected at the ends, which are not repeated. */
 function sources(size) {
-  const margin = (STRIDE - (size % STRIDE)) % STRIDE;
+  const margin = Math.max(SMALLEST - size, (STRIDE - (size % STRIDE)) % STRIDE);
   const before = Math.floor(margin / 2);
   const period = 2 * (size - 1);
   const from = new Int32Array(size + margin);
@@ -17,7 +17,7 @@ function sources(size) {
 }
 
 /**
- * Pads planes of one size by reflection to multiples of STRIDE, half on each side.
+ * Pads planes of one size by reflection to multiples of STRIDE, at least SMALLEST, half on each side.
  *
  * @param {Float32Array[]} planes each of height x width
  * @returns {{data: Float32Array, height: number, width: number, top: number, left: number}} the planes one after the

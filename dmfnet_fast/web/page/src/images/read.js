@@ -16,17 +16,18 @@ export const MOST_PIXELS = 4096 * 4096;
  *
  * @param {Uint8Array} bytes
  * @param {string} name of the file, for messages
+ * @param {number} smallest width and height
  * @returns {Promise<{width: number, height: number, channels: 1 | 3, data: Uint8Array | Uint16Array, name: string,
  *   values: null}>}
  */
-export async function readImage(bytes, name) {
+export async function readImage(bytes, name, smallest = SMALLEST) {
   if (bytes.length === 0) throw new UserError(`${name}: is empty (0 bytes)`);
   for (const reader of READERS) {
     const image = await reader(bytes, name);
     if (image === null) continue;
     const { width, height } = image;
-    if (Math.min(width, height) < SMALLEST) {
-      throw new UserError(`${name}: is ${width}x${height}; the smallest size is ${SMALLEST}x${SMALLEST}`);
+    if (Math.min(width, height) < smallest) {
+      throw new UserError(`${name}: is ${width}x${height}; the smallest size is ${smallest}x${smallest}`);
     }
     if (width * height > MOST_PIXELS) throw new UserError(`${name}: is ${width}x${height}, which is too large for this page`);
     return image;

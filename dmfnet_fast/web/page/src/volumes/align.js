@@ -18,57 +18,67 @@ function background(volume) {
   return volume.units === "HU" ? -1000 : Math.min(0, extent(volume.values)[0]);
 }
 
-export class Resampler {
-  /** Takes a volume's values, linearly interpolated, on another grid: an affine and [slices, rows, columns]. */
-  constructor(volume, affine, shape) {
-    this.volume = volume;
-    this.shape = shape;
-    this.onto = product(inverse(volume.affine), affine);
-    this.fill = background(volume);
-  }
-
-  /** @returns {{values: Float32Array, inside: Uint8Array}} a slice, and where the volume reaches */
-  slice(number) {
-    const { onto, volume, shape } = this;
-    const { values, channels } = volume;
-    const [, rows, columns] = shape;
-    const result = new Float32Array(rows * columns * channels).fill(this.fill);
-    const inside = new Uint8Array(rows * columns);
-    const [, height, width] = volume.shape;
-    const low = [0, 0, 0];
-    const high = [0, 0, 0];
-    const part = [0, 0, 0];
+/**
+ * Takes a volume's values, linearly interpolated, on another grid.
+ *
+ * @param {number[]} affine (slice, row, column) of the other grid to mm
+ * @param {number[]} shape slices, rows and columns of the other grid
+ * @returns {{values: Float32Array | Uint8Array, inside: Uint8Array}} the values, and 1 where the volume reaches
+ */
+export function resampled(volume, affine, shape) {
+  const onto = product(inverse(volume.affine), affine);
+  const [slices, rows, columns] = shape;
+  const { values, channels } = volume;
+  const result = new values.constructor(slices * rows * columns * channels).fill(background(volume));
+  const inside = new Uint8Array(slices * rows * columns);
+  const sizes = volume.shape;
+  const strides = [sizes[1] * sizes[2] * channels, sizes[2] * channels, channels];
+  const start = [0, 0, 0];
+  const step = [0, 0, 0];
+  const part = [0, 0, 0];
+  const rest = [0, 0, 0];
+  let n = 0;
+  for (let slice = 0; slice < slices; slice++) {
     for (let row = 0; row < rows; row++) {
-      for (let column = 0; column < columns; column++) {
+      for (let column = 0; column < columns; column++, n++) {
         let reached = true;
         for (let axis = 0; axis < 3; axis++) {
-          const size = volume.shape[axis];
+          const size = sizes[axis];
           const m = 4 * axis;
-          const at = onto[m + 1] * row + onto[m + 2] * column + onto[m] * number + onto[m + 3];
+          const at = onto[m + 1] * row + onto[m + 2] * column + onto[m] * slice + onto[m + 3];
           reached &&= at >= -0.5 - 1e-6 && at <= size - 0.5 + 1e-6;
           let index = clip(at, 0, size - 1);
           // Indices that should be whole are, in spite of rounding in the affines.
-          if (Math.abs(index - rint(index)) < 1e-6) index = rint(index);
-          low[axis] = Math.min(Math.trunc(index), Math.max(size - 2, 0));
-          high[axis] = Math.min(low[axis] + 1, size - 1);
-          part[axis] = Math.fround(index - low[axis]);
+          const near = Math.round(index);
+          if (Math.abs(index - near) < 1e-6) index = near;
+          const low = Math.min(Math.trunc(index), Math.max(size - 2, 0));
+          start[axis] = low * strides[axis];
+          step[axis] = size > 1 ? strides[axis] : 0;
+          part[axis] = Math.fround(index - low);
+          rest[axis] = Math.fround(1 - part[axis]);
         }
         if (!reached) continue;
-        const n = row * columns + column;
         inside[n] = 1;
-        const [s, r, c] = part;
-        const rest = part.map((weight) => Math.fround(1 - weight));
+        const from = start[0] + start[1] + start[2];
         for (let channel = 0; channel < channels; channel++) {
-          const value = (z, y, x) => values[((z * height + y) * width + x) * channels + channel];
-          const line = (z, y) => Math.fround(Math.fround(value(z, y, low[2]) * rest[2]) + Math.fround(value(z, y, high[2]) * c));
-          const plane = (z) => Math.fround(Math.fround(line(z, low[1]) * rest[1]) + Math.fround(line(z, high[1]) * r));
-          const all = Math.fround(Math.fround(plane(low[0]) * rest[0]) + Math.fround(plane(high[0]) * s));
+          const base = from + channel;
+          const near = plane(values, base, step, part, rest);
+          const all = part[0] === 0 ? near : mixed(near, plane(values, base + step[0], step, part, rest), part[0], rest[0]);
           result[n * channels + channel] = channels === 3 ? rint(all) : all;
         }
       }
     }
-    return { values: result, inside };
   }
+  return { values: result, inside };
+}
+
+// Rounded to float32 after every operation, as numpy does.
+const mixed = (low, high, part, rest) => Math.fround(Math.fround(low * rest) + Math.fround(high * part));
+
+function plane(values, at, step, part, rest) {
+  const near = mixed(values[at], values[at + step[2]], part[2], rest[2]);
+  if (part[1] === 0) return near;
+  return mixed(near, mixed(values[at + step[1]], values[at + step[1] + step[2]], part[2], rest[2]), part[1], rest[1]);
 }
 
 /** Share of a's head that lies within b's grid. */
@@ -97,37 +107,47 @@ function coverage(a, b) {
 }
 
 /** Share of the smaller of both foregrounds that lies in the other one, where both volumes reach. */
-function overlap(a, b, slicesA, slicesB) {
+function overlap(a, b) {
   const [thresholdA, thresholdB] = [foregroundThreshold(a), foregroundThreshold(b)];
   let [ofA, ofB, ofBoth] = [0, 0, 0];
-  const [slices, rows, columns] = slicesA.shape;
-  for (let number = 0; number < slices; number++) {
-    const one = slicesA.slice(number);
-    const other = slicesB.slice(number);
-    for (let n = 0; n < rows * columns; n++) {
-      if (!one.inside[n] || !other.inside[n]) continue;
-      const inA = luminanceAt(one.values, a.channels, n) > thresholdA;
-      const inB = luminanceAt(other.values, b.channels, n) > thresholdB;
-      ofA += inA;
-      ofB += inB;
-      ofBoth += inA && inB;
-    }
+  for (let n = 0; n < a.inside.length; n++) {
+    if (!a.inside[n] || !b.inside[n]) continue;
+    const inA = luminanceAt(a.values, a.channels, n) > thresholdA;
+    const inB = luminanceAt(b.values, b.channels, n) > thresholdB;
+    ofA += inA;
+    ofB += inB;
+    ofBoth += inA && inB;
   }
   const smaller = Math.min(ofA, ofB);
   return smaller ? ofBoth / smaller : 0;
 }
 
+/** What both headers say of the patient and of the space that positions are in. The values stay out of all messages. */
+function compared(a, b) {
+  const keywords = Object.keys(a.identity ?? {}).filter((key) => b.identity?.[key] && a.identity[key] !== b.identity[key]);
+  if (keywords.length > 0) {
+    throw new UserError(
+      `${a.name} and ${b.name} name different patients (${keywords.join(", ")} differ); give two volumes of one patient`,
+    );
+  }
+  const [one, other] = [a.frameOfReference, b.frameOfReference];
+  if (!one || !other || one === other) return [];
+  return [
+    `${a.name} and ${b.name} have different frames of reference, so their headers do not say how they lie to each other: ` +
+      "look at the alignment, or register them first",
+  ];
+}
+
 /**
  * Aligns two volumes by their headers.
  *
- * @param {"a" | "b"} grid whose voxels and slices to take
- * @returns {{a: Resampler, b: Resampler, shape: number[], affine: number[], coverage: number, overlap: number,
- *   warnings: string[]}}
+ * @param {"a" | "b"} grid whose voxels and slices to take; this volume keeps its values
+ * @returns {{a: object, b: object, shape: number[], affine: number[], coverage: number, overlap: number,
+ *   warnings: string[]}} both volumes on the grid
  */
 export function align(a, b, grid) {
+  const warnings = compared(a, b);
   const { affine, shape } = grid === "a" ? a : b;
-  const onA = new Resampler(a, affine, shape);
-  const onB = new Resampler(b, affine, shape);
   const covered = coverage(a, b);
   if (covered < NO_COVERAGE) {
     throw new UserError(
@@ -135,9 +155,11 @@ export function align(a, b, grid) {
         "belong together, or register them first",
     );
   }
-  const shared = overlap(a, b, onA, onB);
+  const here = (volume) => ({ ...volume, affine, shape, ...resampled(volume, affine, shape) });
+  const whole = (volume) => ({ ...volume, inside: new Uint8Array(volume.values.length / volume.channels).fill(1) });
+  const [onA, onB] = grid === "a" ? [whole(a), here(b)] : [here(a), whole(b)];
+  const shared = overlap(onA, onB);
   const percent = (share) => `${Math.round(100 * share)}%`;
-  const warnings = [];
   if (covered < LOW_COVERAGE) warnings.push(`${b.name} covers only ${percent(covered)} of the head in ${a.name}`);
   if (shared < LOW_OVERLAP) {
     warnings.push(

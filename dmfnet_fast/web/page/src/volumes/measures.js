@@ -7,7 +7,9 @@ const MOST_SAMPLES = 2_000_000;
 const CT_FOREGROUND = -300; // above air and below skin, in HU
 const CT_RANGE = [-100, 500]; // shows brain and bone
 const TOP_PERCENTILE = 99.8;
-export const TRACERS = ["PT", "NM"];
+
+/** Whether a volume shows a tracer: PET and SPECT. */
+export const isTracer = ({ modality, units }) => modality === "PT" || modality === "NM" || units === "SUV";
 
 /** At most about two million luminances, evenly taken. */
 function sampled({ values, channels }) {
@@ -54,6 +56,11 @@ export function foregroundThreshold(volume) {
   return low + (otsu - low) / 2;
 }
 
+/** Units of a volume that is said to be CT: only Hounsfield units reach that far below water. */
+export function unitsOfCt({ channels, values }) {
+  return channels === 1 && extent(values)[0] < CT_FOREGROUND ? "HU" : null;
+}
+
 /** The values shown as black and as white, one pair for the whole volume. */
 export function displayRange(volume) {
   if (volume.channels === 3) return [0, 255];
@@ -61,8 +68,9 @@ export function displayRange(volume) {
   const values = sampled(volume);
   const threshold = foregroundThreshold(volume);
   const head = values.filter((value) => value > threshold);
-  const high = head.length ? percentiles(head, [TOP_PERCENTILE])[0] : extent(values)[1];
-  const low = TRACERS.includes(volume.modality) ? 0 : percentiles(values, [1])[0];
+  let high = head.length ? percentiles(head, [TOP_PERCENTILE])[0] : extent(values)[1];
+  if (volume.units === "SUV") high = Math.ceil(high * 2) / 2;
+  const low = isTracer(volume) ? 0 : percentiles(values, [1])[0];
   if (!(high > low)) throw new UserError(`${volume.name}: shows nothing: its values lie at ${low}; check the file`);
   return [low, high];
 }

@@ -4,7 +4,7 @@ import { isNIFTI, readHeader } from "nifti-reader-js";
 import { UserError } from "../errors.js";
 import { fault, turned } from "./affine.js";
 
-const MOST_VOXELS = 2 ** 27; // half a GiB of float32
+const MOST_VOXELS = 2 ** 26; // a quarter of a GiB of float32
 const MILLIMETERS = { 0: 1, 1: 1000, 2: 1, 3: 0.001 };
 const RGB24 = 128;
 const RGBA32 = 2304;
