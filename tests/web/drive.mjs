@@ -32,7 +32,7 @@ async function saved(page, button, path) {
 const painted = (page, figure) =>
   page.$eval(`figure[data-image=${figure}] canvas`, (canvas) => {
     const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-    return data.reduce((sum, value) => sum + value, 0);
+    return data.reduce((sum, value, n) => (n % 4 === 3 ? sum : sum + value), 0); // without opacity
   });
 
 const SCENARIOS = {
@@ -92,6 +92,19 @@ const SCENARIOS = {
       await saved(page, "#save-png", path);
     }
     return {};
+  },
+
+  /** What the address itself asks for. */
+  async opened(page) {
+    await shown(page);
+    const texts = (selector) => page.$$eval(selector, (all) => all.map((one) => one.textContent));
+    return {
+      names: await texts(".source .name"),
+      links: await texts("#links a"),
+      figures: await page.$$eval("figure:not([hidden])", (all) => all.map((one) => one.dataset.image)),
+      slice: await text(page, "slice-number"),
+      brightness: await painted(page, "fused"),
+    };
   },
 
   /** The example, by keyboard alone. */

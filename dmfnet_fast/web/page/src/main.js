@@ -69,7 +69,7 @@ const settings = () => ({
 const milliseconds = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
 
 function showStatus(times = null) {
-  if (!state.runs) return;
+  if (!state.runs || document.body.classList.contains("of-result")) return;
   const { provider, threads } = state.runs;
   const where = provider === "webgpu" ? "the GPU (WebGPU)" : `the CPU (WASM, ${threads} thread${threads === 1 ? "" : "s"})`;
   const took = times ? `: network ${milliseconds(times.network)}, whole slice ${milliseconds(times.all)}` : "";
@@ -220,10 +220,11 @@ function showReadout() {
   }
   const { pair, drawn, slice } = state;
   const at = place.y * pair.width + place.x;
-  const values = drawn.raw.map((image, n) => {
+  const values = drawn.raw.flatMap((image, n) => {
+    if (image === null) return [];
     const read = image.channels === 3 ? [...image.data.slice(3 * at, 3 * at + 3)] : [image.data[at]];
     const unit = n < 2 && pair.units[n] ? ` ${pair.units[n]}` : "";
-    return `${["MRI", "other", "fused"][n]} ${read.map(format).join(" ")}${unit}`;
+    return [`${["MRI", "other", "fused"][n]} ${read.map(format).join(" ")}${unit}`];
   });
   let where = `x ${place.x}, y ${place.y}`;
   if (pair.fit) {
@@ -320,7 +321,6 @@ function onKey(event) {
   } else if (step && viewer.mode === "swipe") {
     setDivider(viewer.divider + 2 * step[0]);
   } else if (step && viewer.mode === "overlay") {
-    $("opacity").value = viewer.opacity += 0;
     setOpacity(viewer.opacity + 2 * step[0]);
   } else if (event.key === "PageUp" || event.key === "PageDown") {
     toSlice(state.slice + (event.key === "PageUp" ? -10 : 10));
@@ -417,15 +417,33 @@ async function showExample() {
   for (const side of ["a", "b"]) await give(side, [new File([await resource(EXAMPLE[side])], EXAMPLE[side])]);
 }
 
-/** Loads what the address asks for: #open=FILE names a list of files for each side. */
+const fetched = (listed) =>
+  Promise.all(listed.map(async ({ path, name }) => new File([await resource(path)], name)));
+
+/** Loads what the address asks for: #open=FILE names a list of files for each side, or of a result with links. */
 async function openListed() {
   const name = new URLSearchParams(location.hash.slice(1)).get("open");
   if (!name) return;
   const listed = await json(name);
-  for (const side of ["a", "b"]) {
-    const files = await Promise.all(listed[side].map(async (file) => new File([await resource(file.path)], file.name)));
-    await give(side, files);
+  if (listed.result) {
+    await showResult(listed);
+    return;
   }
+  for (const side of ["a", "b"]) await give(side, await fetched(listed[side]));
+}
+
+/** Shows a result of dmfnet-fuse alone. */
+async function showResult({ result, links }) {
+  document.body.classList.add("of-result");
+  $("links").replaceChildren(
+    ...links.map(({ path, name }) => Object.assign(document.createElement("a"), { href: path, textContent: name, target: "_blank" })),
+  );
+  $("links").hidden = false;
+  setMode("fused");
+  const files = await fetched(result);
+  state.names.b = files[0].name;
+  await showPair(await state.client.call("result", { files: await contents(files) }), null);
+  $("status").textContent = "Shows a result of dmfnet-fuse; nothing is computed.";
 }
 
 async function start() {

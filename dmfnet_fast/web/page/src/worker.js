@@ -26,6 +26,7 @@ const CALLS = {
   read: ({ side, files }) => session.read(side, files),
   choose: ({ side, number }) => session.choose(side, number),
   modality: ({ side, modality }) => session.setModality(side, modality),
+  result: ({ files }) => session.result(files),
   prepare: (settings) => session.prepare(settings),
   slice: ({ number }) => session.slice(number),
   png: ({ number }) => session.png(number),
