@@ -153,7 +153,9 @@ def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(path_type=Path),
     help="Write a model for NVIDIA Triton Inference Server into this repository; -o names it.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File or folder to write; by default named as WEIGHTS.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File or folder to write; by default named as WEIGHTS."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be done.")
 @click.option("--inspect", "inspected", type=click.Path(path_type=Path), help="Print what a file of ours contains.")
 @click.version_option(package_name="dmfnet-fast")

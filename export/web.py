@@ -23,6 +23,20 @@ def check_machine(_: Request) -> None:
     built()
 
 
+def axes_of(model: Any) -> dict[str, list[int]]:
+    """The axes of the means in an ONNX model, by the name of the input that holds them; -1 is the last of four."""
+    onnx: Any = require("onnx", extra="export")
+    found = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT64 and len(tensor.dims) <= 1:
+            found[tensor.name] = [int(axis) for axis in onnx.numpy_helper.to_array(tensor).ravel()]
+    for node in model.graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value_ints":
+                found[node.output[0]] = list(attribute.ints)
+    return found
+
+
 def one_axis_at_a_time(content: bytes) -> bytes:
     """Replace means over height and width by means over width and then over height.
 
@@ -31,15 +45,15 @@ def one_axis_at_a_time(content: bytes) -> bytes:
     """
     onnx: Any = require("onnx", extra="export")
     model = onnx.ModelProto.FromString(content)
-    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    axes_by_name = axes_of(model)
     # Taking an axis away moves none before it.
     model.graph.initializer.extend(
         onnx.helper.make_tensor(f"one_axis_{axis}", onnx.TensorProto.INT64, [1], [axis]) for axis in _SPATIAL
     )
     nodes = []
     for node in model.graph.node:
-        axes = constants[node.input[1]] if node.op_type == "ReduceMean" and len(node.input) > 1 else None
-        if axes is None or sorted(axis % 4 for axis in axes.tolist()) != _SPATIAL:
+        axes = axes_by_name[node.input[1]] if node.op_type == "ReduceMean" else []
+        if sorted(axis % 4 for axis in axes) != _SPATIAL:
             nodes.append(node)
             continue
         between = f"{node.output[0]}_of_rows"
@@ -47,8 +61,10 @@ def one_axis_at_a_time(content: bytes) -> bytes:
             mean = onnx.helper.make_node("ReduceMean", [source, f"one_axis_{axis}"], [target], f"{node.name}_{axis}")
             mean.attribute.extend(node.attribute)
             nodes.append(mean)
+    used = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
+    kept_nodes = [node for node in nodes if node.op_type != "Constant" or used.intersection(node.output)]
     del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    model.graph.node.extend(kept_nodes)
     # The seal is of the original.
     kept = [entry for entry in model.metadata_props if entry.key != "content_sha256"]
     del model.metadata_props[:]

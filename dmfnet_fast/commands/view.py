@@ -94,7 +94,9 @@ def _volume_files(report: Path) -> list[Path]:
         files = sorted((report.parent / "fused").glob(f"*{suffix}"))
     found = [file for file in files if file.is_file()]
     if not found:
-        raise ImageError(f"{report}: the fused volume, {kind}, is not beside it; give the folder that dmfnet-fuse wrote")
+        raise ImageError(
+            f"{report}: the fused volume, {kind}, is not beside it; give the folder that dmfnet-fuse wrote"
+        )
     return found[:1] if kind == "nifti" else found
 
 
@@ -119,9 +121,13 @@ def result_site(results: Path, engine: str) -> tuple[dict[str, bytes | Path], st
 @command()
 @click.argument("a", type=click.Path(path_type=Path), required=False)
 @click.argument("b", type=click.Path(path_type=Path), required=False)
-@click.option("--results", type=click.Path(path_type=Path), help="Show a fused volume instead: the folder that dmfnet-fuse wrote.")
+@click.option(
+    "--results", type=click.Path(path_type=Path), help="Show a fused volume instead: the folder that dmfnet-fuse wrote."
+)
 @click.option("--engine", default=DEFAULT, help=f"Network of the page: {' or '.join(shipped())}, or an .onnx file.")
-@click.option("--address", default=LOCAL, help="Address to listen on; others than this computer's are open to the network.")
+@click.option(
+    "--address", default=LOCAL, help="Address to listen on; others than this computer's are open to the network."
+)
 @click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port to listen on; 0 is any free one.")
 @click.option("--browser/--no-browser", default=True, help="Open the browser.")
 @click.version_option(package_name="dmfnet-fast")

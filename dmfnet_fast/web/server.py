@@ -1,6 +1,6 @@
 """A server of files in memory and on disk to the browser of this computer.
 
-Every path begins with a secret, so that neither other users of the computer nor pages of other sites can read the files.
+Every path begins with a secret, so that neither other users of the computer nor pages of other sites can read files.
 """
 
 from __future__ import annotations

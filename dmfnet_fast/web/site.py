@@ -5,21 +5,17 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dmfnet_fast.artifacts.cache import cache_folder
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.artifacts.onnx_metadata import exported_properties
 from dmfnet_fast.errors import EngineError, OutputError
-from dmfnet_fast.images.formats.pillow import to_pil
+from dmfnet_fast.images.formats.png import encoded
 from dmfnet_fast.phantom import make_phantom
 from dmfnet_fast.web import building
 
@@ -60,9 +56,13 @@ class Network:
         """
         known = exported_properties(content, file)
         if known.get("precision") != "float32":
-            raise EngineError(f"{file}: is {known.get('precision')}, and the page runs float32; export the weights anew")
+            raise EngineError(
+                f"{file}: is {known.get('precision')}, and the page runs float32; export the weights anew"
+            )
         if interface_of(json.loads(known["config"])).timesteps:
-            raise EngineError(f"{file}: takes noise, which the page does not draw; give a network without, such as nano")
+            raise EngineError(
+                f"{file}: takes noise, which the page does not draw; give a network without, such as nano"
+            )
         return cls(name, content, known["sha256"])
 
 
@@ -76,7 +76,9 @@ def built() -> Path:
         return SHIPPED
     cache = cache_folder()
     if cache is None:
-        raise OutputError("the page has to be built, but the cache folder cannot be written; set DMFNET_CACHE to another")
+        raise OutputError(
+            "the page has to be built, but the cache folder cannot be written; set DMFNET_CACHE to another"
+        )
     folder = cache / f"page-{building.digest()}"
     if not folder.is_dir():
         try:
@@ -89,14 +91,7 @@ def built() -> Path:
 def _examples() -> dict[str, bytes]:
     """Two images of a synthetic head, by their names."""
     head = make_phantom(seed=0)
-    return {"example-mri.png": png(head.mri), "example-pet.png": png(head.pet)}
-
-
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """An 8-bit image as the content of a PNG file."""
-    file = io.BytesIO()
-    to_pil(pixels).save(file, "PNG", optimize=True)
-    return file.getvalue()
+    return {"example-mri.png": encoded(head.mri), "example-pet.png": encoded(head.pet)}
 
 
 def _manifest(network: Network, files: Mapping[str, bytes]) -> bytes:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,17 +27,40 @@ def network(name: str = "nano") -> site.Network:
     return site.Network.of(path.read_bytes(), name, path.name)
 
 
+def _shared(factory: pytest.TempPathFactory) -> Path:
+    """A folder for what all processes of a run share."""
+    if "PYTEST_XDIST_TESTRUNUID" in os.environ:
+        return factory.getbasetemp().parent / "page"
+    return factory.mktemp("page") / "page"
+
+
+def _build(folder: Path) -> None:
+    """Build the page with its tools, unless another process does; then wait for it."""
+    failure, done = folder / "failure", folder / "done"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        until = time.monotonic() + 300
+        while not (done.exists() or failure.exists()) and time.monotonic() < until:
+            time.sleep(0.5)
+    else:
+        try:
+            building.install(folder)
+            building.run_build(folder)
+            done.touch()
+        except building.BuildError as error:
+            failure.write_text(str(error))
+    if not done.exists():
+        pytest.skip(f"the page cannot be built: {failure.read_text() if failure.exists() else 'it took too long'}")
+
+
 @pytest.fixture(scope="session")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the sources of the page, the packages of its lock file, and the page built from them in `built`."""
     if building.npm() is None:
         pytest.skip("npm is not installed: apt-get install nodejs npm")
-    folder = tmp_path_factory.mktemp("page")
-    try:
-        building.install(folder)
-        building.run_build(folder)
-    except building.BuildError as error:
-        pytest.skip(f"the page cannot be built: {error}")
+    folder = _shared(tmp_path_factory)
+    _build(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(site, "SHIPPED", folder / "built")
         yield folder

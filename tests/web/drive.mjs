@@ -107,6 +107,21 @@ const SCENARIOS = {
     };
   },
 
+  /** The view of a notebook, in its frame. */
+  async comparison(page) {
+    const frame = page.frameLocator("iframe");
+    const now = () =>
+      frame.locator("#stage").evaluate((stage) => {
+        const [under, over] = stage.querySelectorAll("img");
+        return [under.alt, over.alt, getComputedStyle(over).clipPath];
+      });
+    const before = await now();
+    await frame.locator("#left").selectOption("b");
+    await frame.locator("#divider").focus();
+    for (let n = 0; n < 10; n++) await page.keyboard.press("ArrowRight");
+    return { shown: [before, await now()] };
+  },
+
   /** The example, by keyboard alone. */
   async example(page) {
     await page.waitForFunction(() => /^Runs on/.test(document.querySelector("#status").textContent));
@@ -216,7 +231,7 @@ try {
   try {
     result = await SCENARIOS[scenario](page);
   } catch (error) {
-    console.error(String(error), "\npage:", await text(page, "status"), await text(page, "error"), complaints);
+    console.error(String(error), "\npage:", await page.innerText("body"), complaints);
     process.exitCode = 1;
   }
   if (given.screenshot) await page.screenshot({ path: given.screenshot, fullPage: true });

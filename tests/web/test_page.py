@@ -29,7 +29,7 @@ def float32() -> Fuser:
 
 
 def _luminances(fuser: Fuser, a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float32]:
-    canvas = Canvas(a, b, *(value_range(image, None, "x") for image in (a, b)))
+    canvas = Canvas(a, b, value_range(a, None, "a"), value_range(b, None, "b"))
     inputs, inside = network_inputs(fuser._engine.interface, [canvas])
     result = fuser.run(inputs["a"], inputs["b"], interval=inputs["interval"])[0, 0][inside]
     return np.asarray(result, np.float32)
@@ -60,9 +60,7 @@ def _pairs() -> list[tuple[NDArray[Any], NDArray[Any]]]:
 
 
 @pytest.mark.parametrize(("provider", "limit"), [("wasm", 1e-5), ("webgpu", 1e-3)])
-def test_luminances(
-    provider: str, limit: float, page: str, browse: Browse, float32: Fuser, tmp_path: Path
-) -> None:
+def test_luminances(provider: str, limit: float, page: str, browse: Browse, float32: Fuser, tmp_path: Path) -> None:
     """The network in a browser is within 1e-5 of Python's on WASM, and within 1e-3 on WebGPU."""
     pairs = _pairs()
     if provider == "webgpu":  # a software adapter takes its time
@@ -74,9 +72,7 @@ def test_luminances(
         for path, image in zip(files[-1], images, strict=True):
             write_image(path, image)
     adapter = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"] if provider == "webgpu" else []
-    found = browse(
-        "luminances", page, pairs=files, provider=provider, save=tmp_path / "found", arguments=adapter
-    )
+    found = browse("luminances", page, pairs=files, provider=provider, save=tmp_path / "found", arguments=adapter)
     assert found["provider"] == provider
     if provider == "wasm":
         assert found["threads"] > 1
@@ -124,8 +120,17 @@ def test_pair(page: str, browse: Browse, float32: Fuser, color_pair: dict[str, P
 def test_formats(page: str, browse: Browse, float32: Fuser, tmp_path: Path) -> None:
     """Images of 16 bits, TIFF, JPEG and BMP are read as Python reads them."""
     head = make_phantom(6, 64)
-    kinds = {"deep.png": head.ct.astype(np.uint16) * 257, "deep.tif": head.ct.astype(np.uint16) * 257}
-    kinds |= {"color.tif": head.pet, "gray.tif": head.ct, "color.bmp": head.pet, "gray.jpg": head.ct, "color.jpg": head.pet}
+    kinds: dict[str, NDArray[Any]] = {
+        "deep.png": head.ct.astype(np.uint16) * 257,
+        "deep.tif": head.ct.astype(np.uint16) * 257,
+    }
+    kinds |= {
+        "color.tif": head.pet,
+        "gray.tif": head.ct,
+        "color.bmp": head.pet,
+        "gray.jpg": head.ct,
+        "color.jpg": head.pet,
+    }
     write_image(tmp_path / "mri.png", head.mri)
     files = [(tmp_path / name, tmp_path / f"{name}-saved.png") for name in kinds]
     for (path, _), image in zip(files, kinds.values(), strict=True):

@@ -97,7 +97,7 @@ def test_equal_to_python(tmp_path: Path) -> None:
         assert said["warnings"] == len(caught)
         assert said["color"] == [is_color(case.a), is_color(case.b)]
         colors.add(said["color"][1])
-        canvas = Canvas(case.a, case.b, *ranges, case.rules)
+        canvas = Canvas(case.a, case.b, ranges[0], ranges[1], case.rules)
 
         def read(name: str, dtype: Any = np.float32, n: int = n) -> NDArray[Any]:
             return np.frombuffer((tmp_path / f"{n}-{name}").read_bytes(), dtype)

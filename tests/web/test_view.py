@@ -77,7 +77,10 @@ def test_server(tmp_path: Path) -> None:
 
 
 def test_addresses_that_cannot_be_used() -> None:
-    with serving(Server({})) as url, pytest.raises(OutputError, match=r"^127\.0\.0\.1 port \d+: cannot be listened on: "):
+    with (
+        serving(Server({})) as url,
+        pytest.raises(OutputError, match=r"^127\.0\.0\.1 port \d+: cannot be listened on: "),
+    ):
         Server({}, port=urlsplit(url).port or 0)
     with pytest.raises(OutputError, match=r"^192\.0\.2\.1 port 0: cannot be listened on: "):
         Server({}, "192.0.2.1")
@@ -103,7 +106,7 @@ def test_what_is_given(tmp_path: Path) -> None:
     image.write_bytes(b"image")
     files, place = pair_site(tmp_path / "MR", image, "nano")
     assert place == "#open=given.json"
-    listed = json.loads(bytes(files["given.json"]))  # type: ignore[arg-type]
+    listed = json.loads(bytes(files["given.json"]))
     assert [one["name"] for one in listed["a"]] == ["1.dcm", "2.dcm"]
     assert files[listed["b"][0]["path"]] == image
     assert "network.onnx" in files
@@ -197,6 +200,6 @@ def test_results(browse: Browse, cli: CliRunner, tools: Path, tmp_path: Path) ->
         assert found["slice"] == f"{head.mr.shape[0] // 2 + 1} of {head.mr.shape[0]}"
         assert found["brightness"] > 0
         assert not found["complaints"]
+    (tmp_path / "report.json").write_text("{}")
     with pytest.raises(ImageError, match=r"report\.json: is damaged, or was not written by dmfnet-fuse$"):
-        (tmp_path / "report.json").write_text("{}")
         result_site(tmp_path, "nano")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,11 +50,9 @@ def _same(found: Path, wanted: Volume) -> None:
 
 
 @pytest.mark.parametrize(("b", "modality", "kind"), [("pet", "PT", "PET"), ("ct", "CT", "CT"), ("pet", "", None)])
-def test_nifti(
-    b: str, modality: str, kind: str | None, page: str, browse: Browse, head: Path, tmp_path: Path
-) -> None:
+def test_nifti(b: str, modality: str, kind: str | None, page: str, browse: Browse, head: Path, tmp_path: Path) -> None:
     saved = tmp_path / "saved.nii.gz"
-    given = {"a": head / "mr.nii.gz", "b": head / f"{b}.nii.gz", "modality": modality}
+    given: dict[str, Any] = {"a": head / "mr.nii.gz", "b": head / f"{b}.nii.gz", "modality": modality}
     found = browse("volumes", page, **given, cancel=True, save=saved)
     assert found["name"] == f"{b}-fused.nii.gz"
     assert found["afterCancel"]
