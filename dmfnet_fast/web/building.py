@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "page"
-_NEEDED = "Node.js 20 or newer with npm, and their registry"
+OLDEST_NODE = 20
+_NEEDED = f"Node.js {OLDEST_NODE} or newer with npm, and their registry"
 
 
 class BuildError(Exception):
@@ -29,6 +30,10 @@ def npm() -> str | None:
     return shutil.which("npm")
 
 
+def _node() -> str:
+    return shutil.which("node") or "node"
+
+
 def _run(*command: str, folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -46,6 +51,9 @@ def install(folder: Path) -> None:
     program = npm()
     if program is None:
         raise BuildError(f"npm is not installed, which builds the page: it needs {_NEEDED}")
+    node = subprocess.run([_node(), "--version"], capture_output=True, text=True, check=False).stdout
+    if not node.startswith("v") or int(node[1:].split(".")[0]) < OLDEST_NODE:
+        raise BuildError(f"Node.js {node.strip() or 'is not installed, or'} is too old: the page needs {_NEEDED}")
     shutil.copytree(SOURCES, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
     options = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
     _run(program, "ci", *options, folder=folder)
@@ -57,7 +65,7 @@ def run_build(folder: Path) -> None:
     Raises:
         BuildError: the build fails.
     """
-    _run(shutil.which("node") or "node", "build.mjs", "built", folder=folder)
+    _run(_node(), "build.mjs", "built", folder=folder)
 
 
 def build(folder: Path) -> None:

@@ -29,10 +29,8 @@ _TYPES = {
     ".css": "text/css; charset=utf-8",
     ".gz": "application/octet-stream",
 }
+_ISOLATION = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 _HEADERS = {
-    # Isolated from other pages, a page may use several threads.
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -50,14 +48,18 @@ class Server:
         files: by their paths within the site, contents or paths on disk.
         address: the address to listen on.
         port: the port; 0 takes a free one.
+        isolated: whether pages are isolated from others, which lets them use several threads.
 
     Raises:
         OutputError: the address or the port cannot be used.
     """
 
-    def __init__(self, files: Mapping[str, bytes | Path], address: str = LOCAL, port: int = 0) -> None:
+    def __init__(
+        self, files: Mapping[str, bytes | Path], address: str = LOCAL, port: int = 0, *, isolated: bool = True
+    ) -> None:
         self._secret = secrets.token_urlsafe(24)
-        handler = type("Handler", (_Handler,), {"files": dict(files), "prefix": f"/{self._secret}/"})
+        about = {"files": dict(files), "prefix": f"/{self._secret}/", "isolation": _ISOLATION if isolated else {}}
+        handler = type("Handler", (_Handler,), about)
         kind = type("Listener", (ThreadingHTTPServer,), {"address_family": _family(address)})
         try:
             self._server = kind((address, port), handler)
@@ -97,6 +99,7 @@ def _family(address: str) -> socket.AddressFamily:
 class _Handler(BaseHTTPRequestHandler):
     files: Mapping[str, bytes | Path]
     prefix: str
+    isolation: Mapping[str, str]
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "dmfnet-view", ""
 
@@ -132,7 +135,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _start(self, status: HTTPStatus, kind: str, size: int, more: Mapping[str, str] = MappingProxyType({})) -> None:
         self.send_response(status)
-        for header, value in {**_HEADERS, **more, "Content-Type": kind, "Content-Length": str(size)}.items():
+        for header, value in {
+            **_HEADERS,
+            **self.isolation,
+            **more,
+            "Content-Type": kind,
+            "Content-Length": str(size),
+        }.items():
             self.send_header(header, value)
         self.end_headers()
 

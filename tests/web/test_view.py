@@ -72,6 +72,8 @@ def test_server(tmp_path: Path) -> None:
         for path in (*outside, f"{secret}data", secret[:-1], "/%ff"):
             assert _answer(url, path).status == 404, path
         assert _answer(url, secret, "POST").status == 501
+    with serving(Server({"index.html": b"page"}, isolated=False)) as url:
+        assert "Cross-Origin-Embedder-Policy" not in _answer(url, urlsplit(url).path).headers
     with serving(Server({})) as one, serving(Server({})) as other:
         assert urlsplit(one).path != urlsplit(other).path
 

@@ -150,6 +150,7 @@ async function showPair(pair, before) {
     viewer.place = null;
   }
   viewer.aspect = pair.aspect;
+  viewer.letters = pair.letters;
   $("slice").max = pair.slices - 1;
   $("slice").value = state.slice;
   for (const element of all(".for-volume")) element.hidden = !pair.volume;
@@ -435,6 +436,7 @@ async function openListed() {
 /** Shows a result of dmfnet-fuse alone. */
 async function showResult({ result, links }) {
   document.body.classList.add("of-result");
+  $("title").textContent = "Fused volume";
   $("links").replaceChildren(
     ...links.map(({ path, name }) => Object.assign(document.createElement("a"), { href: path, textContent: name, target: "_blank" })),
   );

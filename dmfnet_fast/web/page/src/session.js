@@ -238,7 +238,8 @@ export class Session {
     const { width, height } = upright ?? this.pair;
     const [, rows, columns] = upright ? spacing(upright.affine) : [1, 1, 1];
     const fit = aligned ? { coverage: aligned.coverage, overlap: aligned.overlap, affine: upright.affine } : null;
-    return { volume, width, height, slices, aspect: rows / columns, values, eightBit, units, fit };
+    const letters = upright ? upright.letters : "";
+    return { volume, width, height, slices, aspect: rows / columns, values, eightBit, units, fit, letters };
   }
 
   /** An image as it is shown. */

@@ -25,8 +25,9 @@ function blended(under, over, share) {
 
 const context = (canvas) => canvas.getContext("2d");
 
+/** The mark of a class within a frame, made if need be. */
 function line(frame, name) {
-  const found = frame.querySelector(`.${name}`);
+  const found = frame.querySelector(`.${name.replaceAll(" ", ".")}`);
   if (found) return found;
   const made = document.createElement("div");
   made.className = name;
@@ -50,6 +51,7 @@ export class Viewer {
     this.levels = { level: 50, width: 100 };
     this.place = null;
     this.aspect = 1;
+    this.letters = ""; // at the left, the right and the upper edge
     for (const frame of stage.querySelectorAll(".frame")) this.listen(frame);
     stage.addEventListener("wheel", (event) => this.scroll(event), { passive: false });
   }
@@ -115,10 +117,9 @@ export class Viewer {
       if (start < over.width) drawing.putImageData(over, 0, 0, start, 0, over.width - start, over.height);
     }
     const names = { a: "MRI", b: "CT, PET or SPECT", fused: "fused" };
-    const joint = this.mode === "swipe" ? "left, right:" : "under";
     const [under_, over_] = [names[this.pair.under], names[this.pair.over]];
     figure.querySelector("figcaption").textContent =
-      this.mode === "swipe" ? `${under_} ${joint} ${over_}` : `${over_} (${this.opacity}%) over ${under_}`;
+      this.mode === "swipe" ? `${under_} (left), ${over_} (right)` : `${over_} (${this.opacity}%) over ${under_}`;
   }
 
   paint(figure, image) {
@@ -129,7 +130,7 @@ export class Viewer {
     const frame = figure.querySelector(".frame");
     const shape = width / (height * this.aspect);
     frame.style.aspectRatio = String(shape);
-    frame.style.maxWidth = `calc(68vh * ${shape})`;
+    frame.style.maxWidth = `calc(64vh * ${shape})`;
   }
 
   mark(figure) {
@@ -141,6 +142,7 @@ export class Viewer {
       across.style.top = `${(100 * (this.place.y + 0.5)) / height}%`;
       down.style.left = `${(100 * (this.place.x + 0.5)) / width}%`;
     }
+    ["left", "right", "top"].forEach((edge, n) => (line(frame, `letter ${edge}`).textContent = this.letters[n] ?? ""));
     const divide = line(frame, "divide");
     divide.hidden = this.mode !== "swipe";
     divide.style.left = `${this.divider}%`;

@@ -3,6 +3,8 @@
 // Directions of an image's columns and rows in LPS, by the axis that is nearest to the slices' normal.
 const ACROSS = [[0, 1, 0], [1, 0, 0], [1, 0, 0]];
 const DOWN = [[0, 0, -1], [0, 0, -1], [0, 1, 0]];
+// At the left, the right and the upper edge: right, left, anterior, posterior, superior.
+const LETTERS = ["APS", "RLS", "RLA"];
 
 const column = (m, n) => [m[n], m[4 + n], m[8 + n]];
 const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
@@ -20,6 +22,7 @@ export class Upright {
     const normal = cross(columns, rows).map(Math.abs);
     const plane = normal.indexOf(Math.max(...normal));
     const [across, down] = [ACROSS[plane], DOWN[plane]];
+    this.letters = LETTERS[plane];
     const along = (one, other) => Math.abs(dot(rows, one)) + Math.abs(dot(columns, other));
     this.turned = along(down, across) < along(across, down);
     if (this.turned) [rows, columns] = [columns, rows];
