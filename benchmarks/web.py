@@ -168,8 +168,8 @@ def table(results: dict[str, Any]) -> str:
     libraries = ", ".join(f"{name} {machine[name]}" for name in ("onnxruntime-web", "openvino", "onnxruntime"))
     lines = [
         f"Version {results['version']}, {results['date']}: {machine['browser']}, headless, "
-        f"{machine['cores']} cores of an {machine['processor']} ({', '.join(machine['features'])}), {machine['system']}, "
-        f"{libraries}. "
+        f"{machine['cores']} cores of an {machine['processor']} ({', '.join(machine['features'])}), "
+        f"{machine['system']}, {libraries}. "
         f"{results['network']} at {results['size']}x{results['size']} in float32, the network alone; median and "
         f"interquartile range of {ROUNDS} runs.",
         "",

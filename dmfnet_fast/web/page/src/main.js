@@ -98,7 +98,7 @@ async function give(side, files) {
   box.textContent = `Reading ${shownName} ...`;
   try {
     const found = await state.client.call("read", { side, files: await contents(files) });
-    state.names[side] = files.length === 1 ? files[0].name : (files[0].name ?? "volume");
+    state.names[side] = files.length === 1 ? files[0].name : "volume";
     take(side, found);
   } catch (error) {
     box.textContent = `${shownName} cannot be used`;

@@ -270,7 +270,8 @@ export class Session {
       const luminances = await this.network.run(canvas);
       const network = performance.now() - before;
       const image = pair.finished(canvas.finish(luminances));
-      this.fused[number] = { image, luminances, network, all: performance.now() - started };
+      this.fused[number] = { image, network, all: performance.now() - started };
+      if (!pair.volume) this.fused[number].luminances = luminances; // of a volume's slices, too many to keep
     }
     return this.fused[number];
   }

@@ -1,4 +1,4 @@
-/** The worker: answers the page's calls, one after the other; long ones report progress and can be canceled. */
+/** The worker: answers the page's calls, one after the other; fusing all slices reports progress and can be canceled. */
 
 import { UserError } from "./errors.js";
 import { Network } from "./network.js";
@@ -39,10 +39,14 @@ const CALLS = {
     const { pair } = session;
     const started = performance.now();
     for (let number = 0; number < pair.slices; number++) {
-      // A message of the page can come in only while this waits.
+      // A message of the page can come in only while this waits; its answer is then the next in line.
       await new Promise((resolve) => setTimeout(resolve));
-      if (askedFor !== before || session.pair !== pair) return { canceled: true };
-      await session.fuse(number);
+      const goes = await inLine(async () => {
+        if (askedFor !== before || session.pair !== pair) return false;
+        await session.fuse(number);
+        return true;
+      });
+      if (!goes) return { canceled: true };
       report(number + 1, pair.slices);
     }
     return { canceled: false, milliseconds: performance.now() - started };
@@ -51,20 +55,27 @@ const CALLS = {
 
 let last = Promise.resolve();
 
+/** Does something after all that came before; the network computes one image at a time. */
+function inLine(action) {
+  const result = last.then(action);
+  last = result.catch(() => {});
+  return result;
+}
+
 self.onmessage = ({ data: { id, call, payload } }) => {
   if (call === "cancel") {
     askedFor += 1;
     return;
   }
   const report = (done, of) => self.postMessage({ id, progress: { done, of } });
-  last = last.then(async () => {
-    try {
-      self.postMessage({ id, result: await CALLS[call](payload, report) });
-    } catch (error) {
+  const action = () => CALLS[call](payload, report);
+  // All slices are many calls: between two of them others are answered.
+  (call === "all" ? action() : inLine(action))
+    .then((result) => self.postMessage({ id, result }))
+    .catch((error) => {
       const known = error instanceof UserError;
       const memory = /memory|allocat|RangeError: Array buffer/i.test(String(error));
       const message = known ? error.message : memory ? "the browser ran out of memory; use smaller images" : `${error.message ?? error}`;
       self.postMessage({ id, error: message });
-    }
-  });
+    });
 };
