@@ -12,13 +12,14 @@ import click
 from dmfnet_fast.commands.shared import command
 from dmfnet_fast.engines import DEFAULT, shipped
 from dmfnet_fast.engines.kinds import OPENVINO
-from dmfnet_fast.errors import EngineError, ImageError
+from dmfnet_fast.errors import EngineError, ImageError, warn
 from dmfnet_fast.web.server import LOCAL, Server
 from dmfnet_fast.web.site import Network, page_files
 from dmfnet_fast.wording import alternatives
 
 MOST_FILES = 20_000  # the page's limit
 REPORT = "report.json"
+LOCAL_ONLY = (LOCAL, "localhost", "::1")
 
 
 def _network(engine: str) -> Network:
@@ -149,7 +150,9 @@ def main(
     with Server(site, address, port) as server:
         url = f"{server.url}{quote(place, safe='#=')}"
         click.echo(url)
-        click.echo("Ctrl-C ends", err=True)
+        if address not in LOCAL_ONLY:
+            warn(f"{address}: other computers can see these files, by the address and without encryption")
+        click.echo("Ctrl-C ends it", err=True)
         if browser:
             webbrowser.open(url)
         try:

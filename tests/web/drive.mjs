@@ -198,7 +198,7 @@ const SCENARIOS = {
             await call("read", { side, files: [{ name: `${side}.png`, bytes }] });
           }
           await call("prepare", { rangeA: null, rangeB: null, grid: "a", colormap: "auto", keptChroma: 0.75, invention: false });
-          all.push(...(await call("luminances", { number: 0 })));
+          for (const value of await call("luminances", { number: 0 })) all.push(value);
         }
         return { provider: opened, data: all };
       },

@@ -140,6 +140,21 @@ def test_refusals(cli: CliRunner, tmp_path: Path) -> None:
         assert "Traceback" not in result.stderr
 
 
+@pytest.mark.usefixtures("built")
+def test_other_addresses_are_warned_of(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: Server) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "serve", interrupted)
+    image = tmp_path / "image.png"
+    image.write_bytes(b"image")
+    for address, warned in (("127.0.0.1", False), ("0.0.0.0", True)):
+        result = cli.invoke(main, [str(image), str(image), "--no-browser", "--address", address])
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith(f"http://{address}:")
+        assert ("other computers can see these files" in result.stderr) == warned
+
+
 def test_without_npm(monkeypatch: pytest.MonkeyPatch, cli: CliRunner, tmp_path: Path) -> None:
     """Where the page is not part of the installation and cannot be built, the message says what to do."""
     monkeypatch.setattr(building, "npm", lambda: None)

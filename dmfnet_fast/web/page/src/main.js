@@ -97,6 +97,7 @@ async function give(side, files) {
   const shownName = files.length === 1 ? files[0].name : `${files.length} files`;
   box.textContent = `Reading ${shownName} ...`;
   try {
+    await loaded; // over a slow line, the files may be there before the network
     const found = await state.client.call("read", { side, files: await contents(files) });
     state.names[side] = files.length === 1 ? files[0].name : "volume";
     take(side, found);
@@ -448,10 +449,8 @@ async function showResult({ result, links }) {
   $("status").textContent = "Shows a result of dmfnet-fuse; nothing is computed.";
 }
 
-async function start() {
-  for (const name of PALETTES) $("colormap").append(new Option(name.replaceAll("-", " "), name));
-  listen();
-  setMode("side");
+/** Loads the network into a worker. */
+async function load() {
   const manifest = await json("manifest.json");
   state.model = await resource(NETWORK);
   const hash = await sha256(state.model);
@@ -461,10 +460,13 @@ async function start() {
     "Not a medical device.";
   state.client = new Client(await startWorker());
   await openNetwork();
-  await openListed();
 }
 
-start().catch((error) => {
+for (const name of PALETTES) $("colormap").append(new Option(name.replaceAll("-", " "), name));
+listen();
+setMode("side");
+const loaded = load();
+loaded.then(() => attempt(openListed)).catch((error) => {
   $("status").textContent = "The network is not loaded.";
   showError(error);
 });
