@@ -83,21 +83,27 @@ def test_dicom(b: str, page: str, browse: Browse, head: Path, tmp_path: Path) ->
 
 
 def test_refusals(page: str, browse: Browse, head: Path, tmp_path: Path) -> None:
-    """A series with a gap, one whose geometry is not understood, another patient, and files that do not go together."""
+    """Series with a gap, a tilt or a geometry that is not understood, another patient, and what does not go together."""
     import pydicom
 
     series = {name: sorted(map(str, (head / name).iterdir())) for name in ("MR", "CT", "NM")}
     image = tmp_path / "image.png"
     write_image(image, make_phantom(1, 64).pet)
-    other = []
-    for path in series["CT"]:
+    other, tilted = [], []
+    for number, path in enumerate(series["CT"]):
         dataset = pydicom.dcmread(path)
+        x, y, z = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, f"{float(y) + 2.0 * number:.4f}", z]
+        tilted.append(str(tmp_path / f"tilted-{number}.dcm"))
+        dataset.save_as(tilted[-1])
+        dataset.ImagePositionPatient = [x, y, z]
         dataset.PatientID = "SOMEBODY"
-        other.append(str(tmp_path / Path(path).name))
+        other.append(str(tmp_path / f"other-{number}.dcm"))
         dataset.save_as(other[-1])
     expected = {
         "gap": ([*series["MR"][:5], *series["MR"][6:]], "slices are missing or unevenly spaced"),
         "geometry": (series["NM"], "does not tell the page where its slices lie; use dmfnet-fuse"),
+        "tilt": (tilted, "its gantry was tilted, which this page does not set right; use dmfnet-fuse"),
         "patient": (other, "name different patients (PatientID differ)"),
         "image": ([str(image)], "one is a single image and the other a volume"),
         "several": ([str(image), str(image)], "none is DICOM; give one image or one NIfTI file"),

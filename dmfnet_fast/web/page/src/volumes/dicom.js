@@ -9,6 +9,8 @@ import { isRightHanded, reversed } from "./upright.js";
 const UNITS = { BQML: "Bq/ml", GML: "SUV" };
 // What dcm2niix only warns of, but what makes a volume that is not where it seems to be.
 const REFUSED = [
+  // It shears such series right to within a pixel only.
+  [/gantry tilt/i, "its gantry was tilted, which this page does not set right; use dmfnet-fuse, which does"],
   [/Interslice distance varies|Missing images/i, "slices are missing or unevenly spaced; copy or export the whole series again"],
   [/Unable to determine slice direction/i, "its header does not tell the page where its slices lie; use dmfnet-fuse, which reads more kinds"],
 ];
@@ -86,9 +88,8 @@ export async function readDicom(files, wasm) {
   let problem = said.filter((text) => /error|warning|unable|no valid/i.test(text)).at(-1)?.trim();
   for (const file of names) {
     const stem = file.slice(0, -4);
-    // A tilted gantry is sheared right in a second file; the first one is not to be used then.
-    if (names.includes(`${stem}_Tilt.nii`) || stem.endsWith("_Eq")) continue;
-    const sidecar = made[`${stem.replace(/_Tilt.*/, "")}.json`];
+    if (/_(Tilt|Eq)(_\d+)?$/.test(stem)) continue; // made of another one, which is refused
+    const sidecar = made[`${stem}.json`];
     const { SeriesInstanceUID, SeriesDescription } = sidecar ? JSON.parse(new TextDecoder().decode(sidecar)) : {};
     const refusal = REFUSED.find(([pattern]) => about[stem]?.some((text) => pattern.test(text)));
     if (refusal) {
