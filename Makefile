@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint docs bench weights clean help force
 
-demo: $(VENV)/.runtime  ## fuse made-up heads into demo/
+demo: $(VENV)/.runtime  ## fuse made-up heads, images and a volume, into demo/
 	$(BIN)/dmfnet-demo demo
 
 # Processes share the cores, one thread each: threads of several would wait for each other.
@@ -66,7 +66,7 @@ $(VENV)/.torch: force
 
 $(VENV)/.runtime: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[cpu]"
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,dicom]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime $(VENV)/.torch

@@ -148,6 +148,14 @@ def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--plugins/--no-plugins", help="Put our Triton kernels into a TensorRT engine (10.9 and later).")
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="TensorRT's measurements: read and written.")
 @click.option(
+    "--workspace",
+    type=click.IntRange(1),
+    metavar="MIB",
+    help="Most scratch memory for a layer of a TensorRT engine; by default a quarter of the memory that the GPU shares "
+    "with the system, or all of its own.",
+)
+@click.option("--no-check", is_flag=True, help="Keep an engine that differs from the weights, for diagnosis.")
+@click.option(
     "--triton-server",
     "server",
     type=click.Path(path_type=Path),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dmfnet_fast.engines import DEFAULT, shipped
-from dmfnet_fast.engines.kinds import OPENVINO
+from dmfnet_fast.engines.kinds import OPENVINO, TORCH
 from dmfnet_fast.errors import OutputError
 from dmfnet_fast.precision import Precision
 from dmfnet_fast.wording import alternatives, with_article
@@ -48,6 +48,8 @@ OPTIONS = (
     Option("batch", "--batch", "other files take any number of pairs"),
     Option("plugins", "--plugins", "nothing else runs them"),
     Option("timing_cache", "--timing-cache", "nothing else takes timings"),
+    Option("workspace", "--workspace", "nothing else chooses layers on the GPU"),
+    Option("no_check", "--no-check", "other files are checked before they are made"),
     Option("server", "--triton-server", "the server runs nothing else"),
     Option("gpu", "--gpu", "nothing else is built for GPUs that are named"),
 )
@@ -162,6 +164,8 @@ def make_request(
     gpu: str | None,
     plugins: bool,
     timing_cache: Path | None,
+    workspace: int | None,
+    no_check: bool,
     calibrate: Path | None,
     every_block: bool,
     single_file: bool,
@@ -183,6 +187,8 @@ def make_request(
         "batch": batch,
         "plugins": plugins,
         "timing_cache": timing_cache,
+        "workspace": workspace,
+        "no_check": no_check,
         "server": server,
         "gpu": gpu,
     }
@@ -196,8 +202,12 @@ def make_request(
     gpus = _gpus(gpu, chosen) if row.takes("gpu", server is not None) else ()
     if timing_cache is not None and (timing_cache.is_dir() or not timing_cache.absolute().parent.is_dir()):
         raise RequestError(f"--timing-cache {timing_cache}: name a file in a folder that exists")
-    source, stem = _source(source, row, chosen)
+    source, stem = _source(source, row, chosen, plugins)
     source_kind = source_of(source).kind
+    if plugins and source_kind is not TORCH:
+        raise RequestError(
+            f"{source}: --plugins takes weights, as the operations that they replace are in no graph any more"
+        )
     if server is not None:
         output = _model_folder(server, stem if output is None else str(output))
     elif row.kind is None:
@@ -210,11 +220,24 @@ def make_request(
         row.kind.check_output(output)
         _check_output(output, source)
     return Request(
-        source, row, chosen, profile, gpus, plugins, timing_cache, calibrate, every_block, single_file, server, output
+        source=source,
+        target=row,
+        precision=chosen,
+        profile=profile,
+        gpus=gpus,
+        plugins=plugins,
+        timing_cache=timing_cache,
+        workspace=workspace,
+        no_check=no_check,
+        calibrate=calibrate,
+        every_block=every_block,
+        single_file=single_file,
+        server=server,
+        output=output,
     )
 
 
-def _source(named: Path | None, target: Target, precision: Precision) -> tuple[Path, str]:
+def _source(named: Path | None, target: Target, precision: Precision, plugins: bool) -> tuple[Path, str]:
     """The file to export, and the default name of the result without its suffix."""
     if named is not None and str(named) not in shipped():
         return named, named.stem
@@ -223,7 +246,7 @@ def _source(named: Path | None, target: Target, precision: Precision) -> tuple[P
         return weights.with_suffix(OPENVINO.suffix), weights.stem  # the graph that ships is what the page runs
     # Using the shipped graph requires no torch and saves the half minute that exporting it takes.
     graph = shipped_graph(weights)
-    takes_graph = precision == "float16" and graph.exists() and graph.suffix != target.kind.suffix
+    takes_graph = precision == "float16" and not plugins and graph.exists() and graph.suffix != target.kind.suffix
     return graph if takes_graph else weights, weights.stem
 
 

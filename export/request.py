@@ -29,15 +29,16 @@ class Served:
         file: name of the model's file.
         precisions: precisions that the server runs.
         options: names of the `Option`s that such an export accepts.
-        make: returns the content of the model's file for a graph of one size, and further entries for the
-            configuration's `parameters`. Raises the same errors as `Target.write`.
+        make: returns the content of the model's file for a graph of one size, which contains any noise, and further
+            entries for the configuration's `parameters`; the folder is for its own files. Raises the same errors as
+            `Target.write`.
     """
 
     platform: str
     file: str
     precisions: tuple[Precision, ...]
     options: frozenset[str]
-    make: Callable[[Request, bytes, Step, Tell], tuple[bytes, Mapping[str, str]]]
+    make: Callable[[Request, Graph, Path, Step, Tell], tuple[bytes, Mapping[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ class Request:
         gpus: architectures that a TensorRT-RTX engine is built for, such as "sm_89".
         plugins: whether a TensorRT engine contains our kernels.
         timing_cache: TensorRT's timing cache file, read and written; None for none.
+        workspace: most MiB of scratch memory for a layer of a TensorRT engine; None for the default.
+        no_check: whether an engine whose results differ from the network's is kept.
         calibrate: folder of calibration pairs for int8; None uses phantoms.
         every_block: whether int8 includes the first and the last block.
         single_file: whether a page is one file instead of a folder.
@@ -109,6 +112,8 @@ class Request:
     gpus: tuple[str, ...]
     plugins: bool
     timing_cache: Path | None
+    workspace: int | None
+    no_check: bool
     calibrate: Path | None
     every_block: bool
     single_file: bool
@@ -139,6 +144,8 @@ class Request:
             lines.append(f"calibrated {'with phantoms' if self.calibrate is None else f'on {self.calibrate}'}")
         if self.timing_cache is not None:
             lines.append(f"timings    {self.timing_cache}")
+        if self.workspace is not None:
+            lines.append(f"workspace  {self.workspace} MiB")
         lines.append(f"writes     {self.output}")
         return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +131,18 @@ def write(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) 
     assert target.served is not None
     interface = interface_of(graph.config)
     served = of_one_size(graph.content, interface, profile)
-    known = [r for r in graph.references if r.shape[1:] == profile.opt[1:]]
+    # The noise is inside, so that the configuration of the network that is served has none.
+    config_without_noise = {**graph.config, "noise": False}
+    served_interface = interface_of(config_without_noise)
+    known = [replace(r, interface=served_interface) for r in graph.references if r.shape[1:] == profile.opt[1:]]
     about = {"weights": graph.weights, "precision": graph.precision}
     if known and has_onnx_runtime() and request.precision != "bfloat16":
         with step("checking what is served with ONNX Runtime") as report:
             parity = on_onnx_runtime(served, request.precision, known, report)
         check(parity, NOTHING_WRITTEN)
         about["parity"] = str(parity)
-    content, more = target.served.make(request, served, step, tell)
+    of_this_size = replace(graph, content=served, config=config_without_noise, references=tuple(known))
+    content, more = target.served.make(request, of_this_size, folder, step, tell)
     name = request.output.name
     config = configuration(name, target, request.precision, interface, profile, {**about, **more})
     write_repository(folder / name, target.served.file, content, config)

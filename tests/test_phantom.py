@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from dmfnet_fast.commands.demo import main as demo
 from dmfnet_fast.commands.phantom import main
 from dmfnet_fast.images.io import read_image
 from dmfnet_fast.phantom import MODALITIES, make_phantom
+from dmfnet_fast.volumes import read_volume
 from train.data import load_pairs
 
 
@@ -67,3 +69,29 @@ def test_command_cannot_write(cli: CliRunner, tmp_path: Path) -> None:
     result = cli.invoke(main, [str(tmp_path / "file" / "data")])
     assert result.exit_code == 2
     assert "error:" in result.stderr
+
+
+def test_command_writes_volumes(cli: CliRunner, tmp_path: Path) -> None:
+    pytest.importorskip("pydicom", reason="needs the extra dicom")
+    folder = tmp_path / "head"
+    result = cli.invoke(main, [str(folder), "--volumes", "--size", "64", "--seed", "3"])
+    assert result.exit_code == 0, result.output
+    paths = [Path(line) for line in result.stdout.splitlines()]
+    assert [path.name for path in paths] == ["MR", "CT", "PT", "NM", "MR.nii.gz", "CT.nii.gz", "PT.nii.gz", "NM.nii.gz"]
+    for path, modality in zip(paths[:4], ("MR", "CT", "PT", "NM"), strict=True):
+        volume = read_volume(path)
+        assert volume.modality == modality
+        assert volume.shape == read_volume(folder / f"{modality}.nii.gz").shape
+    again = cli.invoke(main, [str(folder), "--volumes"])
+    assert again.exit_code == 2
+    assert "already holds files" in again.stderr
+    assert "leave --train and --test out" in cli.invoke(main, [str(folder), "--volumes", "--train", "2"]).stderr
+
+
+def test_demo(cli: CliRunner, tmp_path: Path) -> None:
+    pytest.importorskip("pydicom", reason="needs the extra dicom")
+    result = cli.invoke(demo, [str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert len(list(tmp_path.glob("*.png"))) == 3
+    assert len(list((tmp_path / "fused-volume" / "fused").glob("*.dcm"))) == 26
+    assert str(tmp_path / "fused-volume" / "report.html") in result.stdout

@@ -104,7 +104,8 @@ def test_wheel(environment: Environment, wheel: Path) -> None:
     environment.install(f"{wheel}[cpu]")
     environment.run("python", "-c", "import torch", code=1)
     assert environment.run("dmfnet-fuse", *pair, "-o", "by-openvino.png").stdout == "by-openvino.png\n"
-    environment.run("dmfnet-demo", "demo")
+    demo = environment.run("dmfnet-demo", "demo")
+    assert "no volume is fused: pydicom is not installed: pip install 'dmfnet-fast[dicom]'" in demo.stderr
     assert len(list((environment.work / "demo").glob("*.png"))) == 3
 
     environment.install(f"torch=={torch.__version__.split('+')[0]}", f"{wheel}[train]")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.artifacts.cache import cache_folder
+from dmfnet_fast.artifacts.cache import cache_folder, prune
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.artifacts.onnx_metadata import exported_properties, is_sealed
 from dmfnet_fast.artifacts.parity import Parity
@@ -22,21 +22,9 @@ from dmfnet_fast.precision import Precision, PrecisionChoice
 from dmfnet_fast.wording import aligned
 
 KEPT_SIZES = 4  # number of sizes whose compiled models stay in memory
-CACHE_BYTES = 2**30
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 # Precisions of the files that run here. The type of their floating-point operations is chosen when a file is opened.
 FILE_PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
-
-
-def _prune(folder: Path) -> None:
-    """Remove the least recently used compiled models until the rest fit in CACHE_BYTES."""
-    with suppress(OSError):
-        states = {file: file.stat() for file in folder.glob("*.blob")}
-        kept = 0
-        for file in sorted(states, key=lambda f: max(states[f].st_atime, states[f].st_mtime), reverse=True):
-            kept += states[file].st_size
-            if kept > CACHE_BYTES:
-                file.unlink()
 
 
 @lru_cache(maxsize=1)
@@ -146,7 +134,7 @@ class OpenVINOEngine(Engine):
             model.reshape({name: list(shape) for name, shape in self.interface.shapes(1, height, width).items()})
             request = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
             if self._cache is not None:
-                _prune(self._cache)
+                prune(self._cache)
         self._requests[height, width] = request
         if len(self._requests) > KEPT_SIZES:
             self._requests.pop(next(iter(self._requests)))

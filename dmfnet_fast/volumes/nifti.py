@@ -18,8 +18,11 @@ from dmfnet_fast.volumes.elements import damage
 from dmfnet_fast.volumes.volume import LARGEST_VOXELS, LPS_TO_RAS, Affine, check_affine
 
 SUFFIXES = (".nii", ".nii.gz")
+# How far apart, in mm, both places of a file may be before that is worth a warning.
+_SAME = 0.5
 # Deflate compresses by this at most.
 _LARGEST_RATIO = 1032
+_BLOCK = 2**20
 _MILLIMETERS = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
 
@@ -41,6 +44,7 @@ class NiftiFile:
     intercept: float
     affine: Affine
     description: str
+    warnings: list[str]
 
 
 @contextmanager
@@ -76,15 +80,22 @@ def read_header(path: Path) -> NiftiFile:
             raise VolumeError(f"{path}: keeps header and voxels in two files; convert it to one .nii file")
         shape = tuple(map(int, header.get_data_shape()))
         dtype = header.get_data_dtype()
+        # As it stands in the file; the check above makes it fit.
+        bits = int(kinds[length](start[:length], check=False)["bitpix"])
         slope, intercept = (float("nan") if part is None else float(part) for part in header.get_slope_inter())
         offset = int(header.get_data_offset())
         affine = np.asarray(header.get_best_affine(), np.float64)
         placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
         scale = _MILLIMETERS[header.get_xyzt_units()[0]]
+        apart = _apart(header, shape) * scale
     size = _size(path, shape)
     color = dtype.names is not None and dtype.names[:3] == ("R", "G", "B")
     if not color and (dtype.names is not None or dtype.kind not in "uif" or dtype.itemsize > 8):
         raise VolumeError(f"{path}: has voxels of type {dtype}, which are not read; convert them to float32")
+    if bits != 8 * dtype.itemsize:
+        raise VolumeError(
+            f"{path}: contradicts itself on the type of its voxels ({dtype}, {bits} bits); convert it again"
+        )
     if not placed:
         raise VolumeError(f"{path}: has neither qform nor sform, so its place is unknown; convert it from DICOM again")
     _check_length(path, size, dtype.itemsize, offset)
@@ -98,7 +109,24 @@ def read_header(path: Path) -> NiftiFile:
         intercept=intercept if np.isfinite(slope) and np.isfinite(intercept) else 0.0,
         affine=_lps(path, affine, scale),
         description=path.name,
+        warnings=[] if apart < _SAME else [_two_places(path, apart)],
     )
+
+
+def _two_places(path: Path, apart: float) -> str:
+    return (
+        f"{path}: says in two ways where it lies, {apart:.3g} mm apart (sform and qform), and the sform was used: look "
+        "at the alignment"
+    )
+
+
+def _apart(header: Any, shape: tuple[int, ...]) -> float:
+    """The largest distance between where sform and qform put a voxel, 0 where there is only one of them."""
+    sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
+    if sform is None or qform is None or not np.isfinite([sform, qform]).all():
+        return 0.0
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*(*shape, 1, 1, 1)[:3], 1]
+    return float(np.linalg.norm((corners @ (sform - qform).T)[:, :3], axis=1).max())
 
 
 def _size(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -110,7 +138,7 @@ def _size(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
         )
     size = (*shape[:3], 1, 1)[:3] if len(shape) >= 2 else (0, 0, 0)
     if min(size) < 1 or size[0] * size[1] * size[2] > LARGEST_VOXELS:
-        raise VolumeError(f"{path}: claims the size {shape}, which is damage or too large")
+        raise VolumeError(f"{path}: claims the size {shape}, which is damage or too large; copy or convert it again")
     return size[0], size[1], size[2]
 
 
@@ -159,4 +187,7 @@ def read_values(file: NiftiFile) -> tuple[NDArray[Any], list[str]]:
             values[number][holes] = 0
             if np.isinf(values[number]).any():
                 raise VolumeError(f"{file.path}: has infinite values in slice {number}; replace them first")
+        # The checksum of compressed data comes last.
+        while stream.read(_BLOCK):
+            pass
     return values, [f"{replaced} voxels that are no numbers (NaN) were set to 0"] if replaced else []

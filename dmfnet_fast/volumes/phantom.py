@@ -114,7 +114,15 @@ def _grid(shape: tuple[int, int, int], spacing: tuple[float, float, float], axes
     return affine
 
 
-def _volume(modality: str, shape: tuple[int, int, int], affine: Affine, seed: int) -> Volume:
+def draw_volume(modality: str, shape: tuple[int, int, int], affine: Affine, seed: int) -> Volume:
+    """Draw a head on any grid.
+
+    Args:
+        modality: "MR", "CT", "PT" or "NM".
+        shape: slices, rows and columns.
+        affine: as in `Volume`; the head's middle is at the origin.
+        seed: which head.
+    """
     values = np.empty(shape, np.float32)
     noise = np.random.default_rng([seed, ord(modality[0])])
     rows, columns = np.meshgrid(np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
@@ -154,7 +162,7 @@ def make_head(seed: int = 0, size: int = 192) -> HeadVolumes:
     volumes = []
     for modality, (shape, axes, middle, height) in grids.items():
         spacing = (height / shape[0], _FIELD / shape[1], _FIELD / shape[2])
-        volumes.append(_volume(modality, shape, _grid(shape, spacing, axes, np.array(middle)), seed))
+        volumes.append(draw_volume(modality, shape, _grid(shape, spacing, axes, np.array(middle)), seed))
     return HeadVolumes(*volumes)
 
 

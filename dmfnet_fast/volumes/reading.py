@@ -15,7 +15,7 @@ from dmfnet_fast.images.formats import name_in_folder
 from dmfnet_fast.volumes.dicom_file import LOSSY_SYNTAXES, may_be_dicom, quiet
 from dmfnet_fast.volumes.doubts import doubts
 from dmfnet_fast.volumes.frames import Frame
-from dmfnet_fast.volumes.nifti import is_nifti, read_header, read_values
+from dmfnet_fast.volumes.nifti import NiftiFile, is_nifti, read_header, read_values
 from dmfnet_fast.volumes.pixels import has_units, read_frames
 from dmfnet_fast.volumes.series import Candidate, Skipped, candidates_in, copied_elements, files_in, identity_of
 from dmfnet_fast.volumes.stacking import straightened
@@ -103,19 +103,24 @@ def _info(candidate: Candidate) -> VolumeInfo:
 def is_volume(path: Path) -> bool:
     """Whether a path is a volume rather than an image or a folder of images.
 
-    A file is one if it is DICOM, a DICOMDIR or named .nii or .nii.gz. A folder is one if it directly holds such a file,
-    or holds no images and has such a file below.
+    A file is one if it is DICOM, a DICOMDIR or named .nii or .nii.gz. A folder that directly holds images is one if it
+    directly holds more of these files than images; a folder without images is one if it has such a file in it or below.
 
     Raises:
         VolumeError: a file cannot be read.
     """
     if not path.is_dir():
         return _is_volume_file(path)
-    direct = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
-    images = [file for file in direct if name_in_folder(file) is not None]
-    if any(_is_volume_file(file) for file in direct if file not in images):
-        return True
-    return not images and any(_is_volume_file(file) for file in files_in(path))
+    try:
+        inside = sorted(path.iterdir())
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be read: {error.strerror}; make it readable") from error
+    direct = [file for file in inside if file.is_file() and not file.name.startswith(".")]
+    others = [file for file in direct if name_in_folder(file) is None]
+    images = len(direct) - len(others)
+    if images:
+        return sum(map(_is_volume_file, others)) > images
+    return any(map(_is_volume_file, others)) or any(map(_is_volume_file, files_in(path)))
 
 
 def _is_volume_file(path: Path) -> bool:
@@ -169,18 +174,21 @@ def read_volume(
     told = None if modality is None else _MODALITIES.get(modality.upper(), modality.upper())
     with memory_guard(f"{path} does not fit; resample it onto a coarser grid"), quiet():
         if path.is_file() and is_nifti(path):
-            return _read_nifti(path, told)
-        candidates, skipped = candidates_in(path)
-        chosen = _chosen(path, candidates, skipped, series)
-        volume = _read_dicom(path, chosen, skipped, told)
-    for message in chosen.warnings:
+            file = read_header(path)
+            volume, warnings = _read_nifti(file, told), file.warnings
+        else:
+            candidates, skipped = candidates_in(path)
+            chosen = _chosen(path, candidates, skipped, series)
+            volume, warnings = _read_dicom(path, chosen, skipped, told), chosen.warnings
+    for message in warnings:
         warn(message)
     return volume
 
 
-def _read_nifti(path: Path, modality: str | None) -> Volume:
-    file = read_header(path)
+def _read_nifti(file: NiftiFile, modality: str | None) -> Volume:
+    path = file.path
     values, notes = read_values(file)
+    notes += file.warnings
     source = Source(str(path), path.name, file.description, "nifti", 1, tuple(notes))
     # Only Hounsfield units reach that far below water; some CTs are shifted or scaled in conversion.
     units = "HU" if modality == "CT" and not file.color and float(values.min()) < _BELOW_FAT else None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -56,8 +56,18 @@ class _Series:
 
 
 def files_in(path: Path) -> Iterator[Path]:
-    """Regular files in a folder and below, in order; hidden ones and DICOMDIRs left out."""
-    for folder, folders, names in os.walk(path):
+    """Regular files in a folder and below, in order; hidden ones and DICOMDIRs left out.
+
+    Raises:
+        VolumeError: a folder cannot be read, so that it is unknown what is missing.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise VolumeError(
+            f"{error.filename}: cannot be read: {error.strerror}; make it readable, or take it out"
+        ) from error
+
+    for folder, folders, names in os.walk(path, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             file = Path(folder) / name

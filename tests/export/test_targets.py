@@ -24,6 +24,8 @@ GIVEN: dict[str, Any] = {
     "batch": 2,
     "plugins": True,
     "timing_cache": Path("timings"),
+    "workspace": 100,
+    "no_check": True,
     "server": Path("models"),
     "gpu": "sm_89",
     "single_file": True,
@@ -39,11 +41,12 @@ NOTHING: dict[str, Any] = dict.fromkeys(
         "batch",
         "gpu",
         "timing_cache",
+        "workspace",
         "calibrate",
         "server",
         "output",
     )
-) | {"plugins": False, "every_block": False, "single_file": False}
+) | {"plugins": False, "no_check": False, "every_block": False, "single_file": False}
 
 
 def test_every_row() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,7 +159,130 @@ def other_kind(path: Path, draw: random.Random) -> None:
     )
 
 
+def wrong_scale(path: Path, draw: random.Random) -> None:
+    value = draw.choice([b"nan ", b"1e400 ", b"0 ", b"abc ", b"1e38", b"-inf", b"1\\2 "])
+
+    def change(data: Any) -> None:
+        name = draw.choice(["RescaleSlope", "RescaleIntercept"])
+        setattr(data, name, "1")
+        _raw(data, name, value)
+
+    edit(path, change)
+
+
+def wrong_patient(path: Path, draw: random.Random) -> None:
+    """What the whole series says of patient and study is against the standard, as anonymizers leave it."""
+    name = draw.choice(
+        ["PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+         "StudyDescription", "AccessionNumber", "ReferringPhysicianName", "PatientAge", "FrameOfReferenceUID",
+         "SpecificCharacterSet", "BodyPartExamined", "Laterality"]
+    )  # fmt: skip
+    value = draw.choice(
+        [b"x" * 9000, b"a\\b\\c\\ ", b"\x1b$B\xff\xfe\x01", b"\r\n\0\0", b"12/31/2020", b"-1", b"^^^=^^="]
+    )
+
+    def change(data: Any) -> None:
+        if name not in data:
+            setattr(data, name, None)
+        _raw(data, name, value)
+
+    for file in sorted(path.parent.iterdir()):
+        edit(file, change)
+
+
+def other_patient(path: Path, draw: random.Random) -> None:
+    edit(path, lambda data: setattr(data, draw.choice(["PatientID", "PatientName"]), "Other"))
+
+
+def other_series(path: Path, draw: random.Random) -> None:
+    edit(path, lambda data: setattr(data, draw.choice(["SeriesInstanceUID", "StudyInstanceUID"]), "1.2.3"))
+
+
+def lost_file(path: Path, draw: random.Random) -> None:
+    """A file is missing, and not the first or last, without which a series is a shorter one."""
+    files = sorted(path.parent.iterdir())
+    draw.choice(files[1:-1] or files).unlink()
+
+
+def moved_slice(path: Path, draw: random.Random) -> None:
+    """A slice lies where another one should, or nearly."""
+    offset = draw.choice([0.5, 3.0, 15.0, -20.0, 400.0])
+
+    def change(data: Any) -> None:
+        if "ImagePositionPatient" in data:
+            move(data, 0, 0, offset)
+
+    edit(path, change)
+
+
+def nested(path: Path, draw: random.Random) -> None:
+    """Sequences in sequences, more than any reader follows."""
+    content = path.read_bytes()
+    at = content.index(b"\xe0\x7f\x10\x00O")
+    start = b"\x29\x00\x01\x10SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    path.write_bytes(content[:at] + start * draw.choice([50, 5000]) + content[at:])
+
+
 DAMAGES: tuple[Damage, ...] = (
     truncate, remove, empty, wrong_size, many_frames, wrong_bits, swapped_tags, wrong_vr, wrong_text, wrong_units,
-    huge_element, flipped_bytes, lost_block, wrong_syntax, other_kind,
+    huge_element, flipped_bytes, lost_block, wrong_syntax, other_kind, wrong_scale, wrong_patient, other_patient,
+    other_series, lost_file, moved_slice, nested,
 )  # fmt: skip
+
+
+def nifti_truncated(content: bytearray, draw: random.Random) -> None:
+    del content[draw.randrange(len(content) - 1) :]
+
+
+def nifti_size(content: bytearray, draw: random.Random) -> None:
+    """One of the numbers of voxels, or of dimensions."""
+    struct.pack_into("<h", content, 40 + 2 * draw.randrange(5), draw.choice([-1, 0, 1, 3, 49, 32767]))
+
+
+def nifti_type(content: bytearray, draw: random.Random) -> None:
+    struct.pack_into("<hh", content, 70, draw.choice([0, 1, 32, 64, 128, 1536, 2304, -7]), draw.choice([8, 16, 64]))
+
+
+def nifti_place(content: bytearray, draw: random.Random) -> None:
+    """A number of the matrices, or that they hold, or their unit."""
+    choice = draw.randrange(3)
+    if choice == 0:
+        struct.pack_into("<f", content, 280 + 4 * draw.randrange(12), draw.choice([math.nan, math.inf, 1e30, 77.0]))
+    elif choice == 1:
+        struct.pack_into("<hh", content, 252, 0, 0)
+    else:
+        content[123] = draw.choice([1, 3, 0xFF])
+
+
+def nifti_offset(content: bytearray, draw: random.Random) -> None:
+    struct.pack_into("<f", content, 108, draw.choice([-1.0, 0.0, 1e9, 1e30, math.nan, 90000.0]))
+
+
+def nifti_values(content: bytearray, draw: random.Random) -> None:
+    """Values that are no numbers, or a scale that leaves none."""
+    if draw.random() < 0.5:
+        struct.pack_into("<f", content, 352 + 4 * draw.randrange(1000), math.inf)
+    else:
+        struct.pack_into("<ff", content, 112, draw.choice([1e38, math.inf]), draw.choice([0.0, 1e38]))
+
+
+def nifti_bytes(content: bytearray, draw: random.Random) -> None:
+    for _ in range(draw.choice([1, 5])):
+        content[draw.randrange(348)] = draw.randrange(256)
+
+
+def nifti_kind(content: bytearray, draw: random.Random) -> None:
+    content[:] = draw.choice([b"", b"x" * 400, b"\x1f\x8b" + b"x" * 500, b"PK\x03\x04" + b"x" * 500])
+
+
+# Of a NIfTI file's content before it is compressed.
+NIFTI_DAMAGES: tuple[Callable[[bytearray, random.Random], None], ...] = (
+    nifti_truncated, nifti_size, nifti_type, nifti_place, nifti_offset, nifti_values, nifti_bytes, nifti_kind,
+)  # fmt: skip
+
+
+def flipped_bit(path: Path, draw: random.Random) -> None:
+    """One bit of a compressed file."""
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(30, len(content) - 9)] ^= 1 << draw.randrange(8)
+    path.write_bytes(bytes(content))

@@ -189,7 +189,7 @@ def test_registration() -> None:
     affine = phantom._grid(
         (56, 60, 52), (3.7, 4.0, 4.0), np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], float), np.zeros(3)
     )
-    mr, pet = (phantom._volume(modality, (56, 60, 52), affine, 2) for modality in ("MR", "PT"))
+    mr, pet = (phantom.draw_volume(modality, (56, 60, 52), affine, 2) for modality in ("MR", "PT"))
     turn = np.deg2rad(8)
     motion = shift(12, -9, 6) @ np.array(
         [[np.cos(turn), -np.sin(turn), 0, 0], [np.sin(turn), np.cos(turn), 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]

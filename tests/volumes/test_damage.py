@@ -18,7 +18,7 @@ from dmfnet_fast.errors import VolumeError
 from dmfnet_fast.volumes.reading import read_volume
 from tests.volumes.damaging import DAMAGES, flipped_bytes
 
-CASES = 8 * len(DAMAGES)
+CASES = 6 * len(DAMAGES)
 MEMORY = 64 * 2**20
 
 

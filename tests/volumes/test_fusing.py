@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 pytest.importorskip("pydicom", reason="needs the extra dicom")
 
 from dmfnet_fast import Fuser
+from dmfnet_fast.engines import shipped_engine
 from dmfnet_fast.errors import ImageError, VolumeError
 from dmfnet_fast.volumes import align, show
 from dmfnet_fast.volumes.fusing import Image, fuse_slices
@@ -105,6 +107,15 @@ def test_batches_are_the_same_whatever_is_asked_for(batch: int) -> None:
         assert (fused == expected[..., None]).all()
 
 
+def test_engines_that_gain_from_batches(head: HeadVolumes, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="needs the extra torch")
+    with Fuser(shipped_engine("nano", "cuda"), device="cpu", precision="float32") as fuser:
+        one_by_one = fuser.fuse_volume(head.mr, head.pet).values
+        monkeypatch.setattr(fuser._engine, "largest_batch", 4)
+        in_batches = fuser.fuse_volume(head.mr, head.pet).values
+    assert np.abs(in_batches.astype(int) - one_by_one).max() <= 1
+
+
 def test_few_slices_are_in_memory() -> None:
     shown = gray(np.zeros((40, 16, 16)))
     lock, alive, most = threading.Lock(), 0, 0
@@ -180,3 +191,12 @@ def test_color_is_shown_as_it_is(head: HeadVolumes) -> None:
         show(color, (0, 1))
     with Fuser(precision="float32") as fuser:
         assert fuser.fuse_volume(head.mr, color).color
+
+
+def test_a_tracer_without_anything_dark_is_refused(head: HeadVolumes) -> None:
+    """What a damaged intercept makes of a PET; a range that is stated shows it."""
+    lifted = replace(head.pet, values=head.pet.values + 1e6)
+    with pytest.raises(VolumeError, match=r"would be bright everywhere: .* state their range"):
+        show(lifted)
+    assert show(lifted, (1e6, 1.03e6)).limits == (1e6, 1.03e6)
+    show(replace(head.mr, values=head.mr.values + 1e6))

@@ -83,7 +83,7 @@ def test_dicom(b: str, page: str, browse: Browse, head: Path, tmp_path: Path) ->
 
 
 def test_refusals(page: str, browse: Browse, head: Path, tmp_path: Path) -> None:
-    """Series with a gap, a tilt or a geometry that is not understood, another patient, and what does not go together."""
+    """Series with a gap, a tilt or an unknown geometry, another patient, and what does not go together."""
     import pydicom
 
     series = {name: sorted(map(str, (head / name).iterdir())) for name in ("MR", "CT", "NM")}
