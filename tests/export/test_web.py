@@ -106,9 +106,9 @@ def test_refusals(cli: CliRunner, tmp_path: Path) -> None:
 def test_noise_is_refused(tmp_path: Path) -> None:
     graph = Graph(b"", "float32", preset("tiny").to_dict(), {}, "", (), 0.0, ())
     nothing: dict[str, Any] = dict.fromkeys(
-        ("size", "least", "best", "most", "batch", "gpu", "timing_cache", "calibrate", "server")
+        ("size", "least", "best", "most", "batch", "gpu", "timing_cache", "calibrate", "server", "workspace")
     )
-    flags: dict[str, Any] = dict.fromkeys(("plugins", "every_block", "single_file"), False)
+    flags: dict[str, Any] = dict.fromkeys(("plugins", "every_block", "single_file", "no_check"), False)
     request = make_request(None, "web", None, output=tmp_path / "page", **nothing, **flags)
     with pytest.raises(RequestError, match="takes noise, which the page does not draw; export nano or turbo"):
         write(request, graph, tmp_path, lambda _: nullcontext(print), print)
