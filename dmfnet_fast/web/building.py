@@ -30,8 +30,17 @@ def npm() -> str | None:
     return shutil.which("npm")
 
 
-def _node() -> str:
+def node() -> str:
+    """The program node, which may not be installed."""
     return shutil.which("node") or "node"
+
+
+def _version_of(program: str) -> str:
+    """What a program says of its version; "" if it is not there."""
+    try:
+        return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def _run(*command: str, folder: Path) -> None:
@@ -51,9 +60,9 @@ def install(folder: Path) -> None:
     program = npm()
     if program is None:
         raise BuildError(f"npm is not installed, which builds the page: it needs {_NEEDED}")
-    node = subprocess.run([_node(), "--version"], capture_output=True, text=True, check=False).stdout
-    if not node.startswith("v") or int(node[1:].split(".")[0]) < OLDEST_NODE:
-        raise BuildError(f"Node.js {node.strip() or 'is not installed, or'} is too old: the page needs {_NEEDED}")
+    version = _version_of(node())
+    if not version.startswith("v") or int(version[1:].split(".")[0]) < OLDEST_NODE:
+        raise BuildError(f"Node.js {version or 'is not installed, or'} is too old: the page needs {_NEEDED}")
     shutil.copytree(SOURCES, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
     options = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
     _run(program, "ci", *options, folder=folder)
@@ -65,7 +74,7 @@ def run_build(folder: Path) -> None:
     Raises:
         BuildError: the build fails.
     """
-    _run(_node(), "build.mjs", "built", folder=folder)
+    _run(node(), "build.mjs", "built", folder=folder)
 
 
 def build(folder: Path) -> None:

@@ -5,6 +5,9 @@ import { pad, crop } from "./padding.js";
 
 const MOST_THREADS = 8;
 
+/** All of a few cores, of many as many as there are without those that share a core. */
+const threadsOf = (cores) => (cores <= 4 ? cores : Math.min(Math.ceil(cores / 2), MOST_THREADS));
+
 /** A hardware GPU, or null: a software adapter is slower than WASM. */
 async function adapter() {
   const found = await globalThis.navigator?.gpu?.requestAdapter().catch(() => null);
@@ -21,7 +24,7 @@ export class Network {
     if (wasm) ort.env.wasm.wasmBinary = wasm;
     const cores = globalThis.navigator?.hardwareConcurrency ?? 1;
     // Threads share memory, which a browser allows to pages that are isolated from others by their server's headers.
-    const threads = globalThis.crossOriginIsolated && !wasm ? Math.min(cores, MOST_THREADS) : 1;
+    const threads = globalThis.crossOriginIsolated && !wasm ? threadsOf(cores) : 1;
     ort.env.wasm.numThreads = threads;
     ort.env.logLevel = "error";
     const wanted = provider === "auto" ? ((await adapter()) ? "webgpu" : "wasm") : provider;
