@@ -49,6 +49,22 @@ async function attempt(action) {
   }
 }
 
+const attemptBusily = (action) => attempt(() => busily(action));
+
+let working = 0;
+
+/** Does what changes the images; meanwhile the viewer is said to be busy. */
+async function busily(action) {
+  working += 1;
+  $("view").setAttribute("aria-busy", "true");
+  try {
+    await action();
+  } finally {
+    working -= 1;
+    $("view").setAttribute("aria-busy", String(working > 0));
+  }
+}
+
 const number = (id) => ($(id).value === "" ? null : Number($(id).value));
 
 function range(side) {
@@ -131,15 +147,12 @@ async function prepare() {
   const { a, b } = state.loaded;
   if (!a || !b) return;
   showError(null);
-  $("view").setAttribute("aria-busy", "true");
-  try {
+  await busily(async () => {
     cancel();
     const before = state.pair;
     state.pair = null;
     await showPair(await state.client.call("prepare", settings()), before);
-  } finally {
-    $("view").setAttribute("aria-busy", "false");
-  }
+  });
 }
 
 async function showPair(pair, before) {
@@ -189,17 +202,17 @@ async function refresh() {
     return;
   }
   showing = true;
-  $("view").setAttribute("aria-busy", "true");
   try {
-    do {
-      again = false;
-      await showSlice();
-    } while (again);
+    await busily(async () => {
+      do {
+        again = false;
+        await showSlice();
+      } while (again);
+    });
   } catch (error) {
     showError(error);
   } finally {
     showing = false;
-    $("view").setAttribute("aria-busy", "false");
   }
 }
 
@@ -353,7 +366,7 @@ function listen() {
       });
     }
     box.querySelector(".choices").addEventListener("change", (event) =>
-      attempt(async () => {
+      attemptBusily(async () => {
         take(side, await state.client.call("choose", { side, number: Number(event.target.value) }));
         await prepare();
       }),
@@ -372,7 +385,7 @@ function listen() {
   // A file that is dropped beside the boxes would replace the page.
   for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
   $("source-b").querySelector(".modality select").addEventListener("change", (event) =>
-    attempt(async () => {
+    attemptBusily(async () => {
       await state.client.call("modality", { side: "b", modality: event.target.value || null });
       await prepare();
     }),
