@@ -135,10 +135,9 @@ function take(side, found) {
   box.querySelector(".which").hidden = choices.length < 2;
   for (const end of ["low", "high"]) $(`${end}-${side}`).value = "";
   if (side === "b") {
-    box.querySelector(".modality").hidden = !volume;
-    const kind = box.querySelector(".modality select");
-    kind.value = ["CT", "PT", "NM"].includes(modality) ? modality : "";
-    kind.disabled = modality !== null;
+    // Only files that do not say what they are of are asked about.
+    box.querySelector(".modality").hidden = !volume || modality !== null;
+    box.querySelector(".modality select").value = "";
   }
 }
 
