@@ -38,7 +38,7 @@ MONTAGES = "montages"
 DEFAULT_SUFFIX = "png"
 WORKERS = 3  # one decodes, one computes (calls to the engine are serialized), one encodes
 
-# The names of options that are for one kind of input alone.
+# The names of options that are for only one kind of input.
 _FOR_IMAGES = {"with_montage": "--montage"}
 _FOR_VOLUMES = {
     "series_a": "--series-a",
@@ -253,8 +253,8 @@ def main(as_json: bool, **given: Any) -> None:
 
     Or they are volumes: DICOM files, folders with DICOM files in them or below, DICOMDIRs, and NIfTI files (.nii,
     .nii.gz). These are aligned by their headers and fused slice by slice on A's grid, with a report and a page to look
-    at. A folder is a volume if it has a DICOM file in it or below, unless it directly holds as many images as DICOM
-    files, or more: then it is a folder of images.
+    at. A folder is a volume if it has a DICOM file in it or below, unless it directly holds more images than DICOM
+    files: then it is a folder of images.
 
     Not a medical device.
     """
@@ -291,7 +291,7 @@ def _check_options(given: dict[str, Any], volumes: bool) -> None:
     others, kind = (_FOR_IMAGES, "volumes") if volumes else (_FOR_VOLUMES, "images")
     for name, option in others.items():
         if given[name] not in (None, False):
-            raise ImageError(f"{option}: is not for {kind}; leave it out")
+            raise ImageError(f"{option}: is not for {kind}, which A and B are taken for; leave it out")
     known = VOLUME_FORMATS if volumes else [suffix[1:] for suffix in suffixes(WRITERS)]
     if given["chosen_format"] not in (None, *known):
         raise ImageError(f"--format {given['chosen_format']}: is not for {kind}; use {alternatives(known)}")
