@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -109,8 +109,12 @@ class _Steps:
         self.seconds[name] = time.perf_counter() - started
 
 
-def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
+def fuse_volumes(request: VolumeRequest, opened: Fuser | None = None) -> dict[str, Any]:
     """Fuse two volumes and write all that belongs to the result.
+
+    Args:
+        request: what to fuse.
+        opened: a fuser with the request's engine and rules, which stays open; None to open one.
 
     Returns:
         What `--json` prints: the report, the files, and how many slices were fused now and before.
@@ -120,7 +124,7 @@ def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
             check_range(stated, name)
     place, steps = Place.of(request.output, request.format), _Steps()
     place.check()
-    with request.engine.open() as fuser:
+    with request.engine.open() if opened is None else nullcontext(opened) as fuser:
         alignment, sources, told = _aligned(request, steps)
         warnings = [anonymous(warning, sources) for warning in told]
         shown_a = show(alignment.a, request.range_a)
