@@ -103,10 +103,17 @@ class _Steps:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
+    def timed(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
+
+    @contextmanager
+    def shown(self, name: str) -> Iterator[None]:
+        """Also show when it begins and ends."""
+        with self.timed(name), progress([name], name) as steps:
+            for _ in steps:
+                yield
 
 
 def fuse_volumes(request: VolumeRequest, opened: Fuser | None = None) -> dict[str, Any]:
@@ -146,7 +153,7 @@ def fuse_volumes(request: VolumeRequest, opened: Fuser | None = None) -> dict[st
             request.format, place.volume, grid, sources, provenance, request.label, overwrite=request.overwrite
         )
         del sources
-        with steps.step("fusing and writing"):
+        with steps.timed("fusing and writing"):
             looks, already = _write(fuser, writer, shown_a, shown_b, place)
             files = writer.finish()
     fusion = Fusion(
@@ -170,7 +177,7 @@ def _aligned(request: VolumeRequest, steps: _Steps) -> tuple[Alignment, tuple[Vo
     told = list(_doubts(a, b, request.colormap))
     for message in told:
         warn(message)
-    with steps.step("aligning"):
+    with steps.shown("registering" if request.register else "aligning"):
         alignment = align(a, b, request.grid, register=request.register, force_patient=request.force_patient)
     if request.grid == "a":
         b = replace(b, affine=np.linalg.inv(alignment.transform) @ b.affine)
@@ -180,14 +187,10 @@ def _aligned(request: VolumeRequest, steps: _Steps) -> tuple[Alignment, tuple[Vo
 
 
 def _read(request: VolumeRequest, steps: _Steps) -> tuple[Volume, Volume]:
-    volumes = []
-    for name, path, series, modality in (
-        ("a", request.a, request.series_a, "MR" if is_nifti(request.a) else None),
-        ("b", request.b, request.series_b, request.modality_b),
-    ):
-        with steps.step(f"reading {name}"), progress([path], f"reading {name.upper()}") as paths:
-            volumes += [read_volume(one, series, modality=modality) for one in paths]
-    a, b = volumes
+    with steps.shown("reading A"):
+        a = read_volume(request.a, request.series_a, modality="MR" if is_nifti(request.a) else None)
+    with steps.shown("reading B"):
+        b = read_volume(request.b, request.series_b, modality=request.modality_b)
     return a, b
 
 
