@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -49,10 +50,10 @@ def client_context(tls: Tls) -> ssl.SSLContext:
 
 def silence_libraries() -> None:
     """Keep the libraries' logs and warnings, which may quote headers, out of ours; what matters is logged here."""
-    import warnings
-
     warnings.simplefilter("ignore")
     for name in ("pydicom", "pynetdicom"):
+        # Imported first, which sets its level.
+        require(name, "pacs")
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 

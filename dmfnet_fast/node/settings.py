@@ -124,7 +124,7 @@ class _Table:
             value = float(value)
         if type(value) is not kind or not check(value):
             raise self.wrong(key, f"must be {hint or _KINDS[kind]}, not {value!r}")
-        return cast(Kind, value)
+        return value
 
     def get(
         self,

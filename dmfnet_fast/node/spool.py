@@ -78,7 +78,7 @@ def _sync(path: Path) -> None:
 
 
 def take_lock(path: Path) -> IO[bytes] | None:
-    """Lock a file for as long as the returned one, or a process that inherits it, lives; None where another one has it."""
+    """Lock a file as long as the returned one, or a process that inherits it, lives; None where another one has it."""
     file = path.open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -241,11 +241,9 @@ class Spool:
 
     def remove_study(self, study: str) -> None:
         """Delete a study, its results and all that is known of them."""
-        gone = []
         with self._adding:
-            for result in self.database.remove_study(study):
-                gone.append(self._discard(self._results / result))
-            gone.append(self._discard(self._studies / study))
+            results = [self._results / result for result in self.database.remove_study(study)]
+            gone = [self._discard(path) for path in (*results, self._studies / study)]
         for path in gone:
             shutil.rmtree(path, ignore_errors=True)
 

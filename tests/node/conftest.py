@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,11 @@ def make_study(drawn: tuple[list[Any], list[Any]]) -> Callable[[int], Study]:
 
     def make(number: int) -> Study:
         study, space = f"1.2.3.{number}", f"1.2.3.{number}.9"
-        made = []
+        made: list[list[Any]] = []
         for kind, images in enumerate(drawn, 1):
             made.append([])
             for place, image in enumerate(images, 1):
-                one = pydicom.Dataset(image)
-                one.file_meta = pydicom.dataset.FileMetaDataset(image.file_meta)
+                one = copy.deepcopy(image)
                 one.PatientName, one.PatientID = f"Secret^Name{number}", f"ID{number}"
                 one.StudyInstanceUID, one.FrameOfReferenceUID = study, space
                 one.SeriesInstanceUID = f"{study}.{kind}"
@@ -152,11 +152,20 @@ class Box:
     def settings(self) -> Path:
         return self.folder / "node.toml"
 
-    def write(self, node: str = "", more: str = "", rules: str = RULES, destination: str = "") -> None:
+    def write(
+        self,
+        node: str = "",
+        more: str = "",
+        rules: str = RULES,
+        destination: str = "",
+        quiet: float = 0.5,
+        callers: Sequence[str] = ("SCANNER",),
+        archive: str = "ARCHIVE",
+    ) -> None:
         self.settings.write_text(
-            f'[node]\nae_title = "FUSE"\nport = {self.port}\nfolder = "spool"\ncallers = ["SCANNER"]\n'
-            f"quiet_seconds = 0.5\nkeep_free_gib = 0\n{node}\n"
-            f'[destination]\nae_title = "ARCHIVE"\nhost = "127.0.0.1"\nport = {self.archive.port}\n'
+            f'[node]\nae_title = "FUSE"\nport = {self.port}\nfolder = "spool"\ncallers = {list(callers)}\n'
+            f"quiet_seconds = {quiet}\nkeep_free_gib = 0\n{node}\n"
+            f'[destination]\nae_title = "{archive}"\nhost = "127.0.0.1"\nport = {self.archive.port}\n'
             f"first_delay_seconds = 0.2\nlargest_delay_seconds = 0.4\n{destination}\n"
             f'[fusing]\nprecision = "float32"\nthreads = 1\n{more}\n{rules}'
         )
@@ -192,6 +201,7 @@ def box(tmp_path: Path, archive: Archive) -> Iterator[Box]:
 def send(port: int, images: list[Any], caller: str = "SCANNER", called: str = "FUSE", **options: Any) -> list[int]:
     """The statuses of the answers; -1 for none. Fails where there is no association."""
     entity = pynetdicom.AE(caller)
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 5
     for syntax in {(image.SOPClassUID, image.file_meta.TransferSyntaxUID) for image in images}:
         entity.add_requested_context(*syntax)
     association = entity.associate("127.0.0.1", port, ae_title=called, **options)

@@ -1,0 +1,127 @@
+"""With a real archive: Orthanc, and its DICOMweb plugin."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pynetdicom
+import pytest
+from PIL import Image
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as Find
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelMove as Move
+
+from tests.node.conftest import Archive, Box, Study, free_port, send, wait
+
+Make = Callable[[int], Study]
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+
+
+@dataclass
+class Orthanc:
+    """A running Orthanc."""
+
+    http: int
+    port: int
+
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/{path}", timeout=10) as answer:
+            content: bytes = answer.read()
+            return content
+
+    def json(self, path: str) -> Any:
+        return json.loads(self.get(path))
+
+    def ready(self) -> bool:
+        try:
+            self.get("system")
+        except OSError:
+            return False
+        return True
+
+    def ask(self, kind: str, study: str, **more: Any) -> list[Any]:
+        """The answers to a C-FIND or C-MOVE."""
+        entity = pynetdicom.AE("SCANNER")
+        entity.add_requested_context(kind)
+        association = entity.associate("127.0.0.1", self.port, ae_title="ORTHANC")
+        assert association.is_established
+        query = pydicom.Dataset()
+        query.QueryRetrieveLevel = "STUDY"
+        query.StudyInstanceUID = study
+        query.NumberOfStudyRelatedSeries = "" if kind == Find else None
+        call = association.send_c_find if kind == Find else association.send_c_move
+        answers = list(call(query, *more.values(), kind))
+        association.release()
+        return answers
+
+
+@pytest.fixture
+def orthanc(tmp_path: Path, archive: Archive, box: Box) -> Iterator[Orthanc]:
+    program = shutil.which("Orthanc")
+    if program is None or not PLUGIN.exists():
+        pytest.skip("needs Orthanc with its DICOMweb plugin (Debian: orthanc, orthanc-dicomweb)")
+    # Takes the place of the archive that other tests have.
+    archive.close()
+    started = Orthanc(free_port(), archive.port)
+    settings = {
+        "StorageDirectory": str(tmp_path / "orthanc"),
+        "IndexDirectory": str(tmp_path / "orthanc"),
+        "HttpPort": started.http,
+        "DicomPort": started.port,
+        "DicomAet": "ORTHANC",
+        "DicomModalities": {"node": ["FUSE", "127.0.0.1", box.port], "scanner": ["SCANNER", "127.0.0.1", 1]},
+        "Plugins": [str(PLUGIN)],
+        "DicomWeb": {"Enable": True},
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+    }
+    (tmp_path / "orthanc.json").write_text(json.dumps(settings))
+    with (tmp_path / "orthanc.log").open("wb") as log:
+        process = subprocess.Popen([program, str(tmp_path / "orthanc.json")], stdout=log, stderr=log)
+    try:
+        wait(lambda: started.ready() or process.poll() is not None, 30)
+        assert process.poll() is None, (tmp_path / "orthanc.log").read_text()
+        yield started
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_moved_to_the_node_and_fused_back(box: Box, orthanc: Orthanc, make_study: Make) -> None:
+    study = make_study(7)
+    box.write(callers=["ORTHANC"], archive="ORTHANC")
+    box.start()
+    assert set(send(orthanc.port, study.images, called="ORTHANC")) == {0}
+    assert [status.Status for status, _ in orthanc.ask(Move, study.uid, to="FUSE")][-1] == 0
+    box.until(study.uid, "sent")
+    assert int(orthanc.ask(Find, study.uid)[0][1].NumberOfStudyRelatedSeries) == 3
+
+    found = orthanc.json(f"dicom-web/studies/{study.uid}/series?00080060=OT")
+    (series,) = (one["0020000E"]["Value"][0] for one in found)
+    uids = orthanc.json(f"dicom-web/studies/{study.uid}/series/{series}/instances")
+    assert len(uids) == len(study.mr)
+    instances = [one for one in orthanc.json("instances?expand") if one["MainDicomTags"]["SOPInstanceUID"] in
+                 {item["00080018"]["Value"][0] for item in uids}]
+    brightest = 0
+    for instance in instances:
+        rendered = np.asarray(Image.open(io.BytesIO(orthanc.get(f"instances/{instance['ID']}/preview"))))
+        assert rendered.shape == (48, 48, 3)
+        data = pydicom.dcmread(io.BytesIO(orthanc.get(f"instances/{instance['ID']}/file")))
+        assert np.array_equal(rendered, data.pixel_array)
+        brightest = max(brightest, rendered.max())
+        mr = study.mr[data.InstanceNumber - 1]
+        for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+            assert np.allclose(data[keyword].value, mr[keyword].value, atol=1e-3)
+        assert data.FrameOfReferenceUID == mr.FrameOfReferenceUID
+        assert data.PatientID == mr.PatientID
+    assert brightest > 100
