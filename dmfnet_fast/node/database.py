@@ -221,11 +221,17 @@ class Database:
         return str(self._one("SELECT note FROM studies WHERE uid = ?", study) or "")
 
     def decide_again(self) -> None:
-        """Begin as if no rules had been applied: what was not fused is forgotten, and what was not sent is due."""
+        """Begin as if no rules had been applied: what was not fused is forgotten, and what was not sent is due.
+
+        What was given up is tried again, too.
+        """
         with self.change():
             self._run("UPDATE studies SET decided = 0")
             self._run("DELETE FROM results WHERE state IN ('fusing', 'failed', 'replaced')")
             self._run("UPDATE results SET attempts = 0, due = 0 WHERE state = 'sending'")
+            self._run(
+                "UPDATE results SET state = 'sending', attempts = 0, changed = ? WHERE state = 'unsent'", time.time()
+            )
 
     def expired(self, before: float) -> list[str]:
         """Studies in which nothing has happened since and which wait for nothing."""

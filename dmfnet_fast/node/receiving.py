@@ -82,6 +82,7 @@ class Receiver:
         entity.maximum_associations = _ASSOCIATIONS
         entity.maximum_pdu_size = _PDU
         entity.acse_timeout, entity.dimse_timeout, entity.network_timeout = _HANDSHAKE, _SILENCE, _SILENCE
+        self._entity = entity
         try:
             self._server = entity.start_server(
                 (settings.host, settings.port),
@@ -99,7 +100,6 @@ class Receiver:
                 f"{settings.host}:{settings.port}: cannot be listened on: {error.strerror or error}; "
                 "choose another host or port"
             ) from error
-        self._entity = entity
 
     def close(self) -> None:
         """Stop listening, and end what is going on; images that were not acknowledged are not kept."""
@@ -137,9 +137,15 @@ class Receiver:
 
     def _rejected(self, event: Any) -> None:
         self._counters.add("associations_refused")
-        requestor = event.assoc.requestor
-        called = getattr(getattr(requestor, "primitive", None), "called_ae_title", "")
-        log.warning("association refused: %s called %r: is it among the callers?", _caller(event), called)
+        association = event.assoc
+        called = association.requestor.primitive.called_ae_title
+        if association.requestor.ae_title not in self._entity.require_calling_aet:
+            why = "it is not among the callers"
+        elif called != self._entity.ae_title:
+            why = f"it called {called!r}"
+        else:
+            why = "there are too many at once"
+        log.warning("association refused: %s: %s", _caller(event), why)
 
     def _aborted(self, event: Any) -> None:
         self._counters.add("associations_aborted")

@@ -142,6 +142,8 @@ class Node:
             self._fuse_one(result, rule)
         except FusingError as error:
             self._fusing_failed(result, error)
+        except OSError as error:
+            self._fusing_failed(result, FusingError(f"{type(error).__name__}: {error}", passing=True))
         return True
 
     def _fuse_one(self, result: Result, rule: Rule) -> None:
@@ -216,8 +218,7 @@ class Node:
     # Cleaning
 
     def _clean(self) -> bool:
-        for study in self._database.expired(time.time() - self.settings.keep):
-            self.spool.remove_study(study)
+        for study in self.spool.remove_expired(time.time() - self.settings.keep):
             log.info("study %s: deleted", study)
         return False
 

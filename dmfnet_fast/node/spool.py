@@ -196,10 +196,13 @@ class Spool:
             if not self.database.has_study(study) and self.free < self._reserve:
                 raise RefusedError(Refusal.OUT_OF_RESOURCES, f"no new study: {self.free / 2**20:.0f} MiB are free")
             path = self._path(study, series, image)
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            changed = [path.parent]
+            if not path.parent.exists():
+                path.parent.mkdir(mode=0o700, parents=True)
+                changed += [path.parent.parent, self._studies]
             arriving.rename(path)
             try:
-                for folder in (path.parent, path.parent.parent, self._studies):
+                for folder in changed:
                     _sync(folder)
                 self.database.add_image(study, header.series, image, digest)
             except BaseException:
@@ -239,13 +242,17 @@ class Spool:
 
     # Cleaning
 
-    def remove_study(self, study: str) -> None:
-        """Delete a study, its results and all that is known of them."""
+    def remove_expired(self, before: float) -> list[str]:
+        """Delete the studies in which nothing has happened since, their results and all that is known of them."""
+        # No image may come for a study between the look at it and its end.
         with self._adding:
-            results = [self._results / result for result in self.database.remove_study(study)]
-            gone = [self._discard(path) for path in (*results, self._studies / study)]
+            studies = self.database.expired(before)
+            results = [result for study in studies for result in self.database.remove_study(study)]
+            gone = [self._discard(self._results / result) for result in results]
+            gone += [self._discard(self._studies / study) for study in studies]
         for path in gone:
             shutil.rmtree(path, ignore_errors=True)
+        return studies
 
     def _discard(self, path: Path) -> Path:
         target = self._deleted / uuid.uuid4().hex

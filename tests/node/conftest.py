@@ -132,11 +132,17 @@ class Archive:
 
 
 @pytest.fixture
-def archive() -> Iterator[Archive]:
-    opened = Archive(free_port())
-    opened.open()
-    yield opened
-    opened.close()
+def place() -> Iterator[Archive]:
+    """An archive that is not open."""
+    made = Archive(free_port())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def archive(place: Archive) -> Archive:
+    place.open()
+    return place
 
 
 @dataclass
@@ -147,6 +153,7 @@ class Box:
     port: int
     archive: Archive
     node: Node | None = None
+    rules: str = RULES
 
     @property
     def settings(self) -> Path:
@@ -158,13 +165,14 @@ class Box:
         more: str = "",
         rules: str = RULES,
         destination: str = "",
-        quiet: float = 0.5,
+        quiet: float = 0.3,
         callers: Sequence[str] = ("SCANNER",),
         archive: str = "ARCHIVE",
+        reserve: float = 0,
     ) -> None:
         self.settings.write_text(
             f'[node]\nae_title = "FUSE"\nport = {self.port}\nfolder = "spool"\ncallers = {list(callers)}\n'
-            f"quiet_seconds = {quiet}\nkeep_free_gib = 0\n{node}\n"
+            f"quiet_seconds = {quiet}\nkeep_free_gib = {reserve}\n{node}\n"
             f'[destination]\nae_title = "{archive}"\nhost = "127.0.0.1"\nport = {self.archive.port}\n'
             f"first_delay_seconds = 0.2\nlargest_delay_seconds = 0.4\n{destination}\n"
             f'[fusing]\nprecision = "float32"\nthreads = 1\n{more}\n{rules}'
@@ -191,8 +199,8 @@ class Box:
 
 
 @pytest.fixture
-def box(tmp_path: Path, archive: Archive) -> Iterator[Box]:
-    made = Box(tmp_path, free_port(), archive)
+def box(tmp_path: Path, place: Archive) -> Iterator[Box]:
+    made = Box(tmp_path, free_port(), place)
     made.write()
     yield made
     made.stop()

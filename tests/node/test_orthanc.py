@@ -18,9 +18,11 @@ import pydicom
 import pynetdicom
 import pytest
 from PIL import Image
+from pydicom.uid import RLELossless
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as Find
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelMove as Move
 
+from dmfnet_fast.volumes.phantom import make_head, write_enhanced
 from tests.node.conftest import Archive, Box, Study, free_port, send, wait
 
 Make = Callable[[int], Study]
@@ -66,13 +68,11 @@ class Orthanc:
 
 
 @pytest.fixture
-def orthanc(tmp_path: Path, archive: Archive, box: Box) -> Iterator[Orthanc]:
+def orthanc(tmp_path: Path, place: Archive, box: Box) -> Iterator[Orthanc]:
     program = shutil.which("Orthanc")
     if program is None or not PLUGIN.exists():
         pytest.skip("needs Orthanc with its DICOMweb plugin (Debian: orthanc, orthanc-dicomweb)")
-    # Takes the place of the archive that other tests have.
-    archive.close()
-    started = Orthanc(free_port(), archive.port)
+    started = Orthanc(free_port(), place.port)
     settings = {
         "StorageDirectory": str(tmp_path / "orthanc"),
         "IndexDirectory": str(tmp_path / "orthanc"),
@@ -110,8 +110,11 @@ def test_moved_to_the_node_and_fused_back(box: Box, orthanc: Orthanc, make_study
     (series,) = (one["0020000E"]["Value"][0] for one in found)
     uids = orthanc.json(f"dicom-web/studies/{study.uid}/series/{series}/instances")
     assert len(uids) == len(study.mr)
-    instances = [one for one in orthanc.json("instances?expand") if one["MainDicomTags"]["SOPInstanceUID"] in
-                 {item["00080018"]["Value"][0] for item in uids}]
+    instances = [
+        one
+        for one in orthanc.json("instances?expand")
+        if one["MainDicomTags"]["SOPInstanceUID"] in {item["00080018"]["Value"][0] for item in uids}
+    ]
     brightest = 0
     for instance in instances:
         rendered = np.asarray(Image.open(io.BytesIO(orthanc.get(f"instances/{instance['ID']}/preview"))))
@@ -125,3 +128,21 @@ def test_moved_to_the_node_and_fused_back(box: Box, orthanc: Orthanc, make_study
         assert data.FrameOfReferenceUID == mr.FrameOfReferenceUID
         assert data.PatientID == mr.PatientID
     assert brightest > 100
+
+
+def test_lossy_and_multi_frame_images_are_moved(box: Box, orthanc: Orthanc, tmp_path: Path) -> None:
+    """Which Orthanc sends to those alone that offer to take them."""
+    write_enhanced(make_head(seed=1, size=48).mr, tmp_path / "enhanced.dcm")
+    several = pydicom.dcmread(tmp_path / "enhanced.dcm")
+    several.compress(RLELossless, generate_instance_uid=False)
+    folder = Path(pydicom.__file__).parent / "data" / "test_files"
+    images = [several, *(pydicom.dcmread(folder / name) for name in ("JPEG2000.dcm", "JPEG-lossy.dcm"))]
+    box.write(callers=["ORTHANC"], archive="ORTHANC")
+    box.start()
+    assert set(send(orthanc.port, images, called="ORTHANC")) == {0}
+    for image in images:
+        assert [status.Status for status, _ in orthanc.ask(Move, image.StudyInstanceUID, to="FUSE")][-1] == 0
+        (path,) = (box.folder / "spool" / "studies").rglob(f"{image.SOPInstanceUID}.dcm")
+        kept = pydicom.dcmread(path)
+        assert kept.file_meta.TransferSyntaxUID == image.file_meta.TransferSyntaxUID
+        assert kept.PixelData == image.PixelData
