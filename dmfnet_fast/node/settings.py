@@ -117,7 +117,6 @@ class _Table:
         """An entry that must be there."""
         self._known.append(key)
         if key not in self._values:
-            self._check_known()
             raise self.wrong(key, "is missing")
         value = self._values[key]
         if kind is float and type(value) is int:
@@ -151,6 +150,10 @@ class _Table:
         self._known.append(key)
         return _Table(f"{self._where}: [{key}]", self._values.get(key, {}))
 
+    def item(self, key: str, number: int, values: object) -> _Table:
+        """One of a list of tables."""
+        return _Table(f"{self._where}: [[{key}]] {number}", values)
+
     def texts(self, key: str) -> tuple[str, ...]:
         """A text or a list of texts; () where it is missing."""
         self._known.append(key)
@@ -164,9 +167,6 @@ class _Table:
 
     def done(self) -> None:
         """Raise a NodeError if an entry was not taken."""
-        self._check_known()
-
-    def _check_known(self) -> None:
         for key in self._values:
             if key not in self._known:
                 close = get_close_matches(key, self._known, 1)
@@ -310,7 +310,7 @@ def _rules(file: _Table) -> tuple[Rule, ...]:
     listed = file.get("rules", list, [])
     if not listed:
         raise file.wrong("rules", "are missing: add [[rules]] that say which series to fuse")
-    rules = tuple(_rule(_Table(f"[[rules]], number {number}", values)) for number, values in enumerate(listed, 1))
+    rules = tuple(_rule(file.item("rules", number, values)) for number, values in enumerate(listed, 1))
     names = [rule.name for rule in rules]
     for name in names:
         if names.count(name) > 1:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="needs the extra pacs")
@@ -20,7 +21,7 @@ pytest.importorskip("prometheus_client", reason="needs the extra pacs")
 from dmfnet_fast.node.service import Node
 from dmfnet_fast.node.settings import read_settings
 from dmfnet_fast.node.status import status
-from dmfnet_fast.volumes.phantom import make_head, write_series
+from dmfnet_fast.volumes.phantom import draw_volume, write_series
 
 RULES = """
 [[rules]]
@@ -58,13 +59,25 @@ class Study:
         return [*self.mr, *self.pet]
 
 
+def grid(shape: tuple[int, int, int]) -> np.ndarray:
+    """Axial slices over 50 x 240 x 240 mm, in the middle of the head."""
+    affine = np.eye(4)
+    steps = np.array([50, 240, 240]) / shape
+    affine[:3, :3] = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]]) * steps
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[Any]]:
-    """An MR and a PET; not to be changed."""
-    folder, head = tmp_path_factory.mktemp("drawn"), make_head(seed=1, size=48)
+    """An MR of 5 slices and a PET of 6, through the middle of a head; not to be changed."""
+    folder = tmp_path_factory.mktemp("drawn")
     mr, pet = (
-        [pydicom.dcmread(path) for path in write_series(volume, folder / name)]
-        for name, volume in (("mr", head.mr), ("pet", head.pet))
+        [
+            pydicom.dcmread(path)
+            for path in write_series(draw_volume(modality, shape, grid(shape), 1), folder / modality)
+        ]
+        for modality, shape in (("MR", (5, 48, 48)), ("PT", (6, 32, 32)))
     )
     return mr, pet
 
