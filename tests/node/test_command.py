@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from dmfnet_fast.commands.node import main
 from dmfnet_fast.node.fusing import Fused, FusingError, Worker
 from dmfnet_fast.node.rules import Match, Rule
 from dmfnet_fast.node.settings import Fusing
-from tests.node.conftest import Archive, Box, Study, free_port, send, wait
+from tests.node.conftest import Box, Study, free_port, send, wait
 from tests.node.test_kills import running
 
 Make = Callable[[int], Study]

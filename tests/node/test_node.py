@@ -216,9 +216,14 @@ def test_delays_grow(box: Box, archive: Archive, make_study: Make, monkeypatch: 
     box.write(destination="give_up_days = 0.00002")
     archive.close()
     node = box.start()
-    delays: list[float] = []
+    delays = []
     postpone = node.spool.database.postpone
-    monkeypatch.setattr(node.spool.database, "postpone", lambda *a: (delays.append(a[1]), postpone(*a)))
+
+    def noted(result: str, seconds: float, reason: str) -> None:
+        delays.append(seconds)
+        postpone(result, seconds, reason)
+
+    monkeypatch.setattr(node.spool.database, "postpone", noted)
     study = make_study(1)
     send(box.port, study.images)
     box.until(study.uid, "unsent")

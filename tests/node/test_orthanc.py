@@ -19,12 +19,12 @@ import pynetdicom
 import pytest
 from PIL import Image
 from pydicom.uid import RLELossless
-from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as Find
-from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelMove as Move
 
 from dmfnet_fast.volumes.phantom import make_head, write_enhanced
 from tests.node.conftest import Archive, Box, Study, free_port, send, wait
 
+# The study root's information models.
+FIND, MOVE = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.2"
 Make = Callable[[int], Study]
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
@@ -51,20 +51,25 @@ class Orthanc:
             return False
         return True
 
-    def ask(self, kind: str, study: str, **more: Any) -> list[Any]:
-        """The answers to a C-FIND or C-MOVE."""
+    def _ask(self, kind: str, study: str, call: str, *more: Any) -> list[Any]:
         entity = pynetdicom.AE("SCANNER")
         entity.add_requested_context(kind)
         association = entity.associate("127.0.0.1", self.port, ae_title="ORTHANC")
         assert association.is_established
         query = pydicom.Dataset()
-        query.QueryRetrieveLevel = "STUDY"
-        query.StudyInstanceUID = study
-        query.NumberOfStudyRelatedSeries = "" if kind == Find else None
-        call = association.send_c_find if kind == Find else association.send_c_move
-        answers = list(call(query, *more.values(), kind))
+        query.QueryRetrieveLevel, query.StudyInstanceUID = "STUDY", study
+        query.NumberOfStudyRelatedSeries = ""
+        answers = list(getattr(association, call)(query, *more, kind))
         association.release()
         return answers
+
+    def find(self, study: str) -> Any:
+        """What Orthanc says of a study to a C-FIND."""
+        return self._ask(FIND, study, "send_c_find")[0][1]
+
+    def move(self, study: str) -> int:
+        """Have Orthanc send a study to the node by C-MOVE; the status."""
+        return int(self._ask(MOVE, study, "send_c_move", "FUSE")[-1][0].Status)
 
 
 @pytest.fixture
@@ -102,9 +107,9 @@ def test_moved_to_the_node_and_fused_back(box: Box, orthanc: Orthanc, make_study
     box.write(callers=["ORTHANC"], archive="ORTHANC")
     box.start()
     assert set(send(orthanc.port, study.images, called="ORTHANC")) == {0}
-    assert [status.Status for status, _ in orthanc.ask(Move, study.uid, to="FUSE")][-1] == 0
+    assert orthanc.move(study.uid) == 0
     box.until(study.uid, "sent")
-    assert int(orthanc.ask(Find, study.uid)[0][1].NumberOfStudyRelatedSeries) == 3
+    assert int(orthanc.find(study.uid).NumberOfStudyRelatedSeries) == 3
 
     found = orthanc.json(f"dicom-web/studies/{study.uid}/series?00080060=OT")
     (series,) = (one["0020000E"]["Value"][0] for one in found)
@@ -141,7 +146,7 @@ def test_lossy_and_multi_frame_images_are_moved(box: Box, orthanc: Orthanc, tmp_
     box.start()
     assert set(send(orthanc.port, images, called="ORTHANC")) == {0}
     for image in images:
-        assert [status.Status for status, _ in orthanc.ask(Move, image.StudyInstanceUID, to="FUSE")][-1] == 0
+        assert orthanc.move(image.StudyInstanceUID) == 0
         (path,) = (box.folder / "spool" / "studies").rglob(f"{image.SOPInstanceUID}.dcm")
         kept = pydicom.dcmread(path)
         assert kept.file_meta.TransferSyntaxUID == image.file_meta.TransferSyntaxUID

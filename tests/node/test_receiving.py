@@ -18,12 +18,13 @@ from typing import Any
 import pydicom
 import pynetdicom
 import pytest
-from pydicom.uid import AllTransferSyntaxes
-from pynetdicom.sop_class import CTImageStorage, MRImageStorage, Verification
+from pydicom.uid import AllTransferSyntaxes, CTImageStorage, MRImageStorage
+from pynetdicom.dsutils import encode
 
 from dmfnet_fast.errors import NodeError
 from tests.node.conftest import Box, Study, send, wait
 
+VERIFICATION = "1.2.840.10008.1.1"
 Make = Callable[[int], Study]
 
 
@@ -31,7 +32,7 @@ def echo(port: int, seconds: float = 5, **options: Any) -> int | None:
     """The status of the answer; None where there is no association."""
     entity = pynetdicom.AE("SCANNER")
     entity.acse_timeout = entity.connection_timeout = entity.network_timeout = seconds
-    entity.add_requested_context(Verification)
+    entity.add_requested_context(VERIFICATION)
     association = entity.associate("127.0.0.1", port, ae_title="FUSE", **options)
     if not association.is_established:
         return None
@@ -51,7 +52,7 @@ def test_echo(box: Box) -> None:
 
 def test_all_storage_classes_and_transfer_syntaxes_are_accepted(box: Box) -> None:
     box.start()
-    classes = [context.abstract_syntax for context in pynetdicom.AllStoragePresentationContexts]
+    classes = [str(context.abstract_syntax) for context in pynetdicom.AllStoragePresentationContexts]
     # A retired class, and a private one.
     classes += ["1.2.840.10008.5.1.4.1.1.5", "1.3.12.2.1107.5.9.1"]
     proposed = [(kind, str(AllTransferSyntaxes[i % len(AllTransferSyntaxes)])) for i, kind in enumerate(classes)]
@@ -148,11 +149,13 @@ def raw(port: int, named: Any, image: Any) -> int:
     request = pynetdicom.dimse_primitives.C_STORE()
     request.MessageID, request.Priority = 1, 2
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = named.SOPClassUID, named.SOPInstanceUID
-    encoded = pynetdicom.dsutils.encode(image, False, True) if isinstance(image, pydicom.Dataset) else image
-    request.DataSet = io.BytesIO(encoded)
+    request.DataSet = io.BytesIO(image if isinstance(image, bytes) else encode(image, False, True) or b"")
     association._reactor_checkpoint.clear()
     wait(lambda: association._is_paused)
-    association.dimse.send_msg(request, association.accepted_contexts[0].context_id)
+    number = association.accepted_contexts[0].context_id
+    assert number is not None
+    association.dimse.send_msg(request, number)
+    answer: Any
     _, answer = association.dimse.get_msg(block=True)
     association._reactor_checkpoint.set()
     association.release()
@@ -185,7 +188,9 @@ def test_association_cut_half_way(box: Box, make_study: Make) -> None:
     for image in study.mr[:3]:
         assert association.send_c_store(image).Status == 0
     # The head of a message that never ends.
+    assert association.dul.socket is not None
     sent = association.dul.socket.socket
+    assert sent is not None
     sent.sendall(b"\x04\x00\x00\x00\x40\x00\x00\x00\x00\x10\x01\x03half")
     sent.shutdown(socket.SHUT_RDWR)
     sent.close()
