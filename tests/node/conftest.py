@@ -18,6 +18,7 @@ pynetdicom = pytest.importorskip("pynetdicom", reason="needs the extra pacs")
 pydicom = pytest.importorskip("pydicom", reason="needs the extra pacs")
 pytest.importorskip("prometheus_client", reason="needs the extra pacs")
 
+from dmfnet_fast.node import service
 from dmfnet_fast.node.service import Node
 from dmfnet_fast.node.settings import read_settings
 from dmfnet_fast.node.status import status
@@ -29,6 +30,16 @@ name = "MR with PET"
 mr = { modality = "MR" }
 other = { modality = "PT", description = "pet*" }
 """
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers and nodes that look more often whether there is something to do."""
+    serve = pynetdicom.transport.AssociationServer.serve_forever
+    monkeypatch.setattr(
+        pynetdicom.transport.AssociationServer, "serve_forever", lambda server: serve(server, poll_interval=0.02)
+    )
+    monkeypatch.setattr(service, "_TICK", 0.05)
 
 
 def free_port() -> int:

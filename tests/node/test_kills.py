@@ -16,7 +16,7 @@ from dmfnet_fast.node.status import is_running
 from tests.node.conftest import Archive, Box, Study, send, wait
 
 Make = Callable[[int], Study]
-KILLS, STUDIES = 5, 3
+KILLS, STUDIES = 4, 3
 
 
 @contextmanager
@@ -53,11 +53,11 @@ def scan(box: Box, studies: list[Study], pause: float) -> None:
 def survive(box: Box, studies: list[Study], kills: int, seed: int) -> None:
     """Kill a node again and again while studies come in, are fused and are sent on."""
     choose = random.Random(seed)
-    scanner = threading.Thread(target=scan, args=(box, studies, 2.5 * kills / len(studies)))
+    scanner = threading.Thread(target=scan, args=(box, studies, 1.5 * kills / len(studies)))
     scanner.start()
     for _ in range(kills):
         with running(box):
-            time.sleep(choose.uniform(0, 3))
+            time.sleep(choose.uniform(0, 2))
     with running(box):
         scanner.join()
         for study in studies:

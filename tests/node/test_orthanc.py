@@ -21,7 +21,7 @@ from PIL import Image
 from pydicom.uid import RLELossless
 
 from dmfnet_fast.volumes.phantom import make_head, write_enhanced
-from tests.node.conftest import Archive, Box, Study, free_port, send, wait
+from tests.node.conftest import Box, Study, free_port, send, wait
 
 # The study root's information models.
 FIND, MOVE = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.2"
@@ -40,6 +40,10 @@ class Orthanc:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/{path}", timeout=10) as answer:
             content: bytes = answer.read()
             return content
+
+    def put(self, path: str, content: Any) -> None:
+        url, data = f"http://127.0.0.1:{self.http}/{path}", json.dumps(content).encode()
+        urllib.request.urlopen(urllib.request.Request(url, data, method="PUT"), timeout=10).close()
 
     def json(self, path: str) -> Any:
         return json.loads(self.get(path))
@@ -72,19 +76,20 @@ class Orthanc:
         return int(self._ask(MOVE, study, "send_c_move", "FUSE")[-1][0].Status)
 
 
-@pytest.fixture
-def orthanc(tmp_path: Path, place: Archive, box: Box) -> Iterator[Orthanc]:
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
     program = shutil.which("Orthanc")
     if program is None or not PLUGIN.exists():
         pytest.skip("needs Orthanc with its DICOMweb plugin (Debian: orthanc, orthanc-dicomweb)")
-    started = Orthanc(free_port(), place.port)
+    tmp_path = tmp_path_factory.mktemp("orthanc")
+    started = Orthanc(free_port(), free_port())
     settings = {
         "StorageDirectory": str(tmp_path / "orthanc"),
         "IndexDirectory": str(tmp_path / "orthanc"),
         "HttpPort": started.http,
         "DicomPort": started.port,
         "DicomAet": "ORTHANC",
-        "DicomModalities": {"node": ["FUSE", "127.0.0.1", box.port], "scanner": ["SCANNER", "127.0.0.1", 1]},
+        "DicomModalities": {"scanner": ["SCANNER", "127.0.0.1", 1]},
         "Plugins": [str(PLUGIN)],
         "DicomWeb": {"Enable": True},
         "RemoteAccessAllowed": False,
@@ -98,13 +103,21 @@ def orthanc(tmp_path: Path, place: Archive, box: Box) -> Iterator[Orthanc]:
         assert process.poll() is None, (tmp_path / "orthanc.log").read_text()
         yield started
     finally:
-        process.terminate()
-        process.wait(30)
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def orthanc(started: Orthanc, box: Box) -> Orthanc:
+    """Sends to the node, which sends to it."""
+    box.archive.port = started.port
+    box.write(callers=["ORTHANC"], archive="ORTHANC")
+    started.put("modalities/node", ["FUSE", "127.0.0.1", box.port])
+    return started
 
 
 def test_moved_to_the_node_and_fused_back(box: Box, orthanc: Orthanc, make_study: Make) -> None:
     study = make_study(7)
-    box.write(callers=["ORTHANC"], archive="ORTHANC")
     box.start()
     assert set(send(orthanc.port, study.images, called="ORTHANC")) == {0}
     assert orthanc.move(study.uid) == 0
@@ -142,7 +155,6 @@ def test_lossy_and_multi_frame_images_are_moved(box: Box, orthanc: Orthanc, tmp_
     several.compress(RLELossless, generate_instance_uid=False)
     folder = Path(pydicom.__file__).parent / "data" / "test_files"
     images = [several, *(pydicom.dcmread(folder / name) for name in ("JPEG2000.dcm", "JPEG-lossy.dcm"))]
-    box.write(callers=["ORTHANC"], archive="ORTHANC")
     box.start()
     assert set(send(orthanc.port, images, called="ORTHANC")) == {0}
     for image in images:
