@@ -30,6 +30,7 @@ CREATE TABLE series(
 CREATE TABLE images(
     study TEXT NOT NULL REFERENCES studies ON DELETE CASCADE, series TEXT NOT NULL, uid TEXT NOT NULL,
     sha256 TEXT NOT NULL, PRIMARY KEY(study, series, uid));
+CREATE TABLE refused(study TEXT NOT NULL, image TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY(study, image));
 CREATE TABLE results(
     id TEXT PRIMARY KEY, study TEXT NOT NULL REFERENCES studies ON DELETE CASCADE,
     rule TEXT NOT NULL, mr TEXT NOT NULL, other TEXT NOT NULL, series TEXT NOT NULL,
@@ -175,6 +176,19 @@ class Database:
                 study, series.uid, series.modality, series.description,
             )  # fmt: skip
             self._run("INSERT INTO images VALUES (?, ?, ?, ?)", study, series.uid, image, sha256)
+            self._run("DELETE FROM refused WHERE study = ? AND image = ?", study, image)
+
+    def refuse_image(self, study: str, image: str) -> None:
+        """Record that an image came which could not be kept, so that its study is known to be incomplete."""
+        self._run("INSERT OR REPLACE INTO refused VALUES (?, ?, ?)", study, image, time.time())
+
+    def refused_images(self, study: str) -> int:
+        """How many images of a study were refused and have not come again."""
+        return int(str(self._one("SELECT COUNT(*) FROM refused WHERE study = ?", study)))
+
+    def forget_refused(self, before: float) -> None:
+        """Forget the images that were refused before."""
+        self._run("DELETE FROM refused WHERE at < ?", before)
 
     def all_images(self) -> set[tuple[str, str, str]]:
         """Study, series and UID of every image."""

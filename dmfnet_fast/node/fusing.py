@@ -74,6 +74,9 @@ class Worker:
                 self._process.kill()
                 self._process.communicate()
                 self._process = None
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
 
     def _ask(self, line: str) -> dict[str, Any]:
         process = self._started()

@@ -119,7 +119,11 @@ class Receiver:
             meta = b"\0" * 128 + b"DICM" + pynetdicom.dsutils.encode_file_meta(event.file_meta)
             with request.DataSet.getbuffer() as dataset:
                 stored = self._spool.add(
-                    str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID), meta, dataset
+                    str(request.AffectedSOPClassUID),
+                    str(request.AffectedSOPInstanceUID),
+                    str(event.context.transfer_syntax),
+                    meta,
+                    dataset,
                 )
         except RefusedError as error:
             self._counters.add("images", "refused")

@@ -14,25 +14,31 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import re
 import shutil
 import sqlite3
 import threading
 import uuid
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import IO
 
-from dmfnet_fast.errors import NodeError, VolumeError, require
+from dmfnet_fast.errors import NodeError, require
 from dmfnet_fast.node.database import Database
 from dmfnet_fast.node.rules import Series
-from dmfnet_fast.volumes.dicom_file import open_stream
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _LONGEST_UID, _LONGEST_TEXT = 64, 64
+_KEYWORDS = (
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription",
+)  # fmt: skip
+# Bytes in which these nearly always are, and to which a deflated header is inflated at most; the tag of pixels.
+_HEADER, _PIXELS = 2**20, 0x7FE00000
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCK = "lock"
 
@@ -66,6 +72,8 @@ class Stored:
 class _Header:
     study: str
     series: Series
+    image: str
+    sop_class: str
 
 
 def _sync(path: Path) -> None:
@@ -155,19 +163,31 @@ class Spool:
     def _path(self, study: str, series: str, image: str) -> Path:
         return self._studies / study / series / f"{image}.dcm"
 
-    def add(self, sop_class: str, image: str, meta: bytes, dataset: memoryview) -> Stored:
+    def add(self, sop_class: str, image: str, syntax: str, meta: bytes, dataset: memoryview) -> Stored:
         """Keep an image; it is on the disk when this returns. One that is there already is left as it is.
 
         Args:
             sop_class, image: its SOP Class and Instance UID, as the sender names them.
+            syntax: the transfer syntax of the data set.
             meta: preamble and file meta information.
             dataset: all else, as it came.
 
         Raises:
-            RefusedError: it cannot be kept; nothing of it is left.
+            RefusedError: it cannot be kept; nothing of it is left, but for the knowledge that its study lacks it.
         """
-        if self.free < self._reserve / 2:
-            raise RefusedError(Refusal.OUT_OF_RESOURCES, f"the disk is full: {self.free / 2**20:.0f} MiB are free")
+        header = _read_header(dataset, syntax)
+        if (header.sop_class, header.image) != (sop_class, image):
+            raise RefusedError(Refusal.MISMATCH, "its SOP Class or Instance UID differs from that of the request")
+        try:
+            if self.free < self._reserve / 2:
+                raise RefusedError(Refusal.OUT_OF_RESOURCES, f"{self.free / 2**20:.0f} MiB of the disk are free")
+            return self._write(header, meta, dataset)
+        except RefusedError:
+            with suppress(sqlite3.Error):
+                self.database.refuse_image(header.study, image)
+            raise
+
+    def _write(self, header: _Header, meta: bytes, dataset: memoryview) -> Stored:
         arriving = self._arriving / uuid.uuid4().hex
         try:
             with arriving.open("xb") as file:
@@ -175,9 +195,7 @@ class Spool:
                 file.write(dataset)
                 file.flush()
                 os.fsync(file.fileno())
-            header = _read_header(arriving, sop_class, image)
-            digest = hashlib.sha256(dataset).hexdigest()
-            return self._put(arriving, header, image, digest)
+            return self._put(arriving, header, hashlib.sha256(dataset).hexdigest())
         except (OSError, sqlite3.Error) as error:
             full = "full" in str(error) if isinstance(error, sqlite3.Error) else error.errno in _NO_SPACE
             reason = "the disk is full" if full else f"cannot be written: {type(error).__name__}: {error}"
@@ -186,9 +204,9 @@ class Spool:
             with suppress(OSError):
                 arriving.unlink(missing_ok=True)
 
-    def _put(self, arriving: Path, header: _Header, image: str, digest: str) -> Stored:
+    def _put(self, arriving: Path, header: _Header, digest: str) -> Stored:
         """Move an image to its place, unless one is there."""
-        study, series = header.study, header.series.uid
+        study, series, image = header.study, header.series.uid, header.image
         with self._adding:
             there = self.database.image_hash(study, series, image)
             if there is not None:
@@ -247,6 +265,7 @@ class Spool:
         # No image may come for a study between the look at it and its end.
         with self._adding:
             studies = self.database.expired(before)
+            self.database.forget_refused(before)
             results = [result for study in studies for result in self.database.remove_study(study)]
             gone = [self._discard(self._results / result) for result in results]
             gone += [self._discard(self._studies / study) for study in studies]
@@ -266,33 +285,36 @@ def _text(value: object) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in str(value or ""))[:_LONGEST_TEXT].strip()
 
 
-def _read_header(path: Path, sop_class: str, image: str) -> _Header:
+def _read_header(dataset: memoryview, syntax: str) -> _Header:
     """Where an image belongs.
 
     Raises:
-        RefusedError: it does not say, or says something else than its sender.
+        RefusedError: it does not say.
     """
-    pydicom = require("pydicom", "dicom")
-    keywords = (
-        "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription",
-        "SpecificCharacterSet",
-    )  # fmt: skip
-    try:
-        with open_stream(path) as stream:
-            data = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(keywords))
-            found = {keyword: _text(data.get(keyword)) for keyword in keywords}
-            inside = str(data.get("SOPClassUID", "")), str(data.get("SOPInstanceUID", ""))
-    except VolumeError as error:
-        raise RefusedError(Refusal.NOT_UNDERSTOOD, "its data set is damaged") from error
-    except OSError:
-        raise
-    except Exception as error:
-        # Whatever a damaged file makes pydicom raise.
-        raise RefusedError(Refusal.NOT_UNDERSTOOD, f"its data set is damaged ({type(error).__name__})") from error
+    start = _parsed(dataset[:_HEADER], syntax)
+    found = start if start.get("SeriesInstanceUID") else _parsed(dataset, syntax)
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         if not _UID.fullmatch(found[keyword]) or len(found[keyword]) > _LONGEST_UID:
             raise RefusedError(Refusal.NOT_UNDERSTOOD, f"it has no valid {keyword}")
-    if inside != (sop_class, image):
-        raise RefusedError(Refusal.MISMATCH, "its SOP Class or Instance UID differs from that of the request")
-    series = Series(found["SeriesInstanceUID"], found["Modality"], found["SeriesDescription"])
-    return _Header(found["StudyInstanceUID"], series)
+    series = Series(found["SeriesInstanceUID"], _text(found["Modality"]), _text(found["SeriesDescription"]))
+    return _Header(found["StudyInstanceUID"], series, found["SOPInstanceUID"], found["SOPClassUID"])
+
+
+def _parsed(dataset: memoryview, syntax: str) -> dict[str, str]:
+    """The elements that tell where an image belongs, as far as they are in the data."""
+    pydicom = require("pydicom", "dicom")
+    uid = pydicom.uid.UID(syntax)
+    known = uid.is_transfer_syntax and not uid.is_private
+    tags = [pydicom.tag.Tag(keyword) for keyword in (*_KEYWORDS, "SpecificCharacterSet")]
+    try:
+        data: bytes | memoryview = dataset
+        if known and uid.is_deflated:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(dataset, _HEADER)
+        header = pydicom.filereader.read_dataset(
+            io.BytesIO(data), known and uid.is_implicit_VR, not known or uid.is_little_endian,
+            stop_when=lambda tag, *_: tag >= _PIXELS, specific_tags=tags,
+        )  # fmt: skip
+        return {keyword: str(header.get(keyword) or "") for keyword in _KEYWORDS}
+    except Exception as error:
+        # Whatever a damaged data set makes pydicom raise.
+        raise RefusedError(Refusal.NOT_UNDERSTOOD, f"its data set is damaged ({type(error).__name__})") from error

@@ -37,7 +37,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers and nodes that look more often whether there is something to do."""
     serve = pynetdicom.transport.AssociationServer.serve_forever
     monkeypatch.setattr(
-        pynetdicom.transport.AssociationServer, "serve_forever", lambda server: serve(server, poll_interval=0.02)
+        pynetdicom.transport.AssociationServer, "serve_forever", lambda server: serve(server, poll_interval=0.1)
     )
     monkeypatch.setattr(service, "_TICK", 0.05)
 

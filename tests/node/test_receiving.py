@@ -18,7 +18,16 @@ from typing import Any
 import pydicom
 import pynetdicom
 import pytest
-from pydicom.uid import AllTransferSyntaxes, CTImageStorage, MRImageStorage
+from pydicom.uid import (
+    UID,
+    AllTransferSyntaxes,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    MRImageStorage,
+)
 from pynetdicom.dsutils import encode
 
 from dmfnet_fast.errors import NodeError
@@ -115,6 +124,29 @@ def test_images_are_kept_as_they_came(box: Box, make_study: Make) -> None:
     assert kept.file_meta.TransferSyntaxUID == study.mr[0].file_meta.TransferSyntaxUID
     assert path.name == f"{study.mr[0].SOPInstanceUID}.dcm"
     assert path.stat().st_mode & 0o077 == 0 or path.parents[2].stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, JPEGLSLossless]
+)
+def test_headers_of_all_encodings_are_read(box: Box, make_study: Make, tmp_path: Path, syntax: UID) -> None:
+    image = make_study(1).mr[0]
+    if syntax.is_encapsulated:
+        pytest.importorskip("jpeg_ls", reason="needs pyjpegls")
+        image.compress(syntax, generate_instance_uid=False)
+    else:
+        del image.PixelData
+        image.file_meta.TransferSyntaxUID = syntax
+        file = tmp_path / "image.dcm"
+        image.save_as(file, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian)
+        image = pydicom.dcmread(file)
+    box.start()
+    assert send(box.port, [image]) == [0]
+    (path,) = stored(box)
+    assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
+    assert pydicom.dcmread(path) == image
+    (series,) = box.status()["studies"][0]["series"]
+    assert (series["modality"], series["description"]) == ("MR", "T2 axial")
 
 
 @pytest.mark.parametrize(
@@ -226,17 +258,27 @@ def test_nearly_full_disk_takes_the_rest_of_studies_alone(
     box: Box, make_study: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, new = make_study(1), make_study(2)
+    box.archive.open()
     box.write(reserve=1.0)
     node = box.start()
     free = 2**31
     monkeypatch.setattr(type(node.spool), "free", property(lambda _: free))
-    assert send(box.port, begun.mr[:1]) == [0]
+    assert set(send(box.port, begun.mr)) == {0}
     free = 2**30 * 3 // 4
     assert send(box.port, new.mr[:1]) == [0xA700]
-    assert send(box.port, begun.mr[1:2]) == [0]
+    assert set(send(box.port, begun.pet[:2])) == {0}
     free = 2**28
-    assert send(box.port, begun.mr[2:3]) == [0xA700]
-    assert len(stored(box)) == 2
+    assert set(send(box.port, begun.pet[2:])) == {0xA700}
+    # Known to be incomplete, it is not fused, after a restart either.
+    for _ in range(2):
+        box.until(begun.uid, "does not fit")
+        problem = f"{len(begun.pet) - 2} of its images were refused for lack of space: send them again"
+        assert box.status()["studies"][0]["problems"] == [problem]
+        box.stop()
+        box.start()
+    free = 2**31
+    assert set(send(box.port, begun.pet)) == {0}
+    box.until(begun.uid, "sent")
 
 
 def test_folder_and_port_in_use(box: Box) -> None:
