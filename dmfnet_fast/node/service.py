@@ -107,11 +107,11 @@ class Node:
         return False
 
     def _apply_rules(self, study: str, images: int) -> None:
+        pairs, reasons = decide(self.settings.rules, self._database.series_of(study))
         lacking = self._database.refused_images(study)
         if lacking:
-            pairs, reasons = [], [f"{lacking} of its images were refused for lack of space: send them again"]
-        else:
-            pairs, reasons = decide(self.settings.rules, self._database.series_of(study))
+            pairs.clear()
+            reasons = [f"{lacking} of its images were refused for lack of space: send them again"]
         new = sum([self._prepare(study, pair) for pair in pairs])
         note = json.dumps(reasons)
         if new or note != self._database.note(study):

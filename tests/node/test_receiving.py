@@ -138,7 +138,9 @@ def test_headers_of_all_encodings_are_read(box: Box, make_study: Make, tmp_path:
         del image.PixelData
         image.file_meta.TransferSyntaxUID = syntax
         file = tmp_path / "image.dcm"
-        image.save_as(file, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian)
+        pydicom.dcmwrite(
+            file, image, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian, force_encoding=True
+        )
         image = pydicom.dcmread(file)
     box.start()
     assert send(box.port, [image]) == [0]
