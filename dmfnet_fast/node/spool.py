@@ -20,6 +20,7 @@ import re
 import shutil
 import sqlite3
 import threading
+import time
 import uuid
 import zlib
 from contextlib import suppress
@@ -96,6 +97,16 @@ def take_lock(path: Path) -> IO[bytes] | None:
     return file
 
 
+def _patiently(path: Path) -> IO[bytes] | None:
+    """`take_lock`, tried again for a moment: `--status` holds the lock while it looks whether anybody does."""
+    for _ in range(20):
+        lock = take_lock(path)
+        if lock is not None:
+            return lock
+        time.sleep(0.05)
+    return None
+
+
 class Spool:
     """A node's folder.
 
@@ -117,7 +128,7 @@ class Spool:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for part in (self._arriving, self._studies, self._results, self._deleted):
                 part.mkdir(mode=0o700, exist_ok=True)
-            lock = take_lock(folder / LOCK)
+            lock = _patiently(folder / LOCK)
         except OSError as error:
             raise NodeError(f"{folder}: cannot be used: {error.strerror or error}; name another folder") from error
         if lock is None:
