@@ -29,6 +29,10 @@ class OutputError(DMFNetError, OSError):
     """A result that cannot be written to the requested path."""
 
 
+class NodeError(DMFNetError):
+    """A DICOM node that cannot be started as its settings say."""
+
+
 class MissingExtraError(DMFNetError, ImportError):
     """An optional dependency that is not installed."""
 

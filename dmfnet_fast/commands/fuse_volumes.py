@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -119,8 +119,12 @@ class _Steps:
                 yield
 
 
-def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
+def fuse_volumes(request: VolumeRequest, opened: Fuser | None = None) -> dict[str, Any]:
     """Fuse two volumes and write all that belongs to the result.
+
+    Args:
+        request: what to fuse.
+        opened: a fuser with the request's engine and rules, which stays open; None to open one.
 
     Returns:
         What `--json` prints: the report, the files, and how many slices were fused now and before.
@@ -131,7 +135,7 @@ def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
     place, steps = Place.of(request.output, request.format), _Steps()
     place.check()
     others = _results_in_other_formats(request)
-    with request.engine.open() as fuser:
+    with request.engine.open() if opened is None else nullcontext(opened) as fuser:
         alignment, sources, warnings = _aligned(request, steps)
         shown_a = show(alignment.a, request.range_a)
         shown_b = show(alignment.b, request.range_b, request.colormap)
