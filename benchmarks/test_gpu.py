@@ -14,13 +14,12 @@ import torch
 
 from benchmarks.gpu.fusions import COMPILED, IMMEDIATE, Variant, start
 from benchmarks.gpu.machine import find_machine
-from benchmarks.gpu.networks import CASES, Case, Networks, Quality
+from benchmarks.gpu.networks import LARGE, SINGLE_PAIRS, Case, Networks, Quality
 
 ROUNDS = 20
 ROWS = [
     pytest.param(case, variant, id=f"{case}-{variant.name}-{variant.precision}")
-    for case in CASES
-    if case.batch == 1
+    for case in (*SINGLE_PAIRS, *LARGE)
     for variant in (*IMMEDIATE, COMPILED)
 ]
 

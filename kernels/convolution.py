@@ -329,11 +329,10 @@ def tile_for(x: Tensor, weight: Tensor, statistics: bool) -> ConvolutionTile | N
         return None
     height, width = x.shape[2:]
     pixels = height * width
-    tile = tiles_of(x).convolution(inputs, outputs, len(x) * pixels)
-    if tile is None or (statistics and pixels_of_part(pixels) > tile.pixels):
-        return None
+    tiles = tiles_of(x).convolution(inputs, outputs, len(x) * pixels)
     # Described tiles were measured with TMA; without it, the same tile is slower than cuDNN.
-    return None if tile.described and not _in_whole_rows(height, width, tile.pixels) else tile
+    tile = next((each for each in tiles if not each.described or _in_whole_rows(height, width, each.pixels)), None)
+    return None if tile is None or (statistics and pixels_of_part(pixels) > tile.pixels) else tile
 
 
 def plan(
@@ -366,6 +365,10 @@ def plan(
     channels = max(SMALLEST, min(tile.channels, triton.next_power_of_2(outputs)))
     widths = [0 if value is None else value.shape[1] for value in (x, more, last)]
     inner = [min(tile.inner, _largest_power_of_2_factor(value)) for value in widths]
+    if 0 < inner[2] < inner[1]:
+        # Triton 3.6 miscompiles shortcuts in this order: an H200 saw wrong sums, or reads outside shared memory.
+        maps[1], maps[2], weights[1], weights[2] = maps[2], maps[1], weights[2], weights[1]
+        widths[1], widths[2], inner[1], inner[2] = widths[2], widths[1], inner[2], inner[1]
     names = ("x", "weight"), ("more", "more_weight"), ("last", "last_weight")
     sources: dict[str, Tensor | TensorDescriptor | None] = {}
     described = tile.described and _in_whole_rows(height, width, pixels)

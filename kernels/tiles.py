@@ -7,6 +7,7 @@ H200 (docs/gpu.md).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 
@@ -72,7 +73,8 @@ class Tiles:
         upsample: bilinear upsampling.
         diffuse: noisy images, and both ends of a student; pixels only.
         first, head: convolutions from and to a single channel; the head always takes all channels.
-        convolutions: rules in order of precedence; cuDNN computes a convolution that none applies to.
+        convolutions: rules in order of precedence; cuDNN computes a convolution that none applies to. A described tile
+            applies to whole rows only.
         attention, attention_float32: tiles by the largest number of channels, in half precision and in float32.
     """
 
@@ -93,12 +95,11 @@ class Tiles:
         default_factory=lambda: {128: AttentionTile(16, 32, 4, 1), 256: AttentionTile(16, 16, 4, 1)}
     )
 
-    def convolution(self, inputs: int, outputs: int, pixels: int) -> ConvolutionTile | None:
-        """The tile for a convolution with `pixels` over the whole batch, or None where cuDNN is to be used."""
+    def convolution(self, inputs: int, outputs: int, pixels: int) -> Iterator[ConvolutionTile]:
+        """The tiles for a convolution with `pixels` over the whole batch, the best one first."""
         for rule in self.convolutions:
             if inputs <= rule.inputs and outputs <= rule.outputs and pixels <= rule.pixels:
-                return rule.tile
-        return None
+                yield rule.tile
 
 
 # By compute capability times ten.
@@ -111,11 +112,13 @@ ARCHITECTURES: dict[int, Tiles] = {
         epilogue=Tile(16, 64, 2),
         head=Tile(16, 1, 2),
         convolutions=(
-            ConvolutionRule(64, 64, 2**10, ConvolutionTile(32, 32, 32, 4, 3)),
-            ConvolutionRule(32, 32, 2**13, ConvolutionTile(32, 32, 32, 2, 3)),
+            ConvolutionRule(128, 64, 2**12, ConvolutionTile(32, 32, 128, 4, 4)),
+            ConvolutionRule(32, 32, 2**13, ConvolutionTile(32, 32, 32, 2, 5)),
             ConvolutionRule(32, 32, ANY, ConvolutionTile(128, 32, 32, 4, 3)),
-            ConvolutionRule(128, 64, 2**13, ConvolutionTile(64, 64, 64, 4, 3)),
+            ConvolutionRule(128, 64, 2**13, ConvolutionTile(32, 32, 128, 4, 3)),
             ConvolutionRule(128, 64, ANY, ConvolutionTile(128, 64, 64, 4, 3)),
+            ConvolutionRule(ANY, ANY, 2**11, ConvolutionTile(64, 64, 128, 4, 4, described=True)),
+            ConvolutionRule(ANY, ANY, 2**13, ConvolutionTile(64, 128, 128, 4, 4, described=True)),
             ConvolutionRule(ANY, ANY, 2**12, ConvolutionTile(64, 64, 64, 4, 4)),
             ConvolutionRule(ANY, ANY, 2**15, ConvolutionTile(64, 128, 64, 4, 4, described=True)),
             ConvolutionRule(ANY, ANY, ANY, ConvolutionTile(128, 128, 64, 4, 3, described=True)),

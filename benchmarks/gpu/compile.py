@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.kernels import checked_cases
 from benchmarks.gpu.machine import Machine, find_machine
+from benchmarks.gpu.networks import PRECISIONS, Networks, check, checked_weights
+from dmfnet_fast.precision import FloatPrecision
 from kernels import launch
 from kernels.cases.record import Case, Draw
 from kernels.compile import Signature, signature_of
@@ -37,21 +41,40 @@ def jobs(machine: Machine) -> Iterator[Job]:
                 yield index, type_index
 
 
-def _compile(job: Job) -> str | None:
+def _compile_case(index: int, type_index: int) -> str | None:
     """Launches a case once and returns what failed, if anything; the case's own step will fail again and report it."""
+    machine = _machine()
+    case, dtypes = checked_cases(machine)[index]
+    return try_launch(case, case.make(Draw(dtypes[type_index], machine.device.type)))
+
+
+def _compile_network(weights: str, precision: FloatPrecision) -> str | None:
+    """Like `_compile_case`, for a network that is checked."""
+    networks = Networks(_machine())
+    return _attempt(f"{weights} {precision}", lambda: check(weights, precision, False, networks))
+
+
+def _machine() -> Machine:
     machine = find_machine()
     assert isinstance(machine, Machine)
-    case, dtypes = checked_cases(machine)[job[0]]
-    return try_launch(case, case.make(Draw(dtypes[job[1]], machine.device.type)))
+    return machine
+
+
+def _run(job: Callable[[], str | None]) -> str | None:
+    return job()
 
 
 def try_launch(case: Case, arguments: Sequence[Any]) -> str | None:
     """Launches a case and returns what failed, or None."""
+    return _attempt(str(case), lambda: launch.run(case.operation.plan(*arguments)))
+
+
+def _attempt(name: str, call: Callable[[], Any]) -> str | None:
     try:
-        launch.run(case.operation.plan(*arguments))
+        call()
         torch.cuda.synchronize()
     except Exception as error:  # compilers and drivers may raise anything
-        return f"{case}: {type(error).__name__}: {error}"[:LONGEST_MESSAGE]
+        return f"{name}: {type(error).__name__}: {error}"[:LONGEST_MESSAGE]
     finally:
         torch.cuda.empty_cache()
     return None
@@ -66,8 +89,13 @@ def run_in_processes(compile_one: Callable[[Any], str | None], todo: Sequence[An
     return {"seconds": time.monotonic() - begun, "jobs": len(todo), "failed": failed}
 
 
-def compile_all(machine: Machine) -> dict[str, Any]:
-    """Like `run_in_processes`, for all cases that are checked or timed; the interpreter compiles nothing."""
+def compile_all(machine: Machine, networks: bool) -> dict[str, Any]:
+    """Like `run_in_processes`, for all cases that are checked or timed; the interpreter compiles nothing.
+
+    With `networks`, first for the networks that are checked: they have binaries of their own, and take longest.
+    """
     if machine.interpreted:
         return {"seconds": 0.0, "jobs": 0, "failed": []}
-    return run_in_processes(_compile, list(jobs(machine)))
+    checked = itertools.product(checked_weights(machine), reversed(PRECISIONS)) if networks else ()
+    todo = [partial(_compile_network, weights, precision) for weights, precision in checked]
+    return run_in_processes(_run, [*todo, *(partial(_compile_case, *job) for job in jobs(machine))])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.networks import CASES, INTERPRETED_CASE, Array, Case, Networks, Quality
+from benchmarks.gpu.networks import BATCHES, INTERPRETED_CASE, LARGE, SINGLE_PAIRS, Array, Case, Networks, Quality
 from benchmarks.variants import Published, as_trained
 from dmfnet_fast.engines.arithmetic import arithmetic
 from dmfnet_fast.engines.cuda_graph import CapturedFusion
@@ -122,10 +122,8 @@ IMMEDIATE = (
     Variant("optimized, CUDA graph", "float16", _ours(False), captured=True, deterministic=True),
 )
 COMPILED, TUNED = _compiled("reduce-overhead"), _compiled("max-autotune")
-FOR_LARGER = (KERNELS_CAPTURED, PUBLISHED, AUTOCAST)  # variants for larger cases
-SINGLE_PAIRS, BATCHES = 3, 4  # numbers of CASES: single pairs at 256x256, then batches
-FIRST_ROWS = SINGLE_PAIRS * len(IMMEDIATE) + 1  # measured first
-EARLY_ROWS = FIRST_ROWS + BATCHES * len(FOR_LARGER)  # measured before the other sections end
+# Measured before the other sections end.
+FIRST_ROWS = len(SINGLE_PAIRS) * len(IMMEDIATE) + 1 + len(BATCHES) + len(LARGE)
 
 
 def rows(machine: Machine) -> list[tuple[Case, Variant]]:
@@ -133,15 +131,15 @@ def rows(machine: Machine) -> list[tuple[Case, Variant]]:
     if machine.interpreted:
         variants = [each for each in IMMEDIATE if not each.captured and each.precision != "tf32"]
         return [(INTERPRETED_CASE, variant) for variant in variants]
-    first, others = CASES[:SINGLE_PAIRS], CASES[SINGLE_PAIRS:]
+    base, *others = SINGLE_PAIRS
     return [
-        *((case, variant) for case in first for variant in IMMEDIATE),
-        (first[0], COMPILED),
-        *((case, variant) for case in others[:BATCHES] for variant in FOR_LARGER),
-        *((case, COMPILED) for case in first[1:]),
-        *((case, variant) for case in others[BATCHES:] for variant in FOR_LARGER),
+        *((case, variant) for case in SINGLE_PAIRS for variant in IMMEDIATE),
+        (base, COMPILED),
+        *((case, KERNELS_CAPTURED) for case in (*BATCHES, *LARGE)),
         *((case, COMPILED) for case in others),
-        *((case, TUNED) for case in CASES),
+        (base, TUNED),
+        *((case, variant) for case in (*BATCHES, *LARGE) for variant in (PUBLISHED, AUTOCAST)),
+        *((case, TUNED) for case in others),
     ]
 
 

@@ -90,22 +90,9 @@ class Case:
         return f"{self.network} {self.size}x{self.size} batch {self.batch}"
 
 
-# The most informative first.
-CASES = (
-    Case("base", 256, 1),
-    Case("turbo", 256, 1),
-    Case("nano", 256, 1),
-    Case("base", 256, 8),
-    Case("turbo", 256, 8),
-    Case("nano", 256, 8),
-    Case("nano", 256, 32),
-    Case("tiny", 256, 1),
-    Case("base", 512, 1),
-    Case("tiny", 512, 1),
-    Case("tiny", 256, 8),
-    Case("base", 512, 8),
-    Case("tiny", 512, 8),
-)
+SINGLE_PAIRS = tuple(Case(name, 256, 1) for name in ("base", "turbo", "nano"))
+BATCHES = tuple(Case(name, 256, batch) for batch in (8, 32) for name in ("base", "turbo", "nano"))
+LARGE = tuple(Case(name, 512, 1) for name in ("base", "turbo", "nano"))
 INTERPRETED_CASE = Case("tiny", 64, 1)
 
 

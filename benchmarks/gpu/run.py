@@ -132,14 +132,13 @@ def steps(machine: Machine) -> Iterator[Step]:
                 row = {"weights": weights, "precision": precision, "way": "CUDA graph" if captured else "launched"}
                 run = partial(gpu_networks.check, weights, precision, captured, networks)
                 yield Step("checks", "networks", row, run, _show_network)
-    yield from fusions[gpu_fusions.FIRST_ROWS : gpu_fusions.EARLY_ROWS]
     for case, dtypes in gpu_kernels.checked_cases(machine):
         row = {"operation": case.operation.name, "case": case.name}
         yield Step("checks", "operations", row, partial(gpu_kernels.check, case, dtypes, machine), _show_case)
     for case in gpu_kernels.timed_cases(machine):
         row = {"operation": case.operation.name, "case": case.name, "dtype": "float16"}
         yield Step("kernels", "kernels", row, partial(gpu_kernels.measure, case, machine), _show_kernel)
-    yield from fusions[gpu_fusions.EARLY_ROWS :]
+    yield from fusions[gpu_fusions.FIRST_ROWS :]
 
 
 def attempt(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -273,7 +272,7 @@ def run(machine: Machine, results: Results, chosen: tuple[str, ...], deadline: f
     click.echo(f"ceilings: {', '.join(rates)}")
     content["running"] = "compilation"
     results.write()
-    content["compiled"] = attempt(partial(compile_all, machine))
+    content["compiled"] = attempt(partial(compile_all, machine, "checks" in chosen))
     click.echo(f"compiled: {content['compiled']}")
     todo = [step for step in steps(machine) if step.section in chosen]
     for number, step in enumerate(todo):

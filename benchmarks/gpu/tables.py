@@ -20,7 +20,7 @@ from kernels.cases import OPERATIONS, RECORDS
 from kernels.cases.record import HALF, Shape, Work, values
 
 RESULTS = Path(__file__).parents[1] / "results"
-NAME = "0.1.0-H200"
+NAME, OTHER_TUNING = "0.1.0-H200", "0.1.0-H100-tuning.json"
 NETWORKS = ("base", "turbo", "nano")
 OURS, PUBLISHED = "kernels, CUDA graph", "published, eager"
 COMPILED = "published, torch.compile reduce-overhead, autocast, channels last"
@@ -41,16 +41,26 @@ class Runs:
         now: the last run.
         before: the first run, of code that had not run on a GPU before.
         tuning: candidates for tiles and rules, and two runs between the first and the last.
+        checked: the run before the last: the newest one of every check, and of whole calls.
+        other: what was tried on another GPU model, an H100.
     """
 
     now: Json
     before: Json
     tuning: Json
+    checked: Json
+    other: Json
 
     @classmethod
     def read(cls) -> Runs:
-        names = f"{NAME}.json", f"{NAME}-before.json", f"{NAME}-tuning.json"
+        names = f"{NAME}.json", f"{NAME}-before.json", f"{NAME}-tuning.json", f"{NAME}-checked.json", OTHER_TUNING
         return cls(*(json.loads((RESULTS / name).read_text()) for name in names))
+
+    @property
+    def all(self) -> dict[str, Json]:
+        """All runs of `python -m benchmarks.gpu` by their names."""
+        between = {name: self.tuning[name] for name in ("second", "third")}
+        return {"first": self.before, **between, "fourth": self.checked, "last": self.now}
 
 
 def fusion(run: Json, network: str, way: str, batch: int = 1) -> Json | None:
@@ -176,9 +186,8 @@ def gaps(run: Json, network: str) -> dict[str, Gap]:
 
 
 def _rates(runs: Runs) -> str:
-    names = {"first": runs.before, "second": runs.tuning["second"], "third": runs.tuning["third"], "last": runs.now}
     rows = []
-    for name, run in names.items():
+    for name, run in runs.all.items():
         ceilings = run["ceilings"]
         rates = [ceilings["copy"]["bytes_per_second"]]
         rates += [ceilings[kind]["flop_per_second"] for kind in ("float16", "bfloat16", "tf32", "float32")]
@@ -188,9 +197,8 @@ def _rates(runs: Runs) -> str:
 
 
 def _checks(runs: Runs) -> str:
-    names = {"first": runs.before, "second": runs.tuning["second"], "third": runs.tuning["third"], "last": runs.now}
     rows = []
-    for name, run in names.items():
+    for name, run in runs.all.items():
         counts = []
         for kind in ("operations", "networks"):
             within = [row["within"] for row in run["checks"][kind]]
@@ -206,7 +214,7 @@ def _latency(runs: Runs) -> str:
     for network in NETWORKS:
         mine = ours(runs.now, network)["ms"]
         for row in runs.now["fusions"]:
-            if row["network"] != network or row["batch"] != 1 or "ms" not in row:
+            if (row["network"], row["size"], row["batch"]) != (network, 256, 1) or "ms" not in row:
                 continue
             first = fusion(runs.before, network, row["way"])
             psnr = "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
@@ -223,7 +231,8 @@ def _latency(runs: Runs) -> str:
 def _images(runs: Runs) -> str:
     rows = []
     for network in NETWORKS:
-        whole, on_cpu, mine = images(runs.now, network), images(runs.now, network, ON_CPU), ours(runs.now, network)
+        run = runs.checked
+        whole, on_cpu, mine = images(run, network), images(run, network, ON_CPU), ours(run, network)
         if whole is not None:
             more = three(whole["ms"] - mine["ms"])
             rows.append((network, _median(mine), _median(whole), more, _median(on_cpu)))
@@ -241,7 +250,7 @@ def _throughput(runs: Runs) -> str:
         for batch in BATCHES:
             row = fusion(runs.now, network, OURS, batch)
             cells.append("not measured" if row is None else f"{1e3 * batch / row['ms']:.0f}")
-        whole = images(runs.now, network)
+        whole = images(runs.checked, network)
         rows.append((network, *cells, "not measured" if whole is None else f"{1e3 / whole['ms']:.0f}"))
     heads = [f"batch {batch}, pairs/s:" for batch in BATCHES]
     return _table(f"network | {' | '.join(heads)} | whole calls one after another, pairs/s:", rows)
@@ -353,6 +362,76 @@ def _convolutions(runs: Runs) -> str:
         rows.append((shape, three(cudnn), *best, f"{least / cudnn:.2f}"))
     heads = "convolution | cuDNN's, µs: | by pointers, µs: | tile | by descriptors, µs: | tile | best / cuDNN's:"
     return _table(heads, rows)
+
+
+def _small(runs: Runs) -> str:
+    """The tiles in force before beside the best of all, and those in force now."""
+    measured = runs.other["tiles"]["rows"]
+    rows = []
+    for case in dict.fromkeys(row["case"] for row in measured):
+        times = {str(row["tile"]): row["us"] for row in measured if row["case"] == case and "us" in row}
+        n, inputs, height, outputs = map(int, re.findall(r"(\d+)x(\d+)x(\d+)x\d+ to (\d+)", case)[0])
+        before, now = (
+            next(tile for most, tile in rules if inputs <= most[0] and outputs <= most[1] and n * height**2 <= most[2])
+            for rules in (SMALL_BEFORE, SMALL_NOW)
+        )
+        best = min((tile for tile in times if tile != "cuDNN"), key=lambda tile: times[tile])
+        if str(now) in times and str(before) in times:
+            cells = three(times.get("cuDNN")), three(times[str(before)]), _tile(before), three(times[str(now)])
+            shape = re.sub(r"^convolution(_with_statistics)? ", "", case)
+            rows.append((shape, *cells, _tile(now), three(times[best])))
+    heads = "convolution | cuDNN's, µs: | before, µs: | tile | now, µs: | tile | best of all, µs:"
+    return _table(heads, rows)
+
+
+# The largest numbers of inputs, outputs and pixels, and the tile, for the convolutions of `_small`.
+SMALL_BEFORE = (
+    ((64, 64, 2**10), [32, 32, 32, 4, 3, False]),
+    ((32, 32, 2**13), [32, 32, 32, 2, 3, False]),
+    ((128, 64, 2**13), [64, 64, 64, 4, 3, False]),
+    ((512, 512, 2**12), [64, 64, 64, 4, 4, False]),
+    ((512, 512, 2**15), [64, 128, 64, 4, 4, True]),
+)
+SMALL_NOW = (
+    ((32, 32, 2**12), [32, 32, 32, 4, 5, False]),
+    ((96, 64, 2**12), [32, 32, 64, 4, 4, False]),
+    ((128, 64, 2**12), [32, 32, 128, 4, 4, False]),
+    ((32, 32, 2**13), [32, 32, 32, 2, 5, False]),
+    ((128, 64, 2**13), [32, 32, 128, 4, 3, False]),
+    ((512, 512, 2**11), [64, 64, 128, 4, 4, True]),
+    ((512, 512, 2**13), [64, 128, 128, 4, 4, True]),
+)
+
+
+def _overlapped(runs: Runs) -> str:
+    found: dict[str, dict[bool, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in runs.other["overlapped"]["rows"]:
+        found[row["network"]][row["overlapped"]].append(row["ms"])
+    rows = []
+    for network in NETWORKS:
+        apart, over = found[network][False], found[network][True]
+        ratio = sum(over) / sum(apart)
+        rows.append((network, ", ".join(map(three, apart)), ", ".join(map(three, over)), f"{ratio:.3f}"))
+    return _table("network | one after another, ms: | overlapped, ms: | ratio:", rows)
+
+
+def _splits(runs: Runs) -> str:
+    measured = runs.other["splits"]["rows"]
+    rows = []
+    for case in dict.fromkeys(row["case"] for row in measured):
+        tiles = [row for row in measured if row["case"] == case and row["tile"] != "cuDNN" and "us" in row]
+        best = {
+            several: min(
+                (row for row in tiles if (row["tile"][6] > 1) is several), key=lambda row: row["us"], default=None
+            )
+            for several in (False, True)
+        }
+        one, more = best[False], best[True]
+        if one and more:
+            shape = re.sub(r"^convolution(_with_statistics)? ", "", case)
+            split = f"{_tile(more['tile'])}, {more['tile'][6]} programs"
+            rows.append((shape, three(one["us"]), _tile(one["tile"]), three(more["us"]), split))
+    return _table("convolution | by one program, µs: | tile | by several, and a launch, µs: | tile", rows)
 
 
 WIDE = (
@@ -527,9 +606,9 @@ def _goals(runs: Runs) -> str:
         mine = ours(runs.now, network)["ms"]
         rows.append((f"{network}: a pair of 256x256", f"at most {limit} ms", f"{three(mine)} ms", reached(mine, limit)))
     for network in ("turbo", "nano"):
-        whole = images(runs.now, network)
+        whole = images(runs.checked, network)
         if whole is not None:
-            more = whole["ms"] - ours(runs.now, network)["ms"]
+            more = whole["ms"] - ours(runs.checked, network)["ms"]
             what = f"{network}: 8-bit images in and out, besides"
             rows.append((what, "at most 0.5 ms", f"{three(more)} ms", reached(more, 0.5)))
     mine, eager, compiled = (fusion(runs.now, "base", way) for way in (OURS, PUBLISHED, COMPILED))
@@ -548,7 +627,7 @@ def _short(runs: Runs) -> str:
     for network in NETWORKS:
         others = [fusion(runs.now, network, way) for way in (PUBLISHED, COMPILED, OPERATORS_CAPTURED)]
         cells = [three(row["ms"] if row else None) or "not measured" for row in others]
-        whole = images(runs.now, network)
+        whole = images(runs.checked, network)
         mine = three(ours(runs.now, network)["ms"])
         rows.append((network, *cells, f"**{mine}**", three(whole["ms"] if whole else None) or "not measured"))
     heads = (
@@ -570,6 +649,9 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "gap": _gap,
     "convolutions": _convolutions,
     "stages": _stages,
+    "small": _small,
+    "overlapped": _overlapped,
+    "splits": _splits,
     "epilogues": _epilogues,
     "rules": _rules,
     "inside": _inside,

@@ -93,6 +93,25 @@ WIDE = tuple(
         ),
     )
 )
+# Small maps have few tiles, so that the number of steps of each counts: many channels a step, and many steps in flight.
+NARROW_SMALL = tuple(
+    ConvolutionTile(pixels, channels, inner, warps, stages)
+    for pixels, channels, warps in ((16, 32, 2), (16, 32, 4), (32, 32, 2), (32, 32, 4), (64, 32, 4), (32, 64, 4))
+    for inner, stages in ((32, 3), (32, 5), (64, 4), (64, 6), (128, 3), (128, 4))
+)
+WIDE_SMALL = tuple(
+    ConvolutionTile(pixels, channels, inner, warps, stages, described)
+    for pixels, channels, warps in ((64, 64, 4), (64, 128, 4), (128, 64, 4), (64, 32, 4))
+    for inner, stages, described in (
+        (64, 4, False),
+        (64, 4, True),
+        (64, 6, True),
+        (128, 3, False),
+        (128, 3, True),
+        (128, 4, True),
+        (256, 2, True),
+    )
+)
 
 
 def _convolutions() -> Iterator[tuple[Case, tuple[ConvolutionTile, ...]]]:
@@ -110,6 +129,12 @@ def _convolutions() -> Iterator[tuple[Case, tuple[ConvolutionTile, ...]]]:
         (2, 32, 32, 64, NARROW),
         (2, 32, 32, 32, NARROW),
         (2, 64, 64, 16, NARROW),
+        *((6, 128 * inputs, 128, 64, WIDE_SMALL) for inputs in (1, 2)),
+        *((6, 128 * inputs, 128, 32, WIDE_SMALL) for inputs in (1, 2, 3)),
+        *((6, 128 * inputs, 256, 16, WIDE_SMALL) for inputs in (2, 3, 4)),
+        *((2, 32 * inputs, 32, 64, NARROW_SMALL) for inputs in (1, 2)),
+        *((2, 32 * inputs, 32, 32, NARROW_SMALL) for inputs in (1, 2, 3)),
+        *((2, 32 * inputs, 64, 16, NARROW_SMALL) for inputs in (2, 3, 4)),
     ):
         yield convolve(n, inputs, outputs, side, side, with_statistics=True), candidates
     for n, inputs, outputs, side in ((1, 16, 32, 128), (1, 32, 32, 128), (8, 32, 32, 128), (1, 32, 4, 128)):
@@ -137,11 +162,13 @@ BLOCKS = _tiles(
 )
 
 
-def variants() -> list[Variant]:
-    """All variants to time, without duplicates per case and field; the same list in every process."""
+def variants(only: str) -> list[Variant]:
+    """The variants to time whose case's name contains `only`, without duplicates; the same list in every process."""
     known: set[Any] = set()
     found = []
     for variant in _all_variants():
+        if only not in str(variant.case):
+            continue
         launches = planned(variant)
         key = str(variant.case), variant.field, launches
         if launches is not None and key not in known:
@@ -193,37 +220,39 @@ def _replaced(rules: Rules, before: ConvolutionTile, after: ConvolutionTile) -> 
     return tuple(replace(rule, tile=after) if rule.tile == before else rule for rule in rules)
 
 
-def rule_sets() -> list[tuple[str, str, Rules]]:
-    """Networks, names and rules to time: the current rules, cuDNN alone, and the current rules with a tile changed."""
+def settings() -> list[tuple[str, str, dict[str, Any]]]:
+    """Networks, names and fields of the tiles to time: those in force, cuDNN's convolutions, and one thing changed."""
     present = ARCHITECTURES[max(ARCHITECTURES, key=lambda number: len(ARCHITECTURES[number].convolutions))].convolutions
     wide, small = (rule.tile for rule in (present[-1], present[-2]))
     narrow = next(rule.tile for rule in present if rule.outputs == 32 and rule.pixels == ANY)
-    found: list[tuple[str, str, Rules]] = []
+    found: list[tuple[str, str, dict[str, Any]]] = []
     for network in ("base", "turbo", "nano"):
-        found += [(network, "in force", present), (network, "cuDNN", ())]
+        found += [(network, "in force", {}), (network, "cuDNN", {"convolutions": ()})]
     for name, before, after in (
         ("wide: 8 warps", wide, replace(wide, warps=8)),
         ("wide: 256 pixels", wide, replace(wide, pixels=256, warps=8)),
         ("small: 3 stages", small, replace(small, stages=3)),
         ("small as wide", small, wide),
     ):
-        found.append(("base", name, _replaced(present, before, after)))
-    found.append(("base", "cuDNN from 2^17 pixels", (*present[:-1], replace(present[-1], pixels=2**17))))
+        found.append(("base", name, {"convolutions": _replaced(present, before, after)}))
+    without_largest = (*present[:-1], replace(present[-1], pixels=2**17))
+    found.append(("base", "cuDNN from 2^17 pixels", {"convolutions": without_largest}))
     for name, after in (
         ("narrow: 8 warps", replace(narrow, warps=8)),
         ("narrow: described", replace(narrow, stages=4, described=True)),
         ("narrow: 2 stages", replace(narrow, stages=2)),
     ):
-        found += [(network, name, _replaced(present, narrow, after)) for network in ("turbo", "nano")]
+        rules = {"convolutions": _replaced(present, narrow, after)}
+        found += [(network, name, rules) for network in ("turbo", "nano")]
     return found
 
 
 def _fused(machine: Machine, number: int) -> dict[str, Any]:
-    """One row: a network at 256x256 under a set of rules, as a CUDA graph."""
-    network, name, rules = rule_sets()[number]
+    """One row: a network at 256x256 under one of the `settings`, as a CUDA graph."""
+    network, name, fields = settings()[number]
     networks = gpu_networks.Networks(machine)
     variant = gpu_fusions.KERNELS_CAPTURED
-    with changed(convolutions=rules), variant.settings():
+    with changed(**fields), variant.settings():
         running = gpu_fusions.start(variant, gpu_networks.Case(network, 256, 1), networks)
         times = machine.time(running.launch, running.stream)
     return {"network": network, "rules": name, **times.to_dict()}
@@ -235,7 +264,7 @@ def _compile_fused(number: int) -> str | None:
     try:
         _fused(machine, number)
     except Exception as error:  # compilers and drivers may raise anything
-        return f"{rule_sets()[number][:2]}: {type(error).__name__}: {error}"[:300]
+        return f"{settings()[number][:2]}: {type(error).__name__}: {error}"[:300]
     return None
 
 
@@ -255,8 +284,9 @@ def tried(variant: Variant) -> AbstractContextManager[None]:
     return changed(**{variant.field: variant.tile})
 
 
-def _compile(number: int) -> str | None:
-    variant = variants()[number]
+def _compile(job: tuple[str, int]) -> str | None:
+    only, number = job
+    variant = variants(only)[number]
     with tried(variant):
         return try_launch(variant.case, variant.case.make(Draw(torch.float16, "cuda")))
 
@@ -314,15 +344,16 @@ def write(output: Path, content: dict[str, Any]) -> None:
 
 @click.command(help=(__doc__ or "").partition("\n\n")[0])
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The JSON file to write.")
-@click.option("--networks", is_flag=True, help="Time networks under sets of rules instead of operations with tiles.")
-def main(output: Path, networks: bool) -> None:
+@click.option("--networks", is_flag=True, help="Time networks with other settings instead of operations with tiles.")
+@click.option("--only", default="", help="Time only the operations whose name contains this, such as x16x16.")
+def main(output: Path, networks: bool, only: str) -> None:
     machine = find_machine()
     if isinstance(machine, str) or machine.interpreted:
         click.echo("error: this needs a GPU", err=True)
         sys.exit(2)
     if networks:
         content: dict[str, Any] = {"environment": environment(machine)}
-        numbers = range(len(rule_sets()))
+        numbers = range(len(settings()))
         content["compiled"] = run_in_processes(_compile_fused, numbers)
         content["networks"] = [attempt(partial(_fused, machine, number)) for number in numbers]
         write(output, content)
@@ -330,8 +361,8 @@ def main(output: Path, networks: bool) -> None:
             click.echo(row)
         return
     ceilings = measure_ceilings(machine)
-    todo = variants()
-    compiled = run_in_processes(_compile, range(len(todo)))
+    todo = variants(only)
+    compiled = run_in_processes(_compile, [(only, number) for number in range(len(todo))])
     click.echo(f"compiled {compiled['jobs']} in {compiled['seconds']:.0f} s, {len(compiled['failed'])} failed")
     rows: list[dict[str, Any]] = []
     content = dict[str, Any](environment=environment(machine), ceilings=ceilings, compiled=compiled, rows=rows)

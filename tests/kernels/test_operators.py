@@ -196,20 +196,21 @@ def test_the_first_rule_that_holds() -> None:
     small, narrow, any_other = (ConvolutionTile(pixels) for pixels in (16, 32, 64))
     rules = ConvolutionRule(32, 64, 100, small), ConvolutionRule(32, 32, ANY, narrow)
     tiles = Tiles(convolutions=rules)
-    assert tiles.convolution(32, 64, 100) is small
-    assert tiles.convolution(32, 32, 100) is small
-    assert tiles.convolution(32, 32, 101) is narrow
-    assert tiles.convolution(32, 64, 101) is None
-    assert tiles.convolution(33, 32, 100) is None
-    assert Tiles(convolutions=(*rules, ConvolutionRule(ANY, ANY, ANY, any_other))).convolution(33, 32, 100) is any_other
+    assert list(tiles.convolution(32, 64, 100)) == [small]
+    assert list(tiles.convolution(32, 32, 100)) == [small, narrow]
+    assert list(tiles.convolution(32, 32, 101)) == [narrow]
+    assert list(tiles.convolution(32, 64, 101)) == []
+    assert list(tiles.convolution(33, 32, 100)) == []
+    more = Tiles(convolutions=(*rules, ConvolutionRule(ANY, ANY, ANY, any_other)))
+    assert list(more.convolution(33, 32, 100)) == [any_other]
 
 
 def test_no_rule_is_idle() -> None:
-    """Each is there for convolutions of base, turbo or nano at 256x256."""
+    """Each is there for convolutions of base, turbo or nano at 256x256, or where rows are not whole tiles."""
     used = set()
     with assumed(90):
-        for channels, groups, steps in ((128, 32, 3), (32, 8, 1)):
-            used |= {chosen(case) for case in own_cases(channels, groups, 256, 256, torch.float16, steps=steps)}
+        for channels, groups, steps, width in ((128, 32, 3, 256), (128, 32, 3, 208), (32, 8, 1, 256)):
+            used |= {chosen(case) for case in own_cases(channels, groups, 256, width, torch.float16, steps=steps)}
         used |= {chosen(case) for case in student_cases(32, 256, 256, torch.float16)}
     rules = ARCHITECTURES[90].convolutions
     assert used - {None} == {rule.tile for rule in rules}
@@ -227,12 +228,25 @@ def test_the_tile_is_what_is_launched() -> None:
     case = convolve(6, 128, 128, 64, 64, with_statistics=True)
     with assumed(90):
         (launch,) = case.operation.plan(*case.make(Draw(torch.float16, "meta")))[1]
-    tile = tiles_for(90).convolution(128, 128, 6 * 64 * 64)
-    assert tile is not None
+    tile = next(tiles_for(90).convolution(128, 128, 6 * 64 * 64))
     constants = launch.constants
     assert (constants["PIXELS"], constants["CHANNELS"], constants["INNER"]) == (tile.pixels, tile.channels, tile.inner)
     assert (launch.warps, launch.stages) == (tile.warps, tile.stages)
     assert len(launch.tensors) == 5, "input, weight, bias, result and statistics, of which two are described"
+
+
+def test_the_shortcut_with_fewer_channels_a_step_comes_first() -> None:
+    """Triton 3.6 miscompiles the other order."""
+    for more, last in ((64, 32), (32, 64), (64, 64), (96, 64), (64, 0)):
+        case = convolve(2, 64, 64, 16, 16, more=more, last=last, with_statistics=True)
+        tile = ConvolutionTile(128, 64, 64, 4, 3)
+        (launch,) = case.operation.plan(*case.make(Draw(torch.float16, "meta")), tile=tile)[1]
+        sizes = [launch.constants[name] for name in ("MORE", "LAST", "INNER_MORE", "INNER_LAST")]
+        assert sorted(sizes[:2]) == sorted((more, last))
+        assert last == 0 or sizes[2] <= sizes[3]
+        for name, channels in zip(("more", "last"), sizes, strict=False):
+            for argument in (launch.arguments[name], launch.arguments[f"{name}_weight"]):
+                assert (argument.shape[1] if isinstance(argument, torch.Tensor) else 0) == channels
 
 
 def test_errors() -> None:

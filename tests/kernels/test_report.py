@@ -22,7 +22,7 @@ from kernels.tiles import ARCHITECTURES, ConvolutionTile, Tiles
 NARROW = frozenset[str]().union(*(record.narrow for record in RECORDS.values()))
 DESCRIBED = "described_convolution_kernel"
 # Bytes that may spill, by architecture and kernel: for the statistics, of tiles that measured fastest all the same.
-SPILLS = {(90, DESCRIBED): 304, (90, "convolution_kernel"): 4}
+SPILLS = {(90, DESCRIBED): 304}
 WARP = 32
 
 

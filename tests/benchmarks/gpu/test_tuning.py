@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def variants() -> list[gpu_tuning.Variant]:
-    return gpu_tuning.variants()
+    return gpu_tuning.variants("")
 
 
 def test_every_variant_is_launched_as_planned(variants: list[gpu_tuning.Variant]) -> None:
@@ -74,23 +75,29 @@ def test_tiles_are_restored_after_a_trial(variants: list[gpu_tuning.Variant]) ->
     assert before == ARCHITECTURES
 
 
-def test_rule_sets() -> None:
-    """Each network's sets start with the current rules and cuDNN alone; all others modify the current rules."""
-    present = ARCHITECTURES[90].convolutions
-    sets = gpu_tuning.rule_sets()
-    assert len({(network, name) for network, name, _ in sets}) == len(sets)
+def test_only(variants: list[gpu_tuning.Variant]) -> None:
+    fewer = gpu_tuning.variants("x16x16")
+    assert 0 < len(fewer) < len(variants)
+    assert all("x16x16" in str(variant.case) for variant in fewer)
+
+
+def test_settings() -> None:
+    """Each network's start with those in force; each other one changes something."""
+    present = ARCHITECTURES[90]
+    found = gpu_tuning.settings()
+    assert len({(network, name) for network, name, _ in found}) == len(found)
     for network in ("base", "turbo", "nano"):
         assert network in PRESETS
-        own = {name: rules for one, name, rules in sets if one == network}
+        own = {name: fields for one, name, fields in found if one == network}
         assert list(own)[:2] == ["in force", "cuDNN"]
-        assert own.pop("in force") == present
-        assert own.pop("cuDNN") == ()
-        for name, rules in own.items():
-            assert len(rules) == len(present), name
-            assert rules != present, name
-            bounds = [(rule.inputs, rule.outputs) for rule in rules]
-            assert bounds == [(rule.inputs, rule.outputs) for rule in present], name
-        assert len(set(own.values())) == len(own)
+        changed = {name: replace(present, **fields) for name, fields in own.items()}
+        assert changed.pop("in force") == present
+        assert changed.pop("cuDNN").convolutions == ()
+        for name, tiles in changed.items():
+            assert tiles != present, name
+            bounds = [(rule.inputs, rule.outputs) for rule in tiles.convolutions]
+            assert bounds == [(rule.inputs, rule.outputs) for rule in present.convolutions], name
+        assert len({tiles.convolutions for tiles in changed.values()}) == len(changed)
 
 
 @pytest.mark.parametrize("with_statistics", [False, True])
