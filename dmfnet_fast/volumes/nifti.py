@@ -44,7 +44,7 @@ class NiftiFile:
     intercept: float
     affine: Affine
     description: str
-    doubt: str | None
+    warnings: list[str]
 
 
 @contextmanager
@@ -80,6 +80,8 @@ def read_header(path: Path) -> NiftiFile:
             raise VolumeError(f"{path}: keeps header and voxels in two files; convert it to one .nii file")
         shape = tuple(map(int, header.get_data_shape()))
         dtype = header.get_data_dtype()
+        # As it stands in the file; the check above makes it fit.
+        bits = int(kinds[length](start[:length], check=False)["bitpix"])
         slope, intercept = (float("nan") if part is None else float(part) for part in header.get_slope_inter())
         offset = int(header.get_data_offset())
         affine = np.asarray(header.get_best_affine(), np.float64)
@@ -90,6 +92,10 @@ def read_header(path: Path) -> NiftiFile:
     color = dtype.names is not None and dtype.names[:3] == ("R", "G", "B")
     if not color and (dtype.names is not None or dtype.kind not in "uif" or dtype.itemsize > 8):
         raise VolumeError(f"{path}: has voxels of type {dtype}, which are not read; convert them to float32")
+    if bits != 8 * dtype.itemsize:
+        raise VolumeError(
+            f"{path}: contradicts itself on the type of its voxels ({dtype}, {bits} bits); convert it again"
+        )
     if not placed:
         raise VolumeError(f"{path}: has neither qform nor sform, so its place is unknown; convert it from DICOM again")
     _check_length(path, size, dtype.itemsize, offset)
@@ -103,10 +109,14 @@ def read_header(path: Path) -> NiftiFile:
         intercept=intercept if np.isfinite(slope) and np.isfinite(intercept) else 0.0,
         affine=_lps(path, affine, scale),
         description=path.name,
-        doubt=None
-        if apart < _SAME
-        else f"{path}: says in two ways where it lies, {apart:.3g} mm apart (sform and qform), and the sform was used: "
-        "look at the alignment",
+        warnings=[] if apart < _SAME else [_two_places(path, apart)],
+    )
+
+
+def _two_places(path: Path, apart: float) -> str:
+    return (
+        f"{path}: says in two ways where it lies, {apart:.3g} mm apart (sform and qform), and the sform was used: look "
+        "at the alignment"
     )
 
 

@@ -15,7 +15,7 @@ from dmfnet_fast.images.formats import name_in_folder
 from dmfnet_fast.volumes.dicom_file import LOSSY_SYNTAXES, may_be_dicom, quiet
 from dmfnet_fast.volumes.doubts import doubts
 from dmfnet_fast.volumes.frames import Frame
-from dmfnet_fast.volumes.nifti import is_nifti, read_header, read_values
+from dmfnet_fast.volumes.nifti import NiftiFile, is_nifti, read_header, read_values
 from dmfnet_fast.volumes.pixels import has_units, read_frames
 from dmfnet_fast.volumes.series import Candidate, Skipped, candidates_in, copied_elements, files_in, identity_of
 from dmfnet_fast.volumes.stacking import straightened
@@ -173,21 +173,21 @@ def read_volume(
     told = None if modality is None else _MODALITIES.get(modality.upper(), modality.upper())
     with memory_guard(f"{path} does not fit; resample it onto a coarser grid"), quiet():
         if path.is_file() and is_nifti(path):
-            return _read_nifti(path, told)
-        candidates, skipped = candidates_in(path)
-        chosen = _chosen(path, candidates, skipped, series)
-        volume = _read_dicom(path, chosen, skipped, told)
-    for message in chosen.warnings:
+            file = read_header(path)
+            volume, warnings = _read_nifti(file, told), file.warnings
+        else:
+            candidates, skipped = candidates_in(path)
+            chosen = _chosen(path, candidates, skipped, series)
+            volume, warnings = _read_dicom(path, chosen, skipped, told), chosen.warnings
+    for message in warnings:
         warn(message)
     return volume
 
 
-def _read_nifti(path: Path, modality: str | None) -> Volume:
-    file = read_header(path)
+def _read_nifti(file: NiftiFile, modality: str | None) -> Volume:
+    path = file.path
     values, notes = read_values(file)
-    if file.doubt is not None:
-        warn(file.doubt)
-        notes.append(file.doubt)
+    notes += file.warnings
     source = Source(str(path), path.name, file.description, "nifti", 1, tuple(notes))
     # Only Hounsfield units reach that far below water; some CTs are shifted or scaled in conversion.
     units = "HU" if modality == "CT" and not file.color and float(values.min()) < _BELOW_FAT else None

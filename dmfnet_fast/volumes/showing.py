@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dmfnet_fast.errors import VolumeError, warn
 from dmfnet_fast.images.color import check_range
 from dmfnet_fast.volumes.display import DEFAULT_COLORMAP, TRACERS, colormap, display_range
+from dmfnet_fast.volumes.measures import sampled
 from dmfnet_fast.volumes.volume import Volume
 
 GRAY = "gray"
@@ -60,7 +61,8 @@ def show(volume: Volume, limits: tuple[float, float] | None = None, palette: str
             everything else.
 
     Raises:
-        VolumeError: the volume shows nothing, is in color and a palette is asked for, or there is no such palette.
+        VolumeError: the volume shows nothing, is a PET or SPECT without anything dark, is in color and a palette is
+            asked for, or there is no such palette.
         ImageError: the limits are not two finite numbers in ascending order.
         MissingExtraError: a palette is needed, and the extra `dicom` is not installed.
     """
@@ -75,8 +77,26 @@ def show(volume: Volume, limits: tuple[float, float] | None = None, palette: str
         palette = DEFAULT_COLORMAP if is_tracer(volume) else GRAY
     if palette != GRAY:
         colormap(palette)
-    limits = display_range(volume) if limits is None else check_range(limits, name)
+    if limits is None:
+        limits = display_range(volume)
+        _check_contrast(volume, limits[1])
+    else:
+        limits = check_range(limits, name)
     return Shown(volume, limits, None if palette == GRAY else palette)
+
+
+def _check_contrast(volume: Volume, high: float) -> None:
+    """Raise a VolumeError if a PET or SPECT, shown from 0, is bright everywhere, as with a damaged intercept."""
+    if not is_tracer(volume):
+        return
+    values = sampled(volume.values)
+    values = values[values != 0]
+    low = float(np.percentile(values, 5))
+    if low > high / 2:
+        raise VolumeError(
+            f"{volume.source.path}: would be bright everywhere: its values lie between {low:.4g} and {high:.4g}, far "
+            "from 0; check the file, or state their range (--range-a or --range-b)"
+        )
 
 
 def is_tracer(volume: Volume) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,3 +181,12 @@ def test_color_is_shown_as_it_is(head: HeadVolumes) -> None:
         show(color, (0, 1))
     with Fuser(precision="float32") as fuser:
         assert fuser.fuse_volume(head.mr, color).color
+
+
+def test_a_tracer_without_anything_dark_is_refused(head: HeadVolumes) -> None:
+    """What a damaged intercept makes of a PET; a range that is stated shows it."""
+    lifted = replace(head.pet, values=head.pet.values + 1e6)
+    with pytest.raises(VolumeError, match=r"would be bright everywhere: .* state their range"):
+        show(lifted)
+    assert show(lifted, (1e6, 1.03e6)).limits == (1e6, 1.03e6)
+    show(replace(head.mr, values=head.mr.values + 1e6))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
+nibabel = pytest.importorskip("nibabel", reason="needs the extra dicom")
 pytest.importorskip("gdcm", reason="needs the extra dicom")
 
 from dmfnet_fast.errors import DMFNetWarning, VolumeError
@@ -399,3 +400,20 @@ def test_doubtful_slope(name: str, slope: str, copied: Copier) -> None:
     assert any("Rescale Slope" in message and "others of its series 1" in message for message in messages) == (
         name == "CT"
     )
+
+
+def test_nifti_with_two_places(written: Path, tmp_path: Path) -> None:
+    """Where sform and qform differ, the sform is taken, and the user is told."""
+    path = tmp_path / "moved.nii"
+    image = nibabel.load(written / "PT.nii")
+    moved = image.affine.copy()
+    moved[:3, 3] += (0, 12, 5)
+    image.set_qform(moved, "scanner")
+    nibabel.save(image, path)
+    with pytest.warns(DMFNetWarning, match=r"says in two ways where it lies, 13 mm apart .* the sform was used"):
+        volume = read_volume(path)
+    np.testing.assert_allclose(volume.affine, read_volume(written / "PT.nii").affine, atol=1e-4)
+    assert "two ways" in volume.source.notes[0]
+    image.set_qform(None, 0)
+    nibabel.save(image, path)
+    assert read_volume(path).source.notes == ()
