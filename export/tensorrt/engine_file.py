@@ -168,7 +168,7 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
 
 
 def for_server(request: Request, content: bytes, step: Step, tell: Tell) -> tuple[bytes, Mapping[str, str]]:
-    """Build the engine of a model for Triton Inference Server, without a manifest; see `Served.make`."""
+    """Build the engine of a model for Triton Inference Server, without a manifest; see `triton_server.writer`."""
     assert request.profile is not None
     flavour = request.target.name
     prepared = prepare(request, content, tell)
