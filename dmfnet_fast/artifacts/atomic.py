@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,18 @@ def make_folder(path: str | os.PathLike[str]) -> None:
         raise OutputError(f"{path}: the folder cannot be created: {error.strerror or error}") from error
 
 
+_PART = ".part"
+_TEMPORARY = re.compile(rf"\.\d+-\d+{re.escape(_PART)}(\.\w+)?")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in a folder which no other process writes to."""
+    for path in folder.glob(f".*{_PART}*"):
+        if _TEMPORARY.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
@@ -38,7 +51,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     if not target.parent.is_dir():
         raise OutputError(f"{target}: cannot be written: the folder {target.parent} does not exist")
     # Short even if the target's name has the maximum length, and unique to each thread.
-    temporary = target.with_name(f".{os.getpid()}-{threading.get_ident()}.part{target.suffix}")
+    temporary = target.with_name(f".{os.getpid()}-{threading.get_ident()}{_PART}{target.suffix}")
     try:
         yield temporary
         temporary.replace(target)

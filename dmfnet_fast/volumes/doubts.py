@@ -1,4 +1,4 @@
-"""What is odd about a series although it can be read: signs of a slope that is damaged in some slices."""
+"""What is odd about a series although it can be read: signs of a slope or a position that is damaged in some slices."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from dmfnet_fast.volumes.frames import Frame
 
 # A slice this many times as bright, or as dark, as both of its neighbors, which differ by less from each other.
 _JUMP = 1.5
+# Fewer slices have no order that one could break.
+_ORDERED = 6
 # Slices darker than this share of the second brightest are not compared: at the end of a head little is left.
 _LEAST = 0.1
 # Scanners of these kinds scale all slices of a series alike; those of PET and SPECT need not.
@@ -19,15 +21,41 @@ _ONE_SCALE = ("CT", "MR")
 
 
 def doubts(frames: Sequence[Frame], values: NDArray[Any]) -> list[str]:
-    """One sentence for each reason not to trust how bright slices are.
+    """One sentence for each reason not to trust how bright slices are, or where they lie.
 
     Args:
         frames: of the slices, in their order.
         values: the slices as read.
     """
-    if frames[0].pixels.color:
+    brightness = [] if frames[0].pixels.color else [*_scales(frames), *_jumps(frames, values)]
+    return [*_order(frames), *brightness]
+
+
+def _order(frames: Sequence[Frame]) -> list[str]:
+    """Slices are numbered as they lie, or as they were taken, in a pattern; one or two that break it are suspicious."""
+    texts = [frame.file.header.text("InstanceNumber") for frame in frames]
+    if len(frames) < _ORDERED or len(set(texts)) < len(texts) or not all(text.isdecimal() for text in texts):
         return []
-    return [*_scales(frames), *_jumps(frames, values)]
+    numbers = [int(text) for text in texts]
+    up, down = _ascending(numbers), _ascending([-number for number in numbers])
+    kept = up if len(up) > len(down) else down
+    odd = [frames[index].name for index in range(len(frames)) if index not in kept]
+    if len(odd) not in (1, 2):
+        return []
+    return [
+        f"{odd[-1]}: does not lie where its Instance Number is among those of the other slices: its position may be "
+        "damaged; look at the slices beside it"
+    ]
+
+
+def _ascending(numbers: Sequence[int]) -> set[int]:
+    """Where a longest ascending part of a sequence of different numbers has its members."""
+    best: list[list[int]] = []
+    for index, number in enumerate(numbers):
+        before = max((part for part in best if numbers[part[-1]] < number), key=len, default=[])
+        best.append([*before, index])
+    longest = max(best, key=len)
+    return set(longest)
 
 
 def _scales(frames: Sequence[Frame]) -> list[str]:

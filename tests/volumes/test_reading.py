@@ -417,3 +417,30 @@ def test_nifti_with_two_places(written: Path, tmp_path: Path) -> None:
     image.set_qform(None, 0)
     nibabel.save(image, path)
     assert read_volume(path).source.notes == ()
+
+
+def test_doubtful_order(copied: Copier) -> None:
+    """Two slices have changed places."""
+    folder = copied("CT")
+    one, other = files(folder)[3], files(folder)[8]
+    places = [pydicom.dcmread(path, stop_before_pixels=True).ImagePositionPatient for path in (one, other)]
+    edit(one, partial(place, position=places[1]))
+    edit(other, partial(place, position=places[0]))
+    with pytest.warns(DMFNetWarning) as caught:
+        volume = read_volume(folder)
+    (message,) = (str(warning.message) for warning in caught if "Instance Number" in str(warning.message))
+    assert str(one) in message or str(other) in message
+    assert message in volume.source.notes
+
+
+def numbered(data: Any, number: int) -> None:
+    data.InstanceNumber = number
+
+
+@pytest.mark.parametrize("order", [lambda n: 100 - n, lambda n: (n * 5) % 12, lambda n: n // 2 + 6 * (n % 2)])
+def test_other_orders(order: Callable[[int], int], copied: Copier) -> None:
+    """Backwards and interleaved."""
+    folder = copied("CT")
+    for number, path in enumerate(files(folder)):
+        edit(path, partial(numbered, number=order(number) + 1))
+    read_volume(folder)

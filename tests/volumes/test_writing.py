@@ -44,6 +44,16 @@ def results(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
 
+def test_killed_runs_leave_nothing(sources: Sources, tmp_path: Path) -> None:
+    """What a killed process was writing goes when the run is finished; what is not its own stays."""
+    others = {".1234-5.part.txt.mine", ".notes.part.dcm", "1-2.part.dcm"}
+    for name in (".1234-567.part.dcm", ".89-10.part", *others):
+        (tmp_path / name).write_bytes(b"half")
+    paths = write_all("dicom", tmp_path, sources)
+    left = {path.name for path in tmp_path.iterdir()} - {path.name for path in paths}
+    assert left == {*others, ".dmfnet-fuse-dicom.jsonl"}
+
+
 @contextmanager
 def full_disk(free: int) -> Iterator[None]:
     """Files cannot grow beyond `free` bytes."""

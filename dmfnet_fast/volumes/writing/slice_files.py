@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.artifacts.atomic import replacing
+from dmfnet_fast.artifacts.atomic import remove_temporaries, replacing
 from dmfnet_fast.errors import OutputError
 from dmfnet_fast.volumes.writing.journal import Journal, sha256
 from dmfnet_fast.volumes.writing.writer import VolumeWriter
@@ -69,4 +69,5 @@ class SliceFilesWriter(VolumeWriter):
         return {index for index in self._done if self.path(index).is_file()}
 
     def _finish(self) -> list[Path]:
+        remove_temporaries(self.output)
         return [self.path(index) for index in range(self.shape[0])]
