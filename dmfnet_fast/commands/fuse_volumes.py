@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from dmfnet_fast.volumes.writing import Format, Provenance, VolumeWriter, open_w
 from dmfnet_fast.web_page import generator
 
 FORMATS: tuple[Format, ...] = ("dicom", "nifti", "png")
+Show: TypeAlias = Callable[[Iterable[Any], str, int | None], AbstractContextManager[Iterable[Any]]]
 NAMES = ("alignment.png", "report.json", "report.html")
 
 
@@ -109,8 +110,13 @@ class _Steps:
         self.seconds[name] = time.perf_counter() - started
 
 
-def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
+def fuse_volumes(request: VolumeRequest, fuser: Fuser | None = None, shown: Show = progress) -> dict[str, Any]:
     """Fuse two volumes and write all that belongs to the result.
+
+    Args:
+        request: what to fuse, and how.
+        fuser: runs the engine that the request asks for; None opens it.
+        shown: iterates over items and may show its progress; as `progress`.
 
     Returns:
         What `--json` prints: the report, the files, and how many slices were fused now and before.
@@ -120,8 +126,8 @@ def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
             check_range(stated, name)
     place, steps = Place.of(request.output, request.format), _Steps()
     place.check()
-    with request.engine.open() as fuser:
-        alignment, sources, told = _aligned(request, steps)
+    with request.engine.open() if fuser is None else nullcontext(fuser) as fuser:
+        alignment, sources, told = _aligned(request, steps, shown)
         warnings = [anonymous(warning, sources) for warning in told]
         shown_a = show(alignment.a, request.range_a)
         shown_b = show(alignment.b, request.range_b, request.colormap)
@@ -143,7 +149,7 @@ def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
         )
         del sources
         with steps.step("fusing and writing"):
-            looks, already = _write(fuser, writer, shown_a, shown_b, place)
+            looks, already = _write(fuser, writer, shown_a, shown_b, place, shown)
             files = writer.finish()
     fusion = Fusion(
         alignment, shown_a, shown_b, looks, info, settings, request.format, len(files), steps.seconds, warnings
@@ -160,9 +166,9 @@ def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
     return {**to_dict(fusion), "slices": slices, "files": [str(file) for file in files], "page": str(place.page)}
 
 
-def _aligned(request: VolumeRequest, steps: _Steps) -> tuple[Alignment, tuple[Volume, Volume], list[str]]:
+def _aligned(request: VolumeRequest, steps: _Steps, shown: Show) -> tuple[Alignment, tuple[Volume, Volume], list[str]]:
     """Both volumes on one grid; as they were read, both in the space of the grid's volume; and what was warned of."""
-    a, b = _read(request, steps)
+    a, b = _read(request, steps, shown)
     told = list(_doubts(a, b, request.colormap))
     for message in told:
         warn(message)
@@ -175,13 +181,13 @@ def _aligned(request: VolumeRequest, steps: _Steps) -> tuple[Alignment, tuple[Vo
     return alignment, (a, b), [*told, *alignment.warnings]
 
 
-def _read(request: VolumeRequest, steps: _Steps) -> tuple[Volume, Volume]:
+def _read(request: VolumeRequest, steps: _Steps, shown: Show) -> tuple[Volume, Volume]:
     volumes = []
     for name, path, series, modality in (
         ("a", request.a, request.series_a, "MR" if is_nifti(request.a) else None),
         ("b", request.b, request.series_b, request.modality_b),
     ):
-        with steps.step(f"reading {name}"), progress([path], f"reading {name.upper()}") as paths:
+        with steps.step(f"reading {name}"), shown([path], f"reading {name.upper()}", None) as paths:
             volumes += [read_volume(one, series, modality=modality) for one in paths]
     a, b = volumes
     return a, b
@@ -198,7 +204,7 @@ def _doubts(a: Volume, b: Volume, colormap: str | None) -> Iterator[str]:
         )
 
 
-def _write(fuser: Fuser, writer: VolumeWriter, a: Shown, b: Shown, place: Place) -> tuple[Looks, int]:
+def _write(fuser: Fuser, writer: VolumeWriter, a: Shown, b: Shown, place: Place, shown: Show) -> tuple[Looks, int]:
     """Fuse and write the slices that an earlier run has not; what is to be shown of all, and how many were there."""
     places = places_in(a.volume)
     looks = Looks(place.looks, writer.run, a.volume.shape, places)
@@ -211,7 +217,7 @@ def _write(fuser: Fuser, writer: VolumeWriter, a: Shown, b: Shown, place: Place)
             writer.write(number, fused)
 
     todo = sorted(set(range(a.volume.shape[0])) - done | set(places.slices))
-    with progress(fuser.fuse_slices(a, b, take, todo), "fusing", len(todo)) as numbers:
+    with shown(fuser.fuse_slices(a, b, take, todo), "fusing", len(todo)) as numbers:
         for _ in numbers:
             pass
     return looks, len(done)
