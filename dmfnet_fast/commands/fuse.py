@@ -23,6 +23,7 @@ from dmfnet_fast.commands.fuse_options import (
     report_of,
     volume_request,
 )
+from dmfnet_fast.commands.fuse_table import LOCAL, TableRequest, fuse_table
 from dmfnet_fast.commands.fuse_volumes import fuse_volumes
 from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
@@ -120,8 +121,8 @@ def _work(
 
 
 @command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=click.Path(path_type=Path), required=False)
+@click.argument("b", type=click.Path(path_type=Path), required=False)
 @click.option(
     "-o",
     "--output",
@@ -198,10 +199,24 @@ def _work(
 )
 @click.option("--label", metavar="TEXT", help="Volumes as DICOM: text to draw into a corner of every slice.")
 @click.option(
+    "--pairs",
+    type=click.Path(path_type=Path),
+    metavar="TABLE",
+    help="Instead of A and B: a CSV table of pairs, with columns a, b and, if need be, name, series_a, series_b and "
+    "modality_b.",
+)
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value=LOCAL,
+    metavar="[ADDRESS]",
+    help="With --pairs: on the Ray cluster at this address, or on one that is started on this machine.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print a machine-readable report; everything else goes to standard error."
 )
 @click.version_option(package_name="dmfnet-fast")
-def main(as_json: bool, **given: Any) -> None:
+def main(as_json: bool, pairs: Path | None, ray: str | None, **given: Any) -> None:
     """Fuse A, an MRI, with B, a CT, PET or SPECT.
 
     A and B are images of one slice and size, or two folders whose images are paired by name. The result shows the
@@ -214,11 +229,20 @@ def main(as_json: bool, **given: Any) -> None:
     at. A folder that directly holds a DICOM file is a volume, and so is one without images that has DICOM files below;
     any other folder is one of images.
 
+    Or a table names the pairs, images and volumes alike: --pairs TABLE -o FOLDER. Each result has a name in that
+    folder, and results are kept as in folders.
+
     Not a medical device.
     """
     engine = EngineOptions(**{option.name: given.pop(option.name) for option in fields(EngineOptions)})
     volumes, ignored = False, 0
     try:
+        _check_inputs(given, pairs, ray)
+        if pairs is not None:
+            output = given.pop("output")
+            report = fuse_table(TableRequest(pairs, output, engine, given), ray)
+            _say_images(report, as_json, True, output, 0)
+            return
         volumes = are_volumes(given["a"], given["b"])
         check_options(given, volumes)
         if volumes:
@@ -233,6 +257,20 @@ def main(as_json: bool, **given: Any) -> None:
         _say_volumes(report, as_json)
     else:
         _say_images(report, as_json, given["a"].is_dir(), given["output"], ignored)
+
+
+def _check_inputs(given: dict[str, Any], pairs: Path | None, ray: str | None) -> None:
+    """Raise an ImageError unless either A and B or a table are given, with nothing that belongs to the other."""
+    if pairs is None and None in (given["a"], given["b"]):
+        raise ImageError("give A and B, two images, folders or volumes; or --pairs with a table of them")
+    if pairs is None and ray is not None:
+        raise ImageError("--ray: is for a table of pairs, --pairs")
+    if pairs is not None:
+        if given["a"] is not None:
+            raise ImageError("--pairs: names A and B; leave them out as arguments")
+        for name in ("series_a", "series_b"):
+            if given[name] is not None:
+                raise ImageError(f"--{name.replace('_', '-')}: is a column {name} of the table with --pairs")
 
 
 def _image_request(engine: EngineOptions, given: dict[str, Any]) -> Request:
