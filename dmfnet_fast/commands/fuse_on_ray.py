@@ -6,10 +6,11 @@ import json
 import logging
 import os
 import socket
+import sys
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,9 @@ def _connected(address: str) -> Iterator[Any]:
     try:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        yield ray
+        # Standard output is the command's; Ray tells there of workers that end.
+        with redirect_stdout(sys.stderr):
+            yield ray
     finally:
         ray.shutdown()
 
