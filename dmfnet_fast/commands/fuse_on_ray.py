@@ -24,6 +24,7 @@ from dmfnet_fast.images.formats import READERS, suffixes
 # Images that are handed to a worker at once, at most: for each row Ray takes about as long as an image does.
 IMAGES_AT_ONCE = 32
 MOST_BLOCKS = 4096
+SECONDS_TO_ANSWER = 10.0
 
 
 class RayWorker:
@@ -60,6 +61,14 @@ class RayWorker:
         return {"problem": "", "jobs": jobs, "warnings": told}
 
 
+def _check_answers(address: str) -> None:
+    """Raise an OSError if nothing listens at an address, for which Ray itself would wait minutes."""
+    host, found, port = address.removeprefix("ray://").rpartition(":")
+    if found and port.isdecimal():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER):
+            pass
+
+
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
     """Ray, connected to a cluster, and without sending usage statistics."""
@@ -71,6 +80,7 @@ def _connected(address: str) -> Iterator[Any]:
     require("ray.data", extra="ray")
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
+        _check_answers(address)
         if address == LOCAL:
             ray.init(address=LOCAL, include_dashboard=False, **quiet)
         else:
@@ -81,9 +91,7 @@ def _connected(address: str) -> Iterator[Any]:
     try:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        # Standard output is the command's; Ray tells there of workers that end.
-        with redirect_stdout(sys.stderr):
-            yield ray
+        yield ray
     finally:
         ray.shutdown()
 
@@ -113,7 +121,8 @@ def fuse_on_ray(request: TableRequest, pairs: list[Pair], address: str) -> Itera
     threads = request.engine.threads or 1
     engine = replace(request.engine, threads=threads)
     request = replace(request, engine=engine, output=request.output.absolute(), pairs=request.pairs.absolute())
-    with _connected(address) as ray:
+    # Standard output is the command's; Ray tells there of workers that end.
+    with redirect_stdout(sys.stderr), _connected(address) as ray:
         room = ray.cluster_resources()
         workers = int(room.get("GPU", 0)) if on_gpu else int(room.get("CPU", 0) // threads)
         if workers < 1:

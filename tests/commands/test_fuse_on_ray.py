@@ -53,10 +53,9 @@ def done(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def run(cluster: str, table: Path, output: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", COMMAND, "--pairs", str(table), "-o", str(output), "--ray", cluster, "--json"]
-    return subprocess.Popen(
-        [*command, *(options or OPTIONS)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    given = ["--pairs", str(table), "-o", str(output), "--ray", cluster, "--json", *(options or OPTIONS)]
+    command = [sys.executable, "-c", COMMAND, *given]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_worker_is_killed(cluster: str, cli: CliRunner, tmp_path: Path) -> None:
@@ -73,7 +72,7 @@ def test_a_worker_is_killed(cluster: str, cli: CliRunner, tmp_path: Path) -> Non
                 os.kill(killed, signal.SIGKILL)
                 break
         time.sleep(0.01)
-    output, told = process.communicate(timeout=240)
+    output, told = process.communicate(timeout=150)
     assert killed, told
     assert process.returncode == 2
     report = json.loads(output)
