@@ -36,6 +36,7 @@ REASONS = {
     "needs a GPU",
     "needs TensorRT",
     "needs the network",
+    "needs Ray",
     "needs the published checkpoints",
     "takes minutes",
     "takes hours",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import socket
 import sys
 import uuid
@@ -74,15 +75,16 @@ def _connected(address: str) -> Iterator[Any]:
     """Ray, connected to a cluster, and without sending usage statistics."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == LOCAL:
-        # Otherwise a token is written to the home folder.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # A token for this run alone; by default Ray writes one to the home folder.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray = require("ray", extra="ray")
     require("ray.data", extra="ray")
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         _check_answers(address)
         if address == LOCAL:
-            ray.init(address=LOCAL, include_dashboard=False, **quiet)
+            ray.init(address=LOCAL, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""`dmfnet-fuse --pairs --ray` on a cluster of two workers on this machine. `make test-servers` runs this."""
+"""`dmfnet-fuse --pairs --ray` on a cluster of two workers on this machine. `make servers` runs this."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from dmfnet_fast.commands.fuse import main
 from tests.commands.test_fuse_table import write_images, write_table
 
-pytest.importorskip("ray.data", reason="needs the extra ray; `make test-servers` installs it")
+pytest.importorskip("ray.data", reason="needs the extra ray; `make servers` installs it")
 
 PAIRS = 48
 COMMAND = "from dmfnet_fast.commands.fuse import main; main()"

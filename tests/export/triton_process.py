@@ -46,7 +46,7 @@ def environment() -> Environment:
     """The environment that DMFNET_TRITON names; skips the test that asks where it names none."""
     named = os.environ.get(VARIABLE)
     if not named:
-        pytest.skip(f"{VARIABLE} names no environment with nvidia-pytriton; `make test-servers` makes one")
+        pytest.skip(f"{VARIABLE} names no environment with nvidia-pytriton; `make servers` makes one")
     found = sorted(Path(named).glob("lib/python3.*/site-packages/pytriton"))
     assert found, f"{VARIABLE}={named}: holds no nvidia-pytriton"
     packages = found[0].parent
