@@ -70,7 +70,7 @@ def test_network_alone(benchmark: Any, volumes: tuple[Volume, Volume], name: str
                 fuser.run(**inputs)
 
         benchmark.group = GROUP
-        benchmark.pedantic(run, rounds=3, iterations=1)
+        benchmark.pedantic(run, rounds=2, iterations=1)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -87,5 +87,5 @@ def test_files_to_files(benchmark: Any, series: Path, tmp_path: Path, name: str)
     clear()
     run()  # compiles the network for this size
     benchmark.group = GROUP
-    benchmark.pedantic(run, setup=clear, rounds=3, iterations=1)
+    benchmark.pedantic(run, setup=clear, rounds=2, iterations=1)
     assert len(list((out / "fused").glob("*.dcm"))) == SHAPE[0]

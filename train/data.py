@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dmfnet_fast.errors import ImageError
 from dmfnet_fast.images.color import luminance
-from dmfnet_fast.images.io import read_image
+from dmfnet_fast.images.io import load_image, to_8_bit
 from train.task import Draw
 
 MODALITIES = ("CT", "PET", "SPECT")
@@ -69,14 +69,16 @@ def _natural_order(name: str) -> list[tuple[int, str]]:
 
 
 def _eight_bit(path: Path) -> NDArray[np.uint8]:
-    """Reads an 8-bit image, (H, W) or (H, W, 3)."""
-    pixels = read_image(path)
-    if pixels.dtype != np.uint8:
+    """Reads an image, (H, W) or (H, W, 3); one of more than 8 bits must state its range of values."""
+    image = load_image(path)
+    if image.pixels.dtype == np.uint8:
+        return image.pixels
+    if image.values is None:
         # The intensity range would be inferred for each slice, and would differ within a series.
         raise ImageError(
             f"{path}: has more than 8 bits, but training takes 8-bit images; convert the whole series with one range"
         )
-    return pixels
+    return to_8_bit(image.pixels, image.values)
 
 
 def _planes(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -14,9 +14,11 @@ from dmfnet_fast.engines.arithmetic import arithmetic
 from kernels import launch
 from kernels.cases import ODD_CASES, OPERATIONS, network_cases, own_cases, student_cases
 from kernels.cases.attention import ATTENTION
+from kernels.cases.convolution import by_every_rule
 from kernels.cases.record import Case, Draw
 from kernels.checks import worst
 from kernels.launch import assumed
+from kernels.tiles import tiles_for
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SIZE = 256
@@ -53,10 +55,12 @@ def _few() -> list[Case]:
 
 
 def checked_cases(machine: Machine) -> list[tuple[Case, tuple[torch.dtype, ...]]]:
-    """The odd cases in every type, and the networks' calls at 256x256 in float16."""
+    """The odd cases in every type; in float16 the networks' calls at 256x256, and their convolutions by every tile."""
     if machine.interpreted:
         return [(case, DTYPES) for case in _few()]
-    of_networks = _unique([*_own(machine, "base", "turbo", "nano"), *_of_network("base"), *_of_network("tiny")])
+    own = _own(machine, "base", "turbo", "nano")
+    rules = tiles_for(machine.architecture).convolutions
+    of_networks = _unique([*own, *_of_network("base"), *_of_network("tiny"), *by_every_rule(own, rules, 32, 2)])
     return [*((case, DTYPES) for case in ODD_CASES), *((case, (torch.float16,)) for case in of_networks)]
 
 

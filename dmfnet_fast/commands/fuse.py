@@ -32,7 +32,7 @@ from dmfnet_fast.engines.kinds import default_devices, files_and_libraries
 from dmfnet_fast.errors import DMFNetError, ImageError, OutputError
 from dmfnet_fast.fuser import Fuser, Range
 from dmfnet_fast.images.color import DEFAULT_RULES, check_range
-from dmfnet_fast.images.formats import WRITERS, suffixes
+from dmfnet_fast.images.formats import WRITERS, name_in_folder, suffixes
 from dmfnet_fast.images.io import check_suffix
 from dmfnet_fast.images.pairing import pair_folders
 from dmfnet_fast.precision import PRECISION_CHOICES
@@ -61,7 +61,7 @@ def _same_file(first: Path, second: Path) -> bool:
 
 def _single_job(a: Path, b: Path, output: Path, with_montage: bool, suffix: str) -> list[Job]:
     if output.is_dir():
-        output = output / f"{b.stem}.{suffix}"
+        output = output / f"{name_in_folder(b) or b.stem}.{suffix}"
     elif not output.suffix:
         raise OutputError(f"{output}: unknown image format '', and no such folder: name a .png file, or create it")
     check_suffix(output)
@@ -226,8 +226,8 @@ def main(as_json: bool, pairs: Path | None, ray: str | None, **given: Any) -> No
 
     Or they are volumes: DICOM files, folders with DICOM files in them or below, DICOMDIRs, and NIfTI files (.nii,
     .nii.gz). These are aligned by their headers and fused slice by slice on A's grid, with a report and a page to look
-    at. A folder that directly holds a DICOM file is a volume, and so is one without images that has DICOM files below;
-    any other folder is one of images.
+    at. A folder is a volume if it has a DICOM file in it or below, unless it directly holds as many images as DICOM
+    files, or more: then it is a folder of images.
 
     Or a table names the pairs, images and volumes alike: --pairs TABLE -o FOLDER. Each result has a name in that
     folder, and results are kept as in folders.

@@ -99,15 +99,28 @@ def _has(path: Path, mark: str) -> bool:
 
 @dataclass
 class _Steps:
-    """How long each step took, in seconds."""
+    """How long each step took, in seconds.
 
+    Attributes:
+        show: shows the progress of steps.
+        seconds: by the name of each step.
+    """
+
+    show: Show
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
+    def timed(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
+
+    @contextmanager
+    def shown(self, name: str) -> Iterator[None]:
+        """Also show when it begins and ends."""
+        with self.timed(name), self.show([name], name, None) as steps:
+            for _ in steps:
+                yield
 
 
 def fuse_volumes(request: VolumeRequest, fuser: Fuser | None = None, shown: Show = progress) -> dict[str, Any]:
@@ -124,10 +137,10 @@ def fuse_volumes(request: VolumeRequest, fuser: Fuser | None = None, shown: Show
     for stated, name in ((request.range_a, "--range-a"), (request.range_b, "--range-b")):
         if stated is not None:
             check_range(stated, name)
-    place, steps = Place.of(request.output, request.format), _Steps()
+    place, steps = Place.of(request.output, request.format), _Steps(shown)
     place.check()
     with request.engine.open() if fuser is None else nullcontext(fuser) as fuser:
-        alignment, sources, told = _aligned(request, steps, shown)
+        alignment, sources, told = _aligned(request, steps)
         warnings = [anonymous(warning, sources) for warning in told]
         shown_a = show(alignment.a, request.range_a)
         shown_b = show(alignment.b, request.range_b, request.colormap)
@@ -148,7 +161,7 @@ def fuse_volumes(request: VolumeRequest, fuser: Fuser | None = None, shown: Show
             request.format, place.volume, grid, sources, provenance, request.label, overwrite=request.overwrite
         )
         del sources
-        with steps.step("fusing and writing"):
+        with steps.timed("fusing and writing"):
             looks, already = _write(fuser, writer, shown_a, shown_b, place, shown)
             files = writer.finish()
     fusion = Fusion(
@@ -166,13 +179,13 @@ def fuse_volumes(request: VolumeRequest, fuser: Fuser | None = None, shown: Show
     return {**to_dict(fusion), "slices": slices, "files": [str(file) for file in files], "page": str(place.page)}
 
 
-def _aligned(request: VolumeRequest, steps: _Steps, shown: Show) -> tuple[Alignment, tuple[Volume, Volume], list[str]]:
+def _aligned(request: VolumeRequest, steps: _Steps) -> tuple[Alignment, tuple[Volume, Volume], list[str]]:
     """Both volumes on one grid; as they were read, both in the space of the grid's volume; and what was warned of."""
-    a, b = _read(request, steps, shown)
+    a, b = _read(request, steps)
     told = list(_doubts(a, b, request.colormap))
     for message in told:
         warn(message)
-    with steps.step("aligning"):
+    with steps.shown("registering" if request.register else "aligning"):
         alignment = align(a, b, request.grid, register=request.register, force_patient=request.force_patient)
     if request.grid == "a":
         b = replace(b, affine=np.linalg.inv(alignment.transform) @ b.affine)
@@ -181,15 +194,11 @@ def _aligned(request: VolumeRequest, steps: _Steps, shown: Show) -> tuple[Alignm
     return alignment, (a, b), [*told, *alignment.warnings]
 
 
-def _read(request: VolumeRequest, steps: _Steps, shown: Show) -> tuple[Volume, Volume]:
-    volumes = []
-    for name, path, series, modality in (
-        ("a", request.a, request.series_a, "MR" if is_nifti(request.a) else None),
-        ("b", request.b, request.series_b, request.modality_b),
-    ):
-        with steps.step(f"reading {name}"), shown([path], f"reading {name.upper()}", None) as paths:
-            volumes += [read_volume(one, series, modality=modality) for one in paths]
-    a, b = volumes
+def _read(request: VolumeRequest, steps: _Steps) -> tuple[Volume, Volume]:
+    with steps.shown("reading A"):
+        a = read_volume(request.a, request.series_a, modality="MR" if is_nifti(request.a) else None)
+    with steps.shown("reading B"):
+        b = read_volume(request.b, request.series_b, modality=request.modality_b)
     return a, b
 
 

@@ -15,7 +15,7 @@ from dmfnet_fast.errors import ImageError
 from dmfnet_fast.evaluation.dataset import Saved, Scene
 from dmfnet_fast.fuser import Fuser
 from dmfnet_fast.images.color import EIGHT_BIT, Canvas
-from dmfnet_fast.images.io import FULL_16_BIT, read_image, to_8_bit
+from dmfnet_fast.images.io import FULL_16_BIT, load_image, to_8_bit
 from dmfnet_fast.images.pairing import images_by_name
 from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.precision import PRECISION_CHOICES, PrecisionChoice
@@ -107,7 +107,8 @@ class Folder(Method):
             raise ImageError(f"{place / scene.pair.name}.*: no such image")
         if len(found) > 1:
             raise ImageError(f"{found[0]}: {found[1].name} has the same name; keep one of them")
-        pixels = read_image(found[0])
+        image = load_image(found[0])
+        pixels = image.pixels
         source = scene.sources[1].pixels
         size = source.shape[:2]
         if pixels.shape[:2] != size:
@@ -115,9 +116,9 @@ class Folder(Method):
                 f"{found[0]}: is {pixels.shape[1]}x{pixels.shape[0]}, the pair is {size[1]}x{size[0]}: give a fused "
                 "image of the pair's size"
             )
-        # An image of another depth than b's has the full range of its depth, rather than b's range.
+        # An image that does not state its range has b's, or, if it has another depth than b, the full range of its own.
         full = FULL_16_BIT if pixels.dtype == np.uint16 else (0.0, 1.0)
-        return to_8_bit(pixels, scene.values if pixels.dtype == source.dtype else full)
+        return to_8_bit(pixels, image.values or (scene.values if pixels.dtype == source.dtype else full))
 
 
 class AsJPEG(Method):

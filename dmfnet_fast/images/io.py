@@ -54,8 +54,7 @@ def load_image(path: str | os.PathLike[str]) -> LoadedImage:
         if image is not None:
             return image
     if content[128:132] == b"DICM":
-        deep = alternatives(writer.name for writer in formats.WRITERS if writer.gray16)
-        raise ImageError(f"{path}: is DICOM; export it as 16-bit {deep} first")
+        raise ImageError(f"{path}: is DICOM, which is a volume: give both to dmfnet-fuse, or use volumes.read_volume")
     names = alternatives(reader.name for reader in formats.READERS)
     raise ImageError(f"{path}: is not an image that can be read; use {names}")
 

@@ -18,8 +18,8 @@ LOW_COVERAGE = 0.8
 LOW_OVERLAP = 0.85
 # Below this, there is nothing to fuse.
 NO_COVERAGE = 0.01
-# Voxels of a head that are enough to measure a share.
-_POINTS = 200_000
+# Voxels that are enough to measure a share.
+_POINTS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +82,8 @@ def align(
     """
     warnings = _patient_warnings(a, b, force_patient) + _space_warnings(a, b, register)
     identity = np.eye(4)
-    by_headers = _fit(a, b, grid, identity)
-    best, transform, inverse_error = by_headers, identity, None
+    best, transform, inverse_error = _fit(a, b, grid, identity), identity, None
+    by_headers = best.mutual_information
     if register:
         transform, inverse_error = register_rigid(a, b)
         best = _fit(a, b, grid, transform)
@@ -98,7 +98,7 @@ def align(
         warn(message)
     return Alignment(
         best.a, best.b, grid, transform, register, best.coverage, best.overlap, best.mutual_information,
-        by_headers.mutual_information, inverse_error, tuple(warnings),
+        by_headers, inverse_error, tuple(warnings),
     )  # fmt: skip
 
 
@@ -117,10 +117,11 @@ def _fit(a: Volume, b: Volume, grid: Literal["a", "b"], transform: Affine) -> _F
 
 def _coverage(a: Volume, b: Volume, transform: Affine) -> float:
     """Share of a's head that lies within b's grid."""
-    head = np.flatnonzero(foreground(a))
-    if len(head) == 0:
+    head = foreground(a)
+    step = max(1, head.size // _POINTS)
+    voxels = np.stack(np.unravel_index(np.flatnonzero(head.reshape(-1)[::step]) * step, a.shape), axis=-1)
+    if len(voxels) == 0:
         return 0.0
-    voxels = np.stack(np.unravel_index(head[:: max(1, len(head) // _POINTS)], a.shape), axis=-1)
     onto = np.linalg.inv(b.affine) @ transform @ a.affine
     at = voxels @ onto[:3, :3].T + onto[:3, 3]
     inside = ((at >= -0.5) & (at <= np.array(b.shape) - 0.5)).all(axis=1)

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from dmfnet_fast.volumes.alignment import Alignment
 from dmfnet_fast.volumes.display import display_range
-from dmfnet_fast.volumes.measures import foreground, foreground_threshold, luminance, sampled
+from dmfnet_fast.volumes.measures import extent, foreground, foreground_threshold, luminance, sampled
 from dmfnet_fast.volumes.planes import ACROSS, DOWN, LETTERS, PLANES, Plane
 from dmfnet_fast.volumes.resampling import resampled_slices
 from dmfnet_fast.volumes.volume import Affine, Volume
@@ -23,11 +23,9 @@ _COLORS = ((255, 210, 0), (0, 225, 255))
 
 def _middle(volume: Volume) -> tuple[NDArray[np.float64], float]:
     """Center of the head in mm, and half the edge of a cube that holds it."""
-    voxels = np.argwhere(foreground(volume))
-    if len(voxels) == 0:
-        voxels = np.array([[0, 0, 0], volume.shape])
-    low, high = np.percentile(voxels, (1, 99), axis=0)
-    corners = np.stack(np.meshgrid(*np.stack([low, high]).T, indexing="ij"), axis=-1).reshape(-1, 3)
+    head = foreground(volume)
+    ends = extent(head, (0.01, 0.99)) if head.any() else np.stack([np.zeros(3), volume.shape], axis=-1)
+    corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
     points = corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]
     lowest, highest = points.min(axis=0), points.max(axis=0)
     return (lowest + highest) / 2, float((highest - lowest).max() / 2 * 1.08 + 2)

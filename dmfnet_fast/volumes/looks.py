@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dmfnet_fast.errors import OutputError
 from dmfnet_fast.images.color import luminance
 from dmfnet_fast.volumes.fusing import Image
-from dmfnet_fast.volumes.measures import foreground
+from dmfnet_fast.volumes.measures import extent, foreground
 from dmfnet_fast.volumes.volume import Volume
 
 # Fused slices may change in brightness from one to the next this many times as unevenly as their sources.
@@ -39,18 +39,9 @@ class Places:
 
 def places_in(volume: Volume) -> Places:
     """Slices evenly spaced over the head, and the middle of it."""
-    head = foreground(volume)
-    middle, extent = [], (0, 0)
-    for axis in range(3):
-        amount = head.sum(axis=tuple(other for other in range(3) if other != axis)).astype(np.float64)
-        share = np.cumsum(amount) / max(float(amount.sum()), 1.0)
-        middle.append(int(np.searchsorted(share, 0.5)))
-        if axis == 0:
-            extent = int(np.searchsorted(share, 0.02)), int(np.searchsorted(share, 0.98))
-    last = volume.shape[0] - 1
-    first, end = min(extent[0], last), min(extent[1], last)
-    slices = np.unique(np.linspace(first, end, min(_WHOLE_SLICES, end - first + 1)).round().astype(int))
-    return Places(tuple(slices.tolist()), min(middle[1], volume.shape[1] - 1), min(middle[2], volume.shape[2] - 1))
+    slices, rows, columns = extent(foreground(volume), (0.02, 0.5, 0.98))
+    whole = np.unique(np.linspace(slices[0], slices[2], _WHOLE_SLICES).round().astype(int))
+    return Places(tuple(whole.tolist()), int(rows[1]), int(columns[1]))
 
 
 class Looks:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,8 +23,11 @@ def luminance(volume: Volume) -> NDArray[np.float32]:
     return np.asarray(volume.values @ np.array([0.299, 0.587, 0.114], np.float32), np.float32)
 
 
-def sampled(values: NDArray[np.float32], count: int = _SAMPLES) -> NDArray[np.float32]:
-    """At most about `count` values, evenly taken."""
+Kind = TypeVar("Kind", bound=np.generic)
+
+
+def sampled(values: NDArray[Kind], count: int = _SAMPLES) -> NDArray[Kind]:
+    """At most about `count` values, evenly taken: the same voxels of volumes of one shape."""
     flat = values.reshape(-1)
     return flat[:: max(1, len(flat) // count)]
 
@@ -51,11 +57,22 @@ def foreground(volume: Volume) -> NDArray[np.bool_]:
     return luminance(volume) > foreground_threshold(volume)
 
 
+def extent(mask: NDArray[np.bool_], shares: Sequence[float]) -> NDArray[np.intp]:
+    """Along each of three axes, the indices up to which these shares of a region lie: (3, shares), 0 if it is empty."""
+    ends = []
+    for axis in range(3):
+        amount = np.cumsum(np.count_nonzero(mask, axis=tuple(other for other in range(3) if other != axis)))
+        ends.append(np.searchsorted(amount, np.array(shares) * amount[-1]).clip(max=mask.shape[axis] - 1))
+    return np.array(ends)
+
+
 def mutual_information(
     a: NDArray[np.float32], b: NDArray[np.float32], where: NDArray[np.bool_]
 ) -> float:  # fmt: skip
     """Mutual information in bits of two volumes' values at the voxels `where`, from a histogram of 64 by 64 bins."""
-    one, other = sampled(a[where]), sampled(b[where])
+    # Sampled before they are selected: copies of whole volumes would take more memory than all else.
+    chosen = sampled(where)
+    one, other = sampled(a)[chosen], sampled(b)[chosen]
     if len(one) == 0:
         return 0.0
     joint, _, _ = np.histogram2d(_clipped(one), _clipped(other), bins=_BINS)

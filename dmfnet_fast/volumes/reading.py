@@ -103,8 +103,8 @@ def _info(candidate: Candidate) -> VolumeInfo:
 def is_volume(path: Path) -> bool:
     """Whether a path is a volume rather than an image or a folder of images.
 
-    A file is one if it is DICOM, a DICOMDIR or named .nii or .nii.gz. A folder is one if it directly holds such a file,
-    or holds no images and has such a file below.
+    A file is one if it is DICOM, a DICOMDIR or named .nii or .nii.gz. A folder that directly holds images is one if it
+    directly holds more of these files than images; a folder without images is one if it has such a file in it or below.
 
     Raises:
         VolumeError: a file cannot be read.
@@ -116,10 +116,11 @@ def is_volume(path: Path) -> bool:
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read: {error.strerror}; make it readable") from error
     direct = [file for file in inside if file.is_file() and not file.name.startswith(".")]
-    images = [file for file in direct if name_in_folder(file) is not None]
-    if any(_is_volume_file(file) for file in direct if file not in images):
-        return True
-    return not images and any(map(_is_volume_file, files_in(path)))
+    others = [file for file in direct if name_in_folder(file) is None]
+    images = len(direct) - len(others)
+    if images:
+        return sum(map(_is_volume_file, others)) > images
+    return any(map(_is_volume_file, others)) or any(map(_is_volume_file, files_in(path)))
 
 
 def _is_volume_file(path: Path) -> bool:

@@ -6,7 +6,7 @@ import json
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -56,10 +56,12 @@ class Fusion:
         return pumping(self.looks.means)
 
 
-def anonymous(text: str, sources: Iterable[Volume]) -> str:
+def anonymous(text: str, sources: tuple[Volume, Volume]) -> str:
     """A message with A and B in place of the paths of both volumes, which may name a patient."""
-    for name, volume in zip("AB", sources, strict=True):
-        text = text.replace(volume.source.path, name)
+    paths = {volume.source.path: name for name, volume in zip("AB", sources, strict=True)}
+    # One may be a folder in the other one.
+    for path in sorted(paths, key=len, reverse=True):
+        text = text.replace(path, paths[path])
     return text
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 from kernels import convolution
 from kernels.cases.convolution_epilogue import eager_epilogue
 from kernels.cases.record import HALF, Case, Draw, Operation, Record, Shape, Work, values
+from kernels.tiles import ConvolutionRule, ConvolutionTile
 
 
 def _eager(
@@ -105,6 +108,38 @@ def convolve(
     parts = [label for label, given in flags.items() if given]
     name = f"{n}x{inputs}x{height}x{width} to {outputs} {size}x{size} {' '.join(parts)}".strip()
     return Case(CONVOLUTION_WITH_STATISTICS if with_statistics else CONVOLUTION, name, make)
+
+
+def by_tile(case: Case, tile: ConvolutionTile) -> Case:
+    """`case`, one of `convolve`'s, planned with this tile whatever its size."""
+    plan = partial(case.operation.plan, tile=tile)
+    numbers = "x".join(map(str, (tile.pixels, tile.channels, tile.inner)))
+    how = f"{tile.warps} warps, {tile.stages} stages" + (", described" if tile.described else "")
+    return replace(case, operation=replace(case.operation, plan=plan), name=f"{case.name} by {numbers}, {how}")
+
+
+def by_every_rule(cases: Iterable[Case], rules: Sequence[ConvolutionRule], side: int, images: int) -> Iterator[Case]:
+    """The convolutions of `cases`, on maps of one size, by every tile that they have at some size or batch.
+
+    A compiler may get one combination of channels and tile wrong that no measured size has.
+    """
+    known = set()
+    for case in cases:
+        if case.operation not in (CONVOLUTION, CONVOLUTION_WITH_STATISTICS):
+            continue
+        _, weight, more, _, last, _, bias, residual, relu = case.make(Draw(torch.float16, "meta"))
+        outputs, inputs, size, _ = weight.shape
+        more, last = (0 if value is None else value.shape[1] for value in (more, last))
+        flags = bias is not None, residual is not None, relu, case.operation is CONVOLUTION_WITH_STATISTICS
+        smaller = convolve(images, inputs, outputs, side, side, size, more, last, *flags)
+        covered = 0  # largest number of pixels that an earlier rule takes
+        for rule in rules:
+            if inputs <= rule.inputs and outputs <= rule.outputs and rule.pixels > covered:
+                covered = covered if rule.tile.described else rule.pixels
+                found = by_tile(smaller, rule.tile)
+                if str(found) not in known:
+                    known.add(str(found))
+                    yield found
 
 
 def is_own(case: Case, dtype: torch.dtype) -> bool:

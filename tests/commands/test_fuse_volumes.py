@@ -355,8 +355,10 @@ def test_folders_of_images_and_of_dicom_are_told_apart(fuse: Fuse, inputs: Path,
     images.mkdir()
     write_image(images / "1.png", np.tile(np.arange(64, dtype=np.uint8), (64, 1)))
     shutil.copytree(inputs / "MR", images / "dicom")
-    (images / "notes.txt").write_text("hello")
-    assert "1 fused" in fuse(images, images, "-o", tmp_path / "paired").stdout, "DICOM below images is not looked for"
+    shutil.copy(inputs / "MR" / "0001.dcm", images)
+    assert "1 fused" in fuse(images, images, "-o", tmp_path / "paired").stdout, (
+        "neither DICOM below nor a lone file matter"
+    )
     write_image(inputs / "MR" / "preview.png", np.zeros((64, 64), np.uint8))
     below = tmp_path / "export"
     shutil.copytree(inputs / "CT", below / "STU0" / "SER0")

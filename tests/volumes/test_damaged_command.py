@@ -96,7 +96,7 @@ def fused(output: Path) -> NDArray[Any]:
 
 def errors_in(result: Result) -> list[str]:
     """Lines of standard error but for progress."""
-    return [line for line in result.stderr.splitlines() if not line.startswith(("reading ", "fusing"))]
+    return [line for line in result.stderr.splitlines() if not line.startswith(("reading ", "aligning", "fusing"))]
 
 
 def check_refused(result: Result, *folders: Path) -> None:

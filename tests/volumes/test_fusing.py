@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("pydicom", reason="needs the extra dicom")
 
 from dmfnet_fast import Fuser
+from dmfnet_fast.engines import shipped_engine
 from dmfnet_fast.errors import ImageError, VolumeError
 from dmfnet_fast.volumes import align, show
 from dmfnet_fast.volumes.fusing import Image, fuse_slices
@@ -104,6 +105,15 @@ def test_batches_are_the_same_whatever_is_asked_for(batch: int) -> None:
         expected = np.maximum(a.volume.values[number], b.volume.values[number])
         assert fused.shape == (32, 20, 3)
         assert (fused == expected[..., None]).all()
+
+
+def test_engines_that_gain_from_batches(head: HeadVolumes, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="needs the extra torch")
+    with Fuser(shipped_engine("nano", "cuda"), device="cpu", precision="float32") as fuser:
+        one_by_one = fuser.fuse_volume(head.mr, head.pet).values
+        monkeypatch.setattr(fuser._engine, "largest_batch", 4)
+        in_batches = fuser.fuse_volume(head.mr, head.pet).values
+    assert np.abs(in_batches.astype(int) - one_by_one).max() <= 1
 
 
 def test_few_slices_are_in_memory() -> None:

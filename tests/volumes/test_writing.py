@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -115,6 +116,27 @@ def test_cut_off_lines_of_the_journal(kind: Format, sources: Sources, tmp_path: 
     assert open_writer(kind, out, sources[0], sources, PROVENANCE).done() == {0, 1, 2}
 
 
+def test_two_runs_at_once(kind: Format, sources: Sources, tmp_path: Path) -> None:
+    """A slice of the other run, which has other UIDs, is not taken for one's own."""
+    values = colors(sources[0].shape)
+    first = open_writer(kind, tmp_path, sources[0], sources, PROVENANCE)
+    # The other one looked before there was anything.
+    (journal,) = tmp_path.glob(".*.jsonl")
+    journal.unlink()
+    second = open_writer(kind, tmp_path, sources[0], sources, PROVENANCE)
+    write(first, values, [0, 1])
+    if kind == "nifti":
+        write(second, values, [2])
+    else:
+        with pytest.raises(OutputError, match="is not as this command wrote it"):
+            write(second, values, [1])
+    if kind == "nifti":
+        assert open_writer(kind, tmp_path, sources[0], sources, PROVENANCE).done() == {2}
+        return
+    with pytest.raises(OutputError, match="is not as this command wrote it"):
+        open_writer(kind, tmp_path, sources[0], sources, PROVENANCE)
+
+
 def test_threads(kind: Format, sources: Sources, tmp_path: Path) -> None:
     values = colors(sources[0].shape)
     writer = open_writer(kind, tmp_path / "threads", sources[0], sources, PROVENANCE)
@@ -152,6 +174,12 @@ def test_another_run(other: str, kind: Format, sources: Sources, tmp_path: Path)
     with pytest.raises(OutputError, match="other inputs or settings"):
         open_writer(kind, tmp_path / "out", sources[0], changed, provenance, **more)
     assert contents(tmp_path) == before
+
+
+def test_another_grid(kind: Format, sources: Sources, tmp_path: Path) -> None:
+    write_all(kind, tmp_path / "out", sources)
+    with pytest.raises(OutputError, match="other inputs or settings"):
+        open_writer(kind, tmp_path / "out", moved(sources[0]), sources, PROVENANCE)
 
 
 def test_overwriting(kind: Format, sources: Sources, tmp_path: Path) -> None:
@@ -198,6 +226,20 @@ def test_a_foreign_file_that_appears_later(kind: Format, sources: Sources, tmp_p
     assert path.read_bytes() == b"mine"
 
 
+def test_a_foreign_nifti_that_appears_later(sources: Sources, tmp_path: Path) -> None:
+    values = colors(sources[0].shape)
+    path = tmp_path / "x.nii.gz"
+    writer = open_writer("nifti", path, sources[0], sources, PROVENANCE)
+    write(writer, values)
+    path.write_bytes(b"mine")
+    with pytest.raises(OutputError, match="is not as this command wrote it"):
+        writer.finish()
+    assert path.read_bytes() == b"mine"
+    path.unlink()
+    assert writer.finish() == [path]
+    np.testing.assert_array_equal(read_volume(path).values, values)
+
+
 def test_a_damaged_journal(kind: Format, sources: Sources, tmp_path: Path) -> None:
     write_all(kind, tmp_path, sources)
     (journal,) = tmp_path.glob(".*.jsonl")
@@ -214,7 +256,8 @@ def test_a_journal_that_names_files_elsewhere(sources: Sources, tmp_path: Path) 
     write_all("png", out, sources)
     (tmp_path / "mine.txt").write_text("mine")
     (journal,) = out.glob(".*.jsonl")
-    entry = {"part": "../mine.txt", "sha256": "a9d3b4a2b1f0" * 5 + "0000"}
+    name = json.loads(journal.read_text().splitlines()[0])["name"]
+    entry = {"name": name, "part": "../mine.txt", "sha256": hashlib.sha256(b"mine").hexdigest()}
     journal.write_text(journal.read_text() + "\n" + json.dumps(entry))
     write_all("png", out, sources, overwrite=True)
     assert (tmp_path / "mine.txt").read_text() == "mine"

@@ -90,6 +90,23 @@ def test_read_again(names: tuple[str, str], written: Path, tmp_path: Path) -> No
     assert volume.source.notes == ()
 
 
+def test_pixels_that_are_not_square(written: Path, tmp_path: Path) -> None:
+    mr = read_volume(written / "MR")
+    volume = replace(mr, values=mr.values[:, :30], affine=mr.affine @ np.diag([1, 2.5, 1, 1]))
+    (first, *_) = datasets(write_all("dicom", tmp_path, (volume, volume)))
+    assert list(first.PixelSpacing) == pytest.approx([12.5, 5])
+    np.testing.assert_allclose(read_volume(tmp_path).affine, volume.affine, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "main"), [("MR", ["L", "P"]), ("CT", ["L", "P"]), ("NM", ["L", "F"])])
+def test_patient_orientation(name: str, main: list[str], written: Path, tmp_path: Path) -> None:
+    volume = read_volume(written / name)
+    (first, *_) = datasets(write_all("dicom", tmp_path, (volume, volume)))
+    assert [letters[0] for letters in first.PatientOrientation] == main
+    # The MR is oblique: its rows also run upward by 8 degrees.
+    assert list(first.PatientOrientation) == (["L", "PH"] if name == "MR" else main)
+
+
 def test_read_by_simpleitk(written: Path, tmp_path: Path) -> None:
     sitk = pytest.importorskip("SimpleITK", reason="needs the extra register")
     sources = read(written, "MR", "PT")
@@ -148,6 +165,9 @@ def test_what_it_says(written: Path, tmp_path: Path) -> None:
         assert data.SOPClassUID == "1.2.840.10008.5.1.4.1.1.7"
         assert data.ImageType == ["DERIVED", "SECONDARY"]
         assert data.InstanceNumber == number + 1
+        # The slices' distance is known, how thick they are is not.
+        assert data.SliceThickness is None
+        assert float(data.SpacingBetweenSlices) == pytest.approx(mr.spacing[0])
         assert data.PhotometricInterpretation == "RGB"
         assert (data.BurnedInAnnotation, data.LossyImageCompression) == ("NO", "00")
         assert data.SeriesDescription == "Fused MR+PT, research only, not for diagnosis"
@@ -343,3 +363,13 @@ def test_alignment_keeps_what_a_writer_needs(written: Path, tmp_path: Path) -> N
     aligned = align(mr, pet)
     assert aligned.a.link is mr.link
     write_all("dicom", tmp_path, (aligned.a, pet))
+
+
+def test_sources_of_one_series(written: Path, tmp_path: Path) -> None:
+    """Two volumes of one object, as magnitude and phase: it is named once."""
+    enhanced = read_volume(written / "EMR")
+    other = replace(enhanced, values=enhanced.values + 1)
+    data = datasets(write_all("dicom", tmp_path, (enhanced, other)))[2]
+    (series,) = data.ReferencedSeriesSequence
+    assert len(series.ReferencedInstanceSequence) == 1
+    assert errors_of(tmp_path / "0003.dcm") == []

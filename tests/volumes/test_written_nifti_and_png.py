@@ -52,6 +52,9 @@ def test_nifti_says_what_made_it(head: HeadVolumes, tmp_path: Path) -> None:
     (path,) = write_all("nifti", tmp_path, (head.mr, head.pet))
     image = nibabel.load(path)
     assert image.header.get_xyzt_units()[0] == "mm"
+    for place, code in (image.get_sform(coded=True), image.get_qform(coded=True)):
+        assert code == 1
+        np.testing.assert_allclose(place, head.mr.ras_affine, atol=1e-4)
     assert b"not for diagnosis" in bytes(image.header["descrip"])
     (extension,) = image.header.extensions
     assert extension.get_content().rstrip(b"\0").decode() == PROVENANCE.to_json()

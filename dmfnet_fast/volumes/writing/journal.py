@@ -66,6 +66,8 @@ class Journal:
             # Lines of an interrupted run may be incomplete.
             with suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
+                if entry["name"] != str(self.name):
+                    continue  # of a run that wrote here at the same time, under other UIDs
                 self._parts.setdefault(str(entry["part"]), set()).add(str(entry["sha256"]))
 
     def begin(self, run: str) -> None:
@@ -86,7 +88,7 @@ class Journal:
             OutputError: the file cannot be written.
         """
         self._parts.setdefault(part, set()).add(digest)
-        entry = json.dumps({"part": part, "sha256": digest})
+        entry = json.dumps({"name": str(self.name), "part": part, "sha256": digest})
         try:
             with self._lock, self.path.open("a", encoding="utf-8") as file:
                 # A line that an interrupt or a full disk cut off must not spoil the next.

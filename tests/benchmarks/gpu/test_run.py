@@ -171,6 +171,17 @@ def test_every_binary_is_compiled_once(hopper: Machine) -> None:
         done |= each
 
 
+def test_every_tile_is_checked(hopper: Machine) -> None:
+    """Also those that a network has at larger batches alone: one of them was miscompiled."""
+    names = [case.name for case, _ in gpu_kernels.checked_cases(hopper)]
+    for name in (
+        "64 3x3 bias +64 +32 last by 128x64x64, 4 warps",
+        "128 3x3 by 128x128x64, 4 warps, 3 stages, described",
+    ):
+        assert any(name in one for one in names), name
+    assert not any("32 3x3 bias by 128x64x64" in one for one in names), "an earlier rule takes them at every size"
+
+
 @pytest.mark.parametrize("same", [False, True])
 def test_images_are_compared(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stub:

@@ -9,13 +9,15 @@ import pytest
 
 from dmfnet_fast import DMFNetWarning, Fuser, ImageError, OutputError
 from dmfnet_fast.evaluation.dataset import Pair
+from dmfnet_fast.evaluation.methods import Folder
 from dmfnet_fast.images import formats
 from dmfnet_fast.images.color import range_of
 from dmfnet_fast.images.formats.base import LoadedImage, Pixels, Reader, Writer
-from dmfnet_fast.images.io import check_suffix, load_image, read_image, write_image
+from dmfnet_fast.images.io import check_suffix, load_image, read_image, to_8_bit, write_image
 from dmfnet_fast.images.pairing import pair_folders
-from dmfnet_fast.phantom import Phantom
+from dmfnet_fast.phantom import Phantom, make_phantom
 from tests.images.formats.samples import GRAY8, GRAY16, RGB8, RGB16
+from train.data import load_pairs
 
 MAGIC = b"RAW!"
 
@@ -56,7 +58,7 @@ def test_messages_list_what_the_tables_hold(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"x: is not an image that can be read; use PNG, JPEG, TIFF, BMP or RAW$"):
         read_image(tmp_path / "x")
     (tmp_path / "x").write_bytes(b"\0" * 128 + b"DICM")
-    with pytest.raises(ImageError, match=r"is DICOM; export it as 16-bit PNG, TIFF or RAW first$"):
+    with pytest.raises(ImageError, match="is DICOM, which is a volume"):
         read_image(tmp_path / "x")
     with pytest.raises(ImageError, match=r"give folders of PNG, JPEG, TIFF, BMP or RAW files \(subfolders"):
         pair_folders(tmp_path, tmp_path)
@@ -98,6 +100,24 @@ def test_the_range_that_a_file_states_is_used(fuser: Fuser, phantom: Phantom, tm
     assert np.array_equal(np.asarray(fuser.fuse(a, b, range=other)), expected[other])
     scene = Pair("CT-MRI", ("MRI", "CT"), "a", a, b, None, other[1]).read()
     assert [source.values for source in scene.sources] == [stated[0], other[1]]
+
+
+@pytest.mark.usefixtures("raw")
+def test_the_range_that_a_file_states_is_used_in_training_and_evaluation(tmp_path: Path) -> None:
+    head = make_phantom(0, 64)
+    deep = {kind: image.astype(np.uint16) * 8 for kind, image in (("MRI", head.mri), ("CT", head.ct))}
+    for kind, image in deep.items():
+        folder = tmp_path / "train" / "CT-MRI" / kind
+        folder.mkdir(parents=True)
+        _write(folder / "1.raw", image)
+    mri, ct = (to_8_bit(image, (0, 4095)) for image in deep.values())
+    (pair,) = load_pairs(tmp_path, 64)
+    assert np.array_equal(pair.planes[:2], [mri, ct])
+    files = [tmp_path / "train" / "CT-MRI" / kind / "1.raw" for kind in deep]
+    scene = Pair("CT-MRI", ("MRI", "CT"), "1", files[0], files[1], None, (0, 2040)).read()
+    (tmp_path / "fused" / "CT-MRI").mkdir(parents=True)
+    _write(tmp_path / "fused" / "CT-MRI" / "1.raw", deep["CT"])
+    assert np.array_equal(Folder("x", tmp_path / "fused").fuse(scene), ct)
 
 
 def test_ranges_of_loaded_images() -> None:
