@@ -20,7 +20,7 @@ from dmfnet_fast import __version__
 from dmfnet_fast.commands.fuse_table import LOCAL, Pair, TableRequest, Worker
 from dmfnet_fast.commands.journal import Job
 from dmfnet_fast.errors import ClusterError, DMFNetError, DMFNetWarning, require, warn
-from dmfnet_fast.images.formats import READERS, suffixes
+from dmfnet_fast.images.formats import name_in_folder
 
 # Images that are handed to a worker at once, at most: for each row Ray takes about as long as an image does.
 IMAGES_AT_ONCE = 32
@@ -100,8 +100,8 @@ def _connected(address: str) -> Iterator[Any]:
 
 def _chunks(pairs: list[Pair], workers: int) -> list[list[Pair]]:
     """What to hand to a worker at once: a pair of volumes, or a few of images, so that all workers end together."""
-    images = [pair for pair in pairs if Path(pair.b).suffix.lower() in suffixes(READERS)]
-    volumes = [[pair] for pair in pairs if Path(pair.b).suffix.lower() not in suffixes(READERS)]
+    images = [pair for pair in pairs if name_in_folder(Path(pair.b)) is not None]
+    volumes = [[pair] for pair in pairs if name_in_folder(Path(pair.b)) is None]
     size = max(1, min(IMAGES_AT_ONCE, len(images) // (4 * workers)))
     return volumes + [images[start : start + size] for start in range(0, len(images), size)]
 

@@ -29,6 +29,7 @@ from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import progress
 from dmfnet_fast.errors import ImageError, OutputError
 from dmfnet_fast.images.color import check_range
+from dmfnet_fast.images.formats import name_in_folder
 from dmfnet_fast.images.io import check_suffix
 from dmfnet_fast.volumes.nifti import SUFFIXES, is_nifti
 from dmfnet_fast.wording import alternatives
@@ -132,7 +133,7 @@ def _stem(path: Path) -> str:
     """The name of a file without its suffix, or of a folder."""
     if is_nifti(path):
         return path.name[: -len(next(suffix for suffix in SUFFIXES[::-1] if path.name.lower().endswith(suffix)))]
-    return path.name if path.is_dir() else path.stem
+    return path.name if path.is_dir() else name_in_folder(path) or path.stem
 
 
 def _silent(items: Iterable[Any], _label: str, _length: int | None = None) -> AbstractContextManager[Iterable[Any]]:
