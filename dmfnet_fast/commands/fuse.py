@@ -15,6 +15,7 @@ from dmfnet_fast import __version__
 from dmfnet_fast.artifacts.atomic import make_folder
 from dmfnet_fast.commands.engine_options import EngineOptions
 from dmfnet_fast.commands.fuse_images import WORKERS, fuse_images, run_job
+from dmfnet_fast.commands.fuse_on_ray import LOCAL
 from dmfnet_fast.commands.fuse_options import (
     DEFAULT_SUFFIX,
     MONTAGES,
@@ -23,8 +24,9 @@ from dmfnet_fast.commands.fuse_options import (
     report_of,
     volume_request,
 )
-from dmfnet_fast.commands.fuse_table import LOCAL, TableRequest, fuse_table
+from dmfnet_fast.commands.fuse_table import fuse_table
 from dmfnet_fast.commands.fuse_volumes import fuse_volumes
+from dmfnet_fast.commands.fuse_worker import TableRequest
 from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
 from dmfnet_fast.engines import DEFAULT

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from dmfnet_fast import __version__
-from dmfnet_fast.commands.fuse_table import LOCAL, Pair, TableRequest, Worker
+from dmfnet_fast.commands.fuse_worker import Pair, TableRequest, Worker
 from dmfnet_fast.commands.journal import Job
 from dmfnet_fast.errors import ClusterError, DMFNetError, DMFNetWarning, require, warn
 from dmfnet_fast.images.formats import name_in_folder
 
+LOCAL = "local"  # the address that stands for a cluster on this machine, which ends with the command
 # Images that are handed to a worker at once, at most: for each row Ray takes about as long as an image does.
 IMAGES_AT_ONCE = 32
 MOST_BLOCKS = 4096

@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from dmfnet_fast import Fuser
 from dmfnet_fast.commands.engine_options import EngineOptions
 from dmfnet_fast.commands.fuse import main
-from dmfnet_fast.commands.fuse_table import MOST_ATTEMPTS, REPORT, Pair, TableRequest, Worker, read_table
+from dmfnet_fast.commands.fuse_table import REPORT, read_table
+from dmfnet_fast.commands.fuse_worker import MOST_ATTEMPTS, Pair, TableRequest, Worker
 from dmfnet_fast.commands.journal import JOURNAL
 from dmfnet_fast.errors import ImageError
 from dmfnet_fast.images.io import read_image, write_image
