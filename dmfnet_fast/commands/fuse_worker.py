@@ -25,7 +25,7 @@ from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.errors import ImageError
 from dmfnet_fast.images.io import check_suffix
 
-# A pair that is begun this often in one run ends the process that fuses it.
+# A pair with which this many processes of one run have ended is given up.
 MOST_ATTEMPTS = 3
 
 
@@ -102,7 +102,7 @@ class Worker:
 
         After a worker ended, its pairs are fused one by one, so that the one which ended it is found.
         """
-        suspect = any(self._attempts(pair) for pair in pairs)
+        suspect = any(self._lost(pair) for pair in pairs)
         pool = ThreadPoolExecutor(1 if suspect else WORKERS)
         try:
             for future in as_completed([pool.submit(self._fuse, pair) for pair in pairs]):
@@ -111,13 +111,26 @@ class Worker:
             # After an interrupt, pairs in progress are finished and recorded; the others are not started.
             pool.shutdown(cancel_futures=True)
 
-    def _attempts(self, pair: Pair) -> int:
-        return self._journal.attempts(pair.name, self._run) if self._run else 0
+    def _lost(self, pair: Pair) -> int:
+        return self._journal.lost(pair.name, self._run) if self._run else 0
 
     def _fuse(self, pair: Pair) -> tuple[str, Job]:
         job = Job(pair.a, pair.b, None)
-        run_job(job, lambda: self._do(pair, job))
+        run_job(job, lambda: self._guarded(pair, job))
         return pair.name, job
+
+    def _guarded(self, pair: Pair, job: Job) -> None:
+        """Fuse a pair, unless it is known to end the process."""
+        if not self._run:
+            self._do(pair, job)
+            return
+        if self._lost(pair) >= MOST_ATTEMPTS:
+            raise ImageError(f"{pair.a} with {pair.b}: ended the process that fused them {MOST_ATTEMPTS} times")
+        self._journal.mark("begun", pair.name, self._run)
+        try:
+            self._do(pair, job)
+        finally:
+            self._journal.mark("ended", pair.name, self._run)
 
     def _do(self, pair: Pair, job: Job) -> None:
         for path in (pair.a, pair.b):
@@ -134,14 +147,10 @@ class Worker:
             job.montage = str(folder / MONTAGES / f"{pair.name}.png") if given["with_montage"] else None
             check_suffix(Path(job.output))
         # A retry of this run goes on with what it began.
-        again = overwrite and not self._attempts(pair)
+        again = overwrite and not self._lost(pair)
         self._journal.check(job, again, pair.stated, resumable=volumes or overwrite)
         if job.status != "pending":
             return
-        if self._attempts(pair) >= MOST_ATTEMPTS:
-            raise ImageError(f"{pair.a} with {pair.b}: ended the process that fused them {MOST_ATTEMPTS} times")
-        if self._run:
-            self._journal.begin(pair.name, self._run)
         if volumes:
             places = {"a": Path(pair.a), "b": Path(pair.b), "output": Path(job.output)}
             with self._one_volume:

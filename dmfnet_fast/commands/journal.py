@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dmfnet_fast.artifacts.manifest import file_sha256
 from dmfnet_fast.errors import OutputError
@@ -68,13 +69,13 @@ class Journal:
         self._lock = threading.Lock()
         self._settings = json.loads(json.dumps(settings))
         self._made: dict[str, list[dict[str, Any]]] = {}
-        self._begun: list[tuple[str, str]] = []
+        self._open: Counter[tuple[str, str]] = Counter()
         for path in sorted({self._path, folder / JOURNAL, *folder.glob(f"{first.stem}-*{first.suffix}")}):
             for entry in _entries(path):
                 # A line of something else, or of an interrupted run.
                 with suppress(KeyError, TypeError):
-                    if "begun" in entry:
-                        self._begun.append((entry["run"], entry["begun"]))
+                    if "run" in entry:
+                        self._open[entry["run"], entry["pair"]] += 1 if entry["event"] == "begun" else -1
                     else:
                         self._made.setdefault(entry["output"], []).append(entry)
 
@@ -122,13 +123,19 @@ class Journal:
         """
         self._append(self._entry(job, job.results if results is None else results, more or {}))
 
-    def begin(self, name: str, run: str) -> None:
-        """Record that a pair is begun, by which `attempts` knows the pairs whose process ended with them."""
-        self._append({"begun": name, "run": run})
+    def mark(self, event: Literal["begun", "ended"], name: str, run: str) -> None:
+        """Record that work on a pair is begun, or has ended in one way or another.
 
-    def attempts(self, name: str, run: str) -> int:
-        """How often a pair had been begun in a run when this journal was opened."""
-        return self._begun.count((run, name))
+        Args:
+            event: which of both.
+            name: of the pair.
+            run: an identity of the run.
+        """
+        self._append({"event": event, "pair": name, "run": run})
+
+    def lost(self, name: str, run: str) -> int:
+        """How often a process of a run ended with a pair, which was begun and has not ended, before this was opened."""
+        return self._open[run, name]
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         line = json.dumps(entry) + "\n"

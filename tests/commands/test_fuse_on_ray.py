@@ -27,10 +27,26 @@ COMMAND = "from dmfnet_fast.commands.fuse import main; main()"
 OPTIONS = ("--engine", "turbo", "--precision", "float32")
 
 
+LETHAL = "lethal.png"
+# Ends a worker of Ray that opens a file of this name, as a decoder might that crashes.
+CRASH = f"""
+import os, sys
+
+def end(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("{LETHAL}") and "default_worker" in sys.argv[0]:
+        os.kill(os.getpid(), 9)
+
+sys.addaudithook(end)
+"""
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a cluster of two machines of one core each, and a head without any."""
-    os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+    folder = tmp_path_factory.mktemp("crash")
+    (folder / "sitecustomize.py").write_text(CRASH)
+    path = os.pathsep.join((str(folder), os.environ.get("PYTHONPATH", "")))
+    os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", PYTHONPATH=path)
     from ray.cluster_utils import Cluster
 
     running = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -99,6 +115,19 @@ def test_a_worker_is_killed(cluster: str, cli: CliRunner, tmp_path: Path) -> Non
     output, told = again.communicate(timeout=240)
     report = json.loads(output)
     assert (report["fused"], report["skipped"], report["failed"]) == (0, PAIRS - 1, 1)
+
+
+def test_a_pair_that_ends_its_worker(cluster: str, tmp_path: Path) -> None:
+    """It is given up after three workers, and all others are done."""
+    rows = write_images(tmp_path / "in", 20)
+    (tmp_path / "in" / "pet7.png").rename(tmp_path / "in" / LETHAL)
+    rows[7]["b"] = LETHAL
+    process = run(cluster, write_table(tmp_path / "in" / "pairs.csv", rows), tmp_path / "out")
+    output, told = process.communicate(timeout=150)
+    assert process.returncode == 2
+    report = json.loads(output)
+    assert [pair["status"] == "failed" for pair in report["pairs"]] == [number == 7 for number in range(20)]
+    assert f"{LETHAL}: ended the process that fused them 3 times" in told
 
 
 def test_no_cluster(cli: CliRunner, tmp_path: Path) -> None:

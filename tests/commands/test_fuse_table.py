@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from dmfnet_fast import Fuser
+from dmfnet_fast import Fuser, __version__
 from dmfnet_fast.commands.engine_options import EngineOptions
 from dmfnet_fast.commands.fuse import main
+from dmfnet_fast.commands.fuse_on_ray import IMAGES_AT_ONCE, RayWorker, _chunks
 from dmfnet_fast.commands.fuse_table import REPORT, read_table
 from dmfnet_fast.commands.fuse_worker import MOST_ATTEMPTS, Pair, TableRequest, Worker
 from dmfnet_fast.commands.journal import JOURNAL
@@ -152,8 +155,8 @@ def test_a_pair_that_ends_its_process(tmp_path: Path) -> None:
     first = Worker(request, "1", "run")
     assert [job.status for _, job in first.fuse(pairs[:1])] == ["fused"]
     for _ in range(MOST_ATTEMPTS):
-        first._journal.begin(pairs[1].name, "run")
-        first._journal.begin(pairs[2].name, "another run")
+        first._journal.mark("begun", pairs[1].name, "run")
+        first._journal.mark("begun", pairs[2].name, "another run")
     first.close()
     second = Worker(request, "2", "run")
     outcomes = dict(second.fuse(pairs))
@@ -162,6 +165,51 @@ def test_a_pair_that_ends_its_process(tmp_path: Path) -> None:
     second.close()
     files = sorted(path.name for path in request.output.glob(".*"))
     assert files == [JOURNAL.replace(".jsonl", f"-{part}.jsonl") for part in "12"]
+
+
+def test_a_worker_of_a_cluster(tmp_path: Path) -> None:
+    """Rows of text in and out, with warnings and failures; what keeps it from fusing is a row as well."""
+    (row,) = write_images(tmp_path / "in", 1)
+    good = {"a": str(tmp_path / "in" / row["a"]), "b": str(tmp_path / "in" / row["b"]), "name": "good"}
+    gray = {"a": good["b"], "b": good["a"], "name": "swapped"}
+    text = json.dumps([good, gray, {"a": "none", "b": "none", "name": "none"}])
+    request = request_for(tmp_path / "out")
+    (answer,) = RayWorker(request, __version__, "run")({"pairs": [text]})["done"]
+    outcome = json.loads(answer)
+    assert outcome["problem"] == ""
+    assert {name: job["status"] for name, job in outcome["jobs"]} == {
+        "good": "fused",
+        "swapped": "fused",
+        "none": "failed",
+    }
+    (warning,) = outcome["warnings"]
+    assert "are they swapped?" in warning
+    engine = replace(request.engine, engine="none.onnx")
+    for worker, problem in (
+        (RayWorker(request, "0.0.1", "run"), f"has dmfnet-fast {__version__}, and the command is 0.0.1"),
+        (RayWorker(replace(request, engine=engine), __version__, "run"), "none.onnx"),
+    ):
+        (answer,) = worker({"pairs": [text]})["done"]
+        assert problem in json.loads(answer)["problem"]
+
+
+def test_chunks() -> None:
+    """Volumes go one by one, images a few at a time, so that every worker gets several."""
+    images = [Pair("a.png", f"{number}.png", str(number)) for number in range(100)]
+    volumes = [Pair("MR", f"study{number}", f"study{number}") for number in range(3)]
+    chunks = _chunks([*images, *volumes], workers=4)
+    assert chunks[:3] == [[pair] for pair in volumes]
+    assert [pair for chunk in chunks[3:] for pair in chunk] == images
+    assert {len(chunk) for chunk in chunks[3:]} == {6, 4}
+    assert len(_chunks(images * 100, workers=4)[0]) == IMAGES_AT_ONCE
+
+
+def test_without_ray(fuse: Fuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    table = write_table(tmp_path / "in" / "pairs.csv", write_images(tmp_path / "in", 1))
+    result = fuse("--pairs", table, "-o", tmp_path / "out", "--ray")
+    assert result.exit_code == 2
+    assert "error: ray is not installed: pip install 'dmfnet-fast[ray]'" in result.stderr
 
 
 @pytest.mark.parametrize(
