@@ -10,7 +10,6 @@ import numpy as np
 import triton_python_backend_utils as server
 
 from dmfnet_fast import Fuser
-from dmfnet_fast.errors import DMFNetError
 
 NETWORK = "network.onnx"
 # One converts pixels, one computes (calls to the engine are serialized), one applies the rules.
@@ -40,7 +39,8 @@ class TritonPythonModel:
         a, b = (server.get_input_tensor_by_name(request, name).as_numpy() for name in ("a", "b"))
         try:
             fused = np.stack([self._fuse(*pair) for pair in zip(a, b, strict=True)])
-        except DMFNetError as error:
+        except Exception as error:
+            # Raised, it would fail the other requests too.
             return server.InferenceResponse(error=server.TritonError(str(error)))
         return server.InferenceResponse([server.Tensor("fused", fused)])
 

@@ -38,7 +38,11 @@ class Job:
 
 
 def _hash(path: Path) -> str:
-    """The hash of a file's content, or of the names and contents of all files in a folder and below."""
+    """The hash of a file's content, or of the names and contents of all files in a folder and below.
+
+    A DICOMDIR stands for its folder, whose files it lists.
+    """
+    path = path.parent if path.name.upper() == "DICOMDIR" else path
     if not path.is_dir():
         return file_sha256(path)
     content = hashlib.sha256()

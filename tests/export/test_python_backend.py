@@ -114,14 +114,16 @@ def model(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def test_model(model: Any, pairs: list[tuple[Any, Any]]) -> None:
-    """One request with two pairs, one with an image that is too small, one of another size: three answers."""
+    """Two pairs, an image that is too small, another size, and what should never come: an answer for each request."""
     (a, b), (other_a, other_b) = pairs[0], pairs[1]
     requests = [
         {"a": np.stack([a, a[::-1]]), "b": np.stack([b, b[::-1]])},
         {"a": a[None, :32], "b": b[None, :32]},
         {"a": other_a[None], "b": other_b[None]},
     ]
-    first, second, third = model.execute(requests)
+    broken = {"a": a[None], "b": None}
+    first, second, third, fourth = model.execute([*requests, broken])
+    assert fourth.error
     assert second.error == "a: is 128x32; the smallest size is 64x64"
     with Fuser(NANO) as fuser:
         ((name, fused),) = first.tensors
