@@ -17,11 +17,12 @@ from dmfnet_fast.commands.shared import command
 from dmfnet_fast.engines import DEFAULT
 from dmfnet_fast.errors import DMFNetError, OutputError
 from dmfnet_fast.precision import Precision
-from export import triton_server
 from export.options import (
+    BACKENDS,
     DEFAULT_GPUS,
     PRECISION_FLAGS,
     chosen_precision,
+    default_backends,
     make_request,
     precision_help,
     takers_of,
@@ -162,6 +163,11 @@ def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Write a model for NVIDIA Triton Inference Server into this repository; -o names it.",
 )
 @click.option(
+    "--backend",
+    type=click.Choice(list(BACKENDS)),
+    help=f"The server's backend that runs the model; by default {default_backends()}.",
+)
+@click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="File or folder to write; by default named as WEIGHTS."
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done.")
@@ -195,7 +201,7 @@ def main(
         click.echo(request)
         return
     request.target.check_machine(request)
-    write = request.target.write if request.server is None else triton_server.write
+    write = (request.served or request.target).write
     with _terminable(), _workplace(request.output) as folder:
         graph = source_of(request.source).read(request, _step)
         for parity in graph.parity:

@@ -14,7 +14,7 @@ from dmfnet_fast.errors import OutputError
 from dmfnet_fast.precision import Precision
 from dmfnet_fast.wording import alternatives, with_article
 from export.errors import RequestError
-from export.request import Request, Target, make_profile, shipped_graph
+from export.request import Request, Served, Target, make_profile, shipped_graph
 from export.sources import source_of
 from export.targets import TARGETS
 from export.tensorrt.builder import known_gpus
@@ -78,12 +78,22 @@ PRECISION_FLAGS: dict[Precision, PrecisionFlag] = {
 }
 
 
-def _takers(takes: Callable[[Target, bool], bool]) -> list[str]:
+# The server's backends, by the value of --backend, with the target that each belongs to.
+BACKENDS = {served.backend: target for target in TARGETS.values() for served in target.served}
+
+
+def default_backends() -> str:
+    """Lists the default backend of each target that has several, for --help."""
+    several = [target for target in TARGETS.values() if len(target.served) > 1]
+    return ", ".join(f"{target.served[0].backend} for {target.name}" for target in several)
+
+
+def _takers(takes: Callable[[Target | Served], bool]) -> list[str]:
     """Names of the targets for which `takes` holds, marked if it holds only with or only without --triton-server."""
     takers = []
     for target in TARGETS.values():
-        alone, served = takes(target, False), takes(target, True)
-        if alone and (served or target.served is None):
+        alone, served = takes(target), any(map(takes, target.served))
+        if alone and (served or not target.served):
             takers.append(target.name)
         elif alone or served:
             takers.append(f"{target.name} {'without' if alone else 'with'} --triton-server")
@@ -92,7 +102,7 @@ def _takers(takes: Callable[[Target, bool], bool]) -> list[str]:
 
 def takers_of(option: str) -> str:
     """Lists the targets that accept the `Option` with this name, for messages."""
-    return alternatives(_takers(lambda target, served: target.takes(option, served)))
+    return alternatives(_takers(lambda row: option in row.options))
 
 
 def precision_help(precision: Precision) -> str:
@@ -116,25 +126,40 @@ def chosen_precision(given: tuple[Precision, ...]) -> Precision | None:
     return given[0] if given else None
 
 
-def _check_taken(target: Target, precision: Precision, given: Mapping[str, Any]) -> None:
+def _backend(target: Target, server: Path | None, named: str | None) -> Served | None:
+    """The backend of the server to export for; None without a server, or if the server does not run the target."""
+    if named is not None and BACKENDS[named] is not target:
+        raise RequestError(f"--backend {named}: is for --target {BACKENDS[named].name}")
+    if named is not None and server is None:
+        raise RequestError("--backend: is for --triton-server, which names the server's model repository")
+    if server is None or not target.served:
+        return None
+    return next((row for row in target.served if row.backend == named), target.served[0])
+
+
+def _check_taken(target: Target, served: Served | None, precision: Precision, given: Mapping[str, Any]) -> None:
     """Raise a RequestError for a precision or an option that the export does not accept.
 
     Args:
         target: target of the export.
+        served: the backend of the server to export for, or None.
         precision: precision of the export.
         given: values of all `OPTIONS` by name; None or False if an option is not given.
     """
-    served = given["server"] is not None and target.served is not None
-    if not target.has(precision, served):
+    row = served or target
+    if precision not in row.precisions:
         flag = PRECISION_FLAGS[precision]
-        takers = alternatives(_takers(lambda target, served: target.has(precision, served)))
-        raise RequestError(f"{flag.flag} is for --target {takers}{f': {flag.reason}' if flag.reason else ''}")
+        reason = f": {flag.reason}" if flag.reason else ""
+        if served is not None and precision in target.precisions:
+            raise RequestError(f"{flag.flag} is not for --backend {served.backend}{reason}")
+        takers = alternatives(_takers(lambda row: precision in row.precisions))
+        raise RequestError(f"{flag.flag} is for --target {takers}{reason}")
     for option in OPTIONS:
         if given[option.name] is None or given[option.name] is False:
             continue
         if option.precision not in (None, precision):
             raise RequestError(f"{option.flag} is for {PRECISION_FLAGS[option.precision].flag}: {option.reason}")
-        if not target.takes(option.name, served):
+        if option.name not in row.options:
             raise RequestError(f"{option.flag} is for --target {takers_of(option.name)}: {option.reason}")
 
 
@@ -170,6 +195,7 @@ def make_request(
     every_block: bool,
     single_file: bool,
     server: Path | None,
+    backend: str | None,
     output: Path | None,
 ) -> Request:
     """Check the options of the command and turn them into a request.
@@ -179,6 +205,7 @@ def make_request(
         MissingExtraError: TensorRT-RTX, which provides the list of GPUs that it builds for, is not installed.
     """
     row = TARGETS[target]
+    served = _backend(row, server, backend)
     chosen = precision or row.precisions[0]
     given = {
         "calibrate": calibrate,
@@ -192,14 +219,16 @@ def make_request(
         "server": server,
         "gpu": gpu,
     }
-    _check_taken(row, chosen, given)
+    _check_taken(row, served, chosen, given)
     if calibrate is not None and not calibrate.is_dir():
         raise RequestError(f"--calibrate {calibrate}: is no folder; give one that holds train/CT-MRI/MRI and so on")
     asked = make_profile(size, least, best, most, batch or 1)
-    profile = asked if row.takes("batch", server is not None) or any((size, least, most)) else None
-    if server is not None and asked.min[1:] != asked.max[1:]:
+    profile = asked if "batch" in (served or row).options or any((size, least, most)) else None
+    if served is not None and served.one_size and asked.min[1:] != asked.max[1:]:
         raise RequestError("--triton-server: a served model takes one size, so give one --size")
-    gpus = _gpus(gpu, chosen) if row.takes("gpu", server is not None) else ()
+    if served is not None and not served.one_size and any((size, least, most)):
+        raise RequestError(f"--backend {served.backend}: the model takes images of any size; leave out --size")
+    gpus = _gpus(gpu, chosen) if "gpu" in (served or row).options else ()
     if timing_cache is not None and (timing_cache.is_dir() or not timing_cache.absolute().parent.is_dir()):
         raise RequestError(f"--timing-cache {timing_cache}: name a file in a folder that exists")
     source, stem = _source(source, row, chosen, plugins)
@@ -232,7 +261,7 @@ def make_request(
         calibrate=calibrate,
         every_block=every_block,
         single_file=single_file,
-        server=server,
+        served=served,
         output=output,
     )
 

@@ -38,6 +38,7 @@ REASONS = {
     "needs the network",
     "needs npm or an installed wheel",
     "opens a browser",
+    "needs Ray",
     "needs the published checkpoints",
     "takes minutes",
     "takes hours",

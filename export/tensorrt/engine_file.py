@@ -195,7 +195,7 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
 
 
 def for_server(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> tuple[bytes, Mapping[str, str]]:
-    """Build the engine of a model for Triton Inference Server and run it here; see `Served.make`.
+    """Build the engine of a model for Triton Inference Server and run it here; see `triton_server.writer`.
 
     The manifest, which the server does not read, is thrown away.
     """
