@@ -106,7 +106,7 @@ def test_refusals(cli: CliRunner, tmp_path: Path) -> None:
 def test_noise_is_refused(tmp_path: Path) -> None:
     graph = Graph(b"", "float32", preset("tiny").to_dict(), {}, "", (), 0.0, ())
     nothing: dict[str, Any] = dict.fromkeys(
-        ("size", "least", "best", "most", "batch", "gpu", "timing_cache", "calibrate", "server", "workspace")
+        ("size", "least", "best", "most", "batch", "gpu", "timing_cache", "calibrate", "server", "backend", "workspace")
     )
     flags: dict[str, Any] = dict.fromkeys(("plugins", "every_block", "single_file", "no_check"), False)
     request = make_request(None, "web", None, output=tmp_path / "page", **nothing, **flags)
