@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from PIL.Image import Image as PillowImage
@@ -32,6 +32,7 @@ from dmfnet_fast.volumes.writing import Format, Provenance, VolumeWriter, holds_
 from dmfnet_fast.web_page import generator
 
 FORMATS: tuple[Format, ...] = ("dicom", "nifti", "png")
+Show: TypeAlias = Callable[[Iterable[Any], str, int | None], AbstractContextManager[Iterable[Any]]]
 NAMES = ("alignment.png", "report.json", "report.html")
 
 
@@ -101,8 +102,14 @@ def _has(path: Path, mark: str) -> bool:
 
 @dataclass
 class _Steps:
-    """How long each step took, in seconds."""
+    """How long each step took, in seconds.
 
+    Attributes:
+        show: shows the progress of steps.
+        seconds: by the name of each step.
+    """
+
+    show: Show
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -114,13 +121,18 @@ class _Steps:
     @contextmanager
     def shown(self, name: str) -> Iterator[None]:
         """Also show when it begins and ends."""
-        with self.timed(name), progress([name], name) as steps:
+        with self.timed(name), self.show([name], name, None) as steps:
             for _ in steps:
                 yield
 
 
-def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
+def fuse_volumes(request: VolumeRequest, fuser: Fuser | None = None, shown: Show = progress) -> dict[str, Any]:
     """Fuse two volumes and write all that belongs to the result.
+
+    Args:
+        request: what to fuse, and how.
+        fuser: runs the engine that the request asks for; None opens it.
+        shown: iterates over items and may show its progress; as `progress`.
 
     Returns:
         What `--json` prints: the report, the files, and how many slices were fused now and before.
@@ -128,10 +140,10 @@ def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
     for stated, name in ((request.range_a, "--range-a"), (request.range_b, "--range-b")):
         if stated is not None:
             check_range(stated, name)
-    place, steps = Place.of(request.output, request.format), _Steps()
+    place, steps = Place.of(request.output, request.format), _Steps(shown)
     place.check()
     others = _results_in_other_formats(request)
-    with request.engine.open() as fuser:
+    with request.engine.open() if fuser is None else nullcontext(fuser) as fuser:
         alignment, sources, warnings = _aligned(request, steps)
         shown_a = show(alignment.a, request.range_a)
         shown_b = show(alignment.b, request.range_b, request.colormap)
@@ -149,7 +161,7 @@ def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
         for kind in others:
             remove_result(kind, Place.of(request.output, kind).volume)
         with steps.timed("fusing and writing"):
-            looks, already = _write(fuser, writer, shown_a, shown_b, place)
+            looks, already = _write(fuser, writer, shown_a, shown_b, place, shown)
             files = writer.finish()
     fusion = Fusion(
         alignment, shown_a, shown_b, looks, info, settings, request.format, len(files), steps.seconds, warnings
@@ -263,7 +275,7 @@ def _range_doubts(request: VolumeRequest, a: Shown, b: Shown) -> Iterator[Messag
             )
 
 
-def _write(fuser: Fuser, writer: VolumeWriter, a: Shown, b: Shown, place: Place) -> tuple[Looks, int]:
+def _write(fuser: Fuser, writer: VolumeWriter, a: Shown, b: Shown, place: Place, shown: Show) -> tuple[Looks, int]:
     """Fuse and write the slices that an earlier run has not; what is to be shown of all, and how many were there."""
     places = places_in(a.volume)
     looks = Looks(place.looks, writer.run, a.volume.shape, places)
@@ -276,7 +288,7 @@ def _write(fuser: Fuser, writer: VolumeWriter, a: Shown, b: Shown, place: Place)
             writer.write(number, fused)
 
     todo = sorted(set(range(a.volume.shape[0])) - done | set(places.slices))
-    with progress(fuser.fuse_slices(a, b, take, todo), "fusing", len(todo)) as numbers:
+    with shown(fuser.fuse_slices(a, b, take, todo), "fusing", len(todo)) as numbers:
         for _ in numbers:
             pass
     return looks, len(done)
