@@ -38,6 +38,7 @@ dmfnet-export W.safetensors --target onnx -o network.onnx
 dmfnet-export W.safetensors --target onnx --int8 --calibrate DATA -o network-int8.onnx
 dmfnet-export W.safetensors --target onnx --fp16 -o graph.onnx && scp graph.onnx jetson:
 dmfnet-export graph.onnx                       on the Jetson: no torch, no triton
+dmfnet-export nano --target web -o page
 """
 
 
@@ -138,6 +139,7 @@ def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="For --int8: take ranges from DIR/train/{CT,PET,SPECT}-MRI, as training reads it; by default from phantoms.",
 )
 @click.option("--every-block", is_flag=True, help="For --int8: the first and last too; faster, less exact.")
+@click.option("--single-file", is_flag=True, help="For --target web: one HTML file, which runs from a disk.")
 @click.option("--size", help="The one size of an engine, HEIGHTxWIDTH or one number; 256 by default.")
 @click.option("--min", "least", metavar="HxW", help="Smallest size of an engine that takes several.")
 @click.option("--opt", "best", metavar="HxW", help="Its fastest size; by default the largest.")
@@ -146,6 +148,14 @@ def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--gpu", metavar="sm_89,...", help=f"For {takers_of('gpu')}; by default {','.join(DEFAULT_GPUS)}.")
 @click.option("--plugins/--no-plugins", help="Put our Triton kernels into a TensorRT engine (10.9 and later).")
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="TensorRT's measurements: read and written.")
+@click.option(
+    "--workspace",
+    type=click.IntRange(1),
+    metavar="MIB",
+    help="Most scratch memory for a layer of a TensorRT engine; by default a quarter of the memory that the GPU shares "
+    "with the system, or all of its own.",
+)
+@click.option("--no-check", is_flag=True, help="Keep an engine that differs from the weights, for diagnosis.")
 @click.option(
     "--triton-server",
     "server",
@@ -157,7 +167,9 @@ def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Choice(list(BACKENDS)),
     help=f"The server's backend that runs the model; by default {default_backends()}.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; by default named as WEIGHTS.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File or folder to write; by default named as WEIGHTS."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be done.")
 @click.option("--inspect", "inspected", type=click.Path(path_type=Path), help="Print what a file of ours contains.")
 @click.version_option(package_name="dmfnet-fast")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dmfnet_fast.engines import DEFAULT, shipped
+from dmfnet_fast.engines.kinds import OPENVINO, TORCH
 from dmfnet_fast.errors import OutputError
 from dmfnet_fast.precision import Precision
 from dmfnet_fast.wording import alternatives, with_article
@@ -43,9 +44,12 @@ class Option:
 OPTIONS = (
     Option("calibrate", "--calibrate", "no other precision needs images", "int8"),
     Option("every_block", "--every-block", "in other precisions all blocks are alike", "int8"),
+    Option("single_file", "--single-file", "nothing else has several files"),
     Option("batch", "--batch", "other files take any number of pairs"),
     Option("plugins", "--plugins", "nothing else runs them"),
     Option("timing_cache", "--timing-cache", "nothing else takes timings"),
+    Option("workspace", "--workspace", "nothing else chooses layers on the GPU"),
+    Option("no_check", "--no-check", "other files are checked before they are made"),
     Option("server", "--triton-server", "the server runs nothing else"),
     Option("gpu", "--gpu", "nothing else is built for GPUs that are named"),
 )
@@ -185,8 +189,11 @@ def make_request(
     gpu: str | None,
     plugins: bool,
     timing_cache: Path | None,
+    workspace: int | None,
+    no_check: bool,
     calibrate: Path | None,
     every_block: bool,
+    single_file: bool,
     server: Path | None,
     backend: str | None,
     output: Path | None,
@@ -203,9 +210,12 @@ def make_request(
     given = {
         "calibrate": calibrate,
         "every_block": every_block,
+        "single_file": single_file,
         "batch": batch,
         "plugins": plugins,
         "timing_cache": timing_cache,
+        "workspace": workspace,
+        "no_check": no_check,
         "server": server,
         "gpu": gpu,
     }
@@ -221,26 +231,51 @@ def make_request(
     gpus = _gpus(gpu, chosen) if "gpu" in (served or row).options else ()
     if timing_cache is not None and (timing_cache.is_dir() or not timing_cache.absolute().parent.is_dir()):
         raise RequestError(f"--timing-cache {timing_cache}: name a file in a folder that exists")
-    source, stem = _source(source, row, chosen)
+    source, stem = _source(source, row, chosen, plugins)
     source_kind = source_of(source).kind
+    if plugins and source_kind is not TORCH:
+        raise RequestError(
+            f"{source}: --plugins takes weights, as the operations that they replace are in no graph any more"
+        )
     if server is not None:
         output = _model_folder(server, stem if output is None else str(output))
+    elif row.kind is None:
+        output = output or Path(f"{stem}-page{'.html' if single_file else ''}")
+        _check_page(output, single_file)
     else:
         if source_kind is row.kind:
             raise RequestError(f"{source}: is {with_article(row.kind.suffix)} file already; give weights")
         output = output or Path(f"{stem}{row.kind.suffix}")
-        _check_output(output, source, row)
-    return Request(source, row, chosen, profile, gpus, plugins, timing_cache, calibrate, every_block, served, output)
+        row.kind.check_output(output)
+        _check_output(output, source)
+    return Request(
+        source=source,
+        target=row,
+        precision=chosen,
+        profile=profile,
+        gpus=gpus,
+        plugins=plugins,
+        timing_cache=timing_cache,
+        workspace=workspace,
+        no_check=no_check,
+        calibrate=calibrate,
+        every_block=every_block,
+        single_file=single_file,
+        served=served,
+        output=output,
+    )
 
 
-def _source(named: Path | None, target: Target, precision: Precision) -> tuple[Path, str]:
+def _source(named: Path | None, target: Target, precision: Precision, plugins: bool) -> tuple[Path, str]:
     """The file to export, and the default name of the result without its suffix."""
     if named is not None and str(named) not in shipped():
         return named, named.stem
     weights = shipped()[str(named or DEFAULT)]
+    if target.kind is None:
+        return weights.with_suffix(OPENVINO.suffix), weights.stem  # the graph that ships is what the page runs
     # Using the shipped graph requires no torch and saves the half minute that exporting it takes.
     graph = shipped_graph(weights)
-    takes_graph = precision == "float16" and graph.exists() and graph.suffix != target.kind.suffix
+    takes_graph = precision == "float16" and not plugins and graph.exists() and graph.suffix != target.kind.suffix
     return graph if takes_graph else weights, weights.stem
 
 
@@ -264,8 +299,16 @@ def _model_folder(server: Path, name: str) -> Path:
     return output
 
 
-def _check_output(output: Path, source: Path, target: Target) -> None:
-    target.kind.check_output(output)
+def _check_page(output: Path, single_file: bool) -> None:
+    if single_file and output.suffix.lower() != ".html":
+        raise OutputError(f"{output}: name an .html file")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: cannot be written: the folder {output.parent} does not exist")
+    if output.is_dir() if single_file else output.exists():
+        raise OutputError(f"{output}: is there already; remove it, or name another with -o")
+
+
+def _check_output(output: Path, source: Path) -> None:
     if output.is_dir():
         raise OutputError(f"{output}: is a folder; name a file to write")
     if not output.parent.is_dir():

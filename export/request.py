@@ -58,7 +58,7 @@ class Target:
     """
 
     name: str
-    kind: EngineKind
+    kind: EngineKind | None
     words: str
     precisions: tuple[Precision, ...]
     cpu_precisions: tuple[Precision, ...]
@@ -82,8 +82,11 @@ class Request:
         gpus: architectures that a TensorRT-RTX engine is built for, such as "sm_89".
         plugins: whether a TensorRT engine contains our kernels.
         timing_cache: TensorRT's timing cache file, read and written; None for none.
+        workspace: most MiB of scratch memory for a layer of a TensorRT engine; None for the default.
+        no_check: whether an engine whose results differ from the network's is kept.
         calibrate: folder of calibration pairs for int8; None uses phantoms.
         every_block: whether int8 includes the first and the last block.
+        single_file: whether a page is one file instead of a folder.
         served: the backend of Triton Inference Server to export for, or None.
         output: file to write; with `served`, the model's folder in the repository.
     """
@@ -95,10 +98,18 @@ class Request:
     gpus: tuple[str, ...]
     plugins: bool
     timing_cache: Path | None
+    workspace: int | None
+    no_check: bool
     calibrate: Path | None
     every_block: bool
+    single_file: bool
     served: Served | None
     output: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the network: that of the source's file, without the prefix of shipped ones."""
+        return self.source.stem.removeprefix("dmfnet-")
 
     def takes(self, option: str) -> bool:
         """Whether this export accepts the `Option` with this name."""
@@ -116,7 +127,7 @@ class Request:
             lines.append(f"sizes      {self.profile if self.takes('batch') else any_size}")
         if self.takes("gpu"):
             lines.append(f"GPUs       {', '.join(self.gpus)}")
-        elif "cpu" not in self.target.kind.support:
+        elif self.target.kind is not None and "cpu" not in self.target.kind.support:
             lines.append("GPU        the one that it is built on")
         if self.takes("plugins"):
             lines.append(f"plugins    {'yes' if self.plugins else 'no'}")
@@ -125,6 +136,8 @@ class Request:
             lines.append(f"calibrated {'with phantoms' if self.calibrate is None else f'on {self.calibrate}'}")
         if self.timing_cache is not None:
             lines.append(f"timings    {self.timing_cache}")
+        if self.workspace is not None:
+            lines.append(f"workspace  {self.workspace} MiB")
         lines.append(f"writes     {self.output}")
         return "\n".join(lines)
 

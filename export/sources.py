@@ -32,7 +32,14 @@ class Source:
 def _from_weights(request: Request, step: Step) -> Graph:
     for_engine = request.precision not in request.target.cpu_precisions
     return from_weights(
-        request.source, request.precision, for_engine, request.profile, step, request.calibrate, request.every_block
+        request.source,
+        request.precision,
+        for_engine,
+        request.profile,
+        step,
+        request.calibrate,
+        request.every_block,
+        request.plugins,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dmfnet_fast.engines.kinds import OPENVINO, TENSORRT
 from dmfnet_fast.engines.openvino_engine import FILE_PRECISIONS
-from export import python_backend, triton_server
+from export import python_backend, triton_server, web
 from export.onnx import onnx_file
 from export.request import Served, Target
 from export.tensorrt import engine_file
@@ -16,14 +16,14 @@ _ALL = (
         "for the NVIDIA GPU of this machine, Jetson or datacenter",
         ("float16", "bfloat16", "float32"),
         cpu_precisions=(),
-        options=frozenset({"batch", "plugins", "timing_cache", "server"}),
+        options=frozenset({"batch", "plugins", "timing_cache", "workspace", "no_check", "server"}),
         check_machine=engine_file.check_machine,
         write=engine_file.write,
         served=(
             Served(
                 "tensorrt",
                 ("float16", "bfloat16", "float32"),
-                frozenset({"batch", "plugins", "timing_cache", "server"}),
+                frozenset({"batch", "plugins", "timing_cache", "workspace", "no_check", "server"}),
                 one_size=True,
                 write=triton_server.writer("tensorrt_plan", "model.plan", engine_file.for_server),
             ),
@@ -35,7 +35,7 @@ _ALL = (
         "for RTX GPUs, built on any machine",
         ("float16", "bfloat16", "float32"),
         cpu_precisions=(),
-        options=frozenset({"batch", "gpu"}),
+        options=frozenset({"batch", "gpu", "no_check"}),
         check_machine=engine_file.check_machine,
         write=engine_file.write,
         served=(),
@@ -65,6 +65,17 @@ _ALL = (
                 write=python_backend.write,
             ),
         ),
+    ),
+    Target(
+        "web",
+        None,
+        "a page for browsers, a folder or with --single-file one file",
+        ("float32",),
+        cpu_precisions=("float32",),
+        options=frozenset({"single_file"}),
+        check_machine=web.check_machine,
+        write=web.write,
+        served=(),
     ),
 )
 # The first target is the default.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,7 +18,7 @@ from export.request import Request, Tell
 from export.tensorrt.builder import Profile
 from export.verify import has_onnx_runtime, on_onnx_runtime
 
-Make: TypeAlias = Callable[[Request, bytes, Step, Tell], tuple[bytes, Mapping[str, str]]]
+Make: TypeAlias = Callable[[Request, Graph, Path, Step, Tell], tuple[bytes, Mapping[str, str]]]
 
 # Longest time that a request waits for others to fill its batch.
 QUEUE_MICROSECONDS = 500
@@ -138,8 +139,9 @@ def writer(platform: str, file: str, make: Make) -> Callable[[Request, Graph, Pa
     Args:
         platform: the server's name for the kind of file.
         file: name of the model's file.
-        make: returns the content of that file for a graph of one size, and further entries for the configuration's
-            `parameters`. Raises the same errors as `Target.write`.
+        make: returns the content of that file for a graph of one size, which contains any noise, and further entries
+            for the configuration's `parameters`; the folder is for its own files. Raises the same errors as
+            `Target.write`.
     """
     return partial(_write, platform, file, make)
 
@@ -151,14 +153,18 @@ def _write(
     assert profile is not None
     interface = interface_of(graph.config)
     served = of_one_size(graph.content, interface, profile)
-    known = [r for r in graph.references if r.shape[1:] == profile.opt[1:]]
+    # The noise is inside, so that the configuration of the network that is served has none.
+    config_without_noise = {**graph.config, "noise": False}
+    served_interface = interface_of(config_without_noise)
+    known = [replace(r, interface=served_interface) for r in graph.references if r.shape[1:] == profile.opt[1:]]
     about = {"weights": graph.weights, "precision": graph.precision}
     if known and has_onnx_runtime() and request.precision != "bfloat16":
         with step("checking what is served with ONNX Runtime") as report:
             parity = on_onnx_runtime(served, request.precision, known, report)
         check(parity, NOTHING_WRITTEN)
         about["parity"] = str(parity)
-    content, more = make(request, served, step, tell)
+    of_this_size = replace(graph, content=served, config=config_without_noise, references=tuple(known))
+    content, more = make(request, of_this_size, folder, step, tell)
     name, on_cpu = request.output.name, request.precision in request.target.cpu_precisions
     config = configuration(name, platform, on_cpu, interface, profile, {**about, **more})
     write_repository(folder / name, {file: content}, config)

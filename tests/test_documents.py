@@ -36,6 +36,8 @@ REASONS = {
     "needs a GPU",
     "needs TensorRT",
     "needs the network",
+    "needs npm or an installed wheel",
+    "opens a browser",
     "needs Ray",
     "needs the published checkpoints",
     "takes minutes",

@@ -33,11 +33,6 @@ def check_path(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.check.npz")
 
 
-def cache_path(engine: Path) -> Path:
-    """Path of the cache of the kernels that TensorRT-RTX compiles for an engine."""
-    return engine.with_name(f"{engine.name}.cache")
-
-
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
@@ -56,7 +51,7 @@ class Manifest:
         flavour: "tensorrt" or "tensorrt-rtx".
         version: version of the library that built the engine; the same version must run it.
         compute_capabilities: compute capabilities of the GPUs that the engine supports, such as "8.9".
-        device: name of the GPU on which the engine was built; "" if there was none.
+        device: model of the GPU on which the engine was built, see `Gpu.model`; "" if there was none.
         shapes: "min", "opt" and "max", each as image pairs, height and width.
         engine: "sha256" and "bytes" of the engine file.
         weights: hash of the weights in the engine.
@@ -66,7 +61,7 @@ class Manifest:
             by kind) and "list".
         largest_activation: largest magnitude of any value inside the network on the verification inputs.
         graph_parity: parity of the graphs from which the engine was built, each as `parity.Parity.to_dict` gives it.
-        parity: parity of the engine, by the name of the GPU on which it was verified.
+        parity: parity of the engine, by the model of the GPU on which it was verified.
         check: "sha256" of the check pair, or None.
         built, build_seconds: time of the build in ISO format, and its duration.
         versions: versions of the software that built the engine.

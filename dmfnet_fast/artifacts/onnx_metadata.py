@@ -68,6 +68,14 @@ def properties(file: bytes) -> dict[str, str]:
         raise ValueError("not an ONNX model, or truncated") from error
 
 
+def has_functions(file: bytes) -> bool:
+    """Whether a serialized ONNX model has functions of its own (field 25); a file that is no model has none."""
+    try:
+        return any(number == 25 for number, _ in _fields(file))
+    except (IndexError, ValueError):
+        return False
+
+
 def exported_properties(file: bytes, name: str) -> dict[str, str]:
     """The metadata of a file that dmfnet-export made.
 

@@ -16,6 +16,7 @@ from dmfnet_fast.errors import EngineError
 from dmfnet_fast.images.color import Canvas
 from dmfnet_fast.metrics.similarity import hybrid_objective, psnr, ssim
 
+PERCENTILE = 0.999
 Shape: TypeAlias = tuple[int, int, int]  # image pairs, height, width
 
 
@@ -55,19 +56,24 @@ class Limit:
 
     Attributes:
         max_abs: largest absolute error of the luminance in [-1, 1], where a gray level is 0.0078.
+        percentile: largest 99.9th percentile of the absolute errors of an image.
         psnr: least PSNR of the 8-bit images, in dB.
         ssim: least SSIM of the 8-bit images.
     """
 
     max_abs: float
+    percentile: float
     psnr: float
     ssim: float
 
 
 # Measured deviations behind the limits:
 # - float32: rounding reaches 5e-6, which moves one pixel in several thousand to the next gray level.
-# - float16 (11-bit significand): single pixels reach 0.002 (68 dB) with trained weights and 0.0054 (61 dB) with random
-#   ones; engines that sum in another order are granted two gray levels.
+# - float16 (11-bit significand), emulated as GPUs compute it (export.emulation): with sums in float32, single pixels
+#   reach 0.0063 and percentiles 0.0029; with sums in float16, 0.008 and 0.005. Heads have at least 64 dB and SSIM
+#   0.9997, in float16 59 dB and 0.9994; full contrast between single lines is the worst, with 59 dB and 0.9993, in
+#   float16 56 dB and 0.9987. Trained weights and random ones differ little. Engines sum in other orders, and single
+#   pixels depend on which of two almost equal values is the larger, so those are granted more than the rest.
 # - bfloat16 (8-bit significand): single pixels reach 0.065 and the mean is 0.005 (50 dB), with trained weights and with
 #   random ones.
 # - int8 clips values beyond its calibrated ranges, which affects single pixels. With trained weights: up to 0.13, at
@@ -75,10 +81,10 @@ class Limit:
 #   black, white or nearly so; heads have 49 dB or more). With synthetic weights: 0.14, 40.7 dB and 0.986. A student
 #   calibrated on phantoms: 0.25, 38.4 dB and 0.993.
 LIMITS = {
-    "float32": Limit(1e-4, 65.0, 0.9999),
-    "float16": Limit(0.016, 56.0, 0.999),
-    "bfloat16": Limit(0.1, 43.0, 0.98),
-    "int8": Limit(0.25, 35.0, 0.97),
+    "float32": Limit(1e-4, 1e-4, 65.0, 0.9999),
+    "float16": Limit(0.05, 0.016, 52.0, 0.997),
+    "bfloat16": Limit(0.1, 0.1, 43.0, 0.98),
+    "int8": Limit(0.25, 0.25, 35.0, 0.97),
 }
 
 
@@ -90,6 +96,7 @@ class Parity:
         engine, precision: the engine and the precision that were verified.
         sizes: sizes of the images, each as "HxW".
         max_abs: largest absolute error of the luminance in [-1, 1].
+        percentile: largest 99.9th percentile of the absolute errors of an image.
         psnr: least PSNR of the 8-bit images, in dB; infinite if all are equal.
         ssim: least SSIM of the 8-bit images.
         objective: largest change of the hybrid objective, which is about 0.3 (see `similarity.hybrid_objective`).
@@ -99,6 +106,7 @@ class Parity:
     precision: str
     sizes: tuple[str, ...]
     max_abs: float
+    percentile: float
     psnr: float
     ssim: float
     objective: float
@@ -107,7 +115,8 @@ class Parity:
     def within(self) -> bool:
         """Whether all deviations are within the limits of the precision; NaN never is."""
         limit = LIMITS[self.precision]
-        return self.max_abs <= limit.max_abs and self.psnr >= limit.psnr and self.ssim >= limit.ssim
+        errors = self.max_abs <= limit.max_abs and self.percentile <= limit.percentile
+        return errors and self.psnr >= limit.psnr and self.ssim >= limit.ssim
 
     def to_dict(self) -> dict[str, Any]:
         """Values for JSON, in which None replaces infinity and NaN."""
@@ -117,7 +126,7 @@ class Parity:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Parity:
         """Restore the result of `to_dict`. Raises a TypeError if a value is missing or unknown."""
-        missing = {"psnr": math.inf} | dict.fromkeys(("max_abs", "ssim", "objective"), math.nan)
+        missing = {"psnr": math.inf} | dict.fromkeys(("max_abs", "percentile", "ssim", "objective"), math.nan)
         known: dict[str, Any] = {k: missing.get(k) if v is None else v for k, v in values.items()}
         return cls(**known | {"sizes": tuple(known.get("sizes", ()))})
 
@@ -125,8 +134,9 @@ class Parity:
         limit = LIMITS[self.precision]
         return (
             f"{self.engine}, {self.precision}, {' '.join(self.sizes)}: max abs error {self.max_abs:.1e} (limit "
-            f"{limit.max_abs:g}), PSNR {self.psnr:.1f} dB (limit {limit.psnr:g}), SSIM {self.ssim:.5f} (limit "
-            f"{limit.ssim:g}), objective changed by {self.objective:.1e}"
+            f"{limit.max_abs:g}), 99.9th percentile {self.percentile:.1e} (limit {limit.percentile:g}), PSNR "
+            f"{self.psnr:.1f} dB (limit {limit.psnr:g}), SSIM {self.ssim:.5f} (limit {limit.ssim:g}), objective "
+            f"changed by {self.objective:.1e}"
         )
 
 
@@ -150,17 +160,19 @@ def compare(
         reference: the corresponding float32 results.
         sources: the corresponding batches of a and b.
     """
-    largest, psnrs, ssims, changes = [], [], [], []
+    largest, percentiles, psnrs, ssims, changes = [], [], [], [], []
     for batch, expected, (a, b) in zip(fused, reference, sources, strict=True):
         for n, (f, r) in enumerate(zip(batch[:, 0], expected[:, 0], strict=True)):
             largest.append(float(np.abs(f - r).max()))
+            percentiles.append(float(np.quantile(np.abs(f - r), PERCENTILE)))
             psnrs.append(psnr(gray_levels(f), gray_levels(r)))
             ssims.append(ssim(gray_levels(f), gray_levels(r)))
             changes.append(abs(hybrid_objective(f, a[n, 0], b[n, 0]) - hybrid_objective(r, a[n, 0], b[n, 0])))
     sizes = dict.fromkeys(f"{expected.shape[2]}x{expected.shape[3]}" for expected in reference)
     # numpy's reductions propagate NaN, Python's min and max do not.
-    worst = (float(np.max(largest)), float(np.min(psnrs)), float(np.min(ssims)), float(np.max(changes)))
-    return Parity(engine, precision, tuple(sizes), *worst)
+    errors = float(np.max(largest)), float(np.max(percentiles))
+    similarities = float(np.min(psnrs)), float(np.min(ssims))
+    return Parity(engine, precision, tuple(sizes), *errors, *similarities, float(np.max(changes)))
 
 
 def compare_with(engine: str, precision: str, fused: Sequence[NDArray[Any]], wanted: Sequence[Reference]) -> Parity:

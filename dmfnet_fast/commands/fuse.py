@@ -228,8 +228,8 @@ def main(as_json: bool, pairs: Path | None, ray: str | None, **given: Any) -> No
 
     Or they are volumes: DICOM files, folders with DICOM files in them or below, DICOMDIRs, and NIfTI files (.nii,
     .nii.gz). These are aligned by their headers and fused slice by slice on A's grid, with a report and a page to look
-    at. A folder is a volume if it has a DICOM file in it or below, unless it directly holds as many images as DICOM
-    files, or more: then it is a folder of images.
+    at. A folder is a volume if it has a DICOM file in it or below, unless it directly holds more images than DICOM
+    files: then it is a folder of images.
 
     Or a table names the pairs, images and volumes alike: --pairs TABLE -o FOLDER. Each result has a name in that
     folder, and results are kept as in folders.

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.artifacts.interface import OUTPUT
-from dmfnet_fast.engines.cuda_runtime import Cuda
+from dmfnet_fast.engines.cuda_runtime import Cuda, handle_address
+from dmfnet_fast.engines.tensorrt_log import Log
 from dmfnet_fast.errors import EngineError, is_lack_of_memory
 
 
-def expect(result: Any, what: str, errors: list[str]) -> Any:
-    """Return `result` if it is truthy; otherwise raise the last of TensorRT's `errors` and clear the list.
+def expect(result: Any, what: str, log: Log) -> Any:
+    """Return `result` if it is truthy; otherwise raise TensorRT's last error and warnings, and forget them.
 
     Raises:
         MemoryError: TensorRT ran out of memory.
@@ -24,11 +25,11 @@ def expect(result: Any, what: str, errors: list[str]) -> Any:
     """
     if result:
         return result
-    message = f"TensorRT cannot {what}: {errors[-1] if errors else 'it does not say why'}"
-    errors.clear()
+    why, warned = log.take()
+    message = f"TensorRT cannot {what}: {why}"
     if is_lack_of_memory(RuntimeError(message)):
         raise MemoryError(message)
-    raise EngineError(message)
+    raise EngineError(message + warned)
 
 
 class _Host:
@@ -49,7 +50,7 @@ class BoundShape:
         context: creates an execution context without memory of its own.
         stream: stream for all copies and launches.
         shapes: shapes of the inputs by name.
-        errors: list to which the logger appends TensorRT's error messages.
+        log: what TensorRT's logger fills.
 
     Raises:
         EngineError: a call of TensorRT or CUDA failed.
@@ -62,9 +63,9 @@ class BoundShape:
         context: Callable[[], Any],
         stream: Any,
         shapes: Mapping[str, tuple[int, ...]],
-        errors: list[str],
+        log: Log,
     ) -> None:
-        self._cuda, self._stream, self._errors = cuda, stream, errors
+        self._cuda, self._stream, self._log = cuda, stream, log
         # The read-only array whose values are on the GPU, so that the same noise is not copied again.
         self._noise: NDArray[np.float32] | None = None
         self._of_pairs = [name for name in shapes if name != "noise"]
@@ -99,7 +100,7 @@ class BoundShape:
             self._expect(self._context.set_tensor_address(name, address), f"take memory for {name}")
 
     def _expect(self, result: Any, what: str) -> Any:
-        return expect(result, what, self._errors)
+        return expect(result, what, self._log)
 
     def _allocate(self, size: int, stack: ExitStack) -> int:
         address = int(self._cuda.call("cudaMalloc", size))
@@ -123,14 +124,14 @@ class BoundShape:
         """
         for name in self._of_pairs:
             self._copy(name, to_gpu=True)
-        self._expect(self._context.execute_async_v3(int(self._stream)), "run the engine")
+        self._expect(self._context.execute_async_v3(handle_address(self._stream)), "run the engine")
         self._copy(OUTPUT, to_gpu=False)
 
     def _capture(self, stack: ExitStack) -> Any:
         """Capture copies and inference as a CUDA graph; None if TensorRT-RTX reports that capture is impossible."""
         # TensorRT does not offer this query; it can capture every engine without loops.
         asked = hasattr(self._context, "is_stream_capturable")
-        if asked and not self._context.is_stream_capturable(int(self._stream)):
+        if asked and not self._context.is_stream_capturable(handle_address(self._stream)):
             return None
         # Thread-local mode: other threads may allocate during the capture.
         mode = self._cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal

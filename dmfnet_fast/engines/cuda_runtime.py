@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from dmfnet_fast.errors import EngineError, require
 
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU.
+
+    Attributes:
+        name: its name, which several models may share: all modules of Jetson Orin are called "Orin".
+        capability: compute capability, such as "8.9".
+        multiprocessors: number of its multiprocessors.
+        memory: size of its memory in bytes.
+        integrated: whether this is the system's memory.
+    """
+
+    name: str
+    capability: str
+    multiprocessors: int
+    memory: int
+    integrated: bool
+
+    @property
+    def model(self) -> str:
+        """The name, and what tells apart models of the same name."""
+        return f"{self.name}, {self.multiprocessors} multiprocessors, {self.memory / 2**30:.0f} GiB"
 
 
 class Cuda:
@@ -65,12 +91,33 @@ class Cuda:
             self.call("cudaSetDevice", before)
 
     @property
-    def gpu(self) -> tuple[str, str]:
-        """The GPU's name and its compute capability, such as "8.9"."""
+    def gpu(self) -> Gpu:
+        """The GPU."""
         found = self.call("cudaGetDeviceProperties", self.index)
-        return found.name.decode(), f"{found.major}.{found.minor}"
+        return Gpu(
+            found.name.decode(),
+            f"{found.major}.{found.minor}",
+            found.multiProcessorCount,
+            found.totalGlobalMem,
+            bool(found.integrated),
+        )
+
+    @property
+    def driver(self) -> str:
+        """The newest version of CUDA that the driver supports, such as "12.6"."""
+        version = self.call("cudaDriverGetVersion")
+        return f"{version // 1000}.{version % 1000 // 10}"
 
 
-def current_gpu(device: str = "cuda") -> tuple[str, str]:
-    """Name and compute capability of a GPU. Raises the same errors as `Cuda`."""
+def handle_address(handle: Any) -> int:
+    """The address that TensorRT takes for a handle of cuda-python, such as a stream.
+
+    cuda-python 12.9 deprecated `int(handle)` in favor of a function that older releases lack. All have `getPtr`,
+    which says where the handle is stored.
+    """
+    return ctypes.c_void_p.from_address(handle.getPtr()).value or 0
+
+
+def current_gpu(device: str = "cuda") -> Gpu:
+    """A GPU of this machine. Raises the same errors as `Cuda`."""
     return Cuda(device).gpu

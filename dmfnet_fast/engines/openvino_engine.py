@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dmfnet_fast.artifacts.cache import cache_folder, prune
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.artifacts.onnx_metadata import exported_properties, is_sealed
 from dmfnet_fast.artifacts.parity import Parity
@@ -22,35 +22,9 @@ from dmfnet_fast.precision import Precision, PrecisionChoice
 from dmfnet_fast.wording import aligned
 
 KEPT_SIZES = 4  # number of sizes whose compiled models stay in memory
-CACHE_BYTES = 2**30
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 # Precisions of the files that run here. The type of their floating-point operations is chosen when a file is opened.
 FILE_PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
-
-
-def cache_folder() -> Path | None:
-    """The folder for compiled models, shared by all processes: in DMFNET_CACHE, or else in the user's cache folder.
-
-    Returns None if the folder cannot be written to.
-    """
-    # Path.home raises a RuntimeError for a user without a home folder.
-    with suppress(OSError, RuntimeError):
-        base = os.environ.get("DMFNET_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(base) / "dmfnet-fast"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder if os.access(folder, os.W_OK) else None
-    return None
-
-
-def _prune(folder: Path) -> None:
-    """Remove the least recently used compiled models until the rest fit in CACHE_BYTES."""
-    with suppress(OSError):
-        states = {file: file.stat() for file in folder.glob("*.blob")}
-        kept = 0
-        for file in sorted(states, key=lambda f: max(states[f].st_atime, states[f].st_mtime), reverse=True):
-            kept += states[file].st_size
-            if kept > CACHE_BYTES:
-                file.unlink()
 
 
 @lru_cache(maxsize=1)
@@ -160,7 +134,7 @@ class OpenVINOEngine(Engine):
             model.reshape({name: list(shape) for name, shape in self.interface.shapes(1, height, width).items()})
             request = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
             if self._cache is not None:
-                _prune(self._cache)
+                prune(self._cache)
         self._requests[height, width] = request
         if len(self._requests) > KEPT_SIZES:
             self._requests.pop(next(iter(self._requests)))

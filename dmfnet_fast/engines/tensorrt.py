@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,18 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.artifacts.atomic import replacing
+from dmfnet_fast.artifacts.cache import cache_folder, prune
 from dmfnet_fast.artifacts.interface import interface_of
-from dmfnet_fast.artifacts.manifest import Manifest, cache_path, load_check
+from dmfnet_fast.artifacts.manifest import Manifest, load_check
 from dmfnet_fast.artifacts.parity import Parity, Shape, check, compare_with
 from dmfnet_fast.engines.base import Engine, some_pairs
 from dmfnet_fast.engines.bound_shape import BoundShape, expect
 from dmfnet_fast.engines.cuda_runtime import Cuda
+from dmfnet_fast.engines.tensorrt_log import Log, logger
 from dmfnet_fast.errors import EngineError, ImageError, OutputError, is_lack_of_memory, require, warn
 from dmfnet_fast.precision import PrecisionChoice
 from dmfnet_fast.wording import aligned
 
 KEPT_SHAPES = 4  # number of shapes whose contexts, buffers and graphs stay in GPU memory
 MOST_LAYERS = 400  # largest number of layers listed by `describe`
+_RECORD = ".parity.json"
 
 
 @dataclass(frozen=True)
@@ -50,21 +54,6 @@ FLAVOURS = {
 }
 
 
-def _logger(trt: Any) -> Any:
-    """A logger that collects error messages and prints nothing."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(" ".join(message.split()))
-
-    return Logger()
-
-
 class TensorRTEngine(Engine):
     """An engine file with its manifest beside it; see `dmfnet_fast.artifacts.manifest`.
 
@@ -72,8 +61,9 @@ class TensorRTEngine(Engine):
     four shapes are kept. Everything runs on one stream that belongs to the engine.
 
     When the engine is opened on a GPU model on which it has not been verified yet, it is compared with its check pair,
-    and the result is recorded in the manifest if that is writable. TensorRT-RTX compiles kernels at the first run of a
-    shape; they are kept beside the engine, in NAME.engine.cache, if that is writable.
+    and the result is recorded in the manifest, or in the cache folder if the manifest cannot be written. TensorRT-RTX
+    compiles kernels at the first run of a shape; they are kept in the cache folder. What is kept there belongs to one
+    engine, GPU model and version of CUDA.
 
     This class has never run on a GPU: the tests replace the driver and TensorRT with stand-ins.
     """
@@ -84,7 +74,9 @@ class TensorRTEngine(Engine):
         self._stack = ExitStack()
         self._context: Callable[[], Any] | None = None
         self._opened: list[Any] = []
+        self._kernels: Path | None = None  # where TensorRT-RTX's kernels are kept
         self._cached = b""
+        self._verified = False
         self._manifest = manifest = Manifest.read(path)
         self._path = path
         if precision not in ("auto", manifest.precision):
@@ -123,44 +115,57 @@ class TensorRTEngine(Engine):
             )
 
     def _check_gpu(self, device: str) -> None:
-        name, capability = self._cuda.gpu
-        self._gpu = name
-        if capability not in self._manifest.compute_capabilities:
+        gpu = self._cuda.gpu
+        self._gpu = gpu.model
+        if gpu.capability not in self._manifest.compute_capabilities:
             wanted = ", ".join(self._manifest.compute_capabilities)
             raise EngineError(
-                f"{self._path}: is for GPUs of compute capability {wanted}; {device} is {name}, {capability}: export "
-                "it again, here or for that"
+                f"{self._path}: is for GPUs of compute capability {wanted}; {device} is {gpu.name}, {gpu.capability}: "
+                "export it again, here or for that"
             )
-        if self._flavour.tuned_to_model and name != self._manifest.device:
+        if self._flavour.tuned_to_model and gpu.model != self._manifest.device:
             # TensorRT's documentation, "Engine Compatibility": the engine runs, but may be slower or run out of memory.
-            warn(f"{self._path}: was built on {self._manifest.device}, here is {name}: export it again for full speed")
+            warn(
+                f"{self._path}: was built on {self._manifest.device}, here is {gpu.model}: export it again for full "
+                "speed"
+            )
+
+    def _cached_file(self, suffix: str) -> Path | None:
+        """A file in the cache folder, for this engine, GPU model and version of CUDA; None if there is no folder."""
+        folder = cache_folder()
+        if folder is None:
+            return None
+        key = "\n".join((self._manifest.engine["sha256"], self._gpu, self._cuda.driver))
+        return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{suffix}"
 
     def _open(self) -> None:
         trt, cuda = self._trt, self._cuda
         self._stream = cuda.call("cudaStreamCreateWithFlags", cuda.runtime.cudaStreamNonBlocking)
         self._stack.callback(cuda.call, "cudaStreamDestroy", self._stream)
-        logger = _logger(trt)
-        runtime = trt.Runtime(logger)
+        self._log = Log()
+        messages = logger(trt, self._log)
+        runtime = trt.Runtime(messages)
         engine = runtime.deserialize_cuda_engine(self._path.read_bytes())
-        self._errors = logger.errors
-        expect(engine, f"open {self._path}, which may be damaged (export it again)", logger.errors)
+        expect(engine, f"open {self._path}, which may be damaged (export it again)", self._log)
         # Popped from the end, as TensorRT requires the order engine, runtime, logger for their destruction.
-        self._opened += [logger, runtime, engine]
+        self._opened += [messages, runtime, engine]
         self._stack.callback(self._forget_opened)
         self._stack.callback(self._drop_shapes)
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self._flavour.compiles_when_run:
             self._context = lambda: engine.create_execution_context(strategy)
         else:
-            config = expect(engine.create_runtime_config(), "make a runtime configuration", self._errors)
+            config = expect(engine.create_runtime_config(), "make a runtime configuration", self._log)
             config.set_execution_context_allocation_strategy(strategy)
             # By default, the first runs of a shape use kernels for any shape, and a CUDA graph would capture those.
             kinds = trt.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
-            cache = expect(config.create_runtime_cache(), "make a runtime cache", self._errors)
+            cache = expect(config.create_runtime_cache(), "make a runtime cache", self._log)
+            self._kernels = self._cached_file(".kernels")
             with suppress(OSError):
-                self._cached = cache_path(self._path).read_bytes()
-                cache.deserialize(self._cached)  # ignores entries that do not match
+                if self._kernels is not None:
+                    self._cached = self._kernels.read_bytes()
+                    cache.deserialize(self._cached)  # ignores entries that do not match
             config.set_runtime_cache(cache)
             self._opened += [cache, config]
             self._context = lambda: engine.create_execution_context(config)
@@ -170,17 +175,16 @@ class TensorRTEngine(Engine):
         while self._opened:
             self._opened.pop()
 
-    def _save_cache(self) -> None:
-        """Write TensorRT-RTX's kernel cache beside the engine if it has changed.
-
-        The cache is trusted as much as the engine: whoever can replace one can replace the other.
-        """
-        if self._flavour.compiles_when_run:
-            content = bytes(self._opened[3].serialize())
-            if content != self._cached:
-                self._cached = content
-                with suppress(OutputError), replacing(cache_path(self._path)) as temporary:
-                    temporary.write_bytes(content)
+    def _save_kernels(self) -> None:
+        """Write the kernels that TensorRT-RTX has compiled to the cache folder if there are new ones."""
+        if self._kernels is None:
+            return
+        content = bytes(self._opened[3].serialize())
+        if content != self._cached:
+            self._cached = content
+            with suppress(OutputError), replacing(self._kernels) as temporary:
+                temporary.write_bytes(content)
+            prune(self._kernels.parent)
 
     def _verify(self) -> None:
         """Compare the engine with its check pair, once on every GPU model, as TensorRT-RTX compiles kernels for each.
@@ -189,7 +193,8 @@ class TensorRTEngine(Engine):
             EngineError: the images differ too much, or the check pair cannot be read.
         """
         manifest = self._manifest
-        if self._gpu in manifest.parity:
+        self._verified = self._gpu in manifest.parity or self._was_verified()
+        if self._verified:
             return
         if manifest.check is None:
             warn(
@@ -204,9 +209,23 @@ class TensorRTEngine(Engine):
             check(parity, "it is not used; export it on this machine, or with another precision")
         except EngineError as error:
             raise EngineError(f"{self._path}: on this GPU its image {error}") from error
+        self._verified = True
         self._manifest = replace(manifest, parity=manifest.parity | {self._gpu: parity.to_dict()})
-        with suppress(OutputError):
+        try:
             self._manifest.write(self._path)
+        except OutputError:
+            record = self._cached_file(_RECORD)
+            if record is not None:
+                with suppress(OutputError), replacing(record) as temporary:
+                    temporary.write_text(json.dumps(parity.to_dict()))
+
+    def _was_verified(self) -> bool:
+        """Whether the cache folder has a record that this engine was verified here."""
+        record = self._cached_file(_RECORD)
+        if record is not None:
+            with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+                return Parity.from_dict(json.loads(record.read_text())).within
+        return False
 
     def _check_size(self, height: int, width: int) -> None:
         least, most = self._manifest.shapes["min"], self._manifest.shapes["max"]
@@ -221,7 +240,7 @@ class TensorRTEngine(Engine):
 
     def _bind(self, shape: Shape) -> BoundShape:
         assert self._context is not None
-        return BoundShape(self._cuda, self._context, self._stream, self.interface.shapes(*shape), self._errors)
+        return BoundShape(self._cuda, self._context, self._stream, self.interface.shapes(*shape), self._log)
 
     def _bound(self, shape: Shape) -> BoundShape:
         bound = self._shapes.pop(shape, None)
@@ -236,7 +255,7 @@ class TensorRTEngine(Engine):
                 self._drop_shapes()
                 bound = self._bind(shape)
             self._shapes[shape] = bound
-            self._save_cache()
+            self._save_kernels()
             if not bound.captured:
                 warn(f"{self._path}: TensorRT does not let it be a CUDA graph: it runs more slowly")
         self._shapes[shape] = bound
@@ -276,7 +295,7 @@ class TensorRTEngine(Engine):
             "device": f"cuda:{self._cuda.index}",
             "precision": self._manifest.precision,
             "weights": self._manifest.weights,
-            "verified": "yes" if self._gpu in self._manifest.parity else "no",
+            "verified": "yes" if self._verified else "no",
         }
 
 

@@ -1,7 +1,8 @@
 """The fused operations as ONNX functions: custom nodes with a body in standard ONNX operators.
 
-A parser that does not know the node uses the body. TensorRT with our plugins runs a kernel instead (see
-`export.tensorrt.plugins`). `export.ops` lists the functions.
+They exist between the export of a network and `inline`, which puts the bodies, or our plugins (see
+`export.tensorrt.plugin_graph`), in place of the nodes. No file and no parser gets to see them: in functions, TensorRT
+10.3 silently takes tensors of the whole graph that have the same name. `export.ops` lists the functions.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 from dmfnet_fast.errors import require
+from export.onnx.graph import OPSET, add_metadata, tidy
 from export.ops import FUNCTIONS
 from export.ops.shared import DOMAIN
 
 onnx = require("onnx", extra="export")
+inliner = require("onnx.inliner", extra="export")
 
-OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) reads
+import onnx_ir
 
 
 def functions() -> dict[str, Any]:
@@ -26,6 +29,31 @@ def functions() -> dict[str, Any]:
         signature = f"({', '.join(function.inputs)}) => ({function.output})"
         result[name] = onnx.parser.parse_function(f"{header} {signature} {{ {function.body} }}")
     return result
+
+
+def inline(model: Any) -> Any:
+    """Replace all calls of functions by their bodies, and fold what is constant.
+
+    Args:
+        model: an `onnx.ModelProto`; it is not modified.
+
+    Returns:
+        An `onnx.ModelProto` without functions and with the same inputs, outputs and metadata. Every tensor has a name
+        of its own.
+    """
+    flat = tidy(onnx_ir.from_proto(inliner.inline_local_functions(model)))
+    used = {node.domain for node in flat.graph.node}
+    kept = [entry for entry in flat.opset_import if entry.domain in used]
+    del flat.opset_import[:]
+    flat.opset_import.extend(kept)
+    if DOMAIN in used and not any(entry.domain == DOMAIN for entry in kept):
+        flat.opset_import.add(domain=DOMAIN, version=1)
+    flat.producer_name, flat.producer_version = model.producer_name, model.producer_version
+    del flat.metadata_props[:]
+    add_metadata(flat, {entry.key: entry.value for entry in model.metadata_props})
+    assert not flat.functions
+    onnx.checker.check_model(flat)
+    return flat
 
 
 def register_schemas() -> None:

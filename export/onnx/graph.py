@@ -96,7 +96,13 @@ def tidy(model: Any) -> Any:
         An `onnx.ModelProto`.
     """
     # Folding is meant for rearranged weights; the limits keep copies of large tensors out of the file.
-    fold_constants(model, input_size_limit=2**20, output_size_limit=2**20)
+    # By default, tensors of one repeated value are left out; engines should find the ones and zeros of norms as such.
+    fold_constants(
+        model,
+        input_size_limit=2**20,
+        output_size_limit=2**20,
+        should_fold=lambda node: True if node.op_type == "ConstantOfShape" else None,
+    )
     sequence = onnx_ir.passes.Sequential(
         passes.LiftConstantsToInitializersPass(lift_all_constants=True),
         passes.CommonSubexpressionEliminationPass(),

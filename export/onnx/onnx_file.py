@@ -22,7 +22,7 @@ def write(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) 
     path.replace(request.output)
 
 
-def for_server(request: Request, content: bytes, step: Step, tell: Tell) -> tuple[bytes, Mapping[str, str]]:
+def for_server(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> tuple[bytes, Mapping[str, str]]:
     """Return the graph of one size unchanged; see `triton_server.writer`."""
-    del request, step, tell
-    return content, {}
+    del request, folder, step, tell
+    return graph.content, {}

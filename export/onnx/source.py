@@ -19,6 +19,7 @@ from dmfnet_fast.artifacts.onnx_metadata import exported_properties, is_sealed
 from dmfnet_fast.artifacts.parity import Parity, Reference, Shape, check
 from dmfnet_fast.errors import EngineError, require
 from dmfnet_fast.precision import FloatPrecision, Precision
+from export.emulation import ACCUMULATIONS, in_half_precision
 from export.errors import RequestError
 from export.int8 import (
     OUTLIERS,
@@ -123,6 +124,7 @@ def from_weights(
     step: Step,
     calibrate: Path | None = None,
     every_block: bool = False,
+    for_plugins: bool = False,
 ) -> Graph:
     """Export weights to a graph and check it.
 
@@ -135,6 +137,7 @@ def from_weights(
         step: see `Step`.
         calibrate: for int8, a folder of calibration pairs; None uses phantoms.
         every_block: for int8, whether to quantize the first and the last block.
+        for_plugins: leave the operations that plugins replace as functions.
 
     Raises:
         ImageError: `calibrate` holds no pairs, or some that cannot be used.
@@ -155,7 +158,7 @@ def from_weights(
     if precision == "int8":
         proto = _to_int8(model, sha256, calibrate, every_block, step)
     else:
-        proto = _to_onnx(model, precision, for_engine, sha256, step)
+        proto = _to_onnx(model, precision, for_engine, for_plugins, sha256, step)
     with step("fusing in float32, to compare with") as report:
         shapes = list(dict.fromkeys([*STANDARD_SHAPES, *(shapes_of(profile) if profile else [])]))
         kept, largest = references(model, pairs_to_check(shapes), report)
@@ -168,6 +171,11 @@ def from_weights(
     with step("checking with ONNX Runtime") as report:
         checked = widened(proto) if precision == "bfloat16" else proto
         parity.append(on_onnx_runtime(checked.SerializeToString(), precision, kept, report))
+    if precision == "float16":
+        content = (_inline(proto) if for_plugins else proto).SerializeToString()
+        for accumulation in ACCUMULATIONS:
+            with step(f"checking in emulated half precision, {accumulation} sums") as report:
+                parity.append(in_half_precision(content, accumulation, kept, report))
     if not for_engine:
         with step("checking with OpenVINO"):
             parity += on_openvino(proto.SerializeToString(), kept)
@@ -183,7 +191,16 @@ def from_weights(
     return replace(graph, references=tuple(kept))
 
 
-def _to_onnx(model: Any, precision: FloatPrecision, for_engine: bool, sha256: str | None, step: Step) -> Any:
+def _inline(proto: Any) -> Any:
+    """See `export.onnx.functions`, which imports kernels, and with them Triton."""
+    from export.onnx.functions import inline
+
+    return inline(proto)
+
+
+def _to_onnx(
+    model: Any, precision: FloatPrecision, for_engine: bool, for_plugins: bool, sha256: str | None, step: Step
+) -> Any:
     """Export the model to ONNX, for CPUs or for engines."""
     from dmfnet_fast.model import Student
     from export.onnx.graph import to_onnx
@@ -193,7 +210,7 @@ def _to_onnx(model: Any, precision: FloatPrecision, for_engine: bool, sha256: st
         from export.tensorrt.engine_graph import to_engine_onnx
 
         with step("optimizing, exporting to ONNX"):
-            return to_engine_onnx(model, precision, sha256)
+            return to_engine_onnx(model, precision, sha256, for_plugins)
     with step("optimizing, exporting to ONNX"):
         return to_onnx(model, precision, sha256)
 
@@ -271,5 +288,6 @@ def from_onnx(path: Path, precision: Precision, step: Step) -> Graph:
         with step("checking with ONNX Runtime") as report:
             parity = on_onnx_runtime(content, precision, graph.references, report)
         check(parity, NOTHING_WRITTEN)
-        graph = replace(graph, parity=(parity,))
+        others = (entry for entry in graph.parity if entry.engine != parity.engine)
+        graph = replace(graph, parity=(parity, *others))
     return graph

@@ -39,7 +39,7 @@ RECORD = Record(
             "dmfnet_statistics_kernel",
             convolution_epilogue.epilogue_kernel,
             ("h",),
-            {"statistics": lambda s: (s.n, s.parts, 2, s.channels)},
+            {"statistics": lambda s: (s.n, s.most_parts, 2, s.channels)},
             _plan_statistics,
             programs=parts,
             tile="PIXELS",

@@ -45,10 +45,13 @@ def _translate(
     )
 
 
+# The mean over pixels is computed in float32: their sum would overflow in float16.
 _BODY = """
     s = Add (x, y)
     pixels = Constant <value_ints = [2, 3]> ()
-    pooled = ReduceMean <keepdims = 1> (s, pixels)
+    s_32 = Cast <to = 1> (s)
+    pooled_32 = ReduceMean <keepdims = 1> (s_32, pixels)
+    pooled = CastLike (pooled_32, s)
     reduced = Conv (pooled, reduce_weight, reduce_bias)
     hidden = Relu (reduced)
     by_channel = Conv (hidden, expand_weight, expand_bias)
@@ -122,7 +125,7 @@ RECORD = Record(
             "dmfnet_pool_kernel",
             fusion_gate.pool_kernel,
             ("x", "y"),
-            {"seen": lambda s: (s.n, 2, s.pixels), "sums": lambda s: (s.n, s.parts, s.channels)},
+            {"seen": lambda s: (s.n, 2, s.pixels), "sums": lambda s: (s.n, s.most_parts, s.channels)},
             _plan,
             programs=parts,
             tile="PIXELS",

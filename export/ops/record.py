@@ -14,10 +14,8 @@ from kernels.cases.record import Case
 class Function:
     """A custom node whose body defines it in standard ONNX operators.
 
-    Functions must not call each other: TensorRT resolves the attributes of nested functions incorrectly (seen in
-    TensorRT-RTX 1.7). Feature maps are (N, C, H, W) in half precision or float32; normalization statistics, softmax and
-    sums over a group are always float32. Names are in lower case and differ from ONNX's own, as TensorRT's parser
-    matches its operators by name and ignores the domain.
+    Feature maps are (N, C, H, W) in half precision or float32; normalization statistics, softmax and sums over all
+    pixels are always float32.
 
     Attributes:
         name: name of the node.

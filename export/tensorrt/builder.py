@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import threading
 import time
@@ -12,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dmfnet_fast.artifacts.atomic import replacing
+from dmfnet_fast.artifacts.onnx_metadata import has_functions
 from dmfnet_fast.artifacts.parity import Shape
 from dmfnet_fast.engines.tensorrt import FLAVOURS
+from dmfnet_fast.engines.tensorrt_log import Log, logger, one_line
 from dmfnet_fast.errors import (
     EngineError,
     MissingExtraError,
@@ -92,24 +93,6 @@ def capability(gpu: str) -> str:
     return f"{digits[:-1]}.{digits[-1]}"
 
 
-def _logger(trt: Any) -> Any:
-    """A logger that collects error messages and the lines that list layers."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.layers: list[str] = []
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-            elif _LAYER in message:
-                self.layers.extend(line for line in message.splitlines() if _LAYER in line)
-
-    return Logger()
-
-
 class _Interruptions:
     """Records SIGINT and SIGTERM during a build, and raises the signal again on exit.
 
@@ -159,18 +142,12 @@ def _monitor(trt: Any, report: Callable[[float], None], interruptions: _Interrup
     return Monitor()
 
 
-def _why(errors: list[str]) -> str:
-    """The last of TensorRT's errors on one line, without the locations in its sources."""
-    words = re.sub(r"\s*\(?In \w+ at \S+\)?", "", errors[-1] if errors else "it does not say why")
-    return " ".join(words.split())
-
-
-def _check(result: Any, what: str, errors: list[str]) -> Any:
+def _check(result: Any, what: str, log: Log) -> Any:
     if not result:
-        why = _why(errors)
+        why, warned = log.take()
         if is_lack_of_memory(RuntimeError(why)):
             raise OutOfMemoryError(f"out of memory: {what}: {why}; use a smaller --max, --batch or preset")
-        raise EngineError(f"{what}: {why}")
+        raise EngineError(f"{what}: {why}{warned}")
     return result
 
 
@@ -180,17 +157,19 @@ def build(
     profile: Profile,
     gpus: list[str],
     timing_cache: Path | None,
+    workspace: int | None,
     report: Callable[[float], None],
 ) -> Built:
     """Build an engine.
 
     Args:
-        content: a serialized ONNX model; the engine has its precision.
+        content: a serialized ONNX model without functions of its own; the engine has its precision.
         flavour: the builder, a key of FLAVOURS.
         profile: batches and sizes of the inputs.
         gpus: for TensorRT-RTX, the architectures to build for, such as "sm_89".
         timing_cache: for TensorRT, a file of measurements that shortens builds; read if it exists, and written. None
             for none.
+        workspace: most bytes of scratch memory that a layer may take, None for all of the GPU's memory.
         report: callback for the progress, 0 to 1.
 
     Raises:
@@ -200,23 +179,31 @@ def build(
     """
     trt: Any = require_builder(flavour)
     name = f"{FLAVOURS[flavour].module} {trt.__version__}"
-    logger = _logger(trt)
+    if has_functions(content):
+        raise EngineError(
+            "the graph has functions, which TensorRT 10.3 misreads, so another version exported it: export it again"
+        )
+    log, layers = Log(), list[str]()
+    messages = logger(trt, log, lambda message: layers.extend(line for line in message.splitlines() if _LAYER in line))
     started = time.perf_counter()
     try:
-        builder = trt.Builder(logger)
+        builder = trt.Builder(messages)
     except Exception as error:  # without a driver, pybind11 raises exceptions with no common base class
+        why = [*log.errors, one_line(str(error))][0]
         raise EngineError(
-            f"{name} cannot start: {_why([*logger.errors, str(error)][:1])}; it builds on the GPU that the engine is "
-            "for: check the driver, or use --target tensorrt-rtx, which builds without a GPU"
+            f"{name} cannot start: {why}; it builds on the GPU that the engine is for: check the driver, or use "
+            "--target tensorrt-rtx, which builds without a GPU"
         ) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(content):
-        errors = [parser.get_error(n).desc() for n in range(parser.num_errors)]
-        raise EngineError(f"{name} cannot read the ONNX model: {_why(errors or logger.errors)}")
+    parser = trt.OnnxParser(network, messages)
+    parsed = parser.parse(content)
+    log.errors += [one_line(parser.get_error(n).desc()) for n in range(parser.num_errors)]
+    _check(parsed, f"{name} cannot read the ONNX model", log)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # makes the inspector report the layers' types
     config.clear_flag(trt.BuilderFlag.TF32)
+    if workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     shapes = builder.create_optimization_profile()
     for given in (network.get_input(n) for n in range(network.num_inputs)):
         corners = [
@@ -236,13 +223,13 @@ def build(
             raise EngineError(f"{timing_cache}: cannot be read: {error.strerror or error}") from error
         cache = config.create_timing_cache(known)
         taken = cache is not None and config.set_timing_cache(cache, False)
-        _check(taken, f"{timing_cache}: is no timing cache of {name} and this GPU; remove it", logger.errors)
+        _check(taken, f"{timing_cache}: is no timing cache of {name} and this GPU; remove it", log)
     with _Interruptions() as interruptions:
         # The local variable keeps the monitor alive, which the configuration does not.
         config.progress_monitor = monitor = _monitor(trt, report, interruptions)
         serialized = builder.build_serialized_network(network, config)
         del monitor
-    engine = bytes(_check(serialized, f"{name} cannot build", logger.errors))
+    engine = bytes(_check(serialized, f"{name} cannot build", log))
     seconds = time.perf_counter() - started
     if timing_cache is not None:
         try:
@@ -250,17 +237,19 @@ def build(
                 temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
         except OutputError as error:
             warn(f"{error}; the engine is none the worse")
-    return Built(engine, _BUILDERS[flavour].layers(trt, logger, engine), seconds)
+    return Built(engine, _BUILDERS[flavour].layers(trt, layers, engine), seconds)
 
 
-def _inspected(trt: Any, logger: Any, engine: bytes) -> list[Layer]:
-    opened = _check(trt.Runtime(logger).deserialize_cuda_engine(engine), "the engine cannot be opened", logger.errors)
+def _inspected(trt: Any, _: list[str], engine: bytes) -> list[Layer]:
+    log = Log()
+    messages = logger(trt, log)
+    opened = _check(trt.Runtime(messages).deserialize_cuda_engine(engine), "the engine cannot be opened", log)
     inspector = opened.create_engine_inspector()
     return layers_of_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
-def _logged(_: Any, logger: Any, __: bytes) -> list[Layer]:
-    return layers_of_log(logger.layers)
+def _logged(_: Any, lines: list[str], __: bytes) -> list[Layer]:
+    return layers_of_log(lines)
 
 
 def _for_this_gpu(_: Any, __: Any, ___: list[str]) -> None:
@@ -282,12 +271,13 @@ class _Builder:
     Attributes:
         where_from: hint on how to install the library, appended to error messages.
         configure: sets the library's own options, given the module, the builder configuration and the GPUs.
-        layers: lists the layers of an engine, given the module, the builder's logger and the serialized engine.
+        layers: lists the layers of an engine, given the module, what the builder's log says about layers, and the
+            serialized engine.
     """
 
     where_from: str
     configure: Callable[[Any, Any, list[str]], None]
-    layers: Callable[[Any, Any, bytes], list[Layer]]
+    layers: Callable[[Any, list[str], bytes], list[Layer]]
 
 
 _BUILDERS = {

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from dmfnet_fast import __version__
-from dmfnet_fast.artifacts.manifest import Manifest, cache_path, check_path, file_sha256, manifest_path, save_check
+from dmfnet_fast.artifacts.manifest import Manifest, check_path, file_sha256, manifest_path, save_check
 from dmfnet_fast.artifacts.parity import Parity, Reference, check, compare_with
-from dmfnet_fast.engines.cuda_runtime import current_gpu
+from dmfnet_fast.engines.cuda_runtime import Gpu, current_gpu
+from dmfnet_fast.engines.kinds import TENSORRT
 from dmfnet_fast.engines.tensorrt import FLAVOURS, TensorRTEngine
 from dmfnet_fast.errors import EngineError, MissingExtraError, require, warn
 from export.onnx.source import NOTHING_WRITTEN, Graph, Step
@@ -23,14 +24,16 @@ from export.request import Request, Tell
 from export.tensorrt.builder import Profile, build, capability, require_builder
 from export.tensorrt.layers import check_precision, summary
 
+SHARE_OF_WORKSPACE = 4  # of a memory that GPU and system share, one such part may become scratch memory
+
 
 @dataclass(frozen=True)
 class Prepared:
     """The input of the builder.
 
     Attributes:
-        content: a serialized ONNX model.
-        plugins: names of the registered plugins; empty if the model has none.
+        content: a serialized ONNX model without functions.
+        plugins: names of our plugins in it.
     """
 
     content: bytes
@@ -46,18 +49,21 @@ def prepare(request: Request, content: bytes, tell: Tell) -> Prepared:
     """
     if not request.plugins:
         return Prepared(content, ())
-    from export.tensorrt.plugins import register_plugins, supports_plugins, with_plugins
-
-    version = require_builder("tensorrt").__version__
-    if not supports_plugins(version):
-        tell(f"TensorRT {version} takes no plugins of ours (10.9 and later do): built without them")
-        return Prepared(content, ())
     import onnx
 
-    _, architecture = current_gpu()
-    plugins = register_plugins(int(architecture.replace(".", "")))
-    model = with_plugins(onnx.ModelProto.FromString(content))
-    return Prepared(bytes(model.SerializeToString()), tuple(plugins))
+    from export.onnx.functions import inline
+    from export.tensorrt.plugins import NAMESPACE, register_plugins, supports_plugins, with_plugins
+
+    model = onnx.ModelProto.FromString(content)
+    version = require_builder("tensorrt").__version__
+    if supports_plugins(version):
+        register_plugins(int(current_gpu().capability.replace(".", "")))
+        model = with_plugins(model)
+    else:
+        tell(f"TensorRT {version} takes no plugins of ours (10.9 and later do): built without them")
+        model = inline(model)
+    names = {node.op_type for node in model.graph.node if node.domain == NAMESPACE}
+    return Prepared(bytes(model.SerializeToString()), tuple(sorted(names)))
 
 
 def in_profile(references: tuple[Reference, ...], profile: Profile) -> list[Reference]:
@@ -82,17 +88,31 @@ def run_engine(path: Path, references: list[Reference]) -> Parity:
         engine.close()
 
 
-def _gpus(request: Request) -> tuple[str, list[str]]:
-    """The name of this machine's GPU, "" if the engine does not run on it, and the engine's compute capabilities."""
+def _gpus(request: Request) -> tuple[Gpu | None, list[str]]:
+    """This machine's GPU, None if the engine does not run on it, and the engine's compute capabilities."""
     if not request.gpus:
-        name, own = current_gpu()
-        return name, [own]
+        gpu = current_gpu()
+        return gpu, [gpu.capability]
     wanted = [capability(gpu) for gpu in request.gpus]
     with suppress(EngineError, MissingExtraError):
-        name, own = current_gpu()
-        if own in wanted:
-            return name, wanted
-    return "", wanted
+        gpu = current_gpu()
+        if gpu.capability in wanted:
+            return gpu, wanted
+    return None, wanted
+
+
+def _workspace(request: Request, gpu: Gpu | None, tell: Tell) -> int | None:
+    """Most bytes of scratch memory for a layer: as requested, or part of a memory that is the system's too."""
+    if request.workspace is not None:
+        return request.workspace * 2**20
+    if gpu is None or not gpu.integrated:
+        return None
+    limit = gpu.memory // SHARE_OF_WORKSPACE
+    tell(
+        f"scratch memory limited to {limit // 2**20} MiB, a quarter of what this GPU shares with the system "
+        "(--workspace sets another limit)"
+    )
+    return limit
 
 
 def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> Manifest:
@@ -109,8 +129,8 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
         tell: shows a remark to the user.
 
     Raises:
-        EngineError: the engine cannot be built, does not have the requested precision, or its results differ from the
-            network's.
+        EngineError: the engine cannot be built, or its results differ from the network's and the request does not keep
+            such engines.
         MissingExtraError: a library that the build needs is not installed.
         OutOfMemoryError: the build needs more memory than there is.
     """
@@ -118,9 +138,13 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
     flavour = request.target.name
     prepared = prepare(request, graph.content, tell)
     trt: Any = require_builder(flavour)
-    device, capabilities = _gpus(request)
+    gpu, capabilities = _gpus(request)
+    device = "" if gpu is None else gpu.model
+    workspace = _workspace(request, gpu, tell)
     with step(f"building with {FLAVOURS[flavour].module} {trt.__version__}") as report:
-        built = build(prepared.content, flavour, request.profile, list(request.gpus), request.timing_cache, report)
+        built = build(
+            prepared.content, flavour, request.profile, list(request.gpus), request.timing_cache, workspace, report
+        )
     check_precision(built.layers, request.precision)
     path = folder / request.output.name
     path.write_bytes(built.engine)
@@ -160,33 +184,36 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
         manifest.write(path)
         with step("verifying on the GPU"):
             parity = run_engine(path, known)
-        check(parity, NOTHING_WRITTEN)
-        tell(str(parity))
-        manifest = replace(manifest, parity={device: parity.to_dict()})
+        if not parity.within and request.no_check:
+            warn(f"differs from the weights: {parity}; it is kept for diagnosis, but Fuser will refuse it")
+        else:
+            check(parity, f"{NOTHING_WRITTEN} (--no-check keeps the engine for diagnosis)")
+            tell(str(parity))
+            manifest = replace(manifest, parity={device: parity.to_dict()})
     manifest.write(path)
     return manifest
 
 
-def for_server(request: Request, content: bytes, step: Step, tell: Tell) -> tuple[bytes, Mapping[str, str]]:
-    """Build the engine of a model for Triton Inference Server, without a manifest; see `triton_server.writer`."""
-    assert request.profile is not None
-    flavour = request.target.name
-    prepared = prepare(request, content, tell)
-    with step("building with TensorRT") as report:
-        built = build(prepared.content, flavour, request.profile, [], request.timing_cache, report)
-    check_precision(built.layers, request.precision)
-    return built.engine, {flavour: require_builder(flavour).__version__}
+def for_server(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> tuple[bytes, Mapping[str, str]]:
+    """Build the engine of a model for Triton Inference Server and run it here; see `triton_server.writer`.
+
+    The manifest, which the server does not read, is thrown away.
+    """
+    made = replace(request, output=folder / f".plan{TENSORRT.suffix}")  # no model's name
+    manifest = make_engine(made, graph, folder, step, tell)
+    about = {manifest.flavour: manifest.version, "GPU": manifest.device}
+    verified = [str(Parity.from_dict(parity)) for parity in manifest.parity.values()]
+    return made.output.read_bytes(), about | ({"parity": verified[0]} if verified else {})
 
 
 def publish(folder: Path, output: Path) -> None:
     """Move a finished engine to its output path. The manifest comes last, as an engine without one is not opened."""
     made = folder / output.name
-    for old in (manifest_path(output), check_path(output), cache_path(output)):
+    for old in (manifest_path(output), check_path(output)):
         old.unlink(missing_ok=True)
     for source, target in (
         (made, output),
         (check_path(made), check_path(output)),
-        (cache_path(made), cache_path(output)),
         (manifest_path(made), manifest_path(output)),
     ):
         if source.exists():

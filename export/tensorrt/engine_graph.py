@@ -1,4 +1,4 @@
-"""The ONNX model that TensorRT engines are built from, with the fused operations as custom nodes."""
+"""The ONNX model that TensorRT engines are built from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.model import DMFNet, optimize
 from dmfnet_fast.model.fused import FusedPasses, PixelLinear
 from dmfnet_fast.precision import FloatPrecision
-from export.onnx.functions import functions, register_schemas
+from export.onnx.functions import functions, inline, register_schemas
 from export.onnx.graph import finish, tidy, trace
 from export.ops import TRANSLATIONS
 
@@ -72,7 +72,9 @@ def translations() -> dict[Any, Any]:
     return {getattr(torch.ops.dmfnet, name).default: translate for name, translate in TRANSLATIONS.items()}
 
 
-def to_engine_onnx(model: DMFNet, precision: FloatPrecision, sha256: str | None = None) -> Any:
+def to_engine_onnx(
+    model: DMFNet, precision: FloatPrecision, sha256: str | None = None, with_functions: bool = False
+) -> Any:
     """Export a network for TensorRT, for any batch and any size that is a multiple of 16, at least 64.
 
     All passes of a pair form one batch. The types are fixed in the graph: feature maps and convolutions have the given
@@ -83,9 +85,10 @@ def to_engine_onnx(model: DMFNet, precision: FloatPrecision, sha256: str | None 
         model: the network as trained; it is not modified.
         precision: precision of the arithmetic.
         sha256: hash of the weights as recorded in their file; None computes it from `model`.
+        with_functions: leave the fused operations as custom nodes with their functions, which plugins replace.
 
     Returns:
-        An `onnx.ModelProto` like that of `export.onnx.graph.to_onnx`, with custom nodes and their functions.
+        An `onnx.ModelProto` like that of `export.onnx.graph.to_onnx`.
 
     Raises:
         MissingExtraError: onnx, onnxscript or triton is not installed.
@@ -95,7 +98,7 @@ def to_engine_onnx(model: DMFNet, precision: FloatPrecision, sha256: str | None 
     _restore_convolutions(net, shuffle=precision == "bfloat16")
     proto = tidy(trace(net, interface_of(model.config.to_dict()), translations()))
     proto.functions.extend(functions().values())
-    return finish(proto, model, precision, sha256)
+    return finish(proto if with_functions else inline(proto), model, precision, sha256)
 
 
 def configuration(proto: Any) -> dict[str, Any]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from dmfnet_fast.errors import EngineError, require
-from export.onnx.functions import OPSET
-from export.onnx.graph import add_metadata, tidy
+from export.onnx.functions import inline
+from export.onnx.graph import OPSET
 from export.ops import FUNCTIONS
 from export.ops.shared import DOMAIN
 
 onnx = require("onnx", extra="export")
-inliner = require("onnx.inliner", extra="export")
-
-import onnx_ir
 
 
 def _replaced(function: Any) -> Any:
@@ -27,10 +24,10 @@ def _replaced(function: Any) -> Any:
 
 
 def with_plugins(model: Any) -> Any:
-    """The graph of an engine (see `engine_graph`) with plugin nodes for its fused operations, and no functions.
+    """The graph of an engine with plugin nodes for its fused operations, and no functions.
 
     Args:
-        model: an `onnx.ModelProto`; it is not modified.
+        model: an `onnx.ModelProto` with functions (see `engine_graph`); it is not modified.
 
     Returns:
         An `onnx.ModelProto` with the same inputs, outputs and metadata. If two normalizations read the same tensor,
@@ -45,10 +42,4 @@ def with_plugins(model: Any) -> Any:
     changed.functions.extend(
         _replaced(function) if function.domain == DOMAIN else function for function in model.functions
     )
-    flat = tidy(onnx_ir.from_proto(inliner.inline_local_functions(changed)))
-    if not any(entry.domain == DOMAIN for entry in flat.opset_import):
-        flat.opset_import.add(domain=DOMAIN, version=1)
-    del flat.metadata_props[:]
-    add_metadata(flat, {entry.key: entry.value for entry in model.metadata_props})
-    onnx.checker.check_model(flat)
-    return flat
+    return inline(changed)

@@ -84,6 +84,16 @@ class Sizes:
         return (self.pixels + self.pixels_per_part - 1) // self.pixels_per_part
 
     @property
+    def most_parts(self) -> Extent:
+        """The extent of a tensor that has one entry for each part.
+
+        TensorRT allocates tensors for the largest size of an engine, which may have fewer parts than a smaller one: 512
+        at 512x512, 320 at 512x640. So the extent does not depend on a size that is not known. Kernels read and write
+        the first `parts` entries of each image, without gaps between the images.
+        """
+        return self.parts if isinstance(self.pixels, int) else epilogue.MOST_PARTS
+
+    @property
     def images_per_row(self) -> Extent:
         return self.n // self.rows if self.rows else 1
 
@@ -115,7 +125,7 @@ class Plugin:
     """One launch of a kernel as an operation of a graph.
 
     Attributes:
-        name: name of the operation.
+        name: name of the operation, in lower case and unlike ONNX's own, as TensorRT's parser ignores the domain.
         kernel: the jitted function.
         inputs: names of the input tensors, which are parameters of the kernel. A kernel that does not read the first
             input only uses its shape.

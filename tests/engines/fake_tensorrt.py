@@ -21,6 +21,19 @@ import pytest
 
 runtime: Any = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
 
+MODEL = "A GPU, 16 multiprocessors, 8 GiB"
+
+
+class Handle(int):
+    """In the place of a handle such as cudaStream_t, whose conversion by `int` is deprecated."""
+
+    def getPtr(self) -> int:
+        self._memory = ctypes.c_void_p(self + 0)
+        return ctypes.addressof(self._memory)
+
+    def __int__(self) -> int:
+        raise DeprecationWarning
+
 
 class Cuda:
     """In the place of cuda.bindings.runtime.
@@ -32,7 +45,7 @@ class Cuda:
         status: that it fails with.
     """
 
-    def __init__(self, capability: tuple[int, int] = (8, 9), gpus: int = 1) -> None:
+    def __init__(self, capability: tuple[int, int] = (8, 9), gpus: int = 1, multiprocessors: int = 16) -> None:
         self._real = runtime
         self.calls: list[str] = []
         self.held: dict[int, Any] = {}
@@ -44,7 +57,8 @@ class Cuda:
         self.most_device_bytes = 2**40
         self.devices: list[int] = []
         self.current = threading.local()  # the current GPU is one of each thread
-        self._capability, self._gpus = capability, gpus
+        self._capability, self._gpus, self._multiprocessors = capability, gpus, multiprocessors
+        self.driver = 12060
         self._handles = itertools.count(7000)
 
     def __getattr__(self, name: str) -> Any:
@@ -78,7 +92,7 @@ class Cuda:
             action()
 
     def _handle(self, what: Any) -> int:
-        handle = next(self._handles)
+        handle = Handle(next(self._handles))
         self.held[handle] = what
         return handle
 
@@ -91,7 +105,17 @@ class Cuda:
         return self._gpus
 
     def _cudaGetDeviceProperties(self, _: int) -> Any:
-        return SimpleNamespace(name=b"A GPU", major=self._capability[0], minor=self._capability[1])
+        return SimpleNamespace(
+            name=b"A GPU",
+            major=self._capability[0],
+            minor=self._capability[1],
+            multiProcessorCount=self._multiprocessors,
+            totalGlobalMem=8 * 2**30,
+            integrated=1,
+        )
+
+    def _cudaDriverGetVersion(self) -> int:
+        return self.driver
 
     def _cudaGetDevice(self) -> int:
         return getattr(self.current, "device", 0)

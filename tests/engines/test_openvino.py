@@ -14,6 +14,7 @@ import onnx
 import pytest
 
 from dmfnet_fast import Fuser
+from dmfnet_fast.artifacts.cache import prune
 from dmfnet_fast.artifacts.onnx_metadata import seal
 from dmfnet_fast.engines import DEFAULT, SHIPPED_WEIGHTS, openvino_engine, shipped, shipped_engine
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
@@ -252,12 +253,12 @@ def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Fuser(SHIPPED, precision="float32") as fuser:
         assert np.array_equal(fuser.run(*pair), first), "a damaged cache is not used"
 
-    monkeypatch.setattr(openvino_engine, "CACHE_BYTES", 10)
-    openvino_engine._prune(cache)
+    monkeypatch.setattr("dmfnet_fast.artifacts.cache.CACHE_BYTES", 10)
+    prune(cache)
     assert not list(cache.glob("*.blob"))
 
     (cache / "foreign.txt").touch()
-    openvino_engine._prune(cache)
+    prune(cache)
     assert (cache / "foreign.txt").exists()
 
     in_the_way = tmp_path / "file"

@@ -30,8 +30,10 @@ from tests.synthetic_weights import SMALL, random_inputs
 
 VERIFIED = {
     **{"engine": "x", "precision": "float16", "sizes": ["64x64"]},
-    **{"max_abs": 0.001, "psnr": 70.0, "ssim": 1.0, "objective": 0.0},
+    **{"max_abs": 0.001, "percentile": 0.001, "psnr": 70.0, "ssim": 1.0, "objective": 0.0},
 }
+
+MODEL = fake.MODEL
 
 
 def _manifest(content: bytes, **changes: Any) -> Manifest:
@@ -40,7 +42,7 @@ def _manifest(content: bytes, **changes: Any) -> Manifest:
         "flavour": "tensorrt",
         "version": "10.13.2",
         "compute_capabilities": ["8.9"],
-        "device": "A GPU",
+        "device": MODEL,
         "shapes": {"min": [1, 64, 64], "opt": [2, 64, 96], "max": [2, 128, 160]},
         "engine": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)},
         "weights": "ab" * 32,
@@ -50,7 +52,7 @@ def _manifest(content: bytes, **changes: Any) -> Manifest:
         "layers": {"count": 0, "reformats": 0, "kinds": {}, "list": []},
         "largest_activation": 272.0,
         "graph_parity": [],
-        "parity": {"A GPU": VERIFIED},
+        "parity": {MODEL: VERIFIED},
         "check": None,
         "built": "2026-01-01T00:00:00+00:00",
         "build_seconds": 1.0,
@@ -91,6 +93,14 @@ class World:
         assert self.cuda.device_bytes == 0
         assert not self.trt.contexts
         assert not self.trt.engines
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder for caches."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("DMFNET_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture
@@ -284,11 +294,16 @@ def test_tensorrt_lacks_memory(path: Path, world: World, monkeypatch: pytest.Mon
 
 
 def test_reasons_are_given_once(path: Path, world: World) -> None:
+    """The last error, and the last three warnings, none of them twice."""
     engine = _open(path)
     world.trt.runs = False
-    world.trt.logger.log(world.trt.ILogger.ERROR, "the reason")
-    for reason in ("the reason", "it does not say why"):
-        with pytest.raises(EngineError, match=f"TensorRT cannot run the engine: {reason}"):
+    log, kinds = world.trt.logger.log, world.trt.ILogger
+    for warning in ("first", "slow (In run at a/b.cpp:12)", "slow", "odd\n  type", "old driver"):
+        log(kinds.WARNING, warning)
+    log(kinds.ERROR, "the reason")
+    reason = r"the reason \(its last warnings: slow; odd type; old driver\)"
+    for expected in (reason, "it does not say why"):
+        with pytest.raises(EngineError, match=f"TensorRT cannot run the engine: {expected}$"):
             engine.run(_inputs())
     engine.close()
 
@@ -508,7 +523,7 @@ def test_first_opening_verifies(path: Path, world: World) -> None:
     engine = _open(path)
     assert engine.info["verified"] == "yes"
     engine.close()
-    parity = Manifest.read(path).parity["A GPU"]
+    parity = Manifest.read(path).parity[MODEL]
     assert parity["max_abs"] == pytest.approx(0.0005, rel=1e-2)
     assert parity["sizes"] == ["64x96"]
     # Once is enough: the check pair is not needed again.
@@ -540,7 +555,7 @@ def test_every_kind_of_gpu_verifies(path: Path, world: World) -> None:
     _change(path, parity={"Another GPU": VERIFIED}, check=Manifest.read(path).check)
     _open(path).close()
     assert "execute_async_v3" in world.cuda.calls
-    assert set(Manifest.read(path).parity) == {"Another GPU", "A GPU"}
+    assert set(Manifest.read(path).parity) == {"Another GPU", MODEL}
 
 
 def test_what_cannot_be_verified_is_said(path: Path, world: World) -> None:
@@ -555,7 +570,9 @@ def test_what_cannot_be_verified_is_said(path: Path, world: World) -> None:
 @pytest.mark.usefixtures("world")
 def test_another_model_of_gpu(path: Path) -> None:
     _change(path, device="A larger GPU")
-    with pytest.warns(DMFNetWarning, match="was built on A larger GPU, here is A GPU: export it again for full speed"):
+    with pytest.warns(
+        DMFNetWarning, match=f"was built on A larger GPU, here is {MODEL}: export it again for full speed"
+    ):
         _open(path).close()
 
 
@@ -576,23 +593,36 @@ def test_first_opening_refuses(path: Path, world: World) -> None:
     assert manifest_path(path).read_text() == before
 
 
-@pytest.mark.usefixtures("world")
-def test_verified_where_it_cannot_be_noted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no(*_: Any) -> None:
-        raise PermissionError(13, "Permission denied")
+def test_verified_in_a_folder_that_cannot_be_written(
+    path: Path, world: World, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache folder has it noted, for this engine, GPU and driver; what is damaged there does not count."""
+    replace_ = Path.replace
+
+    def read_only(self: Path, target: Path) -> Path:
+        if target.parent == path.parent:
+            raise PermissionError(13, "Permission denied")
+        return replace_(self, target)
+
+    def runs() -> int:
+        world.put()
+        engine = _open(path)
+        assert engine.info["verified"] == "yes"
+        engine.close()
+        return world.cuda.calls.count("cudaGraphLaunch")
 
     _unverified(path, 0.0)
-    monkeypatch.setattr(Path, "replace", no)
-    engine = _open(path)
-    assert engine.info["verified"] == "yes"
-    engine.close()
-    monkeypatch.undo()
+    monkeypatch.setattr(Path, "replace", read_only)
+    assert [runs(), runs()] == [1, 0]
     assert Manifest.read(path).parity == {}
-    assert sorted(file.name for file in path.parent.iterdir()) == [
-        path.name,
-        f"{path.name}.check.npz",
-        f"{path.name}.json",
-    ]
+    names = sorted(file.name for file in path.parent.iterdir())
+    assert names == [path.name, f"{path.name}.check.npz", f"{path.name}.json"]
+    (record,) = (cache / "dmfnet-fast").iterdir()
+    for damaged in ("{", "[]", "{}", json.dumps({**VERIFIED, "max_abs": 1.5})):
+        record.write_text(damaged)
+        assert [runs(), runs()] == [1, 0]
+    monkeypatch.setenv("DMFNET_CACHE", str(path))  # no folder
+    assert [runs(), runs()] == [1, 1]
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed", "another"])
@@ -612,18 +642,27 @@ def test_check_pair_that_is_not(path: Path, world: World, damage: str) -> None:
     world.assert_nothing_left()
 
 
-def test_rtx(path: Path, world: World) -> None:
-    """Kernels compiled at a first run are kept beside the engine."""
+def _of_rtx(path: Path, world: World, **changes: Any) -> None:
+    """Makes an engine and the library that runs it those of TensorRT-RTX."""
     world.put("tensorrt-rtx", "1.7.1.116")
-    _change(path, flavour="tensorrt-rtx", version="1.7.1.116")
-    cache = path.with_name("tiny.engine.cache")
+    _change(path, **{"flavour": "tensorrt-rtx", "version": "1.7.1.116", **changes})
+
+
+def _kept(folder: Path) -> list[Path]:
+    return sorted((folder / "dmfnet-fast").glob("*.kernels"))
+
+
+def test_rtx(path: Path, world: World, cache: Path) -> None:
+    """Kernels compiled at a first run are kept in the cache folder."""
+    _of_rtx(path, world)
     engine = _open(path)
     inputs = _inputs()
     np.testing.assert_allclose(engine.run(inputs), fake.expected(inputs), atol=1e-6)
-    assert cache.read_bytes() == b"compiled kernels"
-    written = cache.stat().st_mtime_ns
+    (kept,) = _kept(cache)
+    assert kept.read_bytes() == b"compiled kernels"
+    written = kept.stat().st_mtime_ns
     engine.run(_inputs(width=80))
-    assert cache.stat().st_mtime_ns == written  # as nothing was new
+    assert kept.stat().st_mtime_ns == written  # as nothing was new
     assert world.trt.read_cache is None
     engine.close()
     world.assert_nothing_left()
@@ -637,6 +676,29 @@ def test_rtx(path: Path, world: World) -> None:
     np.testing.assert_allclose(engine.run(inputs), fake.expected(inputs), atol=1e-6)
     assert "cudaGraphLaunch" not in world.cuda.calls[-8:]
     engine.close()
+    world.assert_nothing_left()
+
+
+def test_kernels_belong_to_an_engine_a_gpu_and_a_driver(path: Path, world: World, cache: Path) -> None:
+    """None is read for another, and none replaces another's."""
+    for number, (content, multiprocessors, driver) in enumerate(
+        [(b"one", 16, 12060), (b"another", 16, 12060), (b"one", 8, 12060), (b"one", 16, 13000)], 1
+    ):
+        path.write_bytes(content)
+        for _ in range(2):
+            _of_rtx(path, world, parity=dict.fromkeys((MODEL, "A GPU, 8 multiprocessors, 8 GiB"), VERIFIED))
+            world.cuda._multiprocessors, world.cuda.driver = multiprocessors, driver
+            _fuse_once(path)
+        assert world.trt.read_cache == b"compiled kernels"  # by the second of both
+        assert len(_kept(cache)) == number
+
+
+def test_without_a_cache_folder(path: Path, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    monkeypatch.setenv("DMFNET_CACHE", str(in_the_way))
+    _of_rtx(path, world)
+    _fuse_once(path)
     world.assert_nothing_left()
 
 

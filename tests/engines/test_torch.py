@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import threading
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -274,6 +275,77 @@ def test_whatever_precision_the_program_has_set(name: str, tiny_weights: Path) -
         assert getattr(owner, attribute) == "ieee"
     finally:
         setattr(owner, attribute, before)
+
+
+def _float32_settings() -> dict[str, Any]:
+    """The newer settings of float32 products and the older ones; "raises" where PyTorch finds a contradiction."""
+    backends: Any = torch.backends
+    found: dict[str, Any] = {}
+    for name, read in {
+        "conv": lambda: backends.cudnn.conv.fp32_precision,
+        "rnn": lambda: backends.cudnn.rnn.fp32_precision,
+        "matmul": lambda: backends.cuda.matmul.fp32_precision,
+        "cpu": lambda: backends.mkldnn.matmul.fp32_precision,
+        "cudnn.allow_tf32": lambda: backends.cudnn.allow_tf32,
+        "matmul.allow_tf32": lambda: backends.cuda.matmul.allow_tf32,
+        "float32_matmul_precision": torch.get_float32_matmul_precision,
+    }.items():
+        try:
+            found[name] = read()
+        except RuntimeError:
+            found[name] = "raises"
+    return found
+
+
+@pytest.fixture
+def float32_settings() -> Iterator[None]:
+    """Sets PyTorch's defaults again."""
+    yield
+    backends: Any = torch.backends
+    backends.fp32_precision = backends.cudnn.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    backends.cudnn.allow_tf32 = True
+    backends.cuda.matmul.fp32_precision = backends.mkldnn.matmul.fp32_precision = "none"
+
+
+BACKENDS: Any = torch.backends
+
+
+def _set(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    return lambda: setattr(owner, name, value)
+
+
+@pytest.mark.usefixtures("float32_settings")
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda: None,
+        _set(BACKENDS, "fp32_precision", "tf32"),
+        _set(BACKENDS.cudnn, "allow_tf32", False),
+        _set(BACKENDS.cudnn.conv, "fp32_precision", "ieee"),  # from here on PyTorch refuses some reads
+        _set(BACKENDS.cuda.matmul, "fp32_precision", "tf32"),
+        lambda: torch.set_float32_matmul_precision("medium"),
+    ],
+    ids=["defaults", "everything TF32", "cuDNN exact", "convolutions exact", "products TF32", "medium"],
+)
+def test_settings_agree_and_are_restored(program: Callable[[], None], tf32: bool) -> None:
+    """Inside, PyTorch's older and newer settings say the same, in every thread and where PyTorch compiles."""
+    program()
+    before = _float32_settings()
+    seen: list[dict[str, Any]] = []
+    with arithmetic(tf32=tf32):
+        thread = threading.Thread(target=lambda: seen.append(_float32_settings()))
+        thread.start()
+        thread.join()
+        compiled = torch.compile(lambda x: x @ x + 1, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(torch.eye(2)), torch.eye(2) + 1)
+        seen.append(_float32_settings())
+    precision = "tf32" if tf32 else "ieee"
+    expected = dict.fromkeys(("conv", "rnn", "matmul", "cpu"), precision)
+    older = {"cudnn.allow_tf32": tf32, "matmul.allow_tf32": tf32}
+    assert seen == [expected | older | {"float32_matmul_precision": "high" if tf32 else "highest"}] * 2
+    assert _float32_settings() == before
 
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

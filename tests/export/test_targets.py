@@ -24,8 +24,11 @@ GIVEN: dict[str, Any] = {
     "batch": 2,
     "plugins": True,
     "timing_cache": Path("timings"),
+    "workspace": 100,
+    "no_check": True,
     "server": Path("models"),
     "gpu": "sm_89",
+    "single_file": True,
 }
 NOTHING: dict[str, Any] = dict.fromkeys(
     (
@@ -38,12 +41,13 @@ NOTHING: dict[str, Any] = dict.fromkeys(
         "batch",
         "gpu",
         "timing_cache",
+        "workspace",
         "calibrate",
         "server",
         "backend",
         "output",
     )
-) | {"plugins": False, "every_block": False}
+) | {"plugins": False, "no_check": False, "every_block": False, "single_file": False}
 
 
 def test_every_row() -> None:
@@ -54,6 +58,8 @@ def test_every_row() -> None:
         assert target.options <= names
         assert set(target.precisions) <= set(PRECISION_FLAGS)
         assert set(target.cpu_precisions) <= set(target.precisions)
+        if target.kind is None:
+            continue
         known = {precision for support in target.kind.support.values() for precision in support.precisions}
         # Files that no engine runs are graphs to build others from.
         assert set(target.cpu_precisions or target.precisions) <= known
@@ -63,6 +69,7 @@ def test_every_row() -> None:
             assert {"batch", "server"} <= served.options <= names
             assert BACKENDS[served.backend] is target
     assert len(BACKENDS) == sum(len(target.served) for target in TARGETS.values())
+    assert [name for name, target in TARGETS.items() if target.kind is None] == ["web"]
     assert {name for name, target in TARGETS.items() if target.kind is TENSORRT} == set(FLAVOURS)
 
 
@@ -109,7 +116,7 @@ def test_help(cli: CliRunner) -> None:
     words = " ".join(cli.invoke(main, ["--help"]).stdout.split())
     for name, target in TARGETS.items():
         assert f"{name}: {target.words}" in words
-    assert "float16, the default for tensorrt and tensorrt-rtx." in words
-    assert "float32, the default for onnx." in words
+    assert "float16, the default for tensorrt and tensorrt-rtx; for tensorrt, tensorrt-rtx and onnx alone." in words
+    assert "float32, the default for onnx and web." in words
     assert "Convolutions in 8 bits; for onnx alone." in words
     assert f"a shipped network by its name ({DEFAULT} if none is given)" in words

@@ -90,6 +90,18 @@ def test_pet_past_midnight(copied: Copier) -> None:
     assert "after 60 min" in read_volume(folder).source.notes[0]
 
 
+def test_pet_of_several_bed_positions(copied: Copier) -> None:
+    """All are corrected to the start of the first, wherever it is in the series."""
+
+    def later(data: Any) -> None:
+        data.SeriesTime, data.AcquisitionTime = "120000", "101500" if data.InstanceNumber < 9 else "100000"
+
+    folder = copied("PT")
+    for path in files(folder):
+        edit(path, later)
+    assert "after 60 min" in read_volume(folder).source.notes[0]
+
+
 @pytest.mark.parametrize(("name", "index"), [("MR.nii.gz", 0), ("PT.nii", 2)])
 def test_nifti(name: str, index: int, written: Path, head: HeadVolumes) -> None:
     expected = list(head)[index]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pkgutil import iter_modules
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 
 import export.ops
-from export.onnx.functions import OPSET, functions, register_schemas
+from export.onnx.functions import functions, inline, register_schemas
+from export.onnx.graph import OPSET
 from export.ops import FUNCTIONS
 from export.ops.shared import DOMAIN
 from kernels import group_norm_silu
@@ -55,6 +58,38 @@ def test_statistics_are_float32() -> None:
     model = onnx.helper.make_model(graph, opset_imports=opsets, functions=[functions()[name]], ir_version=9)
     expected = group_norm_silu.reference(x, None, None, None, None, ones, zeros, 4, 1e-3, False)
     assert (torch.from_numpy(computed(model, tensors)["out"]) - expected).abs().max() <= 4e-3
+
+
+def test_inlined_names_are_unique() -> None:
+    """Tensors of the graph have the names of tensors in a function, which TensorRT 10.3 would confuse."""
+    name = "dmfnet_group_norm"
+    inside = next(node.output[0] for node in functions()[name].node if node.op_type == "InstanceNormalization")
+    x = Draw(torch.float32, "cpu").feature(1, 16, 8, 8)
+    tensors = {"x": x, "weight": torch.rand(16), "bias": torch.rand(16)}
+    values = [
+        onnx.helper.make_tensor_value_info(label, onnx.TensorProto.FLOAT, list(tensor.shape))
+        for label, tensor in tensors.items()
+    ]
+    norms: dict[str, Any] = {"domain": DOMAIN, "groups": 4, "eps": 1e-5}
+    nodes = [
+        onnx.helper.make_node("Mul", ["x", "x"], [inside]),
+        onnx.helper.make_node(name, ["x", "weight", "bias"], ["first"], **norms),
+        onnx.helper.make_node(name, ["first", "bias", "weight"], ["second"], **norms),
+        onnx.helper.make_node("Add", ["second", inside], ["out"]),
+    ]
+    output = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, list(x.shape))
+    graph = onnx.helper.make_graph(nodes, "norms", values, [output])
+    opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, functions=[functions()[name]], ir_version=9)
+    flat = inline(model)
+    assert not flat.functions
+    assert [(entry.domain, entry.version) for entry in flat.opset_import] == [("", OPSET)]
+    # Ones and zeros are constants, not computed.
+    assert "ConstantOfShape" not in {node.op_type for node in flat.graph.node}
+    names = [tensor for node in flat.graph.node for tensor in node.output]
+    names += [tensor.name for tensor in flat.graph.initializer] + list(tensors)
+    assert len(names) == len(set(names))
+    np.testing.assert_allclose(computed(flat, tensors)["out"], computed(model, tensors)["out"], rtol=1e-5, atol=1e-5)
 
 
 def test_every_file_is_that_of_a_kernel() -> None:

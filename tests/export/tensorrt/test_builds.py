@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 import torch
 
 from dmfnet_fast.engines import shipped
-from dmfnet_fast.errors import DMFNetError, EngineError, OutOfMemoryError
+from dmfnet_fast.engines.tensorrt_log import Log, logger
+from dmfnet_fast.errors import DMFNetError, DMFNetWarning, EngineError, OutOfMemoryError
 from dmfnet_fast.model import DMFNet, StudentConfig, load_model
 from dmfnet_fast.model.rewrites import of_kind
 from dmfnet_fast.precision import FloatPrecision
@@ -32,16 +34,17 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Linux and
 
 FIXED = Profile((1, 256, 256), (1, 256, 256), (1, 256, 256))
 RANGE = Profile((1, 128, 128), (2, 256, 256), (4, 512, 640))
-# Of TensorRT-RTX 1.7 on this graph: 351, of which three only rearrange or convert (the qkv of the attention, its
-# norm's input, the result). A layer more for each of the 51 normalizations, say, is a slower engine.
-MOST_LAYERS = 360
-MOST_REFORMATS = 4
+# Of TensorRT-RTX 1.7 on this graph: 332, of which seven only rearrange or convert (the qkv of the attention, its norm's
+# input, and the pixels' mean of each fusion gate). A layer more for each of the 51 normalizations, say, is a slower
+# engine.
+MOST_LAYERS = 340
+MOST_REFORMATS = 8
 MOST_LAYERS_OF_STUDENT = 20
 
 
 def _build(content: bytes, profile: Profile, gpus: list[str]) -> Built:
     parts: list[float] = []
-    built = build(content, "tensorrt-rtx", profile, gpus, None, parts.append)
+    built = build(content, "tensorrt-rtx", profile, gpus, None, None, parts.append)
     assert parts == sorted(parts)
     assert 0 < parts[-1] <= 1
     return built
@@ -59,7 +62,7 @@ def test_tiny_fixed() -> None:
     assert told["reformats"] <= MOST_REFORMATS
     assert told["count"] == sum(told["kinds"].values()) == len(told["list"])
     check_precision(built.layers, "float16")
-    with pytest.raises(EngineError, match=r"are not float32 .*nothing was written"):
+    with pytest.warns(DMFNetWarning, match=r"are not reported as float32 "):
         check_precision(built.layers, "float32")
     json.dumps(told, allow_nan=False)
 
@@ -151,12 +154,23 @@ def test_gpus() -> None:
 
 
 def test_errors_of_the_builder() -> None:
+    library: Any = SimpleNamespace(
+        ILogger=type("ILogger", (), {"ERROR": 1, "INTERNAL_ERROR": 0, "WARNING": 2, "INFO": 3})
+    )
+    log, others = Log(), list[str]()
+    messages = logger(library, log, others.append)
+    messages.log(1, "[alloc] Out of memory (In run at file.cpp:1)")
     with pytest.raises(OutOfMemoryError, match="use a smaller --max"):
-        _check(None, "TensorRT cannot build", ["[alloc] Out of memory (In run at file.cpp:1)"])
-    with pytest.raises(EngineError, match=r"^TensorRT cannot build: no tactic$"):
-        _check(None, "TensorRT cannot build", ["first", "no tactic In choose at a/b.cpp:12"])
-    with pytest.raises(DMFNetError, match="does not say why"):
-        _check(None, "x", [])
+        _check(None, "TensorRT cannot build", log)
+    for severity, message in ((1, "first"), (3, "listed"), (2, "not enough memory"), (1, "no tactic In do at b.cpp:1")):
+        messages.log(severity, message)
+    with pytest.raises(
+        EngineError, match=r"^TensorRT cannot build: no tactic \(its last warnings: not enough memory\)$"
+    ):
+        _check(None, "TensorRT cannot build", log)
+    with pytest.raises(DMFNetError, match=r"^x: it does not say why$"):
+        _check(None, "x", log)
+    assert others == ["listed"]
 
 
 LOG = (
@@ -210,11 +224,13 @@ def test_precision_is_checked() -> None:
 
     check_precision(convolutions("float16", "float32"), "float16")  # the last one is float32 by design
     check_precision(convolutions("float32", "float32"), "float32")
-    with pytest.raises(EngineError, match=r"2 of 3 .* not float16 .conv1: float32"):
+    with pytest.warns(DMFNetWarning, match=r"2 of 3 .* not reported as float16 .conv1: float32"):
         check_precision(convolutions("float16", "float32", "float32"), "float16")
-    with pytest.raises(EngineError, match="conv0: bfloat16"):
+    with pytest.warns(DMFNetWarning, match="conv0: bfloat16"):
         check_precision(convolutions("bfloat16"), "float16")
-    with pytest.raises(EngineError, match="told of no convolutions"):
+    with pytest.warns(DMFNetWarning, match="conv0: no type"):
+        check_precision(convolutions(""), "float16")
+    with pytest.warns(DMFNetWarning, match="reports no convolutions"):
         check_precision([Layer("a", "kgen", "float16", False)], "float16")
 
 
@@ -226,6 +242,14 @@ def test_upsampling_of_bfloat16_is_the_same() -> None:
     conv = torch.nn.ConvTranspose2d(3, 5, 4, stride=2, padding=1, bias=False)
     x = torch.randn(2, 3, 7, 4)
     torch.testing.assert_close(ShuffledUpsample(conv)(x), conv(x), atol=1e-6, rtol=1e-5)
+
+
+def test_a_graph_with_functions_is_refused() -> None:
+    """As TensorRT 10.3 misreads them."""
+    proto = to_engine_onnx(of_kind(model_by_rule(SMALL["no noise"]), DMFNet), "float16", with_functions=True)
+    assert proto.functions
+    with pytest.raises(EngineError, match=r"the graph has functions, which TensorRT 10\.3 misreads"):
+        _build(proto.SerializeToString(), FIXED, ["sm_89"])
 
 
 def test_shipped_graph_is_the_shipped_weights() -> None:
@@ -249,5 +273,5 @@ def test_there_is_no_driver_for_tensorrt(monkeypatch: pytest.MonkeyPatch, tmp_pa
     fake.__dict__.update({**vars(tensorrt_rtx), "Builder": NoBuilder, "__version__": "10.13.0"})
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     with pytest.raises(EngineError, match=r"tensorrt 10.13.0 cannot start: .*nullptr.*check the driver, or use"):
-        build(b"", "tensorrt", FIXED, [], tmp_path / "timings", lambda _: None)
+        build(b"", "tensorrt", FIXED, [], tmp_path / "timings", None, lambda _: None)
     assert not list(tmp_path.iterdir())

@@ -21,19 +21,22 @@ from google.protobuf import text_format
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.artifacts.interface import Interface, interface_of
-from dmfnet_fast.artifacts.manifest import Manifest, cache_path, check_path, load_check, manifest_path
+from dmfnet_fast.artifacts.manifest import Manifest, check_path, load_check, manifest_path
+from dmfnet_fast.artifacts.onnx_metadata import has_functions
 from dmfnet_fast.artifacts.parity import Reference, compare_with
 from dmfnet_fast.engines import shipped
-from dmfnet_fast.engines.cuda_runtime import current_gpu
+from dmfnet_fast.engines.cuda_runtime import Gpu, current_gpu
 from dmfnet_fast.errors import DMFNetError, EngineError
-from dmfnet_fast.model import load_model
+from dmfnet_fast.model import DMFNet, load_model
+from dmfnet_fast.model.rewrites import of_kind
 from dmfnet_fast.model.weights import read_metadata
 from export.command import main
 from export.onnx.graph import to_onnx
 from export.onnx.source import MOST_PIXELS, from_content, shapes_of
 from export.request import make_profile, parse_size, shipped_graph
 from export.tensorrt.builder import Profile, known_gpus
-from export.tensorrt.engine_file import in_profile
+from export.tensorrt.engine_file import in_profile, prepare
+from export.tensorrt.engine_graph import to_engine_onnx
 from export.triton_server import configuration, of_one_size, write_repository
 from export.verify import on_onnx_runtime
 from tests.synthetic_weights import SMALL, model_by_rule, random_inputs, run_model
@@ -46,14 +49,17 @@ trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Lin
 RTX = ["turbo", "--target", "tensorrt-rtx", "--gpu", "sm_89"]
 
 
-def no_gpu() -> tuple[str, str]:
+ORIN = Gpu("Orin", "8.7", multiprocessors=8, memory=8 * 2**30, integrated=True)
+
+
+def no_gpu() -> Gpu:
     raise EngineError("device 'cuda': there are 0 CUDA GPUs")
 
 
 def own_gpu() -> str | None:
     """Of this machine, as TensorRT-RTX spells it."""
     with suppress(DMFNetError):
-        name = f"sm_{current_gpu()[1].replace('.', '')}"
+        name = f"sm_{current_gpu().capability.replace('.', '')}"
         return name if name in known_gpus() else None
     return None
 
@@ -137,7 +143,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_replaces_what_was_there(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine without a check pair leaves none of an older one."""
     path = tmp_path / "tiny.engine"
-    for file in (path, check_path(path), manifest_path(path), cache_path(path)):
+    for file in (path, check_path(path), manifest_path(path)):
         file.write_text("old")
     monkeypatch.setattr("export.onnx.source.unpack", lambda *_: ())
     result = cli.invoke(main, [*RTX, "--size", "64x80", "-o", str(path)])
@@ -185,11 +191,14 @@ class Alias(ModuleType):
         self.__version__ = version
         self.__spec__ = ModuleSpec("tensorrt", None)  # which PyTorch asks for where it compiles
 
+        self.configurations = configurations = list[Any]()
+
         class Builder(trt.Builder):  # type: ignore[misc, name-defined]
             def create_builder_config(self) -> Any:
                 config = super().create_builder_config()
                 config.num_compute_capabilities = 1
                 config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+                configurations.append(config)
                 return config
 
         convolution = {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [{"Datatype": "Half"}], "Outputs": []}
@@ -211,34 +220,62 @@ def test_tensorrt(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         wrong = [replace(r, fused=r.fused + 0.1) for r in references]
         return on_onnx_runtime(SHIPPED_GRAPH.read_bytes(), "float16", references if right else wrong)
 
-    monkeypatch.setitem(sys.modules, "tensorrt", Alias("10.3.0"))
-    monkeypatch.setattr("export.tensorrt.engine_file.current_gpu", lambda: ("Orin", "8.7"))
+    library = Alias("10.3.0")
+    monkeypatch.setitem(sys.modules, "tensorrt", library)
+    monkeypatch.setattr("export.tensorrt.engine_file.current_gpu", lambda: ORIN)
     monkeypatch.setattr("export.tensorrt.engine_file.run_engine", run)
     path = tmp_path / "tiny.engine"
-    options = ["turbo", "--fp16", "--min", "64", "--opt", "64x96", "--max", "128", "--plugins"]
+    options = ["turbo", "--fp16", "--min", "64", "--opt", "64x96", "--max", "128"]
     result = cli.invoke(main, [*options, "-o", str(path)])
-    assert "TensorRT 10.3.0 takes no plugins of ours (10.9 and later do): built without them" in result.stderr
+    assert "scratch memory limited to 2048 MiB, a quarter of what this GPU shares with the system" in result.stderr
+    (configuration,) = library.configurations
+    assert configuration.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 2**31
     assert [r.shape for r in seen] == [(1, 64, 96)] * 2 + [(1, 128, 128)] + [(1, 64, 96)] * 5
     if not right:
         assert result.exit_code == 2
         assert "differs from the weights" in result.stderr
+        assert "nothing was written (--no-check keeps the engine for diagnosis)" in result.stderr
         assert not list(tmp_path.iterdir())
+        result = cli.invoke(main, [*options, "-o", str(path), "--no-check", "--workspace", "100"])
+        assert result.exit_code == 0, result.output
+        assert "warning: differs from the weights" in result.stderr
+        assert "kept for diagnosis, but Fuser will refuse it" in result.stderr
+        assert library.configurations[1].get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 100 * 2**20
+        kept = Manifest.read(path)
+        assert not kept.parity  # so that it is compared again, and refused, when it is opened
+        assert kept.check is not None
         return
     assert result.exit_code == 0, result.output
     manifest = Manifest.read(path)
-    assert set(manifest.parity) == {"Orin"}
+    assert set(manifest.parity) == {ORIN.model}
     assert manifest.check is not None
-    assert (manifest.device, manifest.compute_capabilities) == ("Orin", ["8.7"])
+    assert (manifest.device, manifest.compute_capabilities) == (ORIN.model, ["8.7"])
     assert manifest.layers["kinds"] == {"CaskConvolution": 3}
     inspected = cli.invoke(main, ["--inspect", str(path)])
-    assert "built on            Orin" in inspected.stdout
+    assert "built on            Orin, 8 multiprocessors, 8 GiB" in inspected.stdout
+
+
+def test_plugins_and_an_old_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions that plugins would replace become standard operators."""
+    model = of_kind(model_by_rule(SMALL["no noise"]), DMFNet)
+    content = to_engine_onnx(model, "float16", with_functions=True).SerializeToString()
+    assert has_functions(content)
+    monkeypatch.setitem(sys.modules, "tensorrt", Alias("10.3.0"))
+    told: list[str] = []
+    request: Any = SimpleNamespace(plugins=True)
+    prepared = prepare(request, content, told.append)
+    assert told == ["TensorRT 10.3.0 takes no plugins of ours (10.9 and later do): built without them"]
+    assert prepared.plugins == ()
+    assert not has_functions(prepared.content)
+    assert prepared.content == to_engine_onnx(model, "float16").SerializeToString()
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("own", ["8.9", "9.0"])
 def test_rtx_where_there_is_a_gpu(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str) -> None:
     """Run at once, if it is for that GPU."""
-    monkeypatch.setattr("export.tensorrt.engine_file.current_gpu", lambda: ("A GPU", own))
+    gpu = replace(ORIN, name="A GPU", capability=own, integrated=False)
+    monkeypatch.setattr("export.tensorrt.engine_file.current_gpu", lambda: gpu)
     graph = from_content(SHIPPED_GRAPH.read_bytes(), "shipped")
     parity = on_onnx_runtime(graph.content, "float16", graph.references)
     monkeypatch.setattr("export.tensorrt.engine_file.run_engine", lambda *_: parity)
@@ -246,7 +283,7 @@ def test_rtx_where_there_is_a_gpu(cli: CliRunner, tmp_path: Path, monkeypatch: p
     result = cli.invoke(main, [*RTX, "--size", "128", "-o", str(path)])
     assert result.exit_code == 0, result.output
     manifest = Manifest.read(path)
-    assert manifest.parity == ({"A GPU": parity.to_dict()} if own == "8.9" else {})
+    assert manifest.parity == ({gpu.model: parity.to_dict()} if own == "8.9" else {})
     assert check_path(path).exists()  # for GPUs of the other kinds
 
 
@@ -401,11 +438,29 @@ def test_served_plan(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert result.exit_code == 2
     assert result.stderr == "error: device 'cuda': there are 0 CUDA GPUs\n"  # before anything is done
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr("export.tensorrt.engine_file.current_gpu", lambda: ("Thor", "11.0"))
-    result = cli.invoke(main, ["turbo", "--triton-server", str(tmp_path), "--size", "64", "--batch", "2"])
+    monkeypatch.setattr(
+        "export.tensorrt.engine_file.current_gpu", lambda: replace(ORIN, name="Thor", capability="11.0")
+    )
+    seen: list[Reference] = []
+
+    def run(path: Path, references: list[Reference]) -> Any:
+        assert interface_of(Manifest.read(path).config) == references[0].interface
+        seen.extend(references)
+        return on_onnx_runtime(SHIPPED_GRAPH.read_bytes(), "float16", references)
+
+    monkeypatch.setattr("export.tensorrt.engine_file.run_engine", run)
+    served = ["turbo", "--triton-server", str(tmp_path), "--size", "64x96", "--batch", "2"]
+    result = cli.invoke(main, served)
     assert result.exit_code == 0, result.output
+    assert "verifying on the GPU" in result.stderr
+    assert [r.shape for r in seen] == [(2, 64, 96), (2, 64, 96), (2, 64, 96), (1, 64, 96)]
+    assert all("noise" not in r.inputs for r in seen)
+    files = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file())
+    assert files == ["dmfnet-turbo/1/model.plan", "dmfnet-turbo/config.pbtxt"]
     assert (tmp_path / "dmfnet-turbo" / "1" / "model.plan").stat().st_size > 1e6
     text = (tmp_path / "dmfnet-turbo" / "config.pbtxt").read_text()
     assert 'platform: "tensorrt_plan"' in text
     assert 'key: "tensorrt" value { string_value: "10.13.0" }' in text
+    assert 'key: "GPU" value { string_value: "Thor, 8 multiprocessors, 8 GiB" }' in text
+    assert 'key: "parity" value { string_value: "ONNX Runtime, float16, 64x96: ' in text
     assert "KIND_GPU" in text

@@ -34,7 +34,7 @@ from kernels.cases.record import Case, Draw
 from kernels.launch import Launch, assumed
 from tests.export.exported import CHANNELS as EXPORTED_CHANNELS
 from tests.export.exported import arguments_of, computed, exported, tensors_of
-from tests.export.tensorrt.plugin_runner import Symbol
+from tests.export.tensorrt.plugin_runner import Symbol, number
 
 ROOT = Path(__file__).parents[3]
 CHANNELS = 64
@@ -199,6 +199,10 @@ def test_launches_are_those_of_the_plans(launches: list[dict[str, Any]]) -> None
             assert answer["extras"][place] == integers, answer["request"]
             outputs = [planned.arguments[name] for name in plugin.outputs]
             shapes = [list(output.shape) for output in outputs if isinstance(output, torch.Tensor)]
+            if not request["fixed"]:
+                for shape, name in zip(shapes, plugin.outputs, strict=True):
+                    if name in ("statistics", "sums"):
+                        shape[1] = epilogue.MOST_PARTS
             assert answer["outputs"][place] == shapes
             if answer["tactic"] == 1:
                 assert answer["grid"][place] == [*planned.grid, 1, 1][:3], answer["request"]
@@ -288,6 +292,22 @@ def test_pixels_of_part() -> None:
     numbers = {base + step for base in bases for step in (-1, 0, 1)}
     for pixels in sorted({1, 2, 31, 32, 33, 2**31 - 1} | numbers):
         assert pixels_of_part(Symbol(pixels)).value == epilogue.pixels_of_part(pixels), pixels
+
+
+def test_no_size_needs_more_than_a_larger_one() -> None:
+    """As TensorRT allocates memory for the largest."""
+    sizes = [(512, 512), (512, 640), (640, 640), (1024, 1024)]
+    assert epilogue.pixels_of_part(512 * 640) > epilogue.pixels_of_part(512 * 512)  # so that there are fewer parts
+    for plugin in PLUGINS:
+        needed = []
+        for height, width in sizes:
+            shapes: dict[str, list[Any]] = {name: [1] * 4 for name in plugin.inputs}
+            shapes[plugin.inputs[0]] = [Symbol(6), CHANNELS, Symbol(height), Symbol(width)]
+            known = plugin.sizes(shapes)
+            needed.append([np.prod([number(extent) for extent in shape(known)]) for shape in plugin.outputs.values()])
+            assert number(known.parts) <= number(known.most_parts)
+        for of_an_output in zip(*needed, strict=True):
+            assert list(of_an_output) == sorted(of_an_output), plugin.name
 
 
 def test_releases() -> None:
