@@ -85,7 +85,7 @@ def _connected(address: str) -> Iterator[Any]:
     try:
         _check_answers(address)
         if address == LOCAL:
-            ray.init(address=LOCAL, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+            ray.init(address=LOCAL, include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
