@@ -12,7 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom.uid import JPEGLSLossless, RLELossless
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from dmfnet_fast.node import service
 from dmfnet_fast.node.fusing import Fused, FusingError, Worker
@@ -201,6 +207,66 @@ def test_sent_when_the_archive_is_back(box: Box, archive: Archive, make_study: M
     archive.open()
     box.until(study.uid, "sent")
     assert whole(archive, study) == [result["series"]]
+
+
+@pytest.fixture
+def choosy(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Whether servers of this process, the archive among them, take only what they were told to; a node takes all."""
+
+    def choose(value: bool) -> None:
+        monkeypatch.setattr("pynetdicom._config.UNRESTRICTED_STORAGE_SERVICE", not value)
+
+    return choose
+
+
+def test_archives_that_take_one_encoding_alone(
+    box: Box, place: Archive, make_study: Make, choosy: Callable[[bool], None]
+) -> None:
+    studies = [make_study(number) for number in (1, 2)]
+    box.start()
+    for study, syntaxes in zip(studies, ([ExplicitVRLittleEndian], [ImplicitVRLittleEndian]), strict=True):
+        choosy(False)
+        send(box.port, study.images)
+        choosy(True)
+        place.open(syntaxes)
+        box.until(study.uid, "sent")
+        place.close()
+        assert len(whole(place, study)) == 1
+    encodings = {image.file_meta.TransferSyntaxUID for image in place.got}
+    assert encodings == {ExplicitVRLittleEndian, ImplicitVRLittleEndian}
+    assert np.array_equal(pixels(place, studies[0]), pixels(place, studies[1]))
+
+
+def test_archive_that_takes_no_such_images(
+    box: Box, place: Archive, make_study: Make, choosy: Callable[[bool], None]
+) -> None:
+    study = make_study(1)
+    box.start()
+    send(box.port, study.images)
+    choosy(True)
+    place.open([JPEGBaseline8Bit])
+    wait(lambda: "Secondary Capture" in json.dumps(box.status()))
+    (result,) = box.status()["studies"][0]["results"]
+    assert result["state"] == "sending"
+    assert result["problem"] == f"ARCHIVE at 127.0.0.1:{place.port} takes no Secondary Capture images"
+    assert place.got == []
+
+
+def test_stopped_while_it_fuses(
+    box: Box, archive: Archive, make_study: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(service, "Worker", Worker)
+    study = make_study(1)
+    box.start()
+    send(box.port, study.images)
+    box.until(study.uid, "fusing")
+    started = time.monotonic()
+    box.stop()
+    assert time.monotonic() - started < 5
+    assert not [record for record in caplog.records if record.levelname == "ERROR" and "node" in record.name]
+    box.start()
+    box.until(study.uid, "sent")
+    assert len(whole(archive, study)) == 1
 
 
 def test_refused_images_are_sent_again(box: Box, archive: Archive, make_study: Make) -> None:
