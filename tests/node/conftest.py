@@ -190,7 +190,7 @@ class Box:
         more: str = "",
         rules: str = RULES,
         destination: str = "",
-        quiet: float = 0.3,
+        quiet: float = 0.5,
         callers: Sequence[str] = ("SCANNER",),
         archive: str = "ARCHIVE",
         reserve: float = 0,

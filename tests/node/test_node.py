@@ -123,7 +123,7 @@ def test_repeated_deliveries_change_nothing(box: Box, archive: Archive, make_stu
         assert set(send(box.port, study.images)) == {0}
     box.until(study.uid, "sent")
     assert set(send(box.port, study.images)) == {0}
-    time.sleep(0.6)
+    time.sleep(0.8)
     box.until(study.uid, "sent")
     assert len(whole(archive, study)) == 1
     assert node.counters.of("images") == {"new": len(study.images), "repeated": 2 * len(study.images)}
@@ -336,22 +336,29 @@ def test_files_that_are_gone_are_forgotten(box: Box, archive: Archive, make_stud
 
 
 def test_old_studies_are_deleted(box: Box, archive: Archive, make_study: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent, waiting = make_study(1), make_study(2)
-    box.write(node="keep_days = 0.00001")
+    sent, waiting, alone = (make_study(number) for number in (1, 2, 3))
     monkeypatch.setattr(service, "_CLEANING", 0.2)
-    box.start()
+    node = box.start()
     send(box.port, sent.images)
-    wait(lambda: len(archive.got) == len(sent.mr))
-    wait(lambda: sent.uid not in box.states())
+    box.until(sent.uid, "sent")
     archive.close()
     send(box.port, waiting.images)
+    send(box.port, alone.mr)
     box.until(waiting.uid, "sending")
-    time.sleep(0.8)
-    box.until(waiting.uid, "sending")
+    box.until(alone.uid, "does not fit")
+    time.sleep(0.5)
+    assert len(box.states()) == 3
+    node.settings = replace(node.settings, keep=0)
+    wait(lambda: list(box.states()) == [waiting.uid])
+    time.sleep(0.5)
+    assert box.states() == {waiting.uid: "sending"}
     folders = {name: list((box.folder / "spool" / name).iterdir()) for name in ("studies", "results", "deleted")}
     assert [path.name for path in folders["studies"]] == [waiting.uid]
     assert len(folders["results"]) == 1
     assert folders["deleted"] == []
+    archive.open()
+    wait(lambda: box.states() == {})
+    assert len(whole(archive, waiting)) == 1
 
 
 @pytest.mark.parametrize(("passing", "state"), [((True, True), "sent"), ((True, False), "failed")])
