@@ -72,7 +72,7 @@ class Worker:
         with self._guard:
             if self._process is not None:
                 self._process.kill()
-                self._process.communicate()
+                self._process.wait()
                 self._process = None
             if self._lock is not None:
                 self._lock.close()

@@ -15,9 +15,13 @@ from dmfnet_fast.node.spool import RefusedError, Spool, Stored
 
 # Seconds: for the handshake and the first message; between two messages or parts of one.
 _HANDSHAKE, _SILENCE = 30, 120
+# Within a part of a message.
+_SILENT_PART = 30.0
 _ASSOCIATIONS = 32
 # Larger than the usual 16 KiB, which costs time with large images; a peer may still send smaller parts.
 _PDU = 2**18
+# More than any request for an association needs.
+_LARGEST_PDU = 2**20
 _SUCCESS = 0x0000
 log = logging.getLogger(__name__)
 
@@ -89,6 +93,7 @@ class Receiver:
                 block=False,
                 ssl_context=None if settings.tls is None else server_context(settings.tls),
                 evt_handlers=[
+                    (events.EVT_CONN_OPEN, _limit),
                     (events.EVT_C_STORE, self._store),
                     (events.EVT_C_ECHO, self._echo),
                     (events.EVT_REJECTED, self._rejected),
@@ -154,6 +159,20 @@ class Receiver:
     def _aborted(self, event: Any) -> None:
         self._counters.add("associations_aborted")
         log.warning("association aborted: %s", _caller(event))
+
+
+def _limit(event: Any) -> None:
+    """Keep a peer, known or not, from holding a connection or the memory with a message that does not end."""
+    transport = event.assoc.dul.socket
+    transport.socket.settimeout(_SILENT_PART)
+    receive = transport.recv
+
+    def limited(length: int) -> Any:
+        if length > _LARGEST_PDU:
+            raise ConnectionError("a part of a message is larger than was agreed")
+        return receive(length)
+
+    transport.recv = limited
 
 
 def _caller(event: Any) -> str:

@@ -22,6 +22,15 @@ class SendingError(DMFNetError):
     """A result that could not be delivered; another attempt may help."""
 
 
+def _why(association: Any) -> str:
+    """Why there is no association."""
+    if association.is_rejected:
+        return "refuses the association: does it know our AE title?"
+    if association.rejected_contexts:
+        return "takes no Secondary Capture images"
+    return "cannot be reached, or hung up"
+
+
 class Sender:
     """Sends files to the destination that the settings name."""
 
@@ -53,8 +62,7 @@ class Sender:
             self._to.host, self._to.port, ae_title=self._to.ae_title, tls_args=self._tls
         )
         if not association.is_established:
-            how = "refuses the association" if association.is_rejected else "cannot be reached, or hung up"
-            raise SendingError(f"{name} {how}")
+            raise SendingError(f"{name} {_why(association)}")
         try:
             for file in files:
                 self._send_one(association, name, file)
@@ -69,8 +77,9 @@ class Sender:
             raise SendingError(f"{name} hung up")
         try:
             status = association.send_c_store(file)
-        except ValueError as error:
-            raise SendingError(f"{name} does not take Secondary Capture images") from error
+        except Exception as error:
+            # Whatever pynetdicom and pydicom make of a file that was damaged here.
+            raise SendingError(f"{file} cannot be sent ({type(error).__name__})") from error
         if not status:
             raise SendingError(f"{name} hung up, or did not answer within {_ANSWER} seconds")
         if status.Status not in _STORED:

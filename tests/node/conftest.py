@@ -124,9 +124,10 @@ class Archive:
     server: Any = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def open(self, **options: Any) -> None:
+    def open(self, syntaxes: Sequence[str] | None = None, **options: Any) -> None:
         entity = pynetdicom.AE("ARCHIVE")
-        entity.supported_contexts = pynetdicom.AllStoragePresentationContexts
+        for context in pynetdicom.AllStoragePresentationContexts:
+            entity.add_supported_context(str(context.abstract_syntax), syntaxes and list(syntaxes))
         self.server = entity.start_server(
             ("127.0.0.1", self.port), block=False, evt_handlers=[(pynetdicom.evt.EVT_C_STORE, self.store)], **options
         )
@@ -189,7 +190,7 @@ class Box:
         more: str = "",
         rules: str = RULES,
         destination: str = "",
-        quiet: float = 0.3,
+        quiet: float = 0.5,
         callers: Sequence[str] = ("SCANNER",),
         archive: str = "ARCHIVE",
         reserve: float = 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import urllib.request
@@ -15,7 +16,10 @@ import pytest
 from click.testing import CliRunner, Result
 from prometheus_client.parser import text_string_to_metric_families
 
+from dmfnet_fast.commands.engine_options import EngineOptions
 from dmfnet_fast.commands.node import main
+from dmfnet_fast.errors import OutOfMemoryError, OutputError, VolumeError
+from dmfnet_fast.node import worker as worker_module
 from dmfnet_fast.node.fusing import Fused, FusingError, Worker
 from dmfnet_fast.node.rules import Match, Rule
 from dmfnet_fast.node.settings import Fusing
@@ -161,3 +165,28 @@ def test_engine_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(FusingError, match=r"no\.onnx") as error:
         worker.fuse(RULE, tmp_path, tmp_path, tmp_path / "out")
     assert not error.value.passing
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "passing"),
+    [
+        (VolumeError("slices are missing"), "slices are missing", False),
+        (OutputError("no space"), "no space", True),
+        (OutOfMemoryError("out of memory"), "out of memory", True),
+        # Whatever it says, it may quote a header.
+        (ValueError("Secret^Name"), r"ValueError in test_command\.py, line \d+", False),
+    ],
+)
+def test_what_a_worker_says_of_errors(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, said: str, passing: bool
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(worker_module, "fuse_volumes", fail)
+    job = {"mr": "a", "other": "b", "output": "c", "grid": "other", "register": False, "colormap": None, "label": None}
+    job |= {"range_mr": [0, 1], "range_other": None}
+    options = EngineOptions("nano", None, "auto", 1, 0, 0.75, False)
+    answer = worker_module.answer(job, options, None)  # type: ignore[arg-type]
+    assert re.fullmatch(said, answer["error"])
+    assert answer["passing"] is passing

@@ -91,6 +91,6 @@ def slow(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("slow")
 def test_killed_at_random(box: Box, archive: Archive, make_study: Make) -> None:
     studies = [make_study(number) for number in range(STUDIES)]
-    box.write(quiet=1.0)
+    box.write(quiet=1.5)
     survive(box, studies, KILLS, seed=5)
     check(archive, studies)

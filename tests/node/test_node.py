@@ -12,7 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom.uid import JPEGLSLossless, RLELossless
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from dmfnet_fast.node import service
 from dmfnet_fast.node.fusing import Fused, FusingError, Worker
@@ -117,7 +123,7 @@ def test_repeated_deliveries_change_nothing(box: Box, archive: Archive, make_stu
         assert set(send(box.port, study.images)) == {0}
     box.until(study.uid, "sent")
     assert set(send(box.port, study.images)) == {0}
-    time.sleep(0.6)
+    time.sleep(0.8)
     box.until(study.uid, "sent")
     assert len(whole(archive, study)) == 1
     assert node.counters.of("images") == {"new": len(study.images), "repeated": 2 * len(study.images)}
@@ -203,6 +209,66 @@ def test_sent_when_the_archive_is_back(box: Box, archive: Archive, make_study: M
     assert whole(archive, study) == [result["series"]]
 
 
+@pytest.fixture
+def choosy(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Whether servers of this process, the archive among them, take only what they were told to; a node takes all."""
+
+    def choose(value: bool) -> None:
+        monkeypatch.setattr("pynetdicom._config.UNRESTRICTED_STORAGE_SERVICE", not value)
+
+    return choose
+
+
+def test_archives_that_take_one_encoding_alone(
+    box: Box, place: Archive, make_study: Make, choosy: Callable[[bool], None]
+) -> None:
+    studies = [make_study(number) for number in (1, 2)]
+    box.start()
+    for study, syntaxes in zip(studies, ([ExplicitVRLittleEndian], [ImplicitVRLittleEndian]), strict=True):
+        choosy(False)
+        send(box.port, study.images)
+        choosy(True)
+        place.open(syntaxes)
+        box.until(study.uid, "sent")
+        place.close()
+        assert len(whole(place, study)) == 1
+    encodings = {image.file_meta.TransferSyntaxUID for image in place.got}
+    assert encodings == {ExplicitVRLittleEndian, ImplicitVRLittleEndian}
+    assert np.array_equal(pixels(place, studies[0]), pixels(place, studies[1]))
+
+
+def test_archive_that_takes_no_such_images(
+    box: Box, place: Archive, make_study: Make, choosy: Callable[[bool], None]
+) -> None:
+    study = make_study(1)
+    box.start()
+    send(box.port, study.images)
+    choosy(True)
+    place.open([JPEGBaseline8Bit])
+    wait(lambda: "Secondary Capture" in json.dumps(box.status()))
+    (result,) = box.status()["studies"][0]["results"]
+    assert result["state"] == "sending"
+    assert result["problem"] == f"ARCHIVE at 127.0.0.1:{place.port} takes no Secondary Capture images"
+    assert place.got == []
+
+
+def test_stopped_while_it_fuses(
+    box: Box, archive: Archive, make_study: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(service, "Worker", Worker)
+    study = make_study(1)
+    box.start()
+    send(box.port, study.images)
+    box.until(study.uid, "fusing")
+    started = time.monotonic()
+    box.stop()
+    assert time.monotonic() - started < 5
+    assert not [record for record in caplog.records if record.levelname == "ERROR" and "node" in record.name]
+    box.start()
+    box.until(study.uid, "sent")
+    assert len(whole(archive, study)) == 1
+
+
 def test_refused_images_are_sent_again(box: Box, archive: Archive, make_study: Make) -> None:
     study = make_study(1)
     archive.answers = [0xA700, 0xC000]
@@ -270,22 +336,29 @@ def test_files_that_are_gone_are_forgotten(box: Box, archive: Archive, make_stud
 
 
 def test_old_studies_are_deleted(box: Box, archive: Archive, make_study: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent, waiting = make_study(1), make_study(2)
-    box.write(node="keep_days = 0.00001")
+    sent, waiting, alone = (make_study(number) for number in (1, 2, 3))
     monkeypatch.setattr(service, "_CLEANING", 0.2)
-    box.start()
+    node = box.start()
     send(box.port, sent.images)
-    wait(lambda: len(archive.got) == len(sent.mr))
-    wait(lambda: sent.uid not in box.states())
+    box.until(sent.uid, "sent")
     archive.close()
     send(box.port, waiting.images)
+    send(box.port, alone.mr)
     box.until(waiting.uid, "sending")
-    time.sleep(0.8)
-    box.until(waiting.uid, "sending")
+    box.until(alone.uid, "does not fit")
+    time.sleep(0.5)
+    assert len(box.states()) == 3
+    node.settings = replace(node.settings, keep=0)
+    wait(lambda: list(box.states()) == [waiting.uid])
+    time.sleep(0.5)
+    assert box.states() == {waiting.uid: "sending"}
     folders = {name: list((box.folder / "spool" / name).iterdir()) for name in ("studies", "results", "deleted")}
     assert [path.name for path in folders["studies"]] == [waiting.uid]
     assert len(folders["results"]) == 1
     assert folders["deleted"] == []
+    archive.open()
+    wait(lambda: box.states() == {})
+    assert len(whole(archive, waiting)) == 1
 
 
 @pytest.mark.parametrize(("passing", "state"), [((True, True), "sent"), ((True, False), "failed")])

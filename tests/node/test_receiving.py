@@ -11,7 +11,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from pydicom.uid import (
 from pynetdicom.dsutils import encode
 
 from dmfnet_fast.errors import NodeError
+from dmfnet_fast.node import receiving
 from tests.node.conftest import Box, Study, send, wait
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -210,6 +211,18 @@ def test_garbage_on_the_port(box: Box, content: bytes) -> None:
     with socket.create_connection(("127.0.0.1", box.port)) as connection:
         connection.sendall(content)
         assert echo(box.port) == 0
+    assert echo(box.port) == 0
+
+
+def test_messages_that_do_not_end_are_cut_off(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiving, "_SILENT_PART", 0.5)
+    box.start()
+    # A part of 4 GiB, and one that stops half-way.
+    for content in (b"\x01\x00\xff\xff\xff\xff" + bytes(2000), b"\x01\x00\x00\x00\x01\x00" + bytes(20)):
+        with socket.create_connection(("127.0.0.1", box.port), timeout=5) as connection:
+            connection.sendall(content)
+            with suppress(ConnectionResetError):
+                assert connection.recv(100) == b""
     assert echo(box.port) == 0
 
 
