@@ -13,6 +13,7 @@ from dmfnet_fast.artifacts.parity import check
 from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.errors import require
 from dmfnet_fast.precision import Precision
+from export.errors import RequestError
 from export.onnx.source import NOTHING_WRITTEN, Graph, Step
 from export.request import Request, Target, Tell
 from export.tensorrt.builder import Profile
@@ -129,6 +130,10 @@ def write(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) 
     target, profile = request.target, request.profile
     assert profile is not None
     assert target.served is not None
+    if graph.pixels:
+        raise RequestError(
+            f"{request.source}: takes 8-bit images, the server's model takes luminances: export without --pixels"
+        )
     interface = interface_of(graph.config)
     served = of_one_size(graph.content, interface, profile)
     # The noise is inside, so that the configuration of the network that is served has none.

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dmfnet_fast.errors import EngineError
 
 FORMAT = "dmfnet-fast 1"
+# The entry of graphs from pixels to pixels (`Interface.pixels`); others have none.
+PIXELS, PIXELS_YES = "pixels", "yes"
 KIND = "fusion"  # the "kind" in the metadata; weights files have kinds of their own
 
 # The last entry of ONNX's metadata_props (field 14: key, value); its value is the hash of all preceding bytes.
