@@ -60,7 +60,7 @@ def pixel_inputs(
         rules: constraints on every fused pixel.
         seed: seed for the noise.
     """
-    known = {"a": a, "b": b if b.ndim == 4 else np.repeat(b[..., None], 3, axis=-1), RULES: rules_input(rules)}
+    known = {"a": a, "b": b if b.ndim == 4 else np.stack([b, b, b], axis=-1), RULES: rules_input(rules)}
     if interface.timesteps:
         known["noise"] = fusion_noise(seed, *a.shape[1:], interface.timesteps)
     return {name: np.ascontiguousarray(known[name]) for name in interface.names}

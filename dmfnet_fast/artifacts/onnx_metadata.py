@@ -29,6 +29,11 @@ def is_sealed(file: bytes) -> bool:
     return end > 0 and file == seal(file[:end])
 
 
+def unsealed(file: bytes) -> bytes:
+    """A file without its seal, if it has one."""
+    return file[: -_DIGITS - len(_SEAL)] if is_sealed(file) else file
+
+
 def _varint(content: bytes, at: int) -> tuple[int, int]:
     """The value of the protobuf varint at offset `at`, and the offset of its end."""
     value = shift = 0

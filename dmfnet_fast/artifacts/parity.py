@@ -18,7 +18,7 @@ from dmfnet_fast.images.rules import neighborhood_interval
 from dmfnet_fast.metrics.similarity import hybrid_objective, psnr, ssim
 
 PERCENTILE = 0.999
-_HALF_LEVEL = 0.499  # a little less, so that what is rounded again gives the same level
+_HALF_LEVEL = 0.4999  # a little less, so that what is rounded again gives the same level
 Shape: TypeAlias = tuple[int, int, int]  # image pairs, height, width
 
 

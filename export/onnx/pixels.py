@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dmfnet_fast.artifacts.interface import OUTPUT, RULES, Interface
+from dmfnet_fast.artifacts.interface import IMAGES, OUTPUT, RULES, Interface
 from dmfnet_fast.artifacts.onnx_metadata import PIXELS, PIXELS_YES
 from dmfnet_fast.engines.pixels import BLACK, WHITE, gray_of, interval_of, pixels_of
 from dmfnet_fast.errors import require
@@ -24,17 +25,18 @@ from export.onnx.graph import OPSET, TRACED, add_metadata, tidy, trace_module
 
 onnx = require("onnx", extra="export")
 
-# What the part behind the network takes besides the network's result, from the part before it.
-_LIMITS = Interval._fields
-_CHROMA = ("red", "green", "blue", *Chroma._fields[1:])
+# What the part before the network passes on to the part behind it.
+_PASSED = (*Interval._fields, "red", "green", "blue", *Chroma._fields[1:])
+_INSIDE = "network."  # what the names of the network's own tensors begin with
+_PIXELS = "pixels"  # the result of the part behind the network
 
 
 class _Before(nn.Module):
     """From pixels and rules to the network's inputs and what `_Behind` needs."""
 
-    def __init__(self, interface: Interface) -> None:
+    def __init__(self, interval: bool) -> None:
         super().__init__()
-        self._interval = interface.interval
+        self._interval = interval
 
     def forward(self, a: Tensor, b: Tensor, rules: Tensor) -> tuple[Tensor, ...]:
         """See `Interface` for the inputs."""
@@ -95,6 +97,29 @@ def _renamed(proto: Any, names: Mapping[str, str], prefix: str) -> Any:
     return copy
 
 
+@lru_cache(maxsize=2)
+def _around(interval: bool) -> tuple[Any, Any]:
+    """The models of `_Before` and `_Behind` for networks that take the interval, or for others."""
+    interface = Interface(timesteps=0, interval=interval)
+    shapes = replace(interface, pixels=True).shapes(*TRACED)
+    images = {name: torch.zeros(shapes[name], dtype=torch.uint8) for name in IMAGES}
+    before = trace_module(
+        _Before(interval),
+        {**images, RULES: torch.zeros(shapes[RULES])},
+        {**dict.fromkeys(IMAGES, (0, 1, 2)), RULES: ()},
+        [*(_INSIDE + name for name in interface.names), *_PASSED],
+        {},
+    )
+    behind = trace_module(
+        _Behind(),
+        {OUTPUT: torch.zeros(interface.shapes(*TRACED)["b"]), **{name: torch.zeros(TRACED) for name in _PASSED}},
+        {OUTPUT: (0, 2, 3), **dict.fromkeys(_PASSED, (0, 1, 2))},
+        [_PIXELS],
+        {},
+    )
+    return tidy(before), tidy(behind)
+
+
 def with_pixels(network: Any, interface: Interface) -> Any:
     """Put the conversions and the rules around a network.
 
@@ -105,33 +130,13 @@ def with_pixels(network: Any, interface: Interface) -> Any:
     Returns:
         An `onnx.ModelProto` with the inputs and the output of `Interface` with `pixels`, and the network's metadata.
     """
-    pairs, height, width = TRACED
-    into = replace(interface, pixels=True)
-    image = {"a": torch.zeros(into.shapes(*TRACED)["a"], dtype=torch.uint8)}
-    image["b"] = torch.zeros(into.shapes(*TRACED)["b"], dtype=torch.uint8)
-    given = [name for name in interface.names if name != "noise"]
-    passed = [*_LIMITS, *_CHROMA]
-    before = trace_module(
-        _Before(interface),
-        {**image, RULES: torch.zeros(2)},
-        {"a": (0, 1, 2), "b": (0, 1, 2), RULES: ()},
-        [f"network.{name}" for name in given] + passed,
-        {},
-    )
-    behind = trace_module(
-        _Behind(),
-        {OUTPUT: torch.zeros(pairs, 1, height, width), **{name: torch.zeros(TRACED) for name in passed}},
-        {OUTPUT: (0, 2, 3), **dict.fromkeys(passed, (0, 1, 2))},
-        ["pixels"],
-        {},
-    )
-    outer = (*image, RULES, "noise")
-    inner = {name: f"network.{name}" for name in (*given, OUTPUT)}
+    before, behind = _around(interface.interval)
+    inside = {name: _INSIDE + name for name in (*interface.names, OUTPUT) if name != "noise"}
     parts = (
-        _renamed(tidy(before), {name: name for name in (*outer, *inner.values())}, "before."),
-        _renamed(network, {**inner, "noise": "noise"}, "network."),
+        _renamed(before, {name: name for name in (*IMAGES, RULES, *inside.values())}, "before."),
+        _renamed(network, {**inside, "noise": "noise"}, _INSIDE),
         _renamed(
-            tidy(behind), {OUTPUT: inner[OUTPUT], "pixels": OUTPUT, **{n: f"before.{n}" for n in passed}}, "behind."
+            behind, {OUTPUT: inside[OUTPUT], _PIXELS: OUTPUT, **{name: f"before.{name}" for name in _PASSED}}, "behind."
         ),
     )
     assert {entry.version for part in parts for entry in part.opset_import if not entry.domain} == {OPSET}
@@ -143,7 +148,7 @@ def with_pixels(network: Any, interface: Interface) -> Any:
         whole.graph.node.extend(part.graph.node)
         whole.graph.initializer.extend(part.graph.initializer)
     inputs = {value.name: value for part in parts for value in part.graph.input}
-    whole.graph.input.extend(inputs[name] for name in into.names)
+    whole.graph.input.extend(inputs[name] for name in replace(interface, pixels=True).names)
     whole.graph.output.extend(parts[2].graph.output)
     whole.ir_version = max(part.ir_version for part in parts)
     add_metadata(whole, {PIXELS: PIXELS_YES})

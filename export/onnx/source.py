@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from dmfnet_fast.artifacts.interface import Interface, interface_of
-from dmfnet_fast.artifacts.onnx_metadata import PIXELS, exported_properties, is_sealed
+from dmfnet_fast.artifacts.onnx_metadata import PIXELS, exported_properties, is_sealed, unsealed
 from dmfnet_fast.artifacts.parity import Parity, Reference, Shape, check
 from dmfnet_fast.errors import EngineError, require
 from dmfnet_fast.precision import FloatPrecision, Precision
@@ -316,7 +316,7 @@ def with_pixels(graph: Graph, for_engine: bool, step: Step) -> Graph:
     from export.onnx import pixels
 
     with step("adding 8-bit images and rules"):
-        proto = pixels.with_pixels(onnx.ModelProto.FromString(graph.content), interface_of(graph.config))
+        proto = pixels.with_pixels(onnx.ModelProto.FromString(unsealed(graph.content)), interface_of(graph.config))
     content = proto.SerializeToString()
     with step("checking them with ONNX Runtime") as report:
         checked = widened(proto).SerializeToString() if graph.precision == "bfloat16" else content

@@ -23,6 +23,7 @@ GIVEN: dict[str, Any] = {
     "every_block": True,
     "batch": 2,
     "plugins": True,
+    "pixels": True,
     "timing_cache": Path("timings"),
     "workspace": 100,
     "no_check": True,
@@ -45,7 +46,7 @@ NOTHING: dict[str, Any] = dict.fromkeys(
         "server",
         "output",
     )
-) | {"plugins": False, "no_check": False, "every_block": False}
+) | {"plugins": False, "pixels": False, "no_check": False, "every_block": False}
 
 
 def test_every_row() -> None:
