@@ -149,12 +149,11 @@ def test_fuser_on_openvino(fusers: tuple[Fuser, Fuser]) -> None:
         got, wanted = pixels.fuse(a, b), usual.fuse(a, b)
         assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
         apart = _levels_apart(got, wanted)
-        # A channel that is clipped in the one and not in the other may move the luminance once more.
-        assert apart.max() <= 2
+        assert apart.max() <= 1
         assert (apart > 0).mean() < 1e-3
     a, b = [given["mri"], given["white"], given["mri"]], [given["pet"], given["color noise"], given["ct"]]
     for got, wanted in zip(pixels.fuse(a, b), usual.fuse(a, b), strict=True):
-        assert _levels_apart(got, wanted).max() <= 2
+        assert _levels_apart(got, wanted).max() <= 1
 
 
 @pytest.mark.parametrize("size", [(70, 90), (64, 72)])
@@ -165,8 +164,8 @@ def test_sizes_that_are_padded(fusers: tuple[Fuser, Fuser], size: tuple[int, int
     a, b = (image[: size[0], : size[1]] for image in (head.mri, head.pet))
     got, wanted = pixels.fuse(a, b), usual.fuse(a, b)
     assert got.shape == (*size, 3)
-    assert _levels_apart(got, wanted).max() <= 2
-    assert (_levels_apart(got, wanted) > 0).mean() < 0.02
+    assert _levels_apart(got, wanted).max() <= 1
+    assert (_levels_apart(got, wanted) > 0).mean() < 0.01
 
 
 @pytest.mark.parametrize("rules", [Rules(0.4), Rules(0.9, invention=True)], ids=str)
@@ -177,7 +176,7 @@ def test_rules_of_a_fuser(files: tuple[Path, Path], rules: Rules) -> None:
     for file in files:
         with Fuser(file, precision="float32", keep_chroma=rules.kept_chroma, allow_invention=rules.invention) as fuser:
             results.append(fuser.fuse(given["mri"], given["saturated"]))
-    assert _levels_apart(*results).max() <= 2
+    assert _levels_apart(*results).max() <= 1
     assert (results[0] != results[1]).mean() < 1e-3
 
 
