@@ -41,34 +41,38 @@ def test_matmul(benchmark: Callable[..., Any], dtype: torch.dtype) -> None:
 
 
 class Nothing(Engine):
-    """An engine that takes no time."""
+    """An engine that takes no time, of luminances or of pixels."""
 
     largest_batch = 1
-    interface = Interface(timesteps=0, interval=True)
+
+    def __init__(self, pixels: bool) -> None:
+        self.interface = Interface(timesteps=0, interval=True, pixels=pixels)
+        self.takes_pixels = pixels
 
     @property
     def info(self) -> dict[str, str]:
         return {}
 
     def run(self, inputs: Any) -> Any:
-        return np.zeros_like(inputs["a"])
+        return np.zeros_like(inputs["b"])
 
     def close(self) -> None:
         pass
 
 
-@pytest.mark.parametrize("what", ["fuse", "fuse without network", "run"])
+@pytest.mark.parametrize("what", ["fuse", "fuse without network", "fuse without network, pixels", "run"])
 @pytest.mark.parametrize("network", ["nano", "turbo"])
 @pytest.mark.benchmark(group=f"call, {SIZE}x{SIZE}, float32", min_rounds=8, warmup=True, warmup_iterations=1)
 def test_call(benchmark: Callable[..., Any], phantom: Phantom, network: str, what: str) -> None:
-    """The whole call, from arrays to a color image; the call without the network; and the network alone."""
+    """The whole call, from arrays to a color image; the call without the network, also as a file made with
+    --pixels has it; and the network alone."""
     with Fuser(network, precision="float32") as fuser:
         if what == "run":
             a, b = np.random.default_rng(0).uniform(-1, 1, (2, 1, 1, SIZE, SIZE)).astype(np.float32)
             benchmark(fuser.run, a, b)
             return
-        if what == "fuse without network":
-            fuser._engine = Nothing()
+        if what != "fuse":
+            fuser._engine = Nothing(pixels=what.endswith("pixels"))
         benchmark(fuser.fuse, phantom.mri, phantom.pet)
 
 

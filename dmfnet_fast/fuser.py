@@ -24,7 +24,7 @@ from dmfnet_fast.errors import DMFNetWarning, EngineError, ImageError, memory_gu
 from dmfnet_fast.images import color as color
 from dmfnet_fast.images.color import DEFAULT_RULES, Canvas
 from dmfnet_fast.images.io import Pixels, from_pil, load_image, to_8_bit, to_pil
-from dmfnet_fast.images.padding import SMALLEST, STRIDE
+from dmfnet_fast.images.padding import SMALLEST, STRIDE, pad
 from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.precision import PRECISION_CHOICES, PrecisionChoice
 from dmfnet_fast.wording import alternatives
@@ -214,6 +214,7 @@ class Fuser:
 
         Raises:
             ImageError: a shape, type or value is not as above, or the network does not take the input.
+            EngineError: the engine takes 8-bit images.
             OutOfMemoryError: the images are too large for the machine.
         """
         images = {"a": a, "b": b}
@@ -230,6 +231,10 @@ class Fuser:
         if a.shape != b.shape:
             raise ImageError(f"a has shape {a.shape}, b has shape {b.shape}: they must be equal")
         interface = self._engine.interface
+        if interface.pixels:
+            raise EngineError(
+                f"{self._path.name}: takes 8-bit images, not luminances: use fuse(), or a file made without --pixels"
+            )
         pairs, _, height, width = a.shape
         shapes = interface.shapes(pairs, height, width)
         given = {"noise": noise, "interval": interval}
@@ -427,6 +432,8 @@ class Fuser:
             if a.pixels.shape[:2] != b.pixels.shape[:2]:
                 sizes = [f"{s.name} is {s.pixels.shape[1]}x{s.pixels.shape[0]}" for s in (a, b)]
                 raise ImageError(f"{sizes[0]}, {sizes[1]}: register them to one size first")
+            self._check_depth(a)
+            self._check_depth(b)
             if color.is_color(a.pixels) and not color.is_color(b.pixels):
                 warn(f"{a.name} is in color and {b.name} is gray: are they swapped? The MRI comes first")
             values_a = color.value_range(a.pixels, stated[0] or a.values, a.name)
@@ -452,9 +459,11 @@ class Fuser:
         If the engine does not take pixels, a `Canvas` converts them to its inputs and applies the rules.
         """
         if self._engine_takes(*images[0]):
-            a, b = np.stack([color.luminance(a) for a, _ in images]), np.stack([b for _, b in images])
+            padded_a, places = zip(*(pad(color.luminance(a)) for a, _ in images), strict=True)
+            a, b = np.stack(padded_a), np.stack([pad(b)[0] for _, b in images])
             with self._lock, self._memory_for(*a.shape):
-                return self._engine.fuse_pixels(a, b, self._rules, self._seed)
+                fused = self._engine.fuse_pixels(a, b, self._rules, self._seed)
+            return fused[(slice(None), *places[0])]
         canvases = [Canvas(*pair, *ranges, self._rules) for pair, ranges in zip(images, values, strict=True)]
         inputs, inside = network_inputs(self._engine.interface, canvases, self._seed)
         luminances = self._run(inputs)
@@ -462,8 +471,19 @@ class Fuser:
 
     def _engine_takes(self, a: Pixels, b: Pixels) -> bool:
         """Whether the engine itself fuses the pixels of this pair, rules included."""
+        if self._engine.interface.pixels:
+            return True
         eight_bit = a.dtype == b.dtype == np.uint8
+        # Others are padded after the rules were applied, which differs a little at the border.
         return self._engine.takes_pixels and eight_bit and all(s >= SMALLEST and s % STRIDE == 0 for s in a.shape[:2])
+
+    def _check_depth(self, source: Source) -> None:
+        """Raise an ImageError if the engine takes no images of this depth."""
+        if self._engine.interface.pixels and source.pixels.dtype != np.uint8:
+            raise ImageError(
+                f"{source.name}: is {source.pixels.dtype}; {self._path.name} takes 8-bit images: convert it to uint8, "
+                "or use a file made without --pixels"
+            )
 
     def _memory_for(self, pairs: int, height: int, width: int) -> AbstractContextManager[None]:
         return memory_guard(f"{width}x{height} in a batch of {pairs} does not fit; use smaller images")

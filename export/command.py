@@ -17,6 +17,7 @@ from dmfnet_fast.commands.shared import command
 from dmfnet_fast.engines import DEFAULT
 from dmfnet_fast.errors import DMFNetError, OutputError
 from dmfnet_fast.precision import Precision
+from export.onnx.source import with_pixels
 from export.options import (
     BACKENDS,
     DEFAULT_GPUS,
@@ -147,6 +148,9 @@ def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--batch", type=click.IntRange(1, 64), help="Most pairs that an engine takes at once; 1 by default.")
 @click.option("--gpu", metavar="sm_89,...", help=f"For {takers_of('gpu')}; by default {','.join(DEFAULT_GPUS)}.")
 @click.option("--plugins/--no-plugins", help="Put our Triton kernels into a TensorRT engine (10.9 and later).")
+@click.option(
+    "--pixels", is_flag=True, help="Take and give 8-bit images, with the rules inside; then nothing else is taken."
+)
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="TensorRT's measurements: read and written.")
 @click.option(
     "--workspace",
@@ -204,6 +208,8 @@ def main(
     write = (request.served or request.target).write
     with _terminable(), _workplace(request.output) as folder:
         graph = source_of(request.source).read(request, _step)
+        if request.pixels and not graph.pixels:
+            graph = with_pixels(graph, request.precision not in request.target.cpu_precisions, _step)
         for parity in graph.parity:
             _tell(str(parity))
         _tell(f"largest activation {graph.largest_activation:.0f} (float16 holds up to 65504)")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from dmfnet_fast.artifacts.interface import IMAGES_TAKEN
 from dmfnet_fast.engines.kinds import EngineKind
 from dmfnet_fast.images.padding import SMALLEST, STRIDE
 from dmfnet_fast.precision import Precision
@@ -81,6 +82,7 @@ class Request:
             None adds none.
         gpus: architectures that a TensorRT-RTX engine is built for, such as "sm_89".
         plugins: whether a TensorRT engine contains our kernels.
+        pixels: whether the file takes and gives 8-bit images.
         timing_cache: TensorRT's timing cache file, read and written; None for none.
         workspace: most MiB of scratch memory for a layer of a TensorRT engine; None for the default.
         no_check: whether an engine whose results differ from the network's is kept.
@@ -97,6 +99,7 @@ class Request:
     profile: Profile | None
     gpus: tuple[str, ...]
     plugins: bool
+    pixels: bool
     timing_cache: Path | None
     workspace: int | None
     no_check: bool
@@ -131,6 +134,8 @@ class Request:
             lines.append("GPU        the one that it is built on")
         if self.takes("plugins"):
             lines.append(f"plugins    {'yes' if self.plugins else 'no'}")
+        if self.pixels:
+            lines.append(f"images     {IMAGES_TAKEN[True]}")
         if self.precision == "int8":
             lines.append(f"8 bits     {'every block' if self.every_block else 'all blocks but the first and the last'}")
             lines.append(f"calibrated {'with phantoms' if self.calibrate is None else f'on {self.calibrate}'}")

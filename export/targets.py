@@ -16,7 +16,7 @@ _ALL = (
         "for the NVIDIA GPU of this machine, Jetson or datacenter",
         ("float16", "bfloat16", "float32"),
         cpu_precisions=(),
-        options=frozenset({"batch", "plugins", "timing_cache", "workspace", "no_check", "server"}),
+        options=frozenset({"batch", "plugins", "pixels", "timing_cache", "workspace", "no_check", "server"}),
         check_machine=engine_file.check_machine,
         write=engine_file.write,
         served=(
@@ -35,7 +35,7 @@ _ALL = (
         "for RTX GPUs, built on any machine",
         ("float16", "bfloat16", "float32"),
         cpu_precisions=(),
-        options=frozenset({"batch", "gpu", "no_check"}),
+        options=frozenset({"batch", "gpu", "pixels", "no_check"}),
         check_machine=engine_file.check_machine,
         write=engine_file.write,
         served=(),
@@ -46,7 +46,7 @@ _ALL = (
         "for CPUs, or with --fp16 or --bf16 a graph to build engines from elsewhere",
         ("float32", "float16", "bfloat16", "int8"),
         cpu_precisions=FILE_PRECISIONS,
-        options=frozenset({"calibrate", "every_block", "server"}),
+        options=frozenset({"calibrate", "every_block", "pixels", "server"}),
         check_machine=onnx_file.check_machine,
         write=onnx_file.write,
         served=(

@@ -13,6 +13,7 @@ from dmfnet_fast.artifacts.interface import OUTPUT, Interface, interface_of
 from dmfnet_fast.artifacts.parity import check
 from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.errors import require
+from export.errors import RequestError
 from export.onnx.source import NOTHING_WRITTEN, Graph, Step
 from export.request import Request, Tell
 from export.tensorrt.builder import Profile
@@ -151,6 +152,10 @@ def _write(
 ) -> None:
     profile = request.profile
     assert profile is not None
+    if graph.pixels:
+        raise RequestError(
+            f"{request.source}: takes 8-bit images, the server's model takes luminances: export without --pixels"
+        )
     interface = interface_of(graph.config)
     served = of_one_size(graph.content, interface, profile)
     # The noise is inside, so that the configuration of the network that is served has none.

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.artifacts.interface import interface_of
-from dmfnet_fast.artifacts.onnx_metadata import properties, seal
-from dmfnet_fast.artifacts.parity import Parity, Reference, Shape, compare_with
+from dmfnet_fast.artifacts.onnx_metadata import PIXELS, properties, seal
+from dmfnet_fast.artifacts.parity import Parity, Reference, Shape, compare_with, result_of
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.images.color import to_luminance8
@@ -124,10 +124,12 @@ def on_onnx_runtime(proto: bytes, precision: str, wanted: Sequence[Reference], r
         onnxruntime: Any = import_module("onnxruntime")  # has no type hints
         session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
         names = [entry.name for entry in session.get_inputs()]  # a served model has no input for the noise
-        fused = []
+        pixels = PIXELS in properties(proto)
+        fused: list[NDArray[np.float32]] = []
         for reference in wanted:
-            given = reference.inputs
-            fused.append(session.run(None, {name: given[name] for name in names})[0])
+            given = reference.pixel_inputs if pixels else reference.inputs
+            (result,) = session.run(None, {name: given[name] for name in names})
+            fused.append(reference.nearest(result[..., 0]) if pixels else result)
             report(sum(image.size for image in fused) / sum(r.fused.size for r in wanted))
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise EngineError(f"ONNX Runtime cannot run the exported network: {error}; upgrade onnxruntime") from error
@@ -178,6 +180,6 @@ def on_openvino(proto: bytes, wanted: Sequence[Reference]) -> list[Parity]:
         choices: tuple[PrecisionChoice, ...] = (of_file, "auto")
         engines = [OpenVINOEngine(path, "cpu", choice, None) for choice in choices]
         return [
-            compare_with("OpenVINO", precision, [engine.run(r.inputs) for r in wanted], wanted)
+            compare_with("OpenVINO", precision, [result_of(engine, r) for r in wanted], wanted)
             for precision, engine in {engine.info["precision"]: engine for engine in engines}.items()
         ]

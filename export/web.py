@@ -76,6 +76,8 @@ def write(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) 
     """Write the page, as a folder or as one file; see `Target.write`."""
     if interface_of(graph.config).timesteps:
         raise RequestError(f"{request.source}: takes noise, which the page does not draw; export nano or turbo")
+    if graph.pixels:
+        raise RequestError(f"{request.source}: takes 8-bit images, and the page has its own rules: give another file")
     content = graph.content
     if b"ReduceMean" in content:
         content = one_axis_at_a_time(content)

@@ -65,6 +65,7 @@ class Manifest:
         check: "sha256" of the check pair, or None.
         built, build_seconds: time of the build in ISO format, and its duration.
         versions: versions of the software that built the engine.
+        pixels: whether it takes 8-bit images, see `Interface`; False in manifests that do not say.
     """
 
     precision: str
@@ -86,6 +87,7 @@ class Manifest:
     built: str
     build_seconds: float
     versions: dict[str, str]
+    pixels: bool = False
 
     @classmethod
     def read(cls, engine: Path) -> Manifest:
@@ -120,6 +122,7 @@ class Manifest:
             **dict.fromkeys(("shapes", "engine", "config", "training", "layers", "parity", "versions"), dict),
             "check": (dict, type(None)),
             **dict.fromkeys(("largest_activation", "build_seconds"), (int, float)),
+            "pixels": bool,
         }
         assert set(kinds) == {field.name for field in fields(self)}
         for name, kind in kinds.items():

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dmfnet_fast.errors import EngineError
 
 FORMAT = "dmfnet-fast 1"
+# The entry of graphs from pixels to pixels (`Interface.pixels`); others have none.
+PIXELS, PIXELS_YES = "pixels", "yes"
 KIND = "fusion"  # the "kind" in the metadata; weights files have kinds of their own
 
 # The last entry of ONNX's metadata_props (field 14: key, value); its value is the hash of all preceding bytes.
@@ -25,6 +27,11 @@ def is_sealed(file: bytes) -> bool:
     """Whether a file ends in the hash of the rest, that is, is unchanged since it was exported."""
     end = len(file) - _DIGITS - len(_SEAL)
     return end > 0 and file == seal(file[:end])
+
+
+def unsealed(file: bytes) -> bytes:
+    """A file without its seal, if it has one."""
+    return file[: -_DIGITS - len(_SEAL)] if is_sealed(file) else file
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:

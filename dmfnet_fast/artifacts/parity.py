@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.artifacts.interface import Interface
-from dmfnet_fast.artifacts.network_inputs import network_inputs
+from dmfnet_fast.artifacts.network_inputs import network_inputs, pixel_inputs
 from dmfnet_fast.errors import EngineError
-from dmfnet_fast.images.color import Canvas
+from dmfnet_fast.images.color import DEFAULT_RULES, Canvas
+from dmfnet_fast.images.rules import neighborhood_interval
 from dmfnet_fast.metrics.similarity import hybrid_objective, psnr, ssim
 
 PERCENTILE = 0.999
+_HALF_LEVEL = 0.4999  # a little less, so that what is rounded again gives the same level
 Shape: TypeAlias = tuple[int, int, int]  # image pairs, height, width
 
 
@@ -48,6 +50,30 @@ class Reference:
     def inputs(self) -> dict[str, NDArray[np.float32]]:
         """The network's inputs, by name."""
         return network_inputs(self.interface, [Canvas(a, b) for a, b in zip(self.a, self.b, strict=True)])[0]
+
+    @property
+    def pixel_inputs(self) -> dict[str, NDArray[Any]]:
+        """The inputs of the same network of pixels, with the default rules."""
+        return pixel_inputs(replace(self.interface, pixels=True), self.a, self.b, DEFAULT_RULES)
+
+    def nearest(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The luminances nearest to `fused` that the rules and rounding turn into these gray levels.
+
+        A network of pixels shows its luminances only in 8 bits. Its errors are at least those of the result.
+
+        Args:
+            pixels: gray levels (N, H, W), fused from a and b with the default rules.
+
+        Returns:
+            (N, 1, H, W) float32.
+        """
+        levels = pixels.astype(np.float64)
+        near = neighborhood_interval(self.a, self.b)
+        # All that lies beyond an end of the interval becomes that end.
+        lowest = np.where(pixels <= near.lowest, -np.inf, levels - _HALF_LEVEL)
+        highest = np.where(pixels >= near.highest, np.inf, levels + _HALF_LEVEL)
+        wanted = (self.fused[:, 0].astype(np.float64) + 1) * 127.5
+        return (np.clip(wanted, lowest, highest) / 127.5 - 1).astype(np.float32)[:, None]
 
 
 @dataclass(frozen=True)
@@ -173,6 +199,14 @@ def compare(
     errors = float(np.max(largest)), float(np.max(percentiles))
     similarities = float(np.min(psnrs)), float(np.min(ssims))
     return Parity(engine, precision, tuple(sizes), *errors, *similarities, float(np.max(changes)))
+
+
+def result_of(engine: Any, reference: Reference) -> NDArray[np.float32]:
+    """The luminances (N, 1, H, W) that an `Engine` makes of a reference; of pixels, see `Reference.nearest`."""
+    if not engine.interface.pixels:
+        fused: NDArray[np.float32] = engine.run(reference.inputs)
+        return fused
+    return reference.nearest(engine.fuse_pixels(reference.a, reference.b, DEFAULT_RULES, 0))
 
 
 def compare_with(engine: str, precision: str, fused: Sequence[NDArray[Any]], wanted: Sequence[Reference]) -> Parity:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.artifacts.interface import OUTPUT
+from dmfnet_fast.artifacts.interface import OUTPUT, SHARED, Interface
+from dmfnet_fast.artifacts.parity import Shape
 from dmfnet_fast.engines.cuda_runtime import Cuda, handle_address
 from dmfnet_fast.engines.tensorrt_log import Log
 from dmfnet_fast.errors import EngineError, is_lack_of_memory
@@ -33,13 +34,14 @@ def expect(result: Any, what: str, log: Log) -> Any:
 
 
 class _Host:
-    """Pinned host memory as a float32 array."""
+    """Pinned host memory as an array."""
 
-    def __init__(self, cuda: Cuda, shape: tuple[int, ...], stack: ExitStack) -> None:
-        count = int(np.prod(shape))
-        self.address = int(cuda.call("cudaMallocHost", 4 * count))
+    def __init__(self, cuda: Cuda, shape: tuple[int, ...], dtype: np.dtype[Any], stack: ExitStack) -> None:
+        size = int(np.prod(shape)) * dtype.itemsize
+        self.address = int(cuda.call("cudaMallocHost", size))
         stack.callback(cuda.call, "cudaFreeHost", self.address)
-        self.values = np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.address)).reshape(shape)
+        memory = np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(self.address))
+        self.values = memory.view(dtype).reshape(shape)
 
 
 class BoundShape:
@@ -49,7 +51,8 @@ class BoundShape:
         cuda: CUDA runtime of the engine's GPU.
         context: creates an execution context without memory of its own.
         stream: stream for all copies and launches.
-        shapes: shapes of the inputs by name.
+        interface: inputs of the network.
+        shape: number of image pairs, height and width.
         log: what TensorRT's logger fills.
 
     Raises:
@@ -62,22 +65,25 @@ class BoundShape:
         cuda: Cuda,
         context: Callable[[], Any],
         stream: Any,
-        shapes: Mapping[str, tuple[int, ...]],
+        interface: Interface,
+        shape: Shape,
         log: Log,
     ) -> None:
         self._cuda, self._stream, self._log = cuda, stream, log
-        # The read-only array whose values are on the GPU, so that the same noise is not copied again.
-        self._noise: NDArray[np.float32] | None = None
-        self._of_pairs = [name for name in shapes if name != "noise"]
+        shapes = interface.shapes(*shape)
+        self._of_pairs = [name for name in shapes if name not in SHARED]
+        # The read-only arrays whose values are on the GPU, so that the same noise and rules are not copied again.
+        self._shared: dict[str, NDArray[Any] | None] = {name: None for name in shapes if name in SHARED}
         with ExitStack() as stack:
-            sizes = {**shapes, OUTPUT: shapes["a"]}
-            self._hosts = {name: _Host(cuda, size, stack) for name, size in sizes.items()}
+            kinds = {name: (size, interface.dtype(name)) for name, size in shapes.items()}
+            kinds[OUTPUT] = kinds["b"]
+            self._hosts = {name: _Host(cuda, *kind, stack) for name, kind in kinds.items()}
             self._addresses = {name: self._allocate(host.values.nbytes, stack) for name, host in self._hosts.items()}
             self._context = self._expect(context(), "make an execution context")
             try:
                 self._bind(shapes, stack)
-                if "noise" in shapes:
-                    self._copy("noise", to_gpu=True)
+                for name in self._shared:
+                    self._copy(name, to_gpu=True)
                 self._enqueue()  # warm-up: choices and compilation at the first run must not be captured
                 cuda.call("cudaStreamSynchronize", stream)
                 stack.callback(self._forget_context)
@@ -120,7 +126,7 @@ class BoundShape:
     def _enqueue(self) -> None:
         """Copy the inputs to the GPU, run the engine and copy the result back, all asynchronously.
 
-        The noise, which is larger than both images, is already on the GPU.
+        What all pairs share, such as the noise, which is larger than both images, is already on the GPU.
         """
         for name in self._of_pairs:
             self._copy(name, to_gpu=True)
@@ -156,21 +162,23 @@ class BoundShape:
         """Whether the engine runs as a CUDA graph at this shape."""
         return self._graph is not None
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """Run the engine like `Engine.run`, on inputs of this shape only."""
         for name in self._of_pairs:
             self._hosts[name].values[...] = inputs[name]
-        noise = inputs.get("noise")
-        if noise is not None and noise is not self._noise:
-            self._hosts["noise"].values[...] = noise
-            self._copy("noise", to_gpu=True)
-            self._noise = None if noise.flags.writeable else noise
+        for name, there in self._shared.items():
+            given = inputs[name]
+            if given is not there:
+                self._hosts[name].values[...] = given
+                self._copy(name, to_gpu=True)
+                self._shared[name] = None if given.flags.writeable else given
         if self._graph is None:
             self._enqueue()
         else:
             self._cuda.call("cudaGraphLaunch", self._graph, self._stream)
         self._cuda.call("cudaStreamSynchronize", self._stream)
-        return self._hosts[OUTPUT].values.copy()
+        fused: NDArray[Any] = self._hosts[OUTPUT].values.copy()
+        return fused
 
     def close(self) -> None:
         """Free the graph, the context and the memory. Closing again has no effect."""

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.artifacts.cache import cache_folder, prune
-from dmfnet_fast.artifacts.interface import interface_of
-from dmfnet_fast.artifacts.onnx_metadata import exported_properties, is_sealed
+from dmfnet_fast.artifacts.interface import IMAGES_TAKEN, interface_of
+from dmfnet_fast.artifacts.onnx_metadata import PIXELS, exported_properties, is_sealed
 from dmfnet_fast.artifacts.parity import Parity
 from dmfnet_fast.engines.base import Engine, some_pairs
 from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
@@ -111,7 +111,8 @@ class OpenVINOEngine(Engine):
         with _translated(f"{path}: is not a readable ONNX file, or is damaged"):
             self._model = self._core.read_model(path)
         computed, hint = _precisions(path, kind, precision)
-        self.interface = interface_of(json.loads(known.get("config", "{}")))
+        self.interface = interface_of(json.loads(known.get("config", "{}")), PIXELS in known)
+        self.takes_pixels = self.interface.pixels
         self._info = {
             "engine": f"openvino {openvino.__version__.split('-')[0]}",
             "device": device,
@@ -140,12 +141,12 @@ class OpenVINOEngine(Engine):
             self._requests.pop(next(iter(self._requests)))
         return request
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         if self._model is None:
             raise EngineError("the engine is closed")
-        fused = np.empty_like(inputs["a"])
+        fused = np.empty_like(inputs["b"])
         with _translated("OpenVINO cannot run the network"):
-            request = self._request(*fused.shape[2:])
+            request = self._request(*inputs["a"].shape[-2:])
             for n in range(len(fused)):
                 request.infer(some_pairs(inputs, slice(n, n + 1)), share_inputs=True)
                 fused[n] = request.get_output_tensor().data[0]
@@ -174,6 +175,7 @@ def describe(path: Path) -> Iterator[str]:
             {
                 "file": path,
                 "kind": "ONNX model, for any batch and any multiple of 16 from 64 on",
+                "images": IMAGES_TAKEN[PIXELS in known],
                 "precision": known["precision"],
                 "weights": known["sha256"],
                 "config": json.loads(known["config"]),

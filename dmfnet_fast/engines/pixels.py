@@ -10,6 +10,7 @@ from dmfnet_fast.artifacts.interface import Interface
 from dmfnet_fast.errors import require
 from dmfnet_fast.images.color import EIGHT_BIT
 from dmfnet_fast.images.rules import (
+    Chroma,
     Interval,
     Rules,
     apply_luminance,
@@ -23,17 +24,40 @@ from dmfnet_fast.images.rules import (
 torch = require("torch", extra="torch")
 
 BLACK, WHITE = EIGHT_BIT
-# Pillow's luminance of 8-bit colors in fixed point: weights in units of 2^-16, one half for rounding, and the shift.
-PILLOW_WEIGHTS, PILLOW_HALF, PILLOW_BITS = (19595, 38470, 7471), 0x8000, 16
+# Pillow's luminance of 8-bit colors in fixed point: weights in units of 2^-16, and one half for rounding. All sums are
+# integers below 2^24, which float32 holds exactly.
+PILLOW_WEIGHTS, PILLOW_HALF, PILLOW_UNIT = (19595.0, 38470.0, 7471.0), 32768.0, 2.0**-16
 
 
-def _gray(pixels: Any) -> Any:
-    """Like `color.luminance` for uint8: returns (N, H, W) unchanged, converts (N, H, W, 3) with Pillow's weights."""
+def gray_of(pixels: Any) -> Any:
+    """Like `color.luminance` for uint8, as float32: (N, H, W) as it is, (N, H, W, 3) with Pillow's weights."""
     if pixels.dim() == 3:
-        return pixels
-    channels = pixels.to(torch.int32).unbind(-1)
+        return pixels.float()
+    channels = pixels.float().unbind(-1)
     total = sum(weight * channel for weight, channel in zip(PILLOW_WEIGHTS, channels, strict=True))
-    return (total + PILLOW_HALF) >> PILLOW_BITS
+    return ((total + PILLOW_HALF) * PILLOW_UNIT).floor()
+
+
+def interval_of(limits: Interval) -> Any:
+    """The network's input `interval` (N, 2, H, W) from limits (N, H, W) in 0..255."""
+    return torch.stack([end * (2.0 / (WHITE - BLACK)) - 1.0 for end in limits], 1)
+
+
+def pixels_of(fused: Any, limits: Interval, chroma: Chroma | None) -> Any:
+    """The fused image from the network's output, like `Canvas.finish`.
+
+    Args:
+        fused: the output, (N, 1, H, W) in [-1, 1].
+        limits: interval of each pixel, (N, H, W) in 0..255.
+        chroma: the colors of b; None if b is gray.
+
+    Returns:
+        uint8 (N, H, W, 3), or (N, H, W) if b is gray.
+    """
+    y = within(((fused[:, 0].float() + 1) * ((WHITE - BLACK) / 2)).round().clip(BLACK, WHITE), limits)
+    if chroma is None:
+        return y.to(torch.uint8)
+    return torch.stack(apply_luminance(y, chroma, BLACK, WHITE, True), -1).to(torch.uint8)
 
 
 class PixelsToPixels:
@@ -65,25 +89,21 @@ class PixelsToPixels:
         Returns:
             A uint8 tensor with the shape of b.
         """
-        gray_a, gray_b = _gray(a), _gray(b)
+        gray_a, gray_b = gray_of(a), gray_of(b)
         limits, chroma = self._limits(gray_a, gray_b, b)
         inputs = {name: self._levels[gray.long()][:, None] for name, gray in (("a", gray_a), ("b", gray_b))}
         if self._interface.timesteps:
             inputs["noise"] = self._noise
         if self._interface.interval:
-            inputs["interval"] = torch.stack([end * (2.0 / (WHITE - BLACK)) - 1.0 for end in limits], 1)
-        fused = self._network(**inputs)[:, 0].float()
-        y = within(((fused + 1) * ((WHITE - BLACK) / 2)).round().clip(BLACK, WHITE), limits)
-        if chroma is None:
-            return y.to(torch.uint8)
-        return torch.stack(apply_luminance(y, chroma, BLACK, WHITE, True), -1).to(torch.uint8)
+            inputs["interval"] = interval_of(limits)
+        return pixels_of(self._network(**inputs), limits, chroma)
 
     def _limits(self, gray_a: Any, gray_b: Any, b: Any) -> tuple[Interval, Any]:
         """The interval allowed for each pixel, float32 in 0..255, and the chroma of b, or None if b is gray."""
         if self._rules.invention:
             limits = Interval(*(torch.full(gray_b.shape, end, device=b.device) for end in EIGHT_BIT))
         else:
-            limits = neighborhood_interval(gray_a.float(), gray_b.float())
+            limits = neighborhood_interval(gray_a, gray_b)
         if b.dim() == 3:
             return limits, None
         chroma = chroma_of(*b.float().unbind(-1))

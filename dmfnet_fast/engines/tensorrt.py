@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.artifacts.cache import cache_folder, prune
-from dmfnet_fast.artifacts.interface import interface_of
+from dmfnet_fast.artifacts.interface import IMAGES_TAKEN, interface_of
 from dmfnet_fast.artifacts.manifest import Manifest, load_check
-from dmfnet_fast.artifacts.parity import Parity, Shape, check, compare_with
+from dmfnet_fast.artifacts.parity import Parity, Shape, check, compare_with, result_of
 from dmfnet_fast.engines.base import Engine, some_pairs
 from dmfnet_fast.engines.bound_shape import BoundShape, expect
 from dmfnet_fast.engines.cuda_runtime import Cuda
@@ -92,7 +92,8 @@ class TensorRTEngine(Engine):
         self._cuda = Cuda(device, manifest.flavour)
         self._check_gpu(device)
         self.largest_batch = manifest.shapes["max"][0]
-        self.interface = interface_of(manifest.config)
+        self.interface = interface_of(manifest.config, manifest.pixels)
+        self.takes_pixels = manifest.pixels
         try:
             with self._cuda.current():
                 self._open()
@@ -202,9 +203,8 @@ class TensorRTEngine(Engine):
                 "came with its graph: export it from weights, or from a graph that was exported for this size"
             )
             return
-        wanted = load_check(self._path, manifest.check["sha256"], self.interface)
-        fused = self.run(wanted.inputs)
-        parity = compare_with(self.info["engine"], manifest.precision, [fused], [wanted])
+        wanted = load_check(self._path, manifest.check["sha256"], interface_of(manifest.config))
+        parity = compare_with(self.info["engine"], manifest.precision, [result_of(self, wanted)], [wanted])
         try:
             check(parity, "it is not used; export it on this machine, or with another precision")
         except EngineError as error:
@@ -240,7 +240,7 @@ class TensorRTEngine(Engine):
 
     def _bind(self, shape: Shape) -> BoundShape:
         assert self._context is not None
-        return BoundShape(self._cuda, self._context, self._stream, self.interface.shapes(*shape), self._log)
+        return BoundShape(self._cuda, self._context, self._stream, self.interface, shape, self._log)
 
     def _bound(self, shape: Shape) -> BoundShape:
         bound = self._shapes.pop(shape, None)
@@ -261,11 +261,11 @@ class TensorRTEngine(Engine):
         self._shapes[shape] = bound
         return bound
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         if self._context is None:
             raise EngineError("the engine is closed")
-        fused = np.empty_like(inputs["a"])
-        pairs, _, height, width = fused.shape
+        fused = np.empty_like(inputs["b"])
+        pairs, height, width = len(fused), *inputs["a"].shape[-2:]
         self._check_size(height, width)
         with self._cuda.current():
             for start in range(0, pairs, self.largest_batch):
@@ -309,6 +309,7 @@ def describe(path: Path) -> Iterator[str]:
             "file": path,
             "kind": f"{manifest.flavour} {manifest.version} engine, {manifest.engine['bytes'] / 1e6:.1f} MB",
             "precision": manifest.precision,
+            "images": IMAGES_TAKEN[manifest.pixels],
             "sizes": ", ".join(f"{corner} {'x'.join(map(str, s))}" for corner, s in manifest.shapes.items()),
             "compute capability": ", ".join(manifest.compute_capabilities),
             "built on": manifest.device or "a machine without its GPU",

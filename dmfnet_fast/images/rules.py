@@ -127,9 +127,17 @@ def color_interval(chroma: Chroma, kept: float | Array, black: float, white: flo
         black, white: b's range.
         whole: whether luminances are integers, so that the ends of the interval must be integers as well.
     """
+    return color_interval_of(chroma, kept / 1000, black, white, whole)
+
+
+def color_interval_of(chroma: Chroma, thousandth: float | Array, black: float, white: float, whole: bool) -> Interval:
+    """`color_interval`, given a thousandth of the fraction to keep: exported graphs take this as their input.
+
+    Dividing it as a float32 there would round differently.
+    """
     xp = _library(chroma.luminance)
-    lowest = chroma.below * (kept / 1000) + black
-    highest = white - chroma.above * (kept / 1000)
+    lowest = chroma.below * thousandth + black
+    highest = white - chroma.above * thousandth
     if whole:
         lowest, highest = xp.ceil(lowest), xp.floor(highest)
     return Interval(lowest, xp.maximum(lowest, highest))

@@ -13,7 +13,7 @@ from typing import Any
 
 from dmfnet_fast.artifacts.cache import cache_folder
 from dmfnet_fast.artifacts.interface import interface_of
-from dmfnet_fast.artifacts.onnx_metadata import exported_properties
+from dmfnet_fast.artifacts.onnx_metadata import PIXELS, exported_properties
 from dmfnet_fast.errors import EngineError, OutputError
 from dmfnet_fast.images.formats.png import encoded
 from dmfnet_fast.phantom import make_phantom
@@ -59,6 +59,8 @@ class Network:
             raise EngineError(
                 f"{file}: is {known.get('precision')}, and the page runs float32; export the weights anew"
             )
+        if PIXELS in known:
+            raise EngineError(f"{file}: takes 8-bit images, and the page has its own rules: export without --pixels")
         if interface_of(json.loads(known["config"])).timesteps:
             raise EngineError(
                 f"{file}: takes noise, which the page does not draw; give a network without, such as nano"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,9 @@ from torch.export import Dim
 
 # The newest that TensorRT 10.3 (JetPack 6) reads. No newer one is needed, as GroupNorm is written in simpler operators.
 OPSET = 20
+# Batch, height and width of what is traced. The sizes differ from each other and from every channel count: the exporter
+# could identify equal ones.
+TRACED = (2, 80, 112)
 op: Any = opset20  # typed Any because the annotations are stricter than the implementation
 
 
@@ -54,31 +57,52 @@ def _group_norm(x: Any, num_groups: int, weight: Any, bias: Any, eps: float = 1e
 
 
 def trace(net: torch.nn.Module, interface: Interface, translations: Mapping[Any, Any]) -> Any:
-    """Export a module to an onnx_ir model with dynamic batch, height and width, without optimizing the graph.
+    """Export a network to an onnx_ir model with dynamic batch, height and width, without optimizing the graph.
 
     Args:
         net: module whose forward takes its inputs as keyword arguments.
         interface: names and shapes of these inputs.
         translations: functions that write torch operators in ONNX, by operator.
     """
-    # The sizes differ from each other and from every channel count: the exporter could identify equal ones.
-    inputs = {name: torch.zeros(shape) for name, shape in interface.shapes(2, 80, 112).items()}
-    size = dict(zip((2, 3), (STRIDE * Dim(name, min=4, max=1024) for name in ("rows", "columns")), strict=True))
-    batch = {0: Dim("batch", min=1, max=4096), **size}
+    inputs = {name: torch.zeros(shape) for name, shape in interface.shapes(*TRACED).items()}
+    axes = {name: (2, 3) if name == "noise" else (0, 2, 3) for name in inputs}
+    return trace_module(net, inputs, axes, (OUTPUT,), translations)
+
+
+def trace_module(
+    net: torch.nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    axes: Mapping[str, Sequence[int]],
+    outputs: Sequence[str],
+    translations: Mapping[Any, Any],
+) -> Any:
+    """Export any module likewise.
+
+    Args:
+        net: module whose forward takes its inputs as keyword arguments.
+        inputs: tensors of the shape TRACED, by name.
+        axes: the axes of batch, height and width of each input; two if it has no batch, none if its shape is fixed.
+        outputs: names of the outputs.
+        translations: functions that write torch operators in ONNX, by operator.
+    """
+    dimensions = Dim("batch", min=1, max=4096), *(STRIDE * Dim(name, min=4, max=1024) for name in ("rows", "columns"))
     with warnings.catch_warnings():
         # The exporter warns about its own naming of axes and future deprecations.
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             net,
-            kwargs=inputs,
+            kwargs=dict(inputs),
             dynamo=True,
             # Optimization takes twice as long as all the rest. Engines do it anyway, and `tidy` does what is needed.
             optimize=False,
             opset_version=OPSET,
             input_names=list(inputs),
-            output_names=[OUTPUT],
-            dynamic_shapes={name: size if name == "noise" else batch for name in inputs},
+            output_names=list(outputs),
+            dynamic_shapes={
+                name: dict(zip(axes[name], dimensions[len(dimensions) - len(axes[name]) :], strict=True))
+                for name in inputs
+            },
             custom_translation_table=dict(translations),
             verbose=False,
         )

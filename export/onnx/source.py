@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from dmfnet_fast.artifacts.interface import Interface, interface_of
-from dmfnet_fast.artifacts.onnx_metadata import exported_properties, is_sealed
+from dmfnet_fast.artifacts.onnx_metadata import PIXELS, exported_properties, is_sealed, unsealed
 from dmfnet_fast.artifacts.parity import Parity, Reference, Shape, check
 from dmfnet_fast.errors import EngineError, require
 from dmfnet_fast.precision import FloatPrecision, Precision
@@ -66,6 +66,7 @@ class Graph:
         references: float32 results of the network as trained.
         largest_activation: see `verify.references`.
         parity: how this graph compares with the references on other engines.
+        pixels: whether it takes 8-bit images, see `Interface`.
     """
 
     content: bytes
@@ -76,6 +77,7 @@ class Graph:
     references: tuple[Reference, ...]
     largest_activation: float
     parity: tuple[Parity, ...]
+    pixels: bool
 
 
 def shapes_of(profile: Profile) -> list[Shape]:
@@ -253,6 +255,7 @@ def from_content(content: bytes, name: str) -> Graph:
             unpack(known["references"], interface_of(config)),
             float(known["largest_activation"]),
             tuple(Parity.from_dict(entry) for entry in json.loads(known["parity"])),
+            PIXELS in known,
         )
     except KeyError as error:
         raise EngineError(f"{name}: has no {error} in it, so another version made it; make it anew") from error
@@ -291,3 +294,36 @@ def from_onnx(path: Path, precision: Precision, step: Step) -> Graph:
         others = (entry for entry in graph.parity if entry.engine != parity.engine)
         graph = replace(graph, parity=(parity, *others))
     return graph
+
+
+def with_pixels(graph: Graph, for_engine: bool, step: Step) -> Graph:
+    """Put the conversion from and to 8-bit images and the rules around a graph, and check the result.
+
+    Args:
+        graph: a graph of luminances.
+        for_engine: as for `from_weights`.
+        step: see `Step`.
+
+    Raises:
+        EngineError: the results of the new graph differ from the network's.
+        MissingExtraError: a library that this needs is not installed.
+    """
+    hint = "; without it, build from a graph that was exported elsewhere with --target onnx --pixels"
+    for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        require(module, extra="export", hint=hint)
+    import onnx
+
+    from export.onnx import pixels
+
+    with step("adding 8-bit images and rules"):
+        proto = pixels.with_pixels(onnx.ModelProto.FromString(unsealed(graph.content)), interface_of(graph.config))
+    content = proto.SerializeToString()
+    with step("checking them with ONNX Runtime") as report:
+        checked = widened(proto).SerializeToString() if graph.precision == "bfloat16" else content
+        parity = [on_onnx_runtime(checked, graph.precision, graph.references, report)]
+    if not for_engine:
+        with step("checking them with OpenVINO"):
+            parity += on_openvino(content, graph.references)
+    for entry in parity:
+        check(entry, NOTHING_WRITTEN)
+    return replace(graph, content=content, pixels=True)

@@ -142,6 +142,16 @@ def _monitor(trt: Any, report: Callable[[float], None], interruptions: _Interrup
     return Monitor()
 
 
+def _corner(declared: tuple[int, ...], shape: Shape) -> tuple[int, ...]:
+    """The shape of an input for a batch and a size: they replace the -1s of the shape that the graph declares.
+
+    Height and width come together, with the batch or, for the noise, without it.
+    """
+    open_sizes = sum(size < 0 for size in declared)
+    sizes = iter(shape[1:] if open_sizes == 2 else shape)
+    return tuple(next(sizes) if size < 0 else size for size in declared)
+
+
 def _check(result: Any, what: str, log: Log) -> Any:
     if not result:
         why, warned = log.take()
@@ -206,10 +216,7 @@ def build(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     shapes = builder.create_optimization_profile()
     for given in (network.get_input(n) for n in range(network.num_inputs)):
-        corners = [
-            (given.shape[0] if given.name == "noise" else pairs, given.shape[1], height, width)
-            for pairs, height, width in (profile.min, profile.opt, profile.max)
-        ]
+        corners = (_corner(tuple(given.shape), shape) for shape in (profile.min, profile.opt, profile.max))
         shapes.set_shape(given.name, *corners)
     config.add_optimization_profile(shapes)
     _BUILDERS[flavour].configure(trt, config, gpus)

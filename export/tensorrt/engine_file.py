@@ -14,7 +14,7 @@ import numpy as np
 
 from dmfnet_fast import __version__
 from dmfnet_fast.artifacts.manifest import Manifest, check_path, file_sha256, manifest_path, save_check
-from dmfnet_fast.artifacts.parity import Parity, Reference, check, compare_with
+from dmfnet_fast.artifacts.parity import Parity, Reference, check, compare_with, result_of
 from dmfnet_fast.engines.cuda_runtime import Gpu, current_gpu
 from dmfnet_fast.engines.kinds import TENSORRT
 from dmfnet_fast.engines.tensorrt import FLAVOURS, TensorRTEngine
@@ -82,7 +82,7 @@ def run_engine(path: Path, references: list[Reference]) -> Parity:
     """Run the engine `path` on this machine's GPU and compare it with the references."""
     engine = TensorRTEngine(path, "cuda", "auto", None)
     try:
-        fused = [engine.run(reference.inputs) for reference in references]
+        fused = [result_of(engine, reference) for reference in references]
         return compare_with(engine.info["engine"], engine.info["precision"], fused, references)
     finally:
         engine.close()
@@ -170,6 +170,7 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
         built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         build_seconds=round(built.seconds, 1),
         versions={"dmfnet-fast": __version__, "python": platform.python_version()},
+        pixels=graph.pixels,
     )
     if largest is None:
         warn(

@@ -16,6 +16,8 @@ from dmfnet_fast.artifacts.manifest import load_check, save_check
 from dmfnet_fast.artifacts.parity import LIMITS, Parity, Reference, check, compare
 from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.errors import EngineError
+from dmfnet_fast.images.color import Canvas
+from dmfnet_fast.images.rules import neighborhood_interval
 from dmfnet_fast.phantom import make_phantom
 from export.onnx.source import pack, unpack
 
@@ -104,3 +106,26 @@ def test_inputs_of_a_reference(interface: Interface, tmp_path: Path) -> None:
     for restored in (load_check(tmp_path / "x.engine", digest, interface), *unpack(pack([reference]), interface)):
         for name, array in restored.inputs.items():
             np.testing.assert_array_equal(array, inputs[name])
+
+
+def test_luminances_behind_pixels() -> None:
+    """Rounded and clamped, the nearest luminances are the pixels; where the wanted ones are too, these themselves."""
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (2, 2, 64, 64), dtype=np.uint8)
+    interface = Interface(timesteps=0, interval=True)
+    wanted = rng.uniform(-1, 1, (2, 1, 64, 64)).astype(np.float32)
+    canvases = [Canvas(*pair) for pair in zip(a, b, strict=True)]
+    own = np.stack([canvas.finish(y[0]) for canvas, y in zip(canvases, wanted, strict=True)])
+    reference = Reference(a, b, wanted, interface)
+    np.testing.assert_allclose(reference.nearest(own), wanted, atol=1e-6)
+    off = own.copy()
+    near = neighborhood_interval(a, b)
+    inside = (near.lowest < own) & (own < near.highest)
+    off[inside] += 1
+    nearest = reference.nearest(off)
+    again = np.stack([canvas.finish(y[0]) for canvas, y in zip(canvases, nearest, strict=True)])
+    np.testing.assert_array_equal(again, off)
+    errors = np.abs(nearest - wanted)[:, 0] * 127.5
+    assert errors[~inside].max() <= 1e-4
+    assert errors[inside].max() <= 1 + 2e-4
+    assert errors[inside].mean() == pytest.approx(0.5, abs=0.05)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,11 +21,13 @@ import pytest
 from dmfnet_fast import Fuser
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.artifacts.manifest import Manifest, check_path, manifest_path, save_check
+from dmfnet_fast.artifacts.network_inputs import pixel_inputs
 from dmfnet_fast.artifacts.parity import Reference
 from dmfnet_fast.engines import open_engine
 from dmfnet_fast.engines.cuda_runtime import Cuda
 from dmfnet_fast.engines.tensorrt import KEPT_SHAPES, TensorRTEngine
 from dmfnet_fast.errors import DMFNetWarning, EngineError, ImageError, MissingExtraError, OutOfMemoryError
+from dmfnet_fast.images.rules import Rules
 from tests.engines import fake_tensorrt as fake
 from tests.synthetic_weights import SMALL, random_inputs
 
@@ -531,6 +534,61 @@ def test_first_opening_verifies(path: Path, world: World) -> None:
     world.put()
     _open(path).close()
     assert "execute_async_v3" not in world.cuda.calls
+
+
+@pytest.mark.parametrize("kind", ["paper's", "student"])
+def test_pixels(path: Path, world: World, kind: str) -> None:
+    """8-bit buffers between Fuser and the engine; what pairs share is sent when it changes."""
+    _change(path, config=SMALL[kind].to_dict(), pixels=True)
+    interface = interface_of(SMALL[kind].to_dict(), pixels=True)
+    world.trt.names, world.trt.pixels = interface.names, True
+    random = np.random.default_rng(0)
+    a, b = random.integers(0, 256, (3, 64, 96), dtype=np.uint8), random.integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
+    with Fuser(path, keep_chroma=0.5) as fuser:
+        for other in (b, b[..., 1]):
+            inputs = pixel_inputs(interface, a, other, Rules(0.5))
+            wanted = fake.expected_pixels(inputs)
+            fused = fuser.fuse(a, other)
+            assert fused.dtype == np.uint8
+            np.testing.assert_array_equal(fused, wanted if other.ndim == 4 else wanted[..., 0])
+        before = len(world.cuda.calls)
+        fuser.fuse(a[0], b[0])
+        assert world.cuda.calls[before:] == ["cudaGetDevice", "cudaGraphLaunch", "cudaStreamSynchronize"]
+        fuser._rules = Rules(0.25, invention=True)
+        np.testing.assert_array_equal(
+            fuser.fuse(a[:1], b[:1]), fake.expected_pixels(pixel_inputs(interface, a[:1], b[:1], fuser._rules))
+        )
+        assert world.cuda.calls.count("create_execution_context") == 2
+    world.assert_nothing_left()
+
+
+def test_pixels_are_verified(path: Path, world: World) -> None:
+    """With the check pair's luminances, as nearly as 8 bits show them."""
+    config = SMALL["student"].to_dict()
+    world.trt.names, world.trt.pixels = ("a", "b", "rules"), True
+    random = np.random.default_rng(0)
+    a, b = (random.integers(0, 256, (1, 64, 96), dtype=np.uint8) for _ in "ab")
+    of_engine = fake.expected_pixels(pixel_inputs(interface_of(config, pixels=True), a, b, Rules()))[..., 0]
+    for error, verified in ((0.4, True), (9.0, False)):
+        fused = ((of_engine + error) / 127.5 - 1).astype(np.float32)[:, None]
+        check = {"sha256": save_check(path, Reference(a, b, fused, interface_of(config)))}
+        _change(path, parity={}, check=check, config=config, pixels=True)
+        with nullcontext() if verified else pytest.raises(EngineError, match="on this GPU its image differs"):
+            _open(path).close()
+        assert (MODEL in Manifest.read(path).parity) == verified
+    world.assert_nothing_left()
+
+
+@pytest.mark.usefixtures("world")
+def test_manifests_without_pixels(path: Path) -> None:
+    """Those of engines that were made before there was a choice."""
+    values = json.loads(manifest_path(path).read_text())
+    assert values.pop("pixels") is False
+    manifest_path(path).write_text(json.dumps(values))
+    engine = _open(path)
+    assert not engine.takes_pixels
+    assert not engine.interface.pixels
+    engine.close()
 
 
 @pytest.mark.parametrize("kind", ["no noise", "student"])

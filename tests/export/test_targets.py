@@ -23,6 +23,7 @@ GIVEN: dict[str, Any] = {
     "every_block": True,
     "batch": 2,
     "plugins": True,
+    "pixels": True,
     "timing_cache": Path("timings"),
     "workspace": 100,
     "no_check": True,
@@ -47,7 +48,7 @@ NOTHING: dict[str, Any] = dict.fromkeys(
         "backend",
         "output",
     )
-) | {"plugins": False, "no_check": False, "every_block": False, "single_file": False}
+) | {"plugins": False, "pixels": False, "no_check": False, "every_block": False, "single_file": False}
 
 
 def test_every_row() -> None:

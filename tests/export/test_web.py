@@ -103,14 +103,21 @@ def test_refusals(cli: CliRunner, tmp_path: Path) -> None:
     assert "writes     dmfnet-nano-page" in dry.stdout
 
 
-def test_noise_is_refused(tmp_path: Path) -> None:
-    graph = Graph(b"", "float32", preset("tiny").to_dict(), {}, "", (), 0.0, ())
+@pytest.mark.parametrize(
+    ("name", "pixels", "message"),
+    [
+        ("tiny", False, "takes noise, which the page does not draw; export nano or turbo"),
+        ("nano", True, "takes 8-bit images, and the page has its own rules: give another file"),
+    ],
+)
+def test_what_the_page_does_not_run(name: str, pixels: bool, message: str, tmp_path: Path) -> None:
+    graph = Graph(b"", "float32", preset(name).to_dict(), {}, "", (), 0.0, (), pixels)
     nothing: dict[str, Any] = dict.fromkeys(
         ("size", "least", "best", "most", "batch", "gpu", "timing_cache", "calibrate", "server", "backend", "workspace")
     )
-    flags: dict[str, Any] = dict.fromkeys(("plugins", "every_block", "single_file", "no_check"), False)
+    flags: dict[str, Any] = dict.fromkeys(("plugins", "pixels", "every_block", "single_file", "no_check"), False)
     request = make_request(None, "web", None, output=tmp_path / "page", **nothing, **flags)
-    with pytest.raises(RequestError, match="takes noise, which the page does not draw; export nano or turbo"):
+    with pytest.raises(RequestError, match=message):
         write(request, graph, tmp_path, lambda _: nullcontext(print), print)
     assert not list(tmp_path.iterdir())
 

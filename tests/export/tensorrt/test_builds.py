@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
+from dmfnet_fast.artifacts.interface import Interface
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.tensorrt_log import Log, logger
 from dmfnet_fast.errors import DMFNetError, DMFNetWarning, EngineError, OutOfMemoryError
@@ -20,6 +21,7 @@ from dmfnet_fast.model import DMFNet, StudentConfig, load_model
 from dmfnet_fast.model.rewrites import of_kind
 from dmfnet_fast.precision import FloatPrecision
 from export.onnx.graph import to_onnx
+from export.onnx.pixels import with_pixels
 from export.request import shipped_graph
 from export.tensorrt.builder import Built, Profile, _check, build, capability, known_gpus
 from export.tensorrt.engine_graph import to_engine_onnx
@@ -122,6 +124,17 @@ def test_student(precision: FloatPrecision, profile: Profile) -> None:
     check_precision(built.layers, precision)
     assert sum(layer.multiplies for layer in built.layers) == 2 + 2 * config.blocks
     assert len(built.layers) <= MOST_LAYERS_OF_STUDENT
+
+
+@pytest.mark.parametrize("profile", [FIXED, RANGE], ids=["fixed", "range"])
+def test_pixels(profile: Profile) -> None:
+    """Conversions and rules are parts of layers that are there anyway, but for one."""
+    content = shipped_graph(shipped()["nano"]).read_bytes()
+    proto = with_pixels(onnx.ModelProto.FromString(content), Interface(timesteps=0, interval=True))
+    plain, pixels = (_build(graph, profile, ["sm_89"]) for graph in (content, proto.SerializeToString()))
+    check_precision(pixels.layers, "float16")
+    assert len(plain.layers) <= len(pixels.layers) <= len(plain.layers) + 1
+    assert summary(pixels.layers)["reformats"] == summary(plain.layers)["reformats"]
 
 
 def test_without_noise() -> None:

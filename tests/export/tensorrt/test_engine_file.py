@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
@@ -22,7 +23,7 @@ from google.protobuf import text_format
 from dmfnet_fast import Fuser
 from dmfnet_fast.artifacts.interface import Interface, interface_of
 from dmfnet_fast.artifacts.manifest import Manifest, check_path, load_check, manifest_path
-from dmfnet_fast.artifacts.onnx_metadata import has_functions
+from dmfnet_fast.artifacts.onnx_metadata import has_functions, seal, unsealed
 from dmfnet_fast.artifacts.parity import Reference, compare_with
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.cuda_runtime import Gpu, current_gpu
@@ -32,6 +33,7 @@ from dmfnet_fast.model.rewrites import of_kind
 from dmfnet_fast.model.weights import read_metadata
 from export.command import main
 from export.onnx.graph import to_onnx
+from export.onnx.pixels import with_pixels
 from export.onnx.source import MOST_PIXELS, from_content, shapes_of
 from export.request import make_profile, parse_size, shipped_graph
 from export.tensorrt.builder import Profile, known_gpus
@@ -323,14 +325,16 @@ def test_stopped_while_building(tmp_path: Path, number: signal.Signals) -> None:
     assert not list(tmp_path.iterdir())
 
 
+WITH_THE_BUILDER_ALONE = (
+    "import sys; sys.modules.update(dict.fromkeys(['torch', 'triton', 'onnx', 'onnxscript', 'onnxruntime', "
+    "'openvino', 'safetensors', 'cuda']));"
+    "from dmfnet_fast.commands.export import main; main()"
+)
+
+
 def test_needs_the_builder_alone(tmp_path: Path) -> None:
     """As on a Jetson: the shipped graph, and nothing that weights would take."""
-    code = (
-        "import sys; sys.modules.update(dict.fromkeys(['torch', 'triton', 'onnx', 'onnxscript', 'onnxruntime', "
-        "'openvino', 'safetensors', 'cuda']));"
-        "from dmfnet_fast.commands.export import main; main()"
-    )
-    call = [sys.executable, "-c", code, *RTX, "--size", "128", "-o", str(tmp_path / "tiny.engine")]
+    call = [sys.executable, "-c", WITH_THE_BUILDER_ALONE, *RTX, "--size", "128", "-o", str(tmp_path / "tiny.engine")]
     result = subprocess.run(call, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert check_path(tmp_path / "tiny.engine").exists()
@@ -339,6 +343,32 @@ def test_needs_the_builder_alone(tmp_path: Path) -> None:
     result = subprocess.run(call, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("error: torch is not installed: pip install 'dmfnet-fast[export]'")
+
+
+def test_pixels(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a graph of luminances, with PyTorch; and from one of pixels as on a Jetson, with the builder alone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("export.tensorrt.engine_file.current_gpu", no_gpu)
+    rtx = ["--target", "tensorrt-rtx", "--gpu", "sm_89", "--size", "128"]
+    result = cli.invoke(main, ["nano", *rtx, "--pixels", "-o", "here.engine"])
+    assert result.exit_code == 0, result.output
+    assert "checking them with ONNX Runtime" in result.stderr
+    shipped_file = shipped_graph(shipped()["nano"])
+    proto = with_pixels(onnx.ModelProto.FromString(unsealed(shipped_file.read_bytes())), Interface(0, interval=True))
+    Path("graph.onnx").write_bytes(seal(proto.SerializeToString()))
+    call = [sys.executable, "-c", WITH_THE_BUILDER_ALONE]
+    result_ = subprocess.run([*call, "graph.onnx", *rtx, "-o", "there.engine"], capture_output=True, check=False)
+    assert result_.returncode == 0, result_.stderr
+    for file in ("here.engine", "there.engine"):
+        manifest = Manifest.read(Path(file))
+        assert manifest.pixels
+        assert manifest.check is not None
+        inspected = cli.invoke(main, ["--inspect", file])
+        assert "8-bit images, with the rules inside" in inspected.stdout
+    result_ = subprocess.run([*call, "nano", *rtx, "--pixels", "-o", "x.engine"], capture_output=True, check=False)
+    assert result_.returncode == 2
+    assert b"error: torch is not installed: pip install 'dmfnet-fast[export]'; without it, build" in result_.stderr
+    assert not Path("x.engine").exists()
 
 
 def test_profiles() -> None:
