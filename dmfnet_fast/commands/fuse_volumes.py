@@ -19,6 +19,7 @@ from dmfnet_fast.commands.engine_options import EngineOptions
 from dmfnet_fast.commands.shared import progress
 from dmfnet_fast.errors import OutputError, warn
 from dmfnet_fast.fuser import Fuser, Range
+from dmfnet_fast.html_page import generator
 from dmfnet_fast.images.color import check_range
 from dmfnet_fast.volumes import Alignment, Shown, Volume, align, draw_alignment, read_volume, show
 from dmfnet_fast.volumes.fusing import Image, check_pair
@@ -29,7 +30,6 @@ from dmfnet_fast.volumes.nifti import SUFFIXES, is_nifti
 from dmfnet_fast.volumes.page import to_html
 from dmfnet_fast.volumes.report import COMMAND, MARK, Fusion, to_dict, to_json
 from dmfnet_fast.volumes.writing import Format, Provenance, VolumeWriter, holds_result, open_writer, remove_result
-from dmfnet_fast.web_page import generator
 
 FORMATS: tuple[Format, ...] = ("dicom", "nifti", "png")
 Show: TypeAlias = Callable[[Iterable[Any], str, int | None], AbstractContextManager[Iterable[Any]]]

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dmfnet_fast.html_page import encoded_tag, image_tag, web_page
 from dmfnet_fast.volumes.display import legend
 from dmfnet_fast.volumes.planes import LETTERS, Upright, nearest_plane
 from dmfnet_fast.volumes.report import COMMAND, NOTICE, Fusion, to_dict
 from dmfnet_fast.volumes.showing import Shown
 from dmfnet_fast.volumes.volume import Affine
-from dmfnet_fast.web_page import encoded_tag, image_tag, web_page
 
 _PIXELS_PER_MM = 1.4
 # WebP: a twentieth larger than by the slowest method, in a third of the time.
