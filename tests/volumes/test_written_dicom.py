@@ -173,7 +173,7 @@ def test_what_it_says(written: Path, tmp_path: Path) -> None:
         assert data.SeriesDescription == "Fused MR+PT, research only, not for diagnosis"
         assert data.DerivationDescription.startswith("Research only, not for diagnosis.")
         assert PROVENANCE.weights in data.DerivationDescription
-        assert data.SoftwareVersions == [PROVENANCE.version, PROVENANCE.engine, PROVENANCE.weights]
+        assert data.SoftwareVersions == [PROVENANCE.version, PROVENANCE.weights, PROVENANCE.engine]
     assert len({data.SeriesInstanceUID for data in files}) == 1
     assert files[0].SeriesInstanceUID not in {source.SeriesInstanceUID, pet.link.series if pet.link else ""}
     assert len({data.SOPInstanceUID for data in files}) == len(files)

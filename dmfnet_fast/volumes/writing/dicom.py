@@ -183,7 +183,8 @@ class DicomWriter(SliceFilesWriter):
         data.DerivationDescription = _ascii(" ".join(sentences), _LONGEST_ST)
         data.Manufacturer = data.SecondaryCaptureDeviceManufacturer = _NAME
         data.ManufacturerModelName = data.SecondaryCaptureDeviceManufacturerModelName = _NAME
-        versions = [_ascii(text, _LONGEST_LO) for text in (made.version, made.engine, made.weights)]
+        # The hash takes all 64 characters, and a last value may be padded by one.
+        versions = [_ascii(text, _LONGEST_LO) for text in (made.version, made.weights, made.engine)]
         data.SoftwareVersions = data.SecondaryCaptureDeviceSoftwareVersions = versions
 
     def _place(self, data: Any) -> None:
