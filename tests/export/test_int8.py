@@ -263,9 +263,9 @@ def test_no_pairs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--int8"], "--int8 is for --target onnx without --triton-server"),
-        (["--int8", "--target", "tensorrt-rtx"], "--int8 is for --target onnx without --triton-server"),
-        (["--int8", "--target", "onnx", "--triton-server", "models"], "--int8 is for --target onnx without"),
+        (["--int8"], "--int8 is for --target onnx: OpenVINO alone"),
+        (["--int8", "--target", "tensorrt-rtx"], "--int8 is for --target onnx: OpenVINO alone"),
+        (["--int8", "--target", "onnx", "--triton-server", "models"], "--int8 is not for --backend onnxruntime"),
         (["--int8", "--fp16", "--target", "onnx"], "--fp16, --bf16, --fp32, --int8: give one of them"),
         (["--int8", "--bf16", "--target", "onnx"], "--fp16, --bf16, --fp32, --int8: give one of them"),
         (["--target", "onnx", "--calibrate", "."], "--calibrate is for --int8"),

@@ -175,7 +175,9 @@ def test_command(browse: Browse, tmp_path: Path) -> None:
     write_image(tmp_path / "mri.png", head.mri)
     write_image(tmp_path / "pet.png", head.pet)
     # The page that the fixture has built is put where the installed package would hold it.
+    # Where the tests run in the background, their processes would ignore interrupts.
     start = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import sys; from pathlib import Path; from dmfnet_fast.web import site; "
         "site.SHIPPED = Path(sys.argv.pop(1)); from dmfnet_fast.commands.view import main; main()"
     )
