@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs bench weights clean help force
+.PHONY: demo test servers lint docs bench weights clean help force
 
 demo: $(VENV)/.runtime  ## fuse made-up heads, images and a volume, into demo/
 	$(BIN)/dmfnet-demo demo
@@ -14,6 +14,9 @@ demo: $(VENV)/.runtime  ## fuse made-up heads, images and a volume, into demo/
 # Processes share the cores, one thread each: threads of several would wait for each other.
 test: lint  ## run linter, type checker and tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile --cov
+
+servers: $(VENV)/.servers  ## run a real Triton Inference Server, and two workers of a local Ray cluster
+	DMFNET_TRITON=$(VENV)/triton $(BIN)/python -m pytest tests/export/test_python_backend.py tests/commands/test_fuse_on_ray.py
 
 lint: $(VENV)/.dev  ## run linter and type checker
 	$(BIN)/ruff check .
@@ -74,4 +77,11 @@ $(VENV)/.dev: $(VENV)/.runtime $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	# Types alone: what they depend on is TensorRT itself.
 	$(BIN)/python -m pip install --quiet --no-deps tensorrt-stubs==10.13.0.35.1
+	touch $@
+
+# Large, and not needed by `make test`. The server has an environment of its own, as it needs a numpy before 2.
+$(VENV)/.servers: $(VENV)/.dev
+	$(PYTHON) -m venv $(VENV)/triton
+	$(VENV)/triton/bin/python -m pip install --quiet "nvidia-pytriton==0.7.0" "numpy<2" --editable ".[cpu]"
+	$(BIN)/python -m pip install --quiet --editable ".[ray]"
 	touch $@

@@ -28,8 +28,7 @@ GROUP = f"volume {'x'.join(map(str, SHAPE))}"
 NETWORKS = ("nano", "turbo")
 
 
-@pytest.fixture(scope="module")
-def volumes() -> tuple[Volume, Volume]:
+def tilted_pair(shape: tuple[int, int, int]) -> tuple[Volume, Volume]:
     """An MR and a PET of 1 mm; their grids differ in direction, so that every voxel is interpolated."""
     axial = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], float)
     tilt = np.array([[0.03, -0.02, 0], [0.05, 0, 0.02], [0, -0.05, -0.03]])
@@ -39,9 +38,14 @@ def volumes() -> tuple[Volume, Volume]:
     for modality, axes in (("MR", axial), ("PT", tilted)):
         affine = np.eye(4)
         affine[:3, :3] = axes
-        affine[:3, 3] = -axes @ ((np.array(SHAPE) - 1) / 2)
-        drawn.append(draw_volume(modality, SHAPE, affine, 0))
+        affine[:3, 3] = -axes @ ((np.array(shape) - 1) / 2)
+        drawn.append(draw_volume(modality, shape, affine, 0))
     return drawn[0], drawn[1]
+
+
+@pytest.fixture(scope="module")
+def volumes() -> tuple[Volume, Volume]:
+    return tilted_pair(SHAPE)
 
 
 @pytest.fixture(scope="module")

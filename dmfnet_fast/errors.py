@@ -29,6 +29,14 @@ class OutputError(DMFNetError, OSError):
     """A result that cannot be written to the requested path."""
 
 
+class NodeError(DMFNetError):
+    """A DICOM node that cannot be started as its settings say."""
+
+
+class ClusterError(DMFNetError):
+    """A cluster of machines that cannot be reached, or whose workers cannot do what is asked for."""
+
+
 class MissingExtraError(DMFNetError, ImportError):
     """An optional dependency that is not installed."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from dmfnet_fast.artifacts.network_inputs import network_inputs
 from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.engines import DEFAULT, open_engine, shipped, shipped_engine
 from dmfnet_fast.engines.kinds import files
-from dmfnet_fast.errors import EngineError, ImageError, memory_guard, warn
+from dmfnet_fast.errors import DMFNetWarning, EngineError, ImageError, memory_guard, warn
 from dmfnet_fast.images import color as color
 from dmfnet_fast.images.color import DEFAULT_RULES, Canvas
-from dmfnet_fast.images.io import Pixels, from_pil, load_image, to_pil
+from dmfnet_fast.images.io import Pixels, from_pil, load_image, to_8_bit, to_pil
 from dmfnet_fast.images.padding import SMALLEST, STRIDE, pad
 from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.precision import PRECISION_CHOICES, PrecisionChoice
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from dmfnet_fast.volumes.fusing import Take
     from dmfnet_fast.volumes.showing import Shown
     from dmfnet_fast.volumes.volume import Volume
+    from dmfnet_fast.web.comparison import Comparison
 
 Range: TypeAlias = tuple[float, float]
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Source"
@@ -309,6 +311,41 @@ class Fuser:
         if single:
             return fused[0]
         return np.stack(fused) if isinstance(b, np.ndarray) else fused
+
+    def show(
+        self,
+        a: ImageLike,
+        b: ImageLike,
+        *,
+        range: Range | tuple[Range | None, Range | None] | None = None,  # noqa: A002
+    ) -> Comparison:
+        """Fuse two images and show them in a notebook, with a divider between any two of a, b and the fused image.
+
+        Args:
+            a, b, range: as for `fuse`, one image each.
+
+        Returns:
+            What a notebook shows, self-contained; its attribute `fused` is the fused image.
+
+        Raises:
+            ImageError, OutOfMemoryError: as `fuse`; or a or b is a batch.
+        """
+        from dmfnet_fast.web.comparison import Comparison
+
+        if _items(a, "a") is not None or _items(b, "b") is not None:
+            raise ImageError("a or b is a batch: give one image each")
+        sources, stated = (_source(a, "a"), _source(b, "b")), _ranges(range)
+        fused = self.fuse(*sources, range=range)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DMFNetWarning)  # `fuse` has issued them
+            values = [
+                color.value_range(source.pixels, one or source.values, source.name)
+                for source, one in zip(sources, stated, strict=True)
+            ]
+        pixels = from_pil(fused, "fused") if isinstance(fused, Image.Image) else fused
+        # PIL images cannot hold 16-bit color: then it has been reduced already.
+        shown = {"a": (sources[0].pixels, values[0]), "b": (sources[1].pixels, values[1]), "fused": (pixels, values[1])}
+        return Comparison(fused, {name: to_8_bit(*one) for name, one in shown.items()})
 
     def fuse_volume(
         self,

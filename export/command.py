@@ -17,12 +17,13 @@ from dmfnet_fast.commands.shared import command
 from dmfnet_fast.engines import DEFAULT
 from dmfnet_fast.errors import DMFNetError, OutputError
 from dmfnet_fast.precision import Precision
-from export import triton_server
 from export.onnx.source import with_pixels
 from export.options import (
+    BACKENDS,
     DEFAULT_GPUS,
     PRECISION_FLAGS,
     chosen_precision,
+    default_backends,
     make_request,
     precision_help,
     takers_of,
@@ -38,6 +39,7 @@ dmfnet-export W.safetensors --target onnx -o network.onnx
 dmfnet-export W.safetensors --target onnx --int8 --calibrate DATA -o network-int8.onnx
 dmfnet-export W.safetensors --target onnx --fp16 -o graph.onnx && scp graph.onnx jetson:
 dmfnet-export graph.onnx                       on the Jetson: no torch, no triton
+dmfnet-export nano --target web -o page
 """
 
 
@@ -138,6 +140,7 @@ def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="For --int8: take ranges from DIR/train/{CT,PET,SPECT}-MRI, as training reads it; by default from phantoms.",
 )
 @click.option("--every-block", is_flag=True, help="For --int8: the first and last too; faster, less exact.")
+@click.option("--single-file", is_flag=True, help="For --target web: one HTML file, which runs from a disk.")
 @click.option("--size", help="The one size of an engine, HEIGHTxWIDTH or one number; 256 by default.")
 @click.option("--min", "least", metavar="HxW", help="Smallest size of an engine that takes several.")
 @click.option("--opt", "best", metavar="HxW", help="Its fastest size; by default the largest.")
@@ -163,7 +166,14 @@ def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(path_type=Path),
     help="Write a model for NVIDIA Triton Inference Server into this repository; -o names it.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; by default named as WEIGHTS.")
+@click.option(
+    "--backend",
+    type=click.Choice(list(BACKENDS)),
+    help=f"The server's backend that runs the model; by default {default_backends()}.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File or folder to write; by default named as WEIGHTS."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be done.")
 @click.option("--inspect", "inspected", type=click.Path(path_type=Path), help="Print what a file of ours contains.")
 @click.version_option(package_name="dmfnet-fast")
@@ -195,7 +205,7 @@ def main(
         click.echo(request)
         return
     request.target.check_machine(request)
-    write = request.target.write if request.server is None else triton_server.write
+    write = (request.served or request.target).write
     with _terminable(), _workplace(request.output) as folder:
         graph = source_of(request.source).read(request, _step)
         if request.pixels and not graph.pixels:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dmfnet_fast.engines import DEFAULT, shipped
-from dmfnet_fast.engines.kinds import TORCH
+from dmfnet_fast.engines.kinds import OPENVINO, TORCH
 from dmfnet_fast.errors import OutputError
 from dmfnet_fast.precision import Precision
 from dmfnet_fast.wording import alternatives, with_article
 from export.errors import RequestError
-from export.request import Request, Target, make_profile, shipped_graph
+from export.request import Request, Served, Target, make_profile, shipped_graph
 from export.sources import source_of
 from export.targets import TARGETS
 from export.tensorrt.builder import known_gpus
@@ -44,6 +44,7 @@ class Option:
 OPTIONS = (
     Option("calibrate", "--calibrate", "no other precision needs images", "int8"),
     Option("every_block", "--every-block", "in other precisions all blocks are alike", "int8"),
+    Option("single_file", "--single-file", "nothing else has several files"),
     Option("batch", "--batch", "other files take any number of pairs"),
     Option("plugins", "--plugins", "nothing else runs them"),
     Option("pixels", "--pixels", "the server's model takes luminances"),
@@ -78,12 +79,22 @@ PRECISION_FLAGS: dict[Precision, PrecisionFlag] = {
 }
 
 
-def _takers(takes: Callable[[Target, bool], bool]) -> list[str]:
+# The server's backends, by the value of --backend, with the target that each belongs to.
+BACKENDS = {served.backend: target for target in TARGETS.values() for served in target.served}
+
+
+def default_backends() -> str:
+    """Lists the default backend of each target that has several, for --help."""
+    several = [target for target in TARGETS.values() if len(target.served) > 1]
+    return ", ".join(f"{target.served[0].backend} for {target.name}" for target in several)
+
+
+def _takers(takes: Callable[[Target | Served], bool]) -> list[str]:
     """Names of the targets for which `takes` holds, marked if it holds only with or only without --triton-server."""
     takers = []
     for target in TARGETS.values():
-        alone, served = takes(target, False), takes(target, True)
-        if alone and (served or target.served is None):
+        alone, served = takes(target), any(map(takes, target.served))
+        if alone and (served or not target.served):
             takers.append(target.name)
         elif alone or served:
             takers.append(f"{target.name} {'without' if alone else 'with'} --triton-server")
@@ -92,7 +103,7 @@ def _takers(takes: Callable[[Target, bool], bool]) -> list[str]:
 
 def takers_of(option: str) -> str:
     """Lists the targets that accept the `Option` with this name, for messages."""
-    return alternatives(_takers(lambda target, served: target.takes(option, served)))
+    return alternatives(_takers(lambda row: option in row.options))
 
 
 def precision_help(precision: Precision) -> str:
@@ -116,25 +127,40 @@ def chosen_precision(given: tuple[Precision, ...]) -> Precision | None:
     return given[0] if given else None
 
 
-def _check_taken(target: Target, precision: Precision, given: Mapping[str, Any]) -> None:
+def _backend(target: Target, server: Path | None, named: str | None) -> Served | None:
+    """The backend of the server to export for; None without a server, or if the server does not run the target."""
+    if named is not None and BACKENDS[named] is not target:
+        raise RequestError(f"--backend {named}: is for --target {BACKENDS[named].name}")
+    if named is not None and server is None:
+        raise RequestError("--backend: is for --triton-server, which names the server's model repository")
+    if server is None or not target.served:
+        return None
+    return next((row for row in target.served if row.backend == named), target.served[0])
+
+
+def _check_taken(target: Target, served: Served | None, precision: Precision, given: Mapping[str, Any]) -> None:
     """Raise a RequestError for a precision or an option that the export does not accept.
 
     Args:
         target: target of the export.
+        served: the backend of the server to export for, or None.
         precision: precision of the export.
         given: values of all `OPTIONS` by name; None or False if an option is not given.
     """
-    served = given["server"] is not None and target.served is not None
-    if not target.has(precision, served):
+    row = served or target
+    if precision not in row.precisions:
         flag = PRECISION_FLAGS[precision]
-        takers = alternatives(_takers(lambda target, served: target.has(precision, served)))
-        raise RequestError(f"{flag.flag} is for --target {takers}{f': {flag.reason}' if flag.reason else ''}")
+        reason = f": {flag.reason}" if flag.reason else ""
+        if served is not None and precision in target.precisions:
+            raise RequestError(f"{flag.flag} is not for --backend {served.backend}{reason}")
+        takers = alternatives(_takers(lambda row: precision in row.precisions))
+        raise RequestError(f"{flag.flag} is for --target {takers}{reason}")
     for option in OPTIONS:
         if given[option.name] is None or given[option.name] is False:
             continue
         if option.precision not in (None, precision):
             raise RequestError(f"{option.flag} is for {PRECISION_FLAGS[option.precision].flag}: {option.reason}")
-        if not target.takes(option.name, served):
+        if option.name not in row.options:
             raise RequestError(f"{option.flag} is for --target {takers_of(option.name)}: {option.reason}")
 
 
@@ -169,7 +195,9 @@ def make_request(
     no_check: bool,
     calibrate: Path | None,
     every_block: bool,
+    single_file: bool,
     server: Path | None,
+    backend: str | None,
     output: Path | None,
 ) -> Request:
     """Check the options of the command and turn them into a request.
@@ -179,10 +207,12 @@ def make_request(
         MissingExtraError: TensorRT-RTX, which provides the list of GPUs that it builds for, is not installed.
     """
     row = TARGETS[target]
+    served = _backend(row, server, backend)
     chosen = precision or row.precisions[0]
     given = {
         "calibrate": calibrate,
         "every_block": every_block,
+        "single_file": single_file,
         "batch": batch,
         "plugins": plugins,
         "pixels": pixels,
@@ -192,14 +222,16 @@ def make_request(
         "server": server,
         "gpu": gpu,
     }
-    _check_taken(row, chosen, given)
+    _check_taken(row, served, chosen, given)
     if calibrate is not None and not calibrate.is_dir():
         raise RequestError(f"--calibrate {calibrate}: is no folder; give one that holds train/CT-MRI/MRI and so on")
     asked = make_profile(size, least, best, most, batch or 1)
-    profile = asked if row.takes("batch", server is not None) or any((size, least, most)) else None
-    if server is not None and asked.min[1:] != asked.max[1:]:
+    profile = asked if "batch" in (served or row).options or any((size, least, most)) else None
+    if served is not None and served.one_size and asked.min[1:] != asked.max[1:]:
         raise RequestError("--triton-server: a served model takes one size, so give one --size")
-    gpus = _gpus(gpu, chosen) if row.takes("gpu", server is not None) else ()
+    if served is not None and not served.one_size and any((size, least, most)):
+        raise RequestError(f"--backend {served.backend}: the model takes images of any size; leave out --size")
+    gpus = _gpus(gpu, chosen) if "gpu" in (served or row).options else ()
     if timing_cache is not None and (timing_cache.is_dir() or not timing_cache.absolute().parent.is_dir()):
         raise RequestError(f"--timing-cache {timing_cache}: name a file in a folder that exists")
     source, stem = _source(source, row, chosen, plugins)
@@ -210,11 +242,15 @@ def make_request(
         )
     if server is not None:
         output = _model_folder(server, stem if output is None else str(output))
+    elif row.kind is None:
+        output = output or Path(f"{stem}-page{'.html' if single_file else ''}")
+        _check_page(output, single_file)
     else:
         if source_kind is row.kind:
             raise RequestError(f"{source}: is {with_article(row.kind.suffix)} file already; give weights")
         output = output or Path(f"{stem}{row.kind.suffix}")
-        _check_output(output, source, row)
+        row.kind.check_output(output)
+        _check_output(output, source)
     return Request(
         source=source,
         target=row,
@@ -228,7 +264,8 @@ def make_request(
         no_check=no_check,
         calibrate=calibrate,
         every_block=every_block,
-        server=server,
+        single_file=single_file,
+        served=served,
         output=output,
     )
 
@@ -238,6 +275,8 @@ def _source(named: Path | None, target: Target, precision: Precision, plugins: b
     if named is not None and str(named) not in shipped():
         return named, named.stem
     weights = shipped()[str(named or DEFAULT)]
+    if target.kind is None:
+        return weights.with_suffix(OPENVINO.suffix), weights.stem  # the graph that ships is what the page runs
     # Using the shipped graph requires no torch and saves the half minute that exporting it takes.
     graph = shipped_graph(weights)
     takes_graph = precision == "float16" and not plugins and graph.exists() and graph.suffix != target.kind.suffix
@@ -264,8 +303,16 @@ def _model_folder(server: Path, name: str) -> Path:
     return output
 
 
-def _check_output(output: Path, source: Path, target: Target) -> None:
-    target.kind.check_output(output)
+def _check_page(output: Path, single_file: bool) -> None:
+    if single_file and output.suffix.lower() != ".html":
+        raise OutputError(f"{output}: name an .html file")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: cannot be written: the folder {output.parent} does not exist")
+    if output.is_dir() if single_file else output.exists():
+        raise OutputError(f"{output}: is there already; remove it, or name another with -o")
+
+
+def _check_output(output: Path, source: Path) -> None:
     if output.is_dir():
         raise OutputError(f"{output}: is a folder; name a file to write")
     if not output.parent.is_dir():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -23,23 +23,21 @@ LARGEST = 16384  # largest height and width of an engine
 
 @dataclass(frozen=True)
 class Served:
-    """How a target exports models for NVIDIA Triton Inference Server.
+    """How a target exports models for one backend of NVIDIA Triton Inference Server.
 
     Attributes:
-        platform: name of the backend in the model's configuration.
-        file: name of the model's file.
-        precisions: precisions that the server runs.
+        backend: value of --backend.
+        precisions: precisions that the backend runs.
         options: names of the `Option`s that such an export accepts.
-        make: returns the content of the model's file for a graph of one size, which contains any noise, and further
-            entries for the configuration's `parameters`; the folder is for its own files. Raises the same errors as
-            `Target.write`.
+        one_size: whether a model takes images of one size only.
+        write: makes the model's folder within the given one and moves it to the output path; as `Target.write`.
     """
 
-    platform: str
-    file: str
+    backend: str
     precisions: tuple[Precision, ...]
     options: frozenset[str]
-    make: Callable[[Request, Graph, Path, Step, Tell], tuple[bytes, Mapping[str, str]]]
+    one_size: bool
+    write: Callable[[Request, Graph, Path, Step, Tell], None]
 
 
 @dataclass(frozen=True)
@@ -57,30 +55,18 @@ class Target:
             something that the export needs.
         write: makes the file from a graph in the given folder and moves it to the output path. Raises a DMFNetError if
             the file cannot be made or does not compute what the network does, and an OSError if it cannot be written.
-        served: how the target exports for the server; None if the server does not run it.
+        served: how the target exports for each backend of the server that runs it, the default one first.
     """
 
     name: str
-    kind: EngineKind
+    kind: EngineKind | None
     words: str
     precisions: tuple[Precision, ...]
     cpu_precisions: tuple[Precision, ...]
     options: frozenset[str]
     check_machine: Callable[[Request], None]
     write: Callable[[Request, Graph, Path, Step, Tell], None]
-    served: Served | None
-
-    def takes(self, option: str, served: bool) -> bool:
-        """Whether an export, for the server if `served`, accepts the `Option` with this name."""
-        if served:
-            return self.served is not None and option in self.served.options
-        return option in self.options
-
-    def has(self, precision: Precision, served: bool) -> bool:
-        """Whether an export, for the server if `served`, supports a precision."""
-        if served:
-            return self.served is not None and precision in self.served.precisions
-        return precision in self.precisions
+    served: tuple[Served, ...]
 
 
 @dataclass(frozen=True)
@@ -102,8 +88,9 @@ class Request:
         no_check: whether an engine whose results differ from the network's is kept.
         calibrate: folder of calibration pairs for int8; None uses phantoms.
         every_block: whether int8 includes the first and the last block.
-        server: model repository of Triton Inference Server, or None.
-        output: file to write; with `server`, the model's folder in the repository.
+        single_file: whether a page is one file instead of a folder.
+        served: the backend of Triton Inference Server to export for, or None.
+        output: file to write; with `served`, the model's folder in the repository.
     """
 
     source: Path
@@ -118,20 +105,32 @@ class Request:
     no_check: bool
     calibrate: Path | None
     every_block: bool
-    server: Path | None
+    single_file: bool
+    served: Served | None
     output: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the network: that of the source's file, without the prefix of shipped ones."""
+        return self.source.stem.removeprefix("dmfnet-")
 
     def takes(self, option: str) -> bool:
         """Whether this export accepts the `Option` with this name."""
-        return self.target.takes(option, self.server is not None)
+        return option in (self.served or self.target).options
 
     def __str__(self) -> str:
         lines = [f"source     {self.source}", f"target     {self.target.name}", f"precision  {self.precision}"]
         any_size = "any multiple of 16 from 64 on, any batch"
-        lines.append(f"sizes      {self.profile if self.takes('batch') else any_size}")
+        if self.served is not None:
+            lines.append(f"backend    {self.served.backend}")
+        if self.served is not None and not self.served.one_size:
+            assert self.profile is not None
+            lines.append(f"sizes      any from {SMALLEST}x{SMALLEST} on, 1 to {self.profile.max[0]} pairs at once")
+        else:
+            lines.append(f"sizes      {self.profile if self.takes('batch') else any_size}")
         if self.takes("gpu"):
             lines.append(f"GPUs       {', '.join(self.gpus)}")
-        elif "cpu" not in self.target.kind.support:
+        elif self.target.kind is not None and "cpu" not in self.target.kind.support:
             lines.append("GPU        the one that it is built on")
         if self.takes("plugins"):
             lines.append(f"plugins    {'yes' if self.plugins else 'no'}")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from dmfnet_fast.artifacts.interface import OUTPUT, Interface, interface_of
 from dmfnet_fast.artifacts.parity import check
 from dmfnet_fast.diffusion.noise import fusion_noise
 from dmfnet_fast.errors import require
-from dmfnet_fast.precision import Precision
 from export.errors import RequestError
 from export.onnx.source import NOTHING_WRITTEN, Graph, Step
-from export.request import Request, Target, Tell
+from export.request import Request, Tell
 from export.tensorrt.builder import Profile
 from export.verify import has_onnx_runtime, on_onnx_runtime
+
+Make: TypeAlias = Callable[[Request, Graph, Path, Step, Tell], tuple[bytes, Mapping[str, str]]]
 
 # Longest time that a request waits for others to fill its batch.
 QUEUE_MICROSECONDS = 500
@@ -25,7 +27,7 @@ QUEUE_MICROSECONDS = 500
 _CONFIGURATION = """\
 # Fuses luminances in [-1, 1]: `a` the MRI's, `b` the other modality's, 1 x {height} x {width} float32 each.
 {comment}name: "{name}"
-{backend}
+platform: "{platform}"
 max_batch_size: {batch}
 input [
 {inputs}
@@ -73,63 +75,83 @@ def of_one_size(content: bytes, interface: Interface, profile: Profile) -> bytes
 
 
 def configuration(
-    name: str, target: Target, precision: Precision, interface: Interface, profile: Profile, about: Mapping[str, str]
+    name: str, platform: str, on_cpu: bool, interface: Interface, profile: Profile, about: Mapping[str, str]
 ) -> str:
     """The text of config.pbtxt, the server's ModelConfig.
 
     Args:
         name: name of the model and of its folder.
-        target: target that the model was exported for.
-        precision: precision of the model. It is served on a CPU if this is one of the target's `cpu_precisions`,
-            otherwise on a GPU.
+        platform: the server's name for the kind of file.
+        on_cpu: whether the model is served on a CPU, otherwise on a GPU.
         interface: inputs of the network.
         profile: the size and the largest batch.
         about: entries of `parameters` that describe the model.
     """
     pairs, height, width = profile.max
-    assert target.served is not None
-    on_cpu = precision in target.cpu_precisions
     shapes = interface.shapes(pairs, height, width)
     inputs = {
         label: f"data_type: TYPE_FP32 dims: [ {shape[1]}, {height}, {width} ]"
         for label, shape in shapes.items()
         if label != "noise"
     }
-    batching = f"dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_MICROSECONDS} }}\n"
     return _CONFIGURATION.format(
         comment=_INTERVAL.format(height=height, width=width) if interface.interval else "",
         name=name,
-        backend=f'platform: "{target.served.platform}"',
+        platform=platform,
         batch=pairs,
         height=height,
         width=width,
         inputs=",\n".join(f'  {{ name: "{label}" {kind} }}' for label, kind in inputs.items()),
         output=OUTPUT,
         kind="KIND_CPU" if on_cpu else "KIND_GPU",
-        batching=batching if pairs > 1 else "",
-        parameters="\n".join(
-            f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}"
-            for key, value in about.items()
-        ),
+        batching=batching(pairs),
+        parameters=parameters(about),
         warm_up="\n".join(
             f'    inputs {{ key: "{label}" value {{ {kind} zero_data: true }} }}' for label, kind in inputs.items()
         ),
     )
 
 
-def write_repository(folder: Path, file: str, content: bytes, config: str) -> None:
-    """Write the model's folder: config.pbtxt, and version 1 of the model in 1/`file`."""
+def batching(pairs: int) -> str:
+    """The line of a configuration that gathers single requests into batches of up to `pairs`."""
+    return f"dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_MICROSECONDS} }}\n" if pairs > 1 else ""
+
+
+def parameters(about: Mapping[str, str]) -> str:
+    """The lines of a configuration that describe the model."""
+    return "\n".join(
+        f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}"
+        for key, value in about.items()
+    )
+
+
+def write_repository(folder: Path, files: Mapping[str, bytes], config: str) -> None:
+    """Write the model's folder: config.pbtxt, and version 1 of the model, given as contents of files by name."""
     version = folder / "1"
     version.mkdir(parents=True)
-    (version / file).write_bytes(content)
+    for name, content in files.items():
+        (version / name).write_bytes(content)
     (folder / "config.pbtxt").write_text(config)
 
 
-def write(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> None:
-    """Write the folder of a served model; see `Target.write`."""
-    target, profile = request.target, request.profile
+def writer(platform: str, file: str, make: Make) -> Callable[[Request, Graph, Path, Step, Tell], None]:
+    """A `Served.write` for a backend that runs a network of one size by itself.
+
+    Args:
+        platform: the server's name for the kind of file.
+        file: name of the model's file.
+        make: returns the content of that file for a graph of one size, which contains any noise, and further entries
+            for the configuration's `parameters`; the folder is for its own files. Raises the same errors as
+            `Target.write`.
+    """
+    return partial(_write, platform, file, make)
+
+
+def _write(
+    platform: str, file: str, make: Make, request: Request, graph: Graph, folder: Path, step: Step, tell: Tell
+) -> None:
+    profile = request.profile
     assert profile is not None
-    assert target.served is not None
     if graph.pixels:
         raise RequestError(
             f"{request.source}: takes 8-bit images, the server's model takes luminances: export without --pixels"
@@ -147,8 +169,8 @@ def write(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) 
         check(parity, NOTHING_WRITTEN)
         about["parity"] = str(parity)
     of_this_size = replace(graph, content=served, config=config_without_noise, references=tuple(known))
-    content, more = target.served.make(request, of_this_size, folder, step, tell)
-    name = request.output.name
-    config = configuration(name, target, request.precision, interface, profile, {**about, **more})
-    write_repository(folder / name, target.served.file, content, config)
+    content, more = make(request, of_this_size, folder, step, tell)
+    name, on_cpu = request.output.name, request.precision in request.target.cpu_precisions
+    config = configuration(name, platform, on_cpu, interface, profile, {**about, **more})
+    write_repository(folder / name, {file: content}, config)
     (folder / name).replace(request.output)

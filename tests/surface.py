@@ -39,6 +39,8 @@ COMMANDS = {
     "dmfnet-convert": "dmfnet_fast.commands.convert",
     "dmfnet-phantom": "dmfnet_fast.commands.phantom",
     "dmfnet-demo": "dmfnet_fast.commands.demo",
+    "dmfnet-view": "dmfnet_fast.commands.view",
+    "dmfnet-node": "dmfnet_fast.commands.node",
     "python -m train.stage1": "train.stage1",
     "python -m train.stage2": "train.stage2",
     "python -m train.release": "train.release",

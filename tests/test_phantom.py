@@ -86,6 +86,7 @@ def test_command_writes_volumes(cli: CliRunner, tmp_path: Path) -> None:
     assert again.exit_code == 2
     assert "already holds files" in again.stderr
     assert "leave --train and --test out" in cli.invoke(main, [str(folder), "--volumes", "--train", "2"]).stderr
+    assert "at most 1024 pixels wide" in cli.invoke(main, [str(folder), "--volumes", "--size", "2000"]).stderr
 
 
 def test_demo(cli: CliRunner, tmp_path: Path) -> None:

@@ -6,13 +6,18 @@ import os
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from dmfnet_fast.web.building import npm
+
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("dmfnet-fuse", "dmfnet-convert", "dmfnet-phantom", "dmfnet-demo", "dmfnet-export", "dmfnet-eval")
+COMMANDS = (
+    "dmfnet-fuse", "dmfnet-convert", "dmfnet-phantom", "dmfnet-demo", "dmfnet-export", "dmfnet-eval", "dmfnet-view",
+)  # fmt: skip
 SCRIPTS = "Scripts" if sys.platform == "win32" else "bin"
 
 
@@ -57,6 +62,21 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Enviro
     return environment
 
 
+def _check_page(environment: Environment, wheel: Path) -> None:
+    """The page for browsers is in the wheel, so that neither npm nor any library is needed to serve it."""
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+    assert "dmfnet_fast/web/built/THIRD-PARTY-NOTICES.txt" in names
+    assert not any("node_modules" in name for name in names)
+    probe = (
+        "from dmfnet_fast.commands.view import pair_site; from pathlib import Path; "
+        "site, _ = pair_site(Path('data/test/PET-MRI/MRI/001.png'), Path('data/test/PET-MRI/PET/001.png'), 'nano'); "
+        "print(*sorted(site))"
+    )
+    site = environment.run("python", "-c", probe).stdout.split()
+    assert {"index.html", "network.onnx", "worker.js", "given.json", "given/a/0", "given/b/0"} <= set(site)
+
+
 def test_wheel(environment: Environment, wheel: Path) -> None:
     assert wheel.stat().st_size < 25e6
     listed = environment.run("python", "-m", "pip", "list", "--format=freeze").stdout.lower()
@@ -71,6 +91,8 @@ def test_wheel(environment: Environment, wheel: Path) -> None:
         assert "--help" in environment.run(command, "--help").stdout
     environment.run("dmfnet-phantom", "data", "--train", "2", "--test", "1", "--size", "64")
     pair = ("data/test/PET-MRI/MRI/001.png", "data/test/PET-MRI/PET/001.png")
+    if npm() is not None:
+        _check_page(environment, wheel)
     missing = environment.run("dmfnet-fuse", *pair, "-o", "fused.png", code=2)
     assert "pip install 'dmfnet-fast[cpu]' or 'dmfnet-fast[torch]'" in missing.stderr
     without_torch = environment.run("python", "-m", "train.stage1", "--data", "data", "--out", "run", code=2)

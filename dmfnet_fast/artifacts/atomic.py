@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import threading
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,8 +50,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OutputError(f"{target}: is a folder; name a file to write")
     if not target.parent.is_dir():
         raise OutputError(f"{target}: cannot be written: the folder {target.parent} does not exist")
-    # Short even if the target's name has the maximum length, and unique to each thread.
-    temporary = target.with_name(f".{os.getpid()}-{threading.get_ident()}{_PART}{target.suffix}")
+    # Short even if the target's name has the maximum length, and unique, even among machines that share the folder.
+    temporary = target.with_name(f".{os.getpid()}-{secrets.randbits(62)}{_PART}{target.suffix}")
     try:
         yield temporary
         temporary.replace(target)

@@ -1,4 +1,4 @@
-"""The folder in which engines keep what they have compiled, for the next process."""
+"""The folder of what can be made again: compiled models, and the page for browsers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _COMPILED = ("*.blob", "*.kernels")  # of OpenVINO, and of TensorRT-RTX
 
 
 def cache_folder() -> Path | None:
-    """The folder for compiled models, shared by all processes: in DMFNET_CACHE, or else in the user's cache folder.
+    """The folder shared by all processes: in DMFNET_CACHE, or else in the user's cache folder.
 
     Returns None if the folder cannot be written to.
     """

@@ -1,12 +1,11 @@
-"""`dmfnet-fuse`: fuses two images or two folders of images, and hands volumes to `fuse_volumes`."""
+"""`dmfnet-fuse`: fuses two images or two folders of images, and hands volumes and tables to other modules."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +14,32 @@ import click
 from dmfnet_fast import __version__
 from dmfnet_fast.artifacts.atomic import make_folder
 from dmfnet_fast.commands.engine_options import EngineOptions
-from dmfnet_fast.commands.fuse_volumes import FORMATS as VOLUME_FORMATS
-from dmfnet_fast.commands.fuse_volumes import VolumeRequest, fuse_volumes
+from dmfnet_fast.commands.fuse_images import WORKERS, fuse_images, run_job
+from dmfnet_fast.commands.fuse_on_ray import LOCAL
+from dmfnet_fast.commands.fuse_options import (
+    DEFAULT_SUFFIX,
+    MONTAGES,
+    are_volumes,
+    check_options,
+    report_of,
+    volume_request,
+)
+from dmfnet_fast.commands.fuse_table import fuse_table
+from dmfnet_fast.commands.fuse_volumes import fuse_volumes
+from dmfnet_fast.commands.fuse_worker import TableRequest
 from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
 from dmfnet_fast.engines import DEFAULT
 from dmfnet_fast.engines.kinds import default_devices, files_and_libraries
 from dmfnet_fast.errors import DMFNetError, ImageError, OutputError
-from dmfnet_fast.fuser import Fuser, Range, Source
-from dmfnet_fast.images.color import DEFAULT_RULES, check_range, range_of
+from dmfnet_fast.fuser import Fuser, Range
+from dmfnet_fast.images.color import DEFAULT_RULES, check_range
 from dmfnet_fast.images.formats import WRITERS, name_in_folder, suffixes
-from dmfnet_fast.images.io import check_holds, check_suffix, load_image, to_8_bit, write_image
-from dmfnet_fast.images.montage import montage
+from dmfnet_fast.images.io import check_suffix
 from dmfnet_fast.images.pairing import pair_folders
 from dmfnet_fast.precision import PRECISION_CHOICES
 from dmfnet_fast.volumes.display import COLORMAPS, DEFAULT_COLORMAP
-from dmfnet_fast.volumes.reading import is_volume
 from dmfnet_fast.volumes.showing import GRAY
-from dmfnet_fast.wording import alternatives
-
-MONTAGES = "montages"
-DEFAULT_SUFFIX = "png"
-WORKERS = 3  # one decodes, one computes (calls to the engine are serialized), one encodes
-
-# The names of options that are for one kind of input alone.
-_FOR_IMAGES = {"with_montage": "--montage"}
-_FOR_VOLUMES = {
-    "series_a": "--series-a",
-    "series_b": "--series-b",
-    "modality_b": "--modality-b",
-    "grid": "--grid",
-    "register": "--register",
-    "force_patient": "--force-patient",
-    "colormap": "--colormap",
-    "label": "--label",
-}
 
 
 @dataclass(frozen=True)
@@ -108,19 +98,6 @@ def _check_inputs_survive(jobs: list[Job]) -> None:
                     raise OutputError(f"{path}: is one of the inputs; choose another name")
 
 
-def _fuse(job: Job, fuser: Fuser, range_a: Range | None, range_b: Range | None) -> None:
-    assert job.output is not None
-    a, b = load_image(job.a), load_image(job.b)
-    check_holds(Path(job.output), b.pixels)
-    values_a, values_b = range_of(a, range_a), range_of(b, range_b)
-    fused = fuser.fuse(Source(a.pixels, a.name, values=values_a), Source(b.pixels, b.name, values=values_b))
-    write_image(job.output, fused, values_b)
-    if job.montage is not None:
-        row = [to_8_bit(a.pixels, values_a), to_8_bit(b.pixels, values_b), to_8_bit(fused, values_b)]
-        write_image(job.montage, montage([row], ["a", "b", "fused"]))
-    job.size = (b.pixels.shape[1], b.pixels.shape[0])
-
-
 def _work(
     jobs: list[Job],
     shown: Iterable[Job],
@@ -132,18 +109,7 @@ def _work(
     """Fuse the pending jobs, several at a time, and advance `shown`, which iterates over all jobs, as they finish."""
 
     def work(job: Job) -> None:
-        started = time.perf_counter()
-        try:
-            _fuse(job, fuser, range_a, range_b)
-            if journal is not None:
-                journal.add(job)
-        except DMFNetError as error:
-            job.status, job.error = "failed", str(error)
-        except Exception as error:
-            # No failure of one pair may stop the others.
-            job.status, job.error = "failed", f"{job.a} with {job.b}: {type(error).__name__}: {error}"
-        else:
-            job.status, job.seconds = "fused", round(time.perf_counter() - started, 4)
+        run_job(job, lambda: fuse_images(job, fuser, range_a, range_b, journal))
 
     pool = ThreadPoolExecutor(WORKERS)
     try:
@@ -156,14 +122,9 @@ def _work(
         pool.shutdown(cancel_futures=True)
 
 
-def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
-    counts = {status: sum(job.status == status for job in jobs) for status in ("fused", "skipped", "failed")}
-    return {"version": __version__, **more, **counts, "pairs": [asdict(job) for job in jobs]}
-
-
 @command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=click.Path(path_type=Path), required=False)
+@click.argument("b", type=click.Path(path_type=Path), required=False)
 @click.option(
     "-o",
     "--output",
@@ -240,10 +201,24 @@ def _report(jobs: list[Job], **more: Any) -> dict[str, Any]:
 )
 @click.option("--label", metavar="TEXT", help="Volumes as DICOM: text to draw into a corner of every slice.")
 @click.option(
+    "--pairs",
+    type=click.Path(path_type=Path),
+    metavar="TABLE",
+    help="Instead of A and B: a CSV table of pairs, with columns a, b and, if need be, name, series_a, series_b and "
+    "modality_b.",
+)
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value=LOCAL,
+    metavar="[ADDRESS]",
+    help="With --pairs: on the Ray cluster at this address, or on one that is started on this machine.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print a machine-readable report; everything else goes to standard error."
 )
 @click.version_option(package_name="dmfnet-fast")
-def main(as_json: bool, **given: Any) -> None:
+def main(as_json: bool, pairs: Path | None, ray: str | None, **given: Any) -> None:
     """Fuse A, an MRI, with B, a CT, PET or SPECT.
 
     A and B are images of one slice and size, or two folders whose images are paired by name. The result shows the
@@ -253,23 +228,32 @@ def main(as_json: bool, **given: Any) -> None:
 
     Or they are volumes: DICOM files, folders with DICOM files in them or below, DICOMDIRs, and NIfTI files (.nii,
     .nii.gz). These are aligned by their headers and fused slice by slice on A's grid, with a report and a page to look
-    at. A folder is a volume if it has a DICOM file in it or below, unless it directly holds as many images as DICOM
-    files, or more: then it is a folder of images.
+    at. A folder is a volume if it has a DICOM file in it or below, unless it directly holds more images than DICOM
+    files: then it is a folder of images.
+
+    Or a table names the pairs, images and volumes alike: --pairs TABLE -o FOLDER. Each result has a name in that
+    folder, and results are kept as in folders.
 
     Not a medical device.
     """
     engine = EngineOptions(**{option.name: given.pop(option.name) for option in fields(EngineOptions)})
     volumes, ignored = False, 0
     try:
-        volumes = _are_volumes(given["a"], given["b"])
-        _check_options(given, volumes)
+        _check_inputs(given, pairs, ray)
+        if pairs is not None:
+            output = given.pop("output")
+            report = fuse_table(TableRequest(pairs, output, engine, given), ray)
+            _say_images(report, as_json, True, output, 0)
+            return
+        volumes = are_volumes(given["a"], given["b"])
+        check_options(given, volumes)
         if volumes:
-            report = fuse_volumes(_volume_request(engine, given))
+            report = fuse_volumes(volume_request(engine, given))
         else:
             report, ignored = _run(_image_request(engine, given))
     except (DMFNetError, OSError) as error:
         if as_json:
-            click.echo(json.dumps(_report([], error=str(error)), indent=2))
+            click.echo(json.dumps(report_of([], error=str(error)), indent=2))
         raise
     if volumes:
         _say_volumes(report, as_json)
@@ -277,36 +261,24 @@ def main(as_json: bool, **given: Any) -> None:
         _say_images(report, as_json, given["a"].is_dir(), given["output"], ignored)
 
 
-def _are_volumes(a: Path, b: Path) -> bool:
-    """Whether A and B are volumes rather than images; of what is not there, the other one decides."""
-    kinds = {path: is_volume(path) for path in (a, b) if path.exists()}
-    if len(set(kinds.values())) == 2:
-        one, other = (a, b) if kinds[a] else (b, a)
-        raise ImageError(f"{one} is a volume (DICOM or NIfTI), and {other} is not: give two volumes or two images")
-    return any(kinds.values())
-
-
-def _check_options(given: dict[str, Any], volumes: bool) -> None:
-    """Raise an ImageError if an option is given that does not apply."""
-    others, kind = (_FOR_IMAGES, "volumes") if volumes else (_FOR_VOLUMES, "images")
-    for name, option in others.items():
-        if given[name] not in (None, False):
-            raise ImageError(f"{option}: is not for {kind}; leave it out")
-    known = VOLUME_FORMATS if volumes else [suffix[1:] for suffix in suffixes(WRITERS)]
-    if given["chosen_format"] not in (None, *known):
-        raise ImageError(f"--format {given['chosen_format']}: is not for {kind}; use {alternatives(known)}")
+def _check_inputs(given: dict[str, Any], pairs: Path | None, ray: str | None) -> None:
+    """Raise an ImageError unless either A and B or a table are given, with nothing that belongs to the other."""
+    if pairs is None and None in (given["a"], given["b"]):
+        raise ImageError("give A and B, two images, folders or volumes; or --pairs with a table of them")
+    if pairs is None and ray is not None:
+        raise ImageError("--ray: is for a table of pairs, --pairs")
+    if pairs is not None:
+        if given["a"] is not None:
+            raise ImageError("--pairs: names A and B; leave them out as arguments")
+        for name in ("series_a", "series_b"):
+            if given[name] is not None:
+                raise ImageError(f"--{name.replace('_', '-')}: is a column {name} of the table with --pairs")
 
 
 def _image_request(engine: EngineOptions, given: dict[str, Any]) -> Request:
     suffix = given["chosen_format"] or DEFAULT_SUFFIX
     names = ("a", "b", "output", "range_a", "range_b", "with_montage", "overwrite")
     return Request(engine=engine, suffix=suffix, **{name: given[name] for name in names})
-
-
-def _volume_request(engine: EngineOptions, given: dict[str, Any]) -> VolumeRequest:
-    names = ("a", "b", "output", "range_a", "range_b", "overwrite", *(name for name in _FOR_VOLUMES if name != "grid"))
-    stated = {name: given[name] for name in names}
-    return VolumeRequest(engine=engine, grid=given["grid"] or "a", stated_format=given["chosen_format"], **stated)
 
 
 def _say_volumes(report: dict[str, Any], as_json: bool) -> None:
@@ -358,7 +330,7 @@ def _run(request: Request) -> tuple[dict[str, Any], int]:
     with request.engine.open() as fuser:
         if not folders:
             _work(jobs, jobs, fuser, request.range_a, request.range_b, None)
-            return _report(jobs, engine=fuser.info), ignored
+            return report_of(jobs, engine=fuser.info), ignored
         make_folder(output / MONTAGES if with_montage else output)
         ranges = {"range_a": request.range_a, "range_b": request.range_b}
         settings = {"version": __version__, **fuser.info, "seed": request.engine.seed, **request.engine.rules, **ranges}
@@ -368,4 +340,4 @@ def _run(request: Request) -> tuple[dict[str, Any], int]:
                 journal.check(job, request.overwrite)
         with progress(jobs, "fusing") as shown:
             _work(jobs, shown, fuser, request.range_a, request.range_b, journal)
-        return _report(jobs, engine=fuser.info), ignored
+        return report_of(jobs, engine=fuser.info), ignored

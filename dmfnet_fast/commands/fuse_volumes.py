@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from PIL.Image import Image as PillowImage
 
 from dmfnet_fast import __version__
 from dmfnet_fast.artifacts.atomic import replacing
@@ -18,17 +19,20 @@ from dmfnet_fast.commands.engine_options import EngineOptions
 from dmfnet_fast.commands.shared import progress
 from dmfnet_fast.errors import OutputError, warn
 from dmfnet_fast.fuser import Fuser, Range
+from dmfnet_fast.html_page import generator
 from dmfnet_fast.images.color import check_range
 from dmfnet_fast.volumes import Alignment, Shown, Volume, align, draw_alignment, read_volume, show
 from dmfnet_fast.volumes.fusing import Image, check_pair
 from dmfnet_fast.volumes.looks import PUMPING, Looks, places_in
+from dmfnet_fast.volumes.measures import foreground, sampled
+from dmfnet_fast.volumes.messages import Message, anonymous
 from dmfnet_fast.volumes.nifti import SUFFIXES, is_nifti
 from dmfnet_fast.volumes.page import to_html
-from dmfnet_fast.volumes.report import COMMAND, MARK, Fusion, anonymous, to_dict, to_json
-from dmfnet_fast.volumes.writing import Format, Provenance, VolumeWriter, open_writer
-from dmfnet_fast.web_page import generator
+from dmfnet_fast.volumes.report import COMMAND, MARK, Fusion, to_dict, to_json
+from dmfnet_fast.volumes.writing import Format, Provenance, VolumeWriter, holds_result, open_writer, remove_result
 
 FORMATS: tuple[Format, ...] = ("dicom", "nifti", "png")
+Show: TypeAlias = Callable[[Iterable[Any], str, int | None], AbstractContextManager[Iterable[Any]]]
 NAMES = ("alignment.png", "report.json", "report.html")
 
 
@@ -98,8 +102,14 @@ def _has(path: Path, mark: str) -> bool:
 
 @dataclass
 class _Steps:
-    """How long each step took, in seconds."""
+    """How long each step took, in seconds.
 
+    Attributes:
+        show: shows the progress of steps.
+        seconds: by the name of each step.
+    """
+
+    show: Show
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -111,13 +121,18 @@ class _Steps:
     @contextmanager
     def shown(self, name: str) -> Iterator[None]:
         """Also show when it begins and ends."""
-        with self.timed(name), progress([name], name) as steps:
+        with self.timed(name), self.show([name], name, None) as steps:
             for _ in steps:
                 yield
 
 
-def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
+def fuse_volumes(request: VolumeRequest, fuser: Fuser | None = None, shown: Show = progress) -> dict[str, Any]:
     """Fuse two volumes and write all that belongs to the result.
+
+    Args:
+        request: what to fuse, and how.
+        fuser: runs the engine that the request asks for; None opens it.
+        shown: iterates over items and may show its progress; as `progress`.
 
     Returns:
         What `--json` prints: the report, the files, and how many slices were fused now and before.
@@ -125,32 +140,28 @@ def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
     for stated, name in ((request.range_a, "--range-a"), (request.range_b, "--range-b")):
         if stated is not None:
             check_range(stated, name)
-    place, steps = Place.of(request.output, request.format), _Steps()
+    place, steps = Place.of(request.output, request.format), _Steps(shown)
     place.check()
-    with request.engine.open() as fuser:
-        alignment, sources, told = _aligned(request, steps)
-        warnings = [anonymous(warning, sources) for warning in told]
+    others = _results_in_other_formats(request)
+    with request.engine.open() if fuser is None else nullcontext(fuser) as fuser:
+        alignment, sources, warnings = _aligned(request, steps)
         shown_a = show(alignment.a, request.range_a)
         shown_b = show(alignment.b, request.range_b, request.colormap)
+        warnings += _told(_range_doubts(request, shown_a, shown_b))
         check_pair(alignment.a, alignment.b)
-        settings = {
-            "grid": request.grid,
-            "transform": alignment.transform.round(9).tolist(),
-            "range_a": list(shown_a.limits),
-            "range_b": list(shown_b.limits),
-            "colormap": shown_b.palette,
-            "seed": request.engine.seed,
-            **request.engine.rules,
-        }
-        info = fuser.info
+        # Before anything is written: what cannot be drawn is not worth fusing.
+        drawn = _png(draw_alignment(alignment))
+        settings, info = _settings(request, alignment, shown_a, shown_b), fuser.info
         provenance = Provenance(__version__, info["file"], info["weights"], {**info, **settings})
         grid = alignment.a if request.grid == "a" else alignment.b
         writer = open_writer(
             request.format, place.volume, grid, sources, provenance, request.label, overwrite=request.overwrite
         )
         del sources
+        for kind in others:
+            remove_result(kind, Place.of(request.output, kind).volume)
         with steps.timed("fusing and writing"):
-            looks, already = _write(fuser, writer, shown_a, shown_b, place)
+            looks, already = _write(fuser, writer, shown_a, shown_b, place, shown)
             files = writer.finish()
     fusion = Fusion(
         alignment, shown_a, shown_b, looks, info, settings, request.format, len(files), steps.seconds, warnings
@@ -160,26 +171,67 @@ def fuse_volumes(request: VolumeRequest) -> dict[str, Any]:
             f"the brightness of the fused slices changes {fusion.pumping:.1f} times as unevenly from one to the next "
             "as that of their sources: compare the cuts across slices in the report"
         )
-        warn(message)
-        warnings.append(message)
-    _write_report(place, fusion)
+        warnings += _told([message])
+    _write_report(place, fusion, drawn)
     slices = {"fused": grid.shape[0] - already, "already_there": already}
     return {**to_dict(fusion), "slices": slices, "files": [str(file) for file in files], "page": str(place.page)}
 
 
-def _aligned(request: VolumeRequest, steps: _Steps) -> tuple[Alignment, tuple[Volume, Volume], list[str]]:
-    """Both volumes on one grid; as they were read, both in the space of the grid's volume; and what was warned of."""
-    a, b = _read(request, steps)
-    told = list(_doubts(a, b, request.colormap))
-    for message in told:
+def _settings(request: VolumeRequest, alignment: Alignment, a: Shown, b: Shown) -> dict[str, Any]:
+    """What decides the result beside sources, engine and weights."""
+    return {
+        "grid": request.grid,
+        "transform": alignment.transform.round(9).tolist(),
+        "range_a": list(a.limits),
+        "range_b": list(b.limits),
+        "colormap": b.palette,
+        "seed": request.engine.seed,
+        **request.engine.rules,
+    }
+
+
+def _results_in_other_formats(request: VolumeRequest) -> list[Format]:
+    """Formats in which an earlier run has left a result at this place, which are to be overwritten.
+
+    Raises:
+        OutputError: there are some, and it was not asked to overwrite them: the one report would be about another one.
+    """
+    if is_nifti(request.output):
+        return []
+    found = [
+        kind for kind in FORMATS if kind != request.format and holds_result(kind, Place.of(request.output, kind).volume)
+    ]
+    if found and not request.overwrite:
+        raise OutputError(
+            f"{request.output}: holds a result in another format ({', '.join(found)}), which its report is about; "
+            "choose another folder, or --overwrite it"
+        )
+    return found
+
+
+def _told(messages: Iterable[str]) -> list[str]:
+    """Warn of each message; what the report repeats of them."""
+    found = list(messages)
+    for message in found:
         warn(message)
+    return [anonymous(message) for message in found]
+
+
+def _aligned(request: VolumeRequest, steps: _Steps) -> tuple[Alignment, tuple[Volume, Volume], list[str]]:
+    """Both volumes on one grid; as they were read, both in the space of the grid's volume; what the report warns of."""
+    a, b = _read(request, steps)
+    warnings = [
+        f"{name}: {anonymous(text)}" for name, volume in (("A", a), ("B", b)) for text in volume.source.warnings
+    ]
+    warnings += _told(_doubts(a, b, request.colormap))
     with steps.shown("registering" if request.register else "aligning"):
         alignment = align(a, b, request.grid, register=request.register, force_patient=request.force_patient)
+    warnings += map(anonymous, alignment.warnings)
     if request.grid == "a":
         b = replace(b, affine=np.linalg.inv(alignment.transform) @ b.affine)
     else:
         a = replace(a, affine=alignment.transform @ a.affine)
-    return alignment, (a, b), [*told, *alignment.warnings]
+    return alignment, (a, b), warnings
 
 
 def _read(request: VolumeRequest, steps: _Steps) -> tuple[Volume, Volume]:
@@ -190,18 +242,40 @@ def _read(request: VolumeRequest, steps: _Steps) -> tuple[Volume, Volume]:
     return a, b
 
 
-def _doubts(a: Volume, b: Volume, colormap: str | None) -> Iterator[str]:
+def _doubts(a: Volume, b: Volume, colormap: str | None) -> Iterator[Message]:
     """What is probably not meant, judged by what the volumes say they show."""
-    if b.modality == "MR" and a.modality not in (None, "MR"):
-        yield f"{a.source.path} is {a.modality} and {b.source.path} is MR: are they swapped? The MRI comes first"
+    names = {"a": a.source.path, "b": b.source.path}
+    if a.modality not in (None, "MR"):
+        if b.modality == "MR":
+            yield Message(f"{{a}} is {a.modality} and {{b}} is MR: are they swapped? The MRI comes first", **names)
+        else:
+            yield Message(f"{{a}} is {a.modality}, and the networks expect an MRI: is it the right series?", **names)
+    if a.shape == b.shape and np.array_equal(a.affine, b.affine) and np.array_equal(a.values, b.values):
+        yield Message("{b}: holds the same volume as {a}: is it the right series?", **names)
     if b.modality is None and not b.color and colormap is None:
-        yield (
-            f"{b.source.path}: does not say what it shows, so it stays gray; --modality-b PET or SPECT gives it "
-            "colors, and CT its range in Hounsfield units"
+        yield Message(
+            "{b}: does not say what it shows, so it stays gray; --modality-b PET or SPECT gives it colors, and CT its "
+            "range in Hounsfield units",
+            **names,
         )
 
 
-def _write(fuser: Fuser, writer: VolumeWriter, a: Shown, b: Shown, place: Place) -> tuple[Looks, int]:
+def _range_doubts(request: VolumeRequest, a: Shown, b: Shown) -> Iterator[Message]:
+    """Stated ranges that leave nothing of the head, such as one in other units."""
+    for stated, option, shown in ((request.range_a, "--range-a", a), (request.range_b, "--range-b", b)):
+        if stated is None or shown.volume.color:
+            continue
+        head = sampled(shown.volume.values)[sampled(foreground(shown.volume))]
+        low, high = shown.limits
+        if len(head) and not ((head > low) & (head < high)).any():
+            units = shown.volume.units or "without a unit"
+            yield Message(
+                f"{option} {low:g} {high:g}: no value of the head lies between them, so that it is all black or white; "
+                f"its values go from {head.min():.4g} to {head.max():.4g} ({units})"
+            )
+
+
+def _write(fuser: Fuser, writer: VolumeWriter, a: Shown, b: Shown, place: Place, shown: Show) -> tuple[Looks, int]:
     """Fuse and write the slices that an earlier run has not; what is to be shown of all, and how many were there."""
     places = places_in(a.volume)
     looks = Looks(place.looks, writer.run, a.volume.shape, places)
@@ -214,16 +288,19 @@ def _write(fuser: Fuser, writer: VolumeWriter, a: Shown, b: Shown, place: Place)
             writer.write(number, fused)
 
     todo = sorted(set(range(a.volume.shape[0])) - done | set(places.slices))
-    with progress(fuser.fuse_slices(a, b, take, todo), "fusing", len(todo)) as numbers:
+    with shown(fuser.fuse_slices(a, b, take, todo), "fusing", len(todo)) as numbers:
         for _ in numbers:
             pass
     return looks, len(done)
 
 
-def _write_report(place: Place, fusion: Fusion) -> None:
+def _png(image: PillowImage) -> bytes:
     file = io.BytesIO()
-    draw_alignment(fusion.alignment).save(file, "PNG", compress_level=3)
-    drawn = file.getvalue()
+    image.save(file, "PNG", compress_level=3)
+    return file.getvalue()
+
+
+def _write_report(place: Place, fusion: Fusion, drawn: bytes) -> None:
     # The report first, by which the image of the alignment is known to be ours.
     with replacing(place.report) as temporary:
         temporary.write_text(to_json(fusion), encoding="utf-8")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from dmfnet_fast.artifacts.manifest import file_sha256
 from dmfnet_fast.errors import OutputError
 
 JOURNAL = ".dmfnet-fuse.jsonl"
@@ -17,7 +20,7 @@ JOURNAL = ".dmfnet-fuse.jsonl"
 
 @dataclass
 class Job:
-    """One pair: the files to read and write, and the outcome."""
+    """One pair: the files to read and write, and the outcome. Volumes may be folders, and their results are."""
 
     a: str
     b: str
@@ -28,9 +31,24 @@ class Job:
     seconds: float | None = None  # from reading to writing, including the wait for other pairs
     size: tuple[int, int] | None = None  # width, height
 
+    @property
+    def results(self) -> list[Path]:
+        """The files or folders that the pair makes."""
+        return [Path(path) for path in (self.output, self.montage) if path is not None]
 
-def _hash(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+def _hash(path: Path) -> str:
+    """The hash of a file's content, or of the names and contents of all files in a folder and below.
+
+    A DICOMDIR stands for its folder, whose files it lists.
+    """
+    path = path.parent if path.name.upper() == "DICOMDIR" else path
+    if not path.is_dir():
+        return file_sha256(path)
+    content = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        content.update(f"{file.relative_to(path).as_posix()}\0{file_sha256(file)}\n".encode())
+    return content.hexdigest()
 
 
 class Journal:
@@ -38,56 +56,113 @@ class Journal:
 
     Inputs and results are identified by hashes of their contents: a result is kept only if the same command would
     reproduce it, and a file that this command did not make is never replaced unless the user asks for it.
+
+    Args:
+        folder: the output folder.
+        settings: what else a result depends on.
+        part: processes that write results at the same time, maybe on several machines, each add to a file of their own,
+            which this names. All files are read.
+
+    Raises:
+        OutputError: a file cannot be read or written.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self._path = folder / JOURNAL
+    def __init__(self, folder: Path, settings: Mapping[str, Any], part: str = "") -> None:
+        first = Path(JOURNAL)
+        self._path = folder / (f"{first.stem}-{part}{first.suffix}" if part else JOURNAL)
         self._lock = threading.Lock()
         self._settings = json.loads(json.dumps(settings))
-        self._made: dict[str, dict[str, Any]] = {}
-        try:
-            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
-            with self._path.open("a"):
-                pass
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise OutputError(f"{self._path}: cannot be read and written: {error.strerror or error}") from error
-        for line in lines:
-            # The last line of an interrupted run may be incomplete.
-            with suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
-                self._made[entry["output"]] = entry
+        self._made: dict[str, list[dict[str, Any]]] = {}
+        self._open: Counter[tuple[str, str]] = Counter()
+        for path in sorted({self._path, folder / JOURNAL, *folder.glob(f"{first.stem}-*{first.suffix}")}):
+            for entry in _entries(path):
+                # A line of something else, or of an interrupted run.
+                with suppress(KeyError, TypeError):
+                    if "run" in entry:
+                        self._open[entry["run"], entry["pair"]] += 1 if entry["event"] == "begun" else -1
+                    else:
+                        self._made.setdefault(entry["output"], []).append(entry)
 
-    def _entry(self, job: Job) -> dict[str, Any]:
-        results = [path for path in (job.output, job.montage) if path is not None]
+    def _entry(self, job: Job, results: list[Path], more: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "output": Path(str(job.output)).name,
-            "inputs": [_hash(job.a), _hash(job.b)],
+            "inputs": [_hash(Path(job.a)), _hash(Path(job.b))],
             "results": [_hash(path) for path in results],
-            "settings": self._settings,
+            "settings": {**self._settings, **more},
         }
 
-    def check(self, job: Job, overwrite: bool) -> None:
-        """Mark a job as skipped if its results are up to date, or as failed if this command did not make them."""
-        results = [Path(path) for path in (job.output, job.montage) if path is not None]
-        known = self._made.get(Path(str(job.output)).name)
+    def check(
+        self, job: Job, overwrite: bool, more: Mapping[str, Any] | None = None, *, resumable: bool = False
+    ) -> None:
+        """Mark a job as skipped if its results are up to date, or as failed if this command did not make them.
+
+        Args:
+            job: the pair.
+            overwrite: whether it is to be fused in any case.
+            more: settings of this pair alone.
+            resumable: whether what is there may be the unfinished result of this pair, which is for others to judge.
+        """
+        known = self._made.get(Path(str(job.output)).name, [])
         if overwrite:
             return
-        if known is None and any(path.exists() for path in results):
+        if not known and any(path.exists() for path in job.results) and not resumable:
             job.status = "failed"
             job.error = f"{job.output}: already exists and was not made by this command; --overwrite replaces it"
-        elif known is not None and all(path.exists() for path in results):
+        elif known and all(path.exists() for path in job.results):
             # An input that cannot be read is reported when the job runs.
             with suppress(OSError):
-                if known == self._entry(job):
+                if self._entry(job, job.results, more or {}) in known:
                     job.status = "skipped"
 
-    def add(self, job: Job) -> None:
-        """Record a result. Safe to call from several threads."""
-        entry = json.dumps(self._entry(job)) + "\n"
+    def add(self, job: Job, results: list[Path] | None = None, more: Mapping[str, Any] | None = None) -> None:
+        """Record a result. Safe to call from several threads.
+
+        Args:
+            job: the pair.
+            results: where the results are that are about to be put in place; None if they are in place.
+            more: settings of this pair alone.
+
+        Raises:
+            OutputError: the journal cannot be written.
+        """
+        self._append(self._entry(job, job.results if results is None else results, more or {}))
+
+    def mark(self, event: Literal["begun", "ended"], name: str, run: str) -> None:
+        """Record that work on a pair is begun, or has ended in one way or another.
+
+        Args:
+            event: which of both.
+            name: of the pair.
+            run: an identity of the run.
+        """
+        self._append({"event": event, "pair": name, "run": run})
+
+    def lost(self, name: str, run: str) -> int:
+        """How often a process of a run ended with a pair, which was begun and has not ended, before this was opened."""
+        return self._open[run, name]
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        line = json.dumps(entry) + "\n"
         try:
             with self._lock, self._path.open("a", encoding="utf-8") as file:
-                file.write(entry)
+                file.write(line)
         except OSError as error:
             raise OutputError(f"{self._path}: cannot be written: {error.strerror or error}") from error
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a journal; none if it does not exist."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        with path.open("a"):
+            pass
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read and written: {error.strerror or error}") from error
+    for line in lines:
+        # The last line of an interrupted run may be incomplete.
+        with suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                yield entry

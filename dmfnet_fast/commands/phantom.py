@@ -15,6 +15,8 @@ from dmfnet_fast.phantom import MODALITIES, make_phantom
 from dmfnet_fast.volumes.phantom import make_head, write_head, write_nifti
 
 TRAIN, TEST = 8, 2
+# Rows and columns of volumes: all four take 4 GB of memory then.
+LARGEST_VOLUMES = 1024
 
 
 def write_phantoms(
@@ -93,6 +95,8 @@ def main(folder: Path, train: int | None, test: int | None, volumes: bool, size:
     if volumes:
         if train is not None or test is not None:
             raise OutputError("--volumes writes one head: leave --train and --test out")
+        if size > LARGEST_VOLUMES:
+            raise OutputError(f"--size {size}: volumes are at most {LARGEST_VOLUMES} pixels wide")
         with progress([folder], "drawing") as folders:
             for path in folders:
                 written = write_volumes(path, size, seed)

@@ -17,10 +17,10 @@ from dmfnet_fast.evaluation.methods import AsJPEG, Method, Trivial
 from dmfnet_fast.evaluation.report import ABSENT, COMPARED, NOTE, best, compared, heading, number, title
 from dmfnet_fast.evaluation.report_files import COMMAND
 from dmfnet_fast.evaluation.scores import Evaluation, Row, Scored, Scores, Table, fuse_all, read
+from dmfnet_fast.html_page import web_page
 from dmfnet_fast.images.color import luminance
 from dmfnet_fast.metrics.fidelity import color_difference
 from dmfnet_fast.metrics.fusion import Measure
-from dmfnet_fast.web_page import web_page
 
 MOST_WORST = 4  # number of methods whose worst colors are shown
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.errors import OutputError
-from dmfnet_fast.web_page import generator
+from dmfnet_fast.html_page import generator
 
 COMMAND = "dmfnet-eval"
 # Marks in the files by which an earlier report is recognized.

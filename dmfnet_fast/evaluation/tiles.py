@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dmfnet_fast.evaluation.dataset import Gray, Saved
+from dmfnet_fast.html_page import image_tag
 from dmfnet_fast.metrics.similarity import filtered
-from dmfnet_fast.web_page import image_tag
 
 ZOOM = 64  # side of the enlarged part, in pixels
 SHOWN = 256  # smaller side of every image in CSS pixels, and of whole images at most in pixels

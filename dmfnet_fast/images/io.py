@@ -6,6 +6,8 @@ Inside the package an image is an array: H x W (gray) or H x W x 3 (RGB) of uint
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dmfnet_fast.artifacts.atomic import replacing
@@ -17,7 +19,7 @@ from dmfnet_fast.wording import alternatives
 
 __all__ = [
     "FULL_16_BIT", "LoadedImage", "Pixels", "check_holds", "check_suffix", "from_pil", "load_image",
-    "read_image", "to_8_bit", "to_pil", "write_image",
+    "read_image", "to_8_bit", "to_pil", "write_image", "writing_image",
 ]  # fmt: skip
 
 
@@ -99,7 +101,16 @@ def check_holds(path: Path, pixels: Pixels) -> Writer:
 
 
 def write_image(path: str | os.PathLike[str], pixels: Pixels, values: tuple[float, float] = FULL_16_BIT) -> None:
-    """Writes an image atomically, in the format that the suffix names.
+    """Writes an image atomically, in the format that the suffix names; see `writing_image`."""
+    with writing_image(path, pixels, values):
+        pass
+
+
+@contextmanager
+def writing_image(
+    path: str | os.PathLike[str], pixels: Pixels, values: tuple[float, float] = FULL_16_BIT
+) -> Iterator[Path]:
+    """Writes an image beside `path`, yields where, and then puts it in place, in the format that the suffix names.
 
     16-bit pixels that the format cannot hold (see `formats.WRITERS`) are reduced to 8 bits over the range `values`
     (black, white), with a warning.
@@ -115,3 +126,4 @@ def write_image(path: str | os.PathLike[str], pixels: Pixels, values: tuple[floa
             warn(f"{path}: {path.suffix.lower()} cannot hold 16-bit {kind}: written as 8-bit")
             pixels = to_8_bit(pixels, values)
         writer.write(temporary, pixels)
+        yield temporary

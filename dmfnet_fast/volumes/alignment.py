@@ -9,6 +9,7 @@ import numpy as np
 
 from dmfnet_fast.errors import VolumeError, warn
 from dmfnet_fast.volumes.measures import foreground, luminance, mutual_information
+from dmfnet_fast.volumes.messages import Message
 from dmfnet_fast.volumes.registration import register_rigid
 from dmfnet_fast.volumes.resampling import resample
 from dmfnet_fast.volumes.volume import Affine, Volume
@@ -76,8 +77,8 @@ def align(
         force_patient: align volumes although their headers name different patients.
 
     Raises:
-        VolumeError: the volumes are of different patients, do not overlap, or registrations there and back disagree
-            by more than 2 mm.
+        VolumeError: the volumes are of different patients or do not overlap, `a` shows nothing, or registrations there
+            and back disagree by more than 2 mm.
         MissingExtraError: `register` without its extra.
     """
     warnings = _patient_warnings(a, b, force_patient) + _space_warnings(a, b, register)
@@ -121,7 +122,7 @@ def _coverage(a: Volume, b: Volume, transform: Affine) -> float:
     step = max(1, head.size // _POINTS)
     voxels = np.stack(np.unravel_index(np.flatnonzero(head.reshape(-1)[::step]) * step, a.shape), axis=-1)
     if len(voxels) == 0:
-        return 0.0
+        raise VolumeError(f"{a.source.path}: shows nothing: all of its values are alike; check the file")
     onto = np.linalg.inv(b.affine) @ transform @ a.affine
     at = voxels @ onto[:3, :3].T + onto[:3, 3]
     inside = ((at >= -0.5) & (at <= np.array(b.shape) - 0.5)).all(axis=1)
@@ -136,7 +137,10 @@ def _patient_warnings(a: Volume, b: Volume, force: bool) -> list[str]:
     different = [keyword for keyword in one if keyword in other and one[keyword] != other[keyword]]
     if not different:
         return []
-    message = f"{a.source.path} and {b.source.path} name different patients ({', '.join(different)} differ)"
+    elements = f"{', '.join(different)} {'differ' if len(different) > 1 else 'differs'}"
+    message = Message(
+        "{a} and {b} name different patients ({elements})", a=a.source.path, b=b.source.path, elements=elements
+    )
     if not force:
         raise VolumeError(f"{message}; give two volumes of one patient, or --force-patient if they are")
     return [message]
@@ -147,19 +151,26 @@ def _space_warnings(a: Volume, b: Volume, register: bool) -> list[str]:
     if register or not known or a.frame_of_reference == b.frame_of_reference:
         return []
     return [
-        f"{a.source.path} and {b.source.path} have different frames of reference, so their headers do not say how they "
-        "lie to each other: look at the alignment, or try --register"
+        Message(
+            "{a} and {b} have different frames of reference, so their headers do not say how they lie to each other: "
+            "look at the alignment, or try --register",
+            a=a.source.path,
+            b=b.source.path,
+        )
     ]
 
 
 def _fit_warnings(fit: _Fit, a: Volume, b: Volume) -> list[str]:
-    names = f"{b.source.path} and {a.source.path}"
-    warnings = []
+    names = {"a": a.source.path, "b": b.source.path}
+    warnings: list[str] = []
     if fit.coverage < LOW_COVERAGE:
-        warnings.append(f"{names}: the second shows a head of which the first covers {fit.coverage:.0%} alone")
+        warnings.append(Message(f"{{b}}: covers only {fit.coverage:.0%} of the head in {{a}}", **names))
     if fit.overlap < LOW_OVERLAP:
         warnings.append(
-            f"{names}: {fit.overlap:.0%} of the smaller lies within the larger: they may not belong together, or not "
-            "be aligned; look at the alignment, or try --register"
+            Message(
+                f"{{b}} and {{a}}: only {fit.overlap:.0%} of the smaller foreground lies in the larger: they may not "
+                "belong together, or not be aligned; look at the alignment, or try --register",
+                **names,
+            )
         )
     return warnings

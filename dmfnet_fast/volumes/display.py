@@ -100,6 +100,10 @@ def legend(
     page.paste(Image.fromarray(np.repeat(bar[:, None], 16, axis=1)), (4, 12))
     draw = ImageDraw.Draw(page)
     for share, value in ((0.0, limits[1]), (0.5, (limits[0] + limits[1]) / 2), (1.0, limits[0])):
-        draw.text((24, 7 + share * (height - 25)), f"{value:.4g}", fill=(255, 255, 255))
+        draw.text(
+            (24, 7 + share * (height - 25)),
+            f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}",
+            fill=(255, 255, 255),
+        )
     draw.text((24, 19), units or "", fill=(255, 255, 255))
     return page

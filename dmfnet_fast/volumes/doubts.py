@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.volumes.frames import Frame
+from dmfnet_fast.volumes.messages import Message
 
 # A slice this many times as bright, or as dark, as both of its neighbors, which differ by less from each other.
 _JUMP = 1.5
@@ -43,19 +45,31 @@ def _order(frames: Sequence[Frame]) -> list[str]:
     if len(odd) not in (1, 2):
         return []
     return [
-        f"{odd[-1]}: does not lie where its Instance Number is among those of the other slices: its position may be "
-        "damaged; look at the slices beside it"
+        Message(
+            "{file}: does not lie where its Instance Number is among those of the other slices: its position may be "
+            "damaged; look at the slices beside it",
+            file=odd[-1],
+        )
     ]
 
 
 def _ascending(numbers: Sequence[int]) -> set[int]:
     """Where a longest ascending part of a sequence of different numbers has its members."""
-    best: list[list[int]] = []
+    # The lowest end of an ascending part of each length so far, where it is, and for each member the one before it.
+    ends: list[int] = []
+    at: list[int] = []
+    before: list[int] = []
     for index, number in enumerate(numbers):
-        before = max((part for part in best if numbers[part[-1]] < number), key=len, default=[])
-        best.append([*before, index])
-    longest = max(best, key=len)
-    return set(longest)
+        length = bisect_left(ends, number)
+        before.append(at[length - 1] if length else -1)
+        ends[length : length + 1] = [number]
+        at[length : length + 1] = [index]
+    members = set()
+    index = at[-1] if at else -1
+    while index >= 0:
+        members.add(index)
+        index = before[index]
+    return members
 
 
 def _scales(frames: Sequence[Frame]) -> list[str]:
@@ -65,8 +79,11 @@ def _scales(frames: Sequence[Frame]) -> list[str]:
         return []
     odd = next(frame for frame, scale in zip(frames, scales, strict=True) if scale != usual)
     return [
-        f"{odd.name}: has Rescale Slope {odd.slope:g} and Intercept {odd.intercept:g}, and others of its series "
-        f"{usual[0]:g} and {usual[1]:g}: check that it is as bright as they are"
+        Message(
+            f"{{file}}: has Rescale Slope {odd.slope:g} and Intercept {odd.intercept:g}, and others of its series "
+            f"{usual[0]:g} and {usual[1]:g}: check that it is as bright as they are",
+            file=odd.name,
+        )
     ]
 
 
@@ -74,14 +91,17 @@ def _jumps(frames: Sequence[Frame], values: NDArray[Any]) -> list[str]:
     means = np.array([image.mean(dtype=np.float64) for image in values])
     means -= min(float(image.min()) for image in values)
     least = _LEAST * float(np.sort(means)[-2:][0])
-    found = []
+    found: list[str] = []
     for index in range(1, len(means) - 1):
         before, here, after = means[index - 1 : index + 2]
         if min(before, after) <= least or max(before, after) > _JUMP * min(before, after):
             continue
         if here > _JUMP * max(before, after) or here * _JUMP < min(before, after):
             found.append(
-                f"{frames[index].name}: is {here / (before + after) * 2:.2g} times as bright as its neighbors: its "
-                "Rescale Slope or its pixels may be damaged; compare it with the original"
+                Message(
+                    f"{{file}}: is {here / (before + after) * 2:.2g} times as bright as its neighbors: its Rescale "
+                    "Slope or its pixels may be damaged; compare it with the original",
+                    file=frames[index].name,
+                )
             )
     return found

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from dmfnet_fast.volumes.alignment import Alignment
 from dmfnet_fast.volumes.display import display_range
-from dmfnet_fast.volumes.measures import extent, foreground, foreground_threshold, luminance, sampled
+from dmfnet_fast.volumes.measures import extent, foreground, foreground_threshold, luma, luminance, sampled
 from dmfnet_fast.volumes.planes import ACROSS, DOWN, LETTERS, PLANES, Plane
 from dmfnet_fast.volumes.resampling import resampled_slices
 from dmfnet_fast.volumes.volume import Affine, Volume
@@ -45,7 +45,7 @@ def _plane(plane: Plane, center: NDArray[np.float64], half: float) -> Affine:
 def cut(volume: Volume, plane: Plane, center: NDArray[np.float64], half: float) -> NDArray[np.float32]:
     """A section through `center` (mm, LPS), 2 * `half` mm wide, upright: (320, 320) float32, color as luminance."""
     image, _ = next(resampled_slices(volume, _plane(plane, center, half), (1, _PANEL, _PANEL)))
-    return image @ np.array([0.299, 0.587, 0.114], np.float32) if image.ndim == 3 else image
+    return luma(image) if image.ndim == 3 else image
 
 
 def _levels(volume: Volume) -> tuple[float, float]:

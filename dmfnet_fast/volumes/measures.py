@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dmfnet_fast.images.color import LUMINANCE
 from dmfnet_fast.volumes.volume import Volume
 
 _BINS = 64
@@ -16,11 +17,16 @@ _SAMPLES = 2_000_000
 _CT_FOREGROUND = -300.0
 
 
+def luma(colors: NDArray[Any]) -> NDArray[np.float32]:
+    """Luma (Rec. 601) of colors (..., 3), on their scale: (...) float32."""
+    return np.asarray(colors @ LUMINANCE.astype(np.float32), np.float32)
+
+
 def luminance(volume: Volume) -> NDArray[np.float32]:
-    """(slices, rows, columns) float32; of color, its luma (Rec. 601)."""
+    """(slices, rows, columns) float32; of color, its luma."""
     if not volume.color:
         return np.asarray(volume.values, np.float32)
-    return np.asarray(volume.values @ np.array([0.299, 0.587, 0.114], np.float32), np.float32)
+    return luma(volume.values)
 
 
 Kind = TypeVar("Kind", bound=np.generic)

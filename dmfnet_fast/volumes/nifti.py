@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dmfnet_fast.errors import VolumeError, require
 from dmfnet_fast.volumes.elements import damage
+from dmfnet_fast.volumes.messages import Message
 from dmfnet_fast.volumes.volume import LARGEST_VOXELS, LPS_TO_RAS, Affine, check_affine
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -114,9 +115,10 @@ def read_header(path: Path) -> NiftiFile:
 
 
 def _two_places(path: Path, apart: float) -> str:
-    return (
-        f"{path}: says in two ways where it lies, {apart:.3g} mm apart (sform and qform), and the sform was used: look "
-        "at the alignment"
+    return Message(
+        f"{{file}}: says in two ways where it lies, {apart:.3g} mm apart (sform and qform), and the sform was used: "
+        "look at the alignment",
+        file=path,
     )
 
 

@@ -15,6 +15,7 @@ from dmfnet_fast.images.formats import name_in_folder
 from dmfnet_fast.volumes.dicom_file import LOSSY_SYNTAXES, may_be_dicom, quiet
 from dmfnet_fast.volumes.doubts import doubts
 from dmfnet_fast.volumes.frames import Frame
+from dmfnet_fast.volumes.messages import Message
 from dmfnet_fast.volumes.nifti import NiftiFile, is_nifti, read_header, read_values
 from dmfnet_fast.volumes.pixels import has_units, read_frames
 from dmfnet_fast.volumes.series import Candidate, Skipped, candidates_in, copied_elements, files_in, identity_of
@@ -107,7 +108,7 @@ def is_volume(path: Path) -> bool:
     directly holds more of these files than images; a folder without images is one if it has such a file in it or below.
 
     Raises:
-        VolumeError: a file cannot be read.
+        VolumeError: a file cannot be read, or a folder holds as many images as these files.
     """
     if not path.is_dir():
         return _is_volume_file(path)
@@ -119,7 +120,14 @@ def is_volume(path: Path) -> bool:
     others = [file for file in direct if name_in_folder(file) is None]
     images = len(direct) - len(others)
     if images:
-        return sum(map(_is_volume_file, others)) > images
+        volumes = sum(map(_is_volume_file, others))
+        if volumes == images:
+            # Such as an export with a preview of every slice, whose previews must not be fused instead.
+            raise VolumeError(
+                f"{path}: holds as many images as DICOM or NIfTI files ({images}), so it is unknown which are meant; "
+                "move either into a folder of their own"
+            )
+        return volumes > images
     return any(map(_is_volume_file, others)) or any(map(_is_volume_file, files_in(path)))
 
 
@@ -175,12 +183,11 @@ def read_volume(
     with memory_guard(f"{path} does not fit; resample it onto a coarser grid"), quiet():
         if path.is_file() and is_nifti(path):
             file = read_header(path)
-            volume, warnings = _read_nifti(file, told), file.warnings
+            volume = _read_nifti(file, told)
         else:
             candidates, skipped = candidates_in(path)
-            chosen = _chosen(path, candidates, skipped, series)
-            volume, warnings = _read_dicom(path, chosen, skipped, told), chosen.warnings
-    for message in warnings:
+            volume = _read_dicom(path, _chosen(path, candidates, skipped, series), skipped, told)
+    for message in volume.source.warnings:
         warn(message)
     return volume
 
@@ -189,9 +196,14 @@ def _read_nifti(file: NiftiFile, modality: str | None) -> Volume:
     path = file.path
     values, notes = read_values(file)
     notes += file.warnings
-    source = Source(str(path), path.name, file.description, "nifti", 1, tuple(notes))
-    # Only Hounsfield units reach that far below water; some CTs are shifted or scaled in conversion.
-    units = "HU" if modality == "CT" and not file.color and float(values.min()) < _BELOW_FAT else None
+    units = None
+    if modality == "CT" and not file.color:
+        # Only Hounsfield units reach that far below water; some CTs are shifted or scaled in conversion.
+        if float(values.min()) < _BELOW_FAT:
+            units = "HU"
+        else:
+            notes.append(f"its values are not in Hounsfield units: none is below {_BELOW_FAT:g}, as air would be")
+    source = Source(str(path), path.name, file.description, "nifti", 1, tuple(notes), tuple(file.warnings))
     return Volume(values, file.affine, modality, units, None, source)
 
 
@@ -237,9 +249,9 @@ def _read_dicom(path: Path, candidate: Candidate, skipped: list[Skipped], told: 
     if modality is None and told is None:
         raise VolumeError(f"{path}: does not say what it is: Modality is missing; export it again")
     values = _values(path, candidate)
-    candidate.warnings += doubts(grid.frames, values)
-    notes = list(candidate.warnings)
-    notes.extend(f"{item.path}: left out: {item.reason}" for item in skipped)
+    warnings = [*candidate.warnings, *doubts(grid.frames, values)]
+    notes = list(warnings)
+    notes.extend(Message("{file}: left out: {reason}", file=item.path, reason=item.reason) for item in skipped)
     if grid.shift is not None:
         notes.append("slices were moved onto a straight grid: the gantry was tilted")
     units = "HU" if modality == "CT" and not candidate.frames[0].pixels.color else None
@@ -247,7 +259,7 @@ def _read_dicom(path: Path, candidate: Candidate, skipped: list[Skipped], told: 
         units = _standardize(values, candidate, notes)
     source = Source(
         str(path), candidate.uid, _info(candidate).description, "dicom",
-        len({frame.file.path for frame in candidate.frames}), tuple(notes),
+        len({frame.file.path for frame in candidate.frames}), tuple(notes), tuple(warnings),
     )  # fmt: skip
     frame_of_reference = header.text("FrameOfReferenceUID") or None
     told_or_read = told if modality in (None, "OT") and told is not None else modality
@@ -279,7 +291,10 @@ def _air(candidate: Candidate) -> float:
 def _standardize(values: NDArray[Any], candidate: Candidate, notes: list[str]) -> str | None:
     """Turn a PET into SUV in place if that is possible; returns its units."""
     units = candidate.header.text("Units").upper()
-    factor = suv_factor(candidate.header)
+    # Of several bed positions, decay is corrected to the start of the first.
+    headers = (frame.file.header for frame in candidate.frames)
+    first = min(headers, key=lambda header: (header.text("AcquisitionDate"), header.text("AcquisitionTime")))
+    factor = suv_factor(first)
     if isinstance(factor, str):
         notes.append(f"no SUV: {factor}")
         return _UNITS.get(units)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 from dmfnet_fast.volumes.alignment import Alignment
 from dmfnet_fast.volumes.looks import PUMPING, Looks, pumping
+from dmfnet_fast.volumes.messages import anonymous
 from dmfnet_fast.volumes.showing import Shown
 from dmfnet_fast.volumes.volume import Volume
 
@@ -20,7 +20,7 @@ COMMAND = "dmfnet-fuse"
 MARK = f'"made_by": "{COMMAND}"'
 NOTICE = "Research only, not for diagnosis. Not a medical device."
 _PACKAGES = ("dmfnet-fast", "numpy", "Pillow", "pydicom", "python-gdcm", "nibabel", "SimpleITK")
-_LEFT_OUT = re.compile(r"^.*: left out: (?P<reason>.*)$", re.DOTALL)
+_LEFT_OUT = "one file: left out: "
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,28 +56,11 @@ class Fusion:
         return pumping(self.looks.means)
 
 
-def anonymous(text: str, sources: tuple[Volume, Volume]) -> str:
-    """A message with A and B in place of the paths of both volumes, which may name a patient."""
-    paths = {volume.source.path: name for name, volume in zip("AB", sources, strict=True)}
-    # One may be a folder in the other one.
-    for path in sorted(paths, key=len, reverse=True):
-        text = text.replace(path, paths[path])
-    return text
-
-
 def _notes(volume: Volume) -> list[str]:
     """What was done on reading; files that were left out are counted by reason."""
-    notes, left_out = [], Counter[str]()
-    for note in volume.source.notes:
-        match = _LEFT_OUT.match(note)
-        if match:
-            left_out[match["reason"]] += 1
-        elif note.startswith(volume.source.path):
-            # A file in it: its name may name the patient too.
-            notes.append(f"one file: {note[len(volume.source.path) :].partition(': ')[2]}")
-        else:
-            notes.append(note)
-    return notes + [
+    all_notes = [anonymous(note) for note in volume.source.notes]
+    left_out = Counter(note.removeprefix(_LEFT_OUT) for note in all_notes if note.startswith(_LEFT_OUT))
+    return [note for note in all_notes if not note.startswith(_LEFT_OUT)] + [
         f"{count} file{'s' if count > 1 else ''} left out: {reason}" for reason, count in sorted(left_out.items())
     ]
 

@@ -15,6 +15,7 @@ from dmfnet_fast.errors import VolumeError, require
 from dmfnet_fast.volumes.dicom_file import PATIENT, SHARED, STUDY, DicomFile, looks_like_dicom, read_file
 from dmfnet_fast.volumes.elements import Elements, damage
 from dmfnet_fast.volumes.frames import DIFFERENCES, Frame, frames_of, why_skipped
+from dmfnet_fast.volumes.messages import Message
 from dmfnet_fast.volumes.pixels import read_frame
 from dmfnet_fast.volumes.stacking import SAME_POSITION, Stack, heights, stack
 
@@ -244,7 +245,9 @@ def _without_copies(frames: list[Frame], same_object: bool) -> tuple[list[Frame]
                 if id(original) in dropped or (same_object and not _same_object(original, frame)):
                     continue
                 if np.array_equal(read_frame(original), read_frame(frame)):
-                    dropped[id(frame)] = f"{frame.name}: is a copy of {original.name}; left out"
+                    dropped[id(frame)] = Message(
+                        "{file}: is a copy of {other}; left out", file=frame.name, other=original.name
+                    )
                     break
                 if same_object:
                     raise VolumeError(
@@ -303,7 +306,7 @@ def _check_positions(frames: list[Frame]) -> None:
         if len(group) > 1:
             raise VolumeError(
                 f"{group[1].name}: lies where {group[0].name} does, with another image, and nothing tells their "
-                "volumes apart; take one of them out, or export one volume alone"
+                "volumes apart; take one of them out, or export only one of the volumes"
             )
 
 

@@ -22,7 +22,7 @@ SKEW = 0.01
 
 @dataclass(frozen=True)
 class Source:
-    """Where a volume came from, without anything that names a patient.
+    """Where a volume came from. Nothing in it is taken from an element that names a patient; paths may name one.
 
     Attributes:
         path: the file or folder that was read.
@@ -30,7 +30,8 @@ class Source:
         description: the series' description, or the file's name for NIfTI.
         kind: "dicom" or "nifti".
         files: how many files the volume was read from.
-        notes: what was done or left out on reading, one sentence each.
+        notes: what was done, left out or doubtful on reading, one sentence each.
+        warnings: those of the notes that were also warned of.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Source:
     kind: str
     files: int
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)

@@ -23,6 +23,6 @@ def write(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) 
 
 
 def for_server(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> tuple[bytes, Mapping[str, str]]:
-    """Return the graph of one size unchanged; see `Served.make`."""
+    """Return the graph of one size unchanged; see `triton_server.writer`."""
     del request, folder, step, tell
     return graph.content, {}

@@ -16,6 +16,7 @@ from dmfnet_fast import __version__
 from dmfnet_fast.artifacts.manifest import Manifest, check_path, file_sha256, manifest_path, save_check
 from dmfnet_fast.artifacts.parity import Parity, Reference, check, compare_with, result_of
 from dmfnet_fast.engines.cuda_runtime import Gpu, current_gpu
+from dmfnet_fast.engines.kinds import TENSORRT
 from dmfnet_fast.engines.tensorrt import FLAVOURS, TensorRTEngine
 from dmfnet_fast.errors import EngineError, MissingExtraError, require, warn
 from export.onnx.source import NOTHING_WRITTEN, Graph, Step
@@ -195,11 +196,11 @@ def make_engine(request: Request, graph: Graph, folder: Path, step: Step, tell: 
 
 
 def for_server(request: Request, graph: Graph, folder: Path, step: Step, tell: Tell) -> tuple[bytes, Mapping[str, str]]:
-    """Build the engine of a model for Triton Inference Server and run it here; see `Served.make`.
+    """Build the engine of a model for Triton Inference Server and run it here; see `triton_server.writer`.
 
     The manifest, which the server does not read, is thrown away.
     """
-    made = replace(request, output=folder / f".plan{request.target.kind.suffix}")  # no model's name
+    made = replace(request, output=folder / f".plan{TENSORRT.suffix}")  # no model's name
     manifest = make_engine(made, graph, folder, step, tell)
     about = {manifest.flavour: manifest.version, "GPU": manifest.device}
     verified = [str(Parity.from_dict(parity)) for parity in manifest.parity.values()]

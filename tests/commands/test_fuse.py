@@ -272,7 +272,7 @@ def test_files_are_read_while_the_engine_computes(
         assert second_is_read.wait(20), "the second pair must be read while the first is being fused"
         return original(self, first, second)
 
-    monkeypatch.setattr("dmfnet_fast.commands.fuse.load_image", read)
+    monkeypatch.setattr("dmfnet_fast.commands.fuse_images.load_image", read)
     monkeypatch.setattr(Fuser, "fuse", wait)
     assert "3 fused" in fuse(a, b, "-o", output).stdout
 

@@ -111,6 +111,24 @@ def test_dicom(pet: Path, written: Path) -> None:
     assert np.array_equal(pixels(pet), expected(written / "MR", written / "PT"))
 
 
+@pytest.mark.parametrize("name", ["dicom", "nifti"])
+def test_left_is_left(name: str, fuse: Fuse, pet: Path, written: Path, tmp_path: Path) -> None:
+    """As another program reads the result: the lesion is on the patient's left, in front, above."""
+    sitk = pytest.importorskip("SimpleITK", reason="needs the extra register")
+    paths: Any = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(pet / "fused"))
+    if name == "nifti":
+        paths = str(tmp_path / "fused.nii.gz")
+        assert fuse(written / "MR.nii.gz", written / "PT.nii", "-o", paths, "--modality-b", "PET").exit_code == 0
+    image = sitk.ReadImage(paths)
+    bright = {
+        (x, y, z): sum(image[image.TransformPhysicalPointToIndex((34.0 * x, 34.0 * y, 22.0 * z))])
+        for x in (1, -1)
+        for y in (1, -1)
+        for z in (1, -1)
+    }
+    assert max(bright, key=lambda place: bright[place]) == (1, -1, 1), bright
+
+
 def test_sources_are_never_changed(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
     before = hashes(inputs)
     assert fuse(inputs / "MR", inputs / "NM", "-o", tmp_path / "out").exit_code == 0
@@ -255,7 +273,7 @@ def test_series_are_chosen(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
 def test_other_patients(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
     for path in (inputs / "PT").glob("*.dcm"):
         edit(path, lambda data: setattr(data, "PatientID", "OTHER"))
-    refused(fuse(inputs / "MR", inputs / "PT", "-o", tmp_path / "out"), "name different patients (PatientID differ)")
+    refused(fuse(inputs / "MR", inputs / "PT", "-o", tmp_path / "out"), "name different patients (PatientID differs)")
     assert not (tmp_path / "out").exists()
     forced = fuse(inputs / "MR", inputs / "PT", "-o", tmp_path / "out", "--force-patient")
     assert forced.exit_code == 0
@@ -302,9 +320,66 @@ def test_register(fuse: Fuse, inputs: Path, tmp_path: Path, monkeypatch: pytest.
     assert "look at the alignment" in found["warnings"][0]
 
 
-def test_swapped_volumes_warn(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
-    result = fuse(inputs / "CT", inputs / "MR", "-o", tmp_path / "out")
-    assert "are they swapped? The MRI comes first" in result.stderr
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ("CT", "MR", "{a} is CT and {b} is MR: are they swapped? The MRI comes first"),
+        ("CT", "PT", "{a} is CT, and the networks expect an MRI: is it the right series?"),
+        ("MR", "MR", "{b}: holds the same volume as {a}: is it the right series?"),
+    ],
+)
+def test_unlikely_series_warn(
+    fuse: Fuse, inputs: Path, monkeypatch: pytest.MonkeyPatch, a: str, b: str, message: str
+) -> None:
+    """Reports say A and B; names of folders do not get mixed up with words of the message."""
+    monkeypatch.chdir(inputs)
+    result = fuse(a, b, "-o", "out")
+    assert f"warning: {message.format(a=a, b=b)}" in result.stderr.splitlines()
+    assert report(Path("out"))["warnings"] == [message.format(a="A", b="B")]
+
+
+def test_reports_name_no_files(fuse: Fuse, inputs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Wherever the command runs: names of files may be a patient's."""
+    monkeypatch.chdir(inputs / "PT")
+    shutil.copy("0003.dcm", "roe jane.dcm")
+    Path("jane.txt").write_text("notes")
+    result = fuse(inputs / "MR", ".", "-o", tmp_path / "out")
+    assert "warning: roe jane.dcm: is a copy of 0003.dcm; left out" in result.stderr.splitlines()
+    found = report(tmp_path / "out")
+    assert found["warnings"] == ["B: one file: is a copy of another; left out"]
+    assert found["sources"]["b"]["notes"][0] == "one file: is a copy of another; left out"
+    assert "1 file left out: not DICOM" in found["sources"]["b"]["notes"]
+    for name in PAGES[1:]:
+        assert "jane" not in (tmp_path / "out" / name).read_text()
+
+
+def test_a_range_in_other_units_warns(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
+    result = fuse(inputs / "MR", inputs / "PT", "-o", tmp_path / "out", "--range-b", 20_000, 30_000)
+    assert "--range-b 20000 30000: no value of the head lies between them" in result.stderr
+    assert report(tmp_path / "out")["warnings"][0].endswith("(SUV)")
+
+
+def test_a_volume_that_shows_nothing_is_refused_before_anything_is_written(
+    fuse: Fuse, inputs: Path, tmp_path: Path
+) -> None:
+    image = nibabel.load(inputs / "PT.nii")
+    nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.float32), image.affine), tmp_path / "zero.nii")
+    options = ("-o", tmp_path / "out", "--range-b", 0, 5)
+    refused(fuse(inputs / "MR", tmp_path / "zero.nii", *options), "zero.nii: shows nothing")
+    refused(fuse(tmp_path / "zero.nii", inputs / "PT", *options), "zero.nii: shows nothing")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_format_in_a_folder(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
+    """A report is about all that lies beside it."""
+    arguments = (inputs / "MR", inputs / "PT", "-o", tmp_path / "out")
+    for kind, other in (("dicom", "png"), ("png", "nifti"), ("nifti", "dicom")):
+        assert fuse(*arguments, "--format", kind, "--overwrite").exit_code == 0
+        before = hashes(tmp_path / "out")
+        refused(fuse(*arguments, "--format", other), f"holds a result in another format ({kind})")
+        assert hashes(tmp_path / "out") == before
+        assert report(tmp_path / "out")["output"]["format"] == kind
+    assert names(tmp_path / "out") == ["alignment.png", "fused.nii.gz", "report.html", "report.json"]
 
 
 @pytest.mark.parametrize(
@@ -323,7 +398,7 @@ def test_swapped_volumes_warn(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
         (("MR", "PT", "-o", "out", "--range-b", "5", "5"), "--range-b: range (5, 5) must be two finite numbers"),
         (("MR", "PT", "-o", "out", "--modality-b", "CT"), "PT: is PT, not CT"),
         (("MR", "PT", "-o", "out", "--series-b", "1.2"), "PT: holds no series 1.2"),
-        (("MR.nii.gz", "PT.nii", "-o", "out", "--label", "x"), "is drawn into DICOM alone"),
+        (("MR.nii.gz", "PT.nii", "-o", "out", "--label", "x"), "is drawn only into DICOM"),
         (("MR", "PT", "-o", "taken"), "taken/report.json: already exists and was not made by this command"),
         (("text", "text", "-o", "out"), "hold no images"),
         (("nifti", "PT", "-o", "out"), "nifti: is a folder with NIfTI files; give one of them by its name"),
@@ -353,10 +428,11 @@ def test_bad_input(
 def test_folders_of_images_and_of_dicom_are_told_apart(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
-    write_image(images / "1.png", np.tile(np.arange(64, dtype=np.uint8), (64, 1)))
+    for name in ("1.png", "2.png"):
+        write_image(images / name, np.tile(np.arange(64, dtype=np.uint8), (64, 1)))
     shutil.copytree(inputs / "MR", images / "dicom")
     shutil.copy(inputs / "MR" / "0001.dcm", images)
-    assert "1 fused" in fuse(images, images, "-o", tmp_path / "paired").stdout, (
+    assert "2 fused" in fuse(images, images, "-o", tmp_path / "paired").stdout, (
         "neither DICOM below nor a lone file matter"
     )
     write_image(inputs / "MR" / "preview.png", np.zeros((64, 64), np.uint8))
@@ -365,6 +441,11 @@ def test_folders_of_images_and_of_dicom_are_told_apart(fuse: Fuse, inputs: Path,
     result = fuse(inputs / "MR", below, "-o", tmp_path / "volume")
     assert result.exit_code == 0, result.stderr
     assert len(pixels(tmp_path / "volume")) == 10, "images beside DICOM do not matter"
+    for number in range(1, 10):
+        write_image(inputs / "MR" / f"preview{number}.png", np.zeros((64, 64), np.uint8))
+    refused(
+        fuse(inputs / "MR", below, "-o", tmp_path / "x"), "holds as many images as DICOM or NIfTI files (10), so it is"
+    )
 
 
 def test_files_without_preamble_are_found(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:

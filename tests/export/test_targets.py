@@ -14,7 +14,7 @@ from dmfnet_fast.engines.kinds import OPENVINO, TENSORRT
 from dmfnet_fast.engines.tensorrt import FLAVOURS
 from export.command import main
 from export.errors import RequestError
-from export.options import OPTIONS, PRECISION_FLAGS, make_request, precision_help
+from export.options import BACKENDS, OPTIONS, PRECISION_FLAGS, make_request, precision_help
 from export.request import Target
 from export.targets import TARGETS
 
@@ -29,6 +29,7 @@ GIVEN: dict[str, Any] = {
     "no_check": True,
     "server": Path("models"),
     "gpu": "sm_89",
+    "single_file": True,
 }
 NOTHING: dict[str, Any] = dict.fromkeys(
     (
@@ -44,9 +45,10 @@ NOTHING: dict[str, Any] = dict.fromkeys(
         "workspace",
         "calibrate",
         "server",
+        "backend",
         "output",
     )
-) | {"plugins": False, "pixels": False, "no_check": False, "every_block": False}
+) | {"plugins": False, "pixels": False, "no_check": False, "every_block": False, "single_file": False}
 
 
 def test_every_row() -> None:
@@ -57,14 +59,18 @@ def test_every_row() -> None:
         assert target.options <= names
         assert set(target.precisions) <= set(PRECISION_FLAGS)
         assert set(target.cpu_precisions) <= set(target.precisions)
+        if target.kind is None:
+            continue
         known = {precision for support in target.kind.support.values() for precision in support.precisions}
         # Files that no engine runs are graphs to build others from.
         assert set(target.cpu_precisions or target.precisions) <= known
-        assert ("server" in target.options) == (target.served is not None)
-        if target.served is not None:
-            assert set(target.served.precisions) <= set(target.precisions)
-            assert target.served.options <= names
-            assert target.takes("batch", True)
+        assert ("server" in target.options) == bool(target.served)
+        for served in target.served:
+            assert set(served.precisions) <= set(target.precisions)
+            assert {"batch", "server"} <= served.options <= names
+            assert BACKENDS[served.backend] is target
+    assert len(BACKENDS) == sum(len(target.served) for target in TARGETS.values())
+    assert [name for name, target in TARGETS.items() if target.kind is None] == ["web"]
     assert {name for name, target in TARGETS.items() if target.kind is TENSORRT} == set(FLAVOURS)
 
 
@@ -93,7 +99,7 @@ def test_refusals(option: Any, target: Target, tmp_path: Path, monkeypatch: pyte
 def test_one_row_is_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A target that is one more row: its suffix, its default precision, and the messages that name it."""
     monkeypatch.chdir(tmp_path)
-    row = replace(TARGETS["onnx"], name="new", precisions=("int8",), options=frozenset({"calibrate"}), served=None)
+    row = replace(TARGETS["onnx"], name="new", precisions=("int8",), options=frozenset({"calibrate"}), served=())
     monkeypatch.setitem(TARGETS, "new", row)
     request = make_request(**{**NOTHING, "target": "new", "calibrate": tmp_path})
     assert (request.target, request.precision, request.output.suffix) == (row, "int8", OPENVINO.suffix)
@@ -111,7 +117,7 @@ def test_help(cli: CliRunner) -> None:
     words = " ".join(cli.invoke(main, ["--help"]).stdout.split())
     for name, target in TARGETS.items():
         assert f"{name}: {target.words}" in words
-    assert "float16, the default for tensorrt and tensorrt-rtx." in words
-    assert "float32, the default for onnx." in words
+    assert "float16, the default for tensorrt and tensorrt-rtx; for tensorrt, tensorrt-rtx and onnx alone." in words
+    assert "float32, the default for onnx and web." in words
     assert "Convolutions in 8 bits; for onnx alone." in words
     assert f"a shipped network by its name ({DEFAULT} if none is given)" in words

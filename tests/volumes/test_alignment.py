@@ -111,7 +111,7 @@ def test_mutual_information_falls_when_moved(head: HeadVolumes) -> None:
 
 def test_partial_coverage_warns(head: HeadVolumes) -> None:
     part = replace(head.ct, values=head.ct.values[:5])
-    with pytest.warns(DMFNetWarning, match="covers"):
+    with pytest.warns(DMFNetWarning, match="covers only"):
         result = align(head.mr, part)
     assert 0.2 < result.coverage < 0.6
 
@@ -140,7 +140,7 @@ def test_patients(head: HeadVolumes) -> None:
         return replace(volume, link=Link("1", "2", (), None, identity, lossy=False, burned_in=False))
 
     a = of(head.mr, PatientID="123", PatientName="roe jane")
-    with pytest.raises(VolumeError, match=r"name different patients \(PatientID differ\).*--force-patient") as error:
+    with pytest.raises(VolumeError, match=r"name different patients \(PatientID differs\).*--force-patient") as error:
         align(a, of(head.pet, PatientID="456"))
     assert "123" not in str(error.value)
     with pytest.warns(DMFNetWarning, match="name different patients"):

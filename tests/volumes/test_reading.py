@@ -18,7 +18,7 @@ nibabel = pytest.importorskip("nibabel", reason="needs the extra dicom")
 pytest.importorskip("gdcm", reason="needs the extra dicom")
 
 from dmfnet_fast.errors import DMFNetWarning, VolumeError
-from dmfnet_fast.volumes.phantom import HeadVolumes, write_series, write_tomogram
+from dmfnet_fast.volumes.phantom import HeadVolumes, write_nifti, write_series, write_tomogram
 from dmfnet_fast.volumes.reading import list_volumes, read_volume
 from dmfnet_fast.volumes.volume import Source, Volume
 from tests.volumes.damaging import edit, place
@@ -88,6 +88,27 @@ def test_pet_past_midnight(copied: Copier) -> None:
     for path in files(folder):
         edit(path, late)
     assert "after 60 min" in read_volume(folder).source.notes[0]
+
+
+def test_pet_of_several_bed_positions(copied: Copier) -> None:
+    """All are corrected to the start of the first, wherever it is in the series."""
+
+    def later(data: Any) -> None:
+        data.SeriesTime, data.AcquisitionTime = "120000", "101500" if data.InstanceNumber < 9 else "100000"
+
+    folder = copied("PT")
+    for path in files(folder):
+        edit(path, later)
+    assert "after 60 min" in read_volume(folder).source.notes[0]
+
+
+@pytest.mark.parametrize(("shift", "units"), [(0, "HU"), (1024, None)])
+def test_nifti_of_a_ct(shift: float, units: str | None, head: HeadVolumes, tmp_path: Path) -> None:
+    """In Hounsfield units if there is air; the note says why it is not."""
+    write_nifti(replace(head.ct, values=head.ct.values + np.float32(shift)), tmp_path / "ct.nii")
+    volume = read_volume(tmp_path / "ct.nii", modality="CT")
+    assert volume.units == units
+    assert ["not in Hounsfield units" in note for note in volume.source.notes] == ([True] if units is None else [])
 
 
 @pytest.mark.parametrize(("name", "index"), [("MR.nii.gz", 0), ("PT.nii", 2)])

@@ -21,6 +21,7 @@ from dmfnet_fast.volumes.decoding import DecodingError, DecodingTimeout, Decompr
 from dmfnet_fast.volumes.dicom_file import DicomFile, quiet, read_file
 from dmfnet_fast.volumes.frames import Frame
 from dmfnet_fast.volumes.pixels import read_frame, read_frames
+from dmfnet_fast.volumes.reading import read_volume
 
 SYNTAXES = {
     "1.2.840.10008.1.2": "implicit",
@@ -146,3 +147,16 @@ def test_decoder_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(decoding, "SECONDS", 0.1)
         with pytest.raises(DecodingTimeout):
             decompressor.decode(b"x", {})
+
+
+@pytest.mark.parametrize(("name", "lossy"), [("693_J2KI.dcm", True), ("693_J2KR.dcm", False)])
+def test_what_lost_something_is_known(name: str, lossy: bool, tmp_path: Path) -> None:
+    """By its syntax, if the file does not say it."""
+    if name not in FILES:
+        pytest.skip("pydicom-data is not installed")
+    data = pydicom.dcmread(FILES[name])
+    data.pop("LossyImageCompression", None)
+    data.save_as(tmp_path / name)
+    link = read_volume(tmp_path / name).link
+    assert link is not None
+    assert link.lossy == lossy

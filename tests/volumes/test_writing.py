@@ -226,6 +226,20 @@ def test_a_foreign_file_that_appears_later(kind: Format, sources: Sources, tmp_p
     assert path.read_bytes() == b"mine"
 
 
+def test_a_foreign_nifti_that_appears_later(sources: Sources, tmp_path: Path) -> None:
+    values = colors(sources[0].shape)
+    path = tmp_path / "x.nii.gz"
+    writer = open_writer("nifti", path, sources[0], sources, PROVENANCE)
+    write(writer, values)
+    path.write_bytes(b"mine")
+    with pytest.raises(OutputError, match="is not as this command wrote it"):
+        writer.finish()
+    assert path.read_bytes() == b"mine"
+    path.unlink()
+    assert writer.finish() == [path]
+    np.testing.assert_array_equal(read_volume(path).values, values)
+
+
 def test_a_damaged_journal(kind: Format, sources: Sources, tmp_path: Path) -> None:
     write_all(kind, tmp_path, sources)
     (journal,) = tmp_path.glob(".*.jsonl")

@@ -173,7 +173,7 @@ def test_what_it_says(written: Path, tmp_path: Path) -> None:
         assert data.SeriesDescription == "Fused MR+PT, research only, not for diagnosis"
         assert data.DerivationDescription.startswith("Research only, not for diagnosis.")
         assert PROVENANCE.weights in data.DerivationDescription
-        assert data.SoftwareVersions == [PROVENANCE.version, PROVENANCE.engine, PROVENANCE.weights]
+        assert data.SoftwareVersions == [PROVENANCE.version, PROVENANCE.weights, PROVENANCE.engine]
     assert len({data.SeriesInstanceUID for data in files}) == 1
     assert files[0].SeriesInstanceUID not in {source.SeriesInstanceUID, pet.link.series if pet.link else ""}
     assert len({data.SOPInstanceUID for data in files}) == len(files)
@@ -363,3 +363,13 @@ def test_alignment_keeps_what_a_writer_needs(written: Path, tmp_path: Path) -> N
     aligned = align(mr, pet)
     assert aligned.a.link is mr.link
     write_all("dicom", tmp_path, (aligned.a, pet))
+
+
+def test_sources_of_one_series(written: Path, tmp_path: Path) -> None:
+    """Two volumes of one object, as magnitude and phase: it is named once."""
+    enhanced = read_volume(written / "EMR")
+    other = replace(enhanced, values=enhanced.values + 1)
+    data = datasets(write_all("dicom", tmp_path, (enhanced, other)))[2]
+    (series,) = data.ReferencedSeriesSequence
+    assert len(series.ReferencedInstanceSequence) == 1
+    assert errors_of(tmp_path / "0003.dcm") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.images.formats.base import LoadedImage, Pixels
-from dmfnet_fast.images.formats.pillow import open_as, read_full_depth, save_as
+from dmfnet_fast.images.formats.pillow import open_as, read_full_depth, save_as, to_pil
 
 
 def read(content: bytes, name: str) -> LoadedImage | None:
@@ -35,6 +36,13 @@ def _png16(pixels: NDArray[np.uint16]) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(unfiltered)) + chunk(b"IEND", b"")
     )
+
+
+def encoded(pixels: NDArray[np.uint8]) -> bytes:
+    """The content of a PNG file with an 8-bit image."""
+    file = io.BytesIO()
+    to_pil(pixels).save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def write(path: Path, pixels: Pixels) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,7 @@ class DicomWriter(SliceFilesWriter):
         # All made here, before anything is computed: what cannot be written is known now, and pydicom, whose settings
         # and warnings are the process's, is not called from several threads.
         with quiet(), damage(Path(grid.source.path), "its patient or study cannot be written"):
+            self._common = self._shared()
             self._headers = {index: self._header(index) for index in set(range(grid.shape[0])) - self.done()}
 
     def _encoded(self, index: int, rgb: NDArray[np.uint8]) -> bytes:
@@ -117,10 +118,11 @@ class DicomWriter(SliceFilesWriter):
     def _header(self, index: int) -> bytes:
         """The file of a slice up to its pixels."""
         pydicom = require("pydicom", "dicom")
-        data = self._common(self._journal)
+        data = pydicom.Dataset()
+        data.update(self._common)
         data.SOPInstanceUID = instance_uid(self._journal, index)
         data.InstanceNumber = index + 1
-        self._place(data, index)
+        data.ImagePositionPatient = _decimals(self._grid.affine[:3, 3] + self._grid.affine[:3, 0] * index)
         self._refer(data, index)
         data.file_meta = pydicom.dataset.FileMetaDataset()
         data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
@@ -130,8 +132,9 @@ class DicomWriter(SliceFilesWriter):
         data.save_as(buffer, enforce_file_format=True)
         return buffer.getvalue()
 
-    def _common(self, journal: Journal) -> Any:
-        """What all slices share."""
+    def _shared(self) -> Any:
+        """The elements that are the same in all slices."""
+        journal = self._journal
         data = _copied(self._link.patient)
         for keyword in _MAY_BE_EMPTY:
             if keyword not in data:
@@ -144,11 +147,12 @@ class DicomWriter(SliceFilesWriter):
         day, time = f"{journal.started:%Y%m%d}", f"{journal.started:%H%M%S}"
         data.InstanceCreationDate = data.SeriesDate = data.ContentDate = data.DateOfSecondaryCapture = day
         data.InstanceCreationTime = data.SeriesTime = data.ContentTime = data.TimeOfSecondaryCapture = time
-        data.SOPClassUID, data.SOPInstanceUID = _SECONDARY_CAPTURE, series_uid(journal)
+        data.SOPClassUID = _SECONDARY_CAPTURE
         data.StudyInstanceUID, data.SeriesInstanceUID = self._link.study, series_uid(journal)
         data.SeriesNumber, data.Modality, data.ConversionType = _SERIES_NUMBER, "OT", "WSD"
         data.ImageType = ["DERIVED", "SECONDARY"]
         self._describe(data)
+        self._place(data)
         space = self._grid.frame_of_reference or ""
         if _UID.fullmatch(space):
             data.FrameOfReferenceUID, data.PositionReferenceIndicator = space, ""
@@ -179,14 +183,13 @@ class DicomWriter(SliceFilesWriter):
         data.DerivationDescription = _ascii(" ".join(sentences), _LONGEST_ST)
         data.Manufacturer = data.SecondaryCaptureDeviceManufacturer = _NAME
         data.ManufacturerModelName = data.SecondaryCaptureDeviceManufacturerModelName = _NAME
-        versions = [_ascii(text, _LONGEST_LO) for text in (made.version, made.engine, made.weights)]
+        # The hash takes all 64 characters, and a last value may be padded by one.
+        versions = [_ascii(text, _LONGEST_LO) for text in (made.version, made.weights, made.engine)]
         data.SoftwareVersions = data.SecondaryCaptureDeviceSoftwareVersions = versions
 
-    def _place(self, data: Any, index: int) -> None:
-        """The Image Plane module. The thickness of the grid's own slices is not known here, their distance is."""
-        affine = self._grid.affine
-        axes = affine[:3, :3] / self._grid.spacing
-        data.ImagePositionPatient = _decimals(affine[:3, 3] + affine[:3, 0] * index)
+    def _place(self, data: Any) -> None:
+        """The Image Plane module but for positions. How thick the grid's slices are is not known, how far apart is."""
+        axes = self._grid.affine[:3, :3] / self._grid.spacing
         data.ImageOrientationPatient = _decimals([*axes[:, 2], *axes[:, 1]])
         data.PatientOrientation = [_letters(axes[:, 2]), _letters(axes[:, 1])]
         data.PixelSpacing = _decimals(self._grid.spacing[1:])
@@ -195,33 +198,27 @@ class DicomWriter(SliceFilesWriter):
 
     def _refer(self, data: Any, index: int) -> None:
         """Which images of the sources a slice shows: the General Reference and Common Instance Reference modules."""
-        pydicom = require("pydicom", "dicom")
-        images, series, elsewhere = [], [], []
+        data.SourceImageSequence = []
+        studies: dict[str, dict[str, dict[str, Any]]] = {}
         for source in self._sources:
             if source.link is None:
                 continue
-            items = _references(instances_near(source, self._grid, index))
-            if not items:
-                continue
-            for item in items:
-                image = pydicom.Dataset()
-                image.update(item)
-                image.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
-                images.append(image)
-            entry = pydicom.Dataset()
-            entry.SeriesInstanceUID = source.link.series
-            entry.ReferencedInstanceSequence = [_without_frames(item) for item in items]
-            if source.link.study == self._link.study:
-                series.append(entry)
-                continue
-            study = pydicom.Dataset()
-            study.StudyInstanceUID, study.ReferencedSeriesSequence = source.link.study, [entry]
-            elsewhere.append(study)
-        data.SourceImageSequence = images
-        if series:
-            data.ReferencedSeriesSequence = series
-        if elsewhere:
-            data.StudiesContainingOtherReferencedInstancesSequence = elsewhere
+            frames: dict[tuple[str, str], list[int]] = {}
+            for instance in instances_near(source, self._grid, index):
+                numbers = frames.setdefault((instance.sop_class, instance.sop_instance), [])
+                numbers += [] if instance.frame is None else [instance.frame]
+            series = studies.setdefault(source.link.study, {}).setdefault(source.link.series, {})
+            for (sop_class, sop_instance), numbers in frames.items():
+                data.SourceImageSequence.append(_source_image(sop_class, sop_instance, numbers))
+                series[sop_instance] = _reference(sop_class, sop_instance)
+        for study, of_study in studies.items():
+            entries = [_item(SeriesInstanceUID=uid, ReferencedInstanceSequence=list(items.values()))
+                       for uid, items in of_study.items() if items]  # fmt: skip
+            if study == self._link.study:
+                data.ReferencedSeriesSequence = entries
+            elif entries:
+                elsewhere = _item(StudyInstanceUID=study, ReferencedSeriesSequence=entries)
+                data.StudiesContainingOtherReferencedInstancesSequence = [elsewhere]
 
 
 def _copied(patient: Any) -> Any:
@@ -258,32 +255,25 @@ def _letters(direction: NDArray[np.float64]) -> str:
     return "".join(("LR", "PA", "HF")[axis][int(direction[axis] < 0)] for axis in order if abs(direction[axis]) > 0.1)
 
 
-def _code(value: str, meaning: str) -> Any:
+def _item(**elements: Any) -> Any:
+    """An item of a sequence."""
     item = require("pydicom", "dicom").Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
+    for keyword, value in elements.items():
+        setattr(item, keyword, value)
     return item
 
 
-def _references(instances: Sequence[Instance]) -> list[Any]:
-    """One item an object, with the numbers of its frames where it has several."""
-    frames: dict[tuple[str, str], list[int]] = {}
-    for instance in instances:
-        numbers = frames.setdefault((instance.sop_class, instance.sop_instance), [])
-        if instance.frame is not None:
-            numbers.append(instance.frame)
-    items = []
-    for (sop_class, sop_instance), numbers in frames.items():
-        item = require("pydicom", "dicom").Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, sop_instance
-        if numbers:
-            item.ReferencedFrameNumber = sorted(numbers)
-        items.append(item)
-    return items
+def _reference(sop_class: str, sop_instance: str) -> Any:
+    return _item(ReferencedSOPClassUID=sop_class, ReferencedSOPInstanceUID=sop_instance)
 
 
-def _without_frames(item: Any) -> Any:
-    copy = require("pydicom", "dicom").Dataset()
-    copy.ReferencedSOPClassUID, copy.ReferencedSOPInstanceUID = (
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID,
-    )  # fmt: skip
-    return copy
+def _source_image(sop_class: str, sop_instance: str, frames: list[int]) -> Any:
+    """A source of the slice, with the numbers of its frames where it has several."""
+    item = _reference(sop_class, sop_instance)
+    if frames:
+        item.ReferencedFrameNumber = sorted(frames)
+    purpose = _item(
+        CodeValue="121322", CodingSchemeDesignator="DCM", CodeMeaning="Source image for image processing operation"
+    )
+    item.PurposeOfReferenceCodeSequence = [purpose]
+    return item

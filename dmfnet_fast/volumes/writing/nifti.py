@@ -39,8 +39,7 @@ class NiftiWriter(VolumeWriter):
         self._lock = threading.Lock()
         self._raw = raw_path(output)
         self._slice_bytes = self.shape[1] * self.shape[2] * 3
-        self._finished = self._is_there()
-        self._done = set(range(self.shape[0])) if self._finished else self._found()
+        self._done = set(range(self.shape[0])) if self._is_there() else self._found()
 
     def _is_there(self) -> bool:
         """Whether the finished file is there.
@@ -92,9 +91,9 @@ class NiftiWriter(VolumeWriter):
             file.write(content)
 
     def _finish(self) -> list[Path]:
-        if not self._finished:
+        # Looked for again: something else may have come there since.
+        if not self._is_there():
             self._assemble()
-            self._finished = True
         self._raw.unlink(missing_ok=True)
         return [self.output]
 

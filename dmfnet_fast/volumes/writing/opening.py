@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -46,7 +47,7 @@ def open_writer(
         sources: the volumes that are fused, as read. Where registration moved one, with the affine that it has in the
             other's space.
         provenance: what makes the result.
-        label: text to draw into a corner of each slice, for DICOM alone.
+        label: text to draw into a corner of each slice; only for DICOM.
         overwrite: begin anew, and replace the files of an earlier run, whatever it was.
 
     Raises:
@@ -59,7 +60,7 @@ def open_writer(
     if format == "dicom":
         check_link(grid)
     elif label is not None:
-        raise OutputError(f"label {label!r}: is drawn into DICOM alone; leave it out, or choose DICOM")
+        raise OutputError(f"label {label!r}: is drawn only into DICOM; leave it out, or choose DICOM")
     drawn = None if label is None else Label(label, *grid.shape[1:])
     run = run_identity(provenance, sources, format=format, shape=grid.shape, affine=grid.affine.tolist(), label=label)
     make_folder(target.parent if format == "nifti" else target)
@@ -82,6 +83,24 @@ def open_writer(
     if journal.run is None:
         journal.begin(run)
     return writer
+
+
+def holds_result(format: Format, output: Path) -> bool:  # noqa: A002
+    """Whether there is a result, finished or not, in a format and at a place as for `open_writer`."""
+    return _journal_path(format, _target(format, output)).is_file()
+
+
+def remove_result(format: Format, output: Path) -> None:  # noqa: A002
+    """Delete what a writer of a format has written at a place as for `open_writer`; nothing else.
+
+    Raises:
+        OutputError: a file was changed since, or cannot be deleted; then nothing is deleted, if possible.
+    """
+    target = _target(format, output)
+    _remove_run(Journal(_journal_path(format, target)), raw_path(target) if format == "nifti" else None)
+    if format != "nifti":
+        with suppress(OSError):  # it holds something else
+            target.rmdir()
 
 
 def _target(kind: Format, output: Path) -> Path:

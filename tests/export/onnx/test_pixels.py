@@ -151,7 +151,7 @@ def test_fuser_on_openvino(fusers: tuple[Fuser, Fuser]) -> None:
         apart = _levels_apart(got, wanted)
         assert apart.max() <= 1
         assert (apart > 0).mean() < 1e-3
-    several = [given[name] for name in ("mri", "white", "mri")], [given[name] for name in ("pet", "color noise", "ct")]
+    several = [given["mri"], given["white"], given["mri"]], [given["pet"], given["color noise"], given["ct"]]
     for got, wanted in zip(pixels.fuse(*several), usual.fuse(*several), strict=True):
         assert _levels_apart(got, wanted).max() <= 1
 

@@ -36,7 +36,6 @@ from export.onnx.graph import to_onnx
 from export.onnx.pixels import with_pixels
 from export.onnx.source import MOST_PIXELS, from_content, shapes_of
 from export.request import make_profile, parse_size, shipped_graph
-from export.targets import TARGETS
 from export.tensorrt.builder import Profile, known_gpus
 from export.tensorrt.engine_file import in_profile, prepare
 from export.tensorrt.engine_graph import to_engine_onnx
@@ -446,8 +445,8 @@ def test_served_student(tmp_path: Path) -> None:
     interface = interface_of(model.config.to_dict())
     profile = Profile((1, 64, 96), (2, 64, 96), (2, 64, 96))
     served = of_one_size(proto.SerializeToString(), interface, profile)
-    written = configuration("student", TARGETS["onnx"], "float32", interface, profile, {})
-    write_repository(tmp_path / "student", "model.onnx", served, written)
+    written = configuration("student", "onnxruntime_onnx", True, interface, profile, {})
+    write_repository(tmp_path / "student", {"model.onnx": served}, written)
     read = text_format.Parse((tmp_path / "student" / "config.pbtxt").read_text(), config.ModelConfig())
     dims = {entry.name: list(entry.dims) for entry in read.input}
     assert dims == {"a": [1, 64, 96], "b": [1, 64, 96], "interval": [2, 64, 96]}

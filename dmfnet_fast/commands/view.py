@@ -1,0 +1,161 @@
+"""`dmfnet-view`: shows two images or volumes, or results, in the browser of this computer."""
+
+from __future__ import annotations
+
+import json
+import webbrowser
+from pathlib import Path
+from urllib.parse import quote
+
+import click
+
+from dmfnet_fast.commands.shared import command
+from dmfnet_fast.engines import DEFAULT, shipped
+from dmfnet_fast.engines.kinds import OPENVINO
+from dmfnet_fast.errors import EngineError, ImageError, warn
+from dmfnet_fast.web.server import LOCAL, Server
+from dmfnet_fast.web.site import Network, page_files
+from dmfnet_fast.wording import alternatives
+
+MOST_FILES = 20_000  # the page's limit
+REPORT = "report.json"
+LOCAL_ONLY = (LOCAL, "localhost", "::1")
+
+
+def _network(engine: str) -> Network:
+    """The network that the page runs, of a shipped name or of an .onnx file."""
+    path = shipped()[engine].with_suffix(OPENVINO.suffix) if engine in shipped() else Path(engine)
+    if path.suffix.lower() != OPENVINO.suffix:
+        raise EngineError(f"{path}: the page runs {OPENVINO.suffix} files; make one with dmfnet-export --target onnx")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise EngineError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return Network.of(content, path.stem.removeprefix("dmfnet-"), str(path))
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A file, or all files in a folder."""
+    if not path.exists():
+        raise ImageError(f"{path}: no such file or folder")
+    files = [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
+    if not files:
+        raise ImageError(f"{path}: is an empty folder; give an image, a NIfTI file or a folder of DICOM files")
+    if len(files) > MOST_FILES:
+        raise ImageError(f"{path}: holds {len(files)} files, more than the page takes; give the folder of one series")
+    return files
+
+
+def pair_site(a: Path, b: Path, engine: str) -> tuple[dict[str, bytes | Path], str]:
+    """The page with two inputs, and the address within it that opens them.
+
+    Raises:
+        ImageError: an input does not exist, or is empty.
+        EngineError: the page cannot run the engine.
+        OutputError: the page has to be built, which fails.
+    """
+    inputs = {"a": _files_of(a), "b": _files_of(b)}
+    site: dict[str, bytes | Path] = dict(page_files(_network(engine)))
+    listed: dict[str, list[dict[str, str]]] = {}
+    for side, files in inputs.items():
+        listed[side] = [{"path": f"given/{side}/{n}", "name": file.name} for n, file in enumerate(files)]
+        site |= {one["path"]: file.resolve() for one, file in zip(listed[side], files, strict=True)}
+    site["given.json"] = json.dumps(listed).encode()
+    return site, "#open=given.json"
+
+
+def _report_in(results: Path) -> Path:
+    """The report of dmfnet-fuse in a folder, or the one that is given itself."""
+    if results.is_file() and results.name.endswith(REPORT):
+        return results
+    if not results.is_dir():
+        raise ImageError(f"{results}: is no folder of results, and no {REPORT}")
+    found = sorted(path for path in results.glob(f"*{REPORT}") if path.is_file())
+    if not found:
+        raise ImageError(f"{results}: holds no {REPORT}, which dmfnet-fuse writes with a fused volume")
+    if len(found) > 1:
+        names = alternatives(path.name for path in found)
+        raise ImageError(f"{results}: holds results of several runs; give one of them, {names}, as --results")
+    return found[0]
+
+
+def _volume_files(report: Path) -> list[Path]:
+    """The files of the fused volume that a report is of."""
+    try:
+        kind = json.loads(report.read_text(encoding="utf-8"))["output"]["format"]
+    except OSError as error:
+        raise ImageError(f"{report}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ImageError(f"{report}: is damaged, or was not written by dmfnet-fuse") from error
+    prefix = report.name.removesuffix(REPORT)
+    stem = prefix.removesuffix("-") or "fused"
+    files = [report.with_name(f"{stem}.nii{end}") for end in (".gz", "")]
+    if kind != "nifti":
+        suffix = {"dicom": ".dcm", "png": ".png"}.get(kind, "")
+        files = sorted((report.parent / "fused").glob(f"*{suffix}"))
+    found = [file for file in files if file.is_file()]
+    if not found:
+        raise ImageError(
+            f"{report}: the fused volume, {kind}, is not beside it; give the folder that dmfnet-fuse wrote"
+        )
+    return found[:1] if kind == "nifti" else found
+
+
+def result_site(results: Path, engine: str) -> tuple[dict[str, bytes | Path], str]:
+    """The page with a fused volume, the image of its alignment and its report; see `pair_site`."""
+    report = _report_in(results)
+    site: dict[str, bytes | Path] = dict(page_files(_network(engine)))
+    files = _volume_files(report)
+    volume = [{"path": f"given/result/{n}", "name": file.name} for n, file in enumerate(files)]
+    site |= {one["path"]: file.resolve() for one, file in zip(volume, files, strict=True)}
+    links = []
+    prefix = report.name.removesuffix(REPORT)
+    for name, words in (("report.html", "report"), ("alignment.png", "alignment"), (REPORT, "report as JSON")):
+        path = report.with_name(f"{prefix}{name}")
+        if path.is_file():
+            links.append({"path": f"given/{name}", "name": words})
+            site[f"given/{name}"] = path.resolve()
+    site["given.json"] = json.dumps({"result": volume, "links": links}).encode()
+    return site, "#open=given.json"
+
+
+@command()
+@click.argument("a", type=click.Path(path_type=Path), required=False)
+@click.argument("b", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--results", type=click.Path(path_type=Path), help="Show a fused volume instead: the folder that dmfnet-fuse wrote."
+)
+@click.option("--engine", default=DEFAULT, help=f"Network of the page: {' or '.join(shipped())}, or an .onnx file.")
+@click.option(
+    "--address", default=LOCAL, help="Address to listen on; others than this computer's are open to the network."
+)
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port to listen on; 0 is any free one.")
+@click.option("--browser/--no-browser", default=True, help="Open the browser.")
+@click.version_option(package_name="dmfnet-fast")
+def main(
+    a: Path | None, b: Path | None, results: Path | None, engine: str, address: str, port: int, browser: bool
+) -> None:
+    """Show A (the MRI) and B (CT, PET or SPECT) and fuse them in the browser: images, NIfTI files or DICOM folders.
+
+    Only this computer can reach the page, by an address that holds a secret. Ctrl-C ends it.
+    """
+    if results is not None:
+        if a is not None or b is not None:
+            raise click.UsageError("give A and B, or --results, not both")
+        site, place = result_site(results, engine)
+    elif a is None or b is None:
+        raise click.UsageError("give A and B, or --results")
+    else:
+        site, place = pair_site(a, b, engine)
+    with Server(site, address, port) as server:
+        url = f"{server.url}{quote(place, safe='#=')}"
+        click.echo(url)
+        if address not in LOCAL_ONLY:
+            warn(f"{address}: other computers can see these files, by the address and without encryption")
+        click.echo("Ctrl-C ends it", err=True)
+        if browser:
+            webbrowser.open(url)
+        try:
+            server.serve()
+        except KeyboardInterrupt:
+            click.echo(err=True)

@@ -1,0 +1,331 @@
+"""The folder in which a node keeps all it has: images as they came, what is fused of them, and the database.
+
+    lock, node.sqlite      the running node's, and what it knows
+    arriving/              images that are being written; emptied at the start
+    studies/STUDY/SERIES/IMAGE.dcm
+    results/ID/            links to the images of both series while they are fused, then the result
+    deleted/               what is being deleted; emptied at the start
+
+Names are UIDs and hashes, never a patient's.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import re
+import shutil
+import sqlite3
+import threading
+import time
+import uuid
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import IO
+
+from dmfnet_fast.errors import NodeError, require
+from dmfnet_fast.node.database import Database
+from dmfnet_fast.node.rules import Series
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_LONGEST_UID, _LONGEST_TEXT = 64, 64
+_KEYWORDS = (
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription",
+)  # fmt: skip
+# Bytes in which these nearly always are, and to which a deflated header is inflated at most; the tag of pixels.
+_HEADER, _PIXELS = 2**20, 0x7FE00000
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOCK = "lock"
+
+
+class Refusal(Enum):
+    """Why an image is not accepted, as DICOM says it (PS3.4, B.2.3)."""
+
+    OUT_OF_RESOURCES = 0xA700
+    MISMATCH = 0xA900
+    NOT_UNDERSTOOD = 0xC000
+
+
+class RefusedError(Exception):
+    """An image that is not accepted."""
+
+    def __init__(self, refusal: Refusal, reason: str) -> None:
+        super().__init__(reason)
+        self.refusal = refusal
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where an image belongs, and whether it is new."""
+
+    study: str
+    series: str
+    new: bool
+
+
+@dataclass(frozen=True)
+class _Header:
+    study: str
+    series: Series
+    image: str
+    sop_class: str
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def take_lock(path: Path) -> IO[bytes] | None:
+    """Lock a file as long as the returned one, or a process that inherits it, lives; None where another one has it."""
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _patiently(path: Path) -> IO[bytes] | None:
+    """`take_lock`, tried again for a moment: `--status` holds the lock while it looks whether anybody does."""
+    for _ in range(20):
+        lock = take_lock(path)
+        if lock is not None:
+            return lock
+        time.sleep(0.05)
+    return None
+
+
+class Spool:
+    """A node's folder.
+
+    Args:
+        folder: is made if need be.
+        reserve: bytes that must be free for a new study; for the rest of a study half of them.
+
+    Raises:
+        NodeError: the folder cannot be used, or another node does.
+    """
+
+    def __init__(self, folder: Path, reserve: int) -> None:
+        self.folder = folder
+        self._reserve = reserve
+        self._adding = threading.Lock()
+        self._arriving, self._studies = folder / "arriving", folder / "studies"
+        self._results, self._deleted = folder / "results", folder / "deleted"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for part in (self._arriving, self._studies, self._results, self._deleted):
+                part.mkdir(mode=0o700, exist_ok=True)
+            lock = _patiently(folder / LOCK)
+        except OSError as error:
+            raise NodeError(f"{folder}: cannot be used: {error.strerror or error}; name another folder") from error
+        if lock is None:
+            raise NodeError(f"{folder}: another dmfnet-node uses this folder; stop it, or name another folder")
+        self._lock = lock
+        self.database = Database(folder)
+        try:
+            self._clear()
+        except OSError as error:
+            raise NodeError(f"{folder}: cannot be used: {error.strerror or error}; make it writable") from error
+
+    def close(self) -> None:
+        """Let another node use the folder."""
+        self.database.close()
+        self._lock.close()
+
+    @property
+    def free(self) -> int:
+        """Bytes of the disk that are free."""
+        return shutil.disk_usage(self.folder).free
+
+    def _clear(self) -> None:
+        """Delete what was begun and is not in the database, and forget what is in the database and gone."""
+        for folder in (self._arriving, self._deleted):
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        known = self.database.all_images()
+        there = set()
+        for path in self._studies.glob("*/*/*.dcm"):
+            image = path.parts[-3], path.parts[-2], path.stem
+            there.add(image)
+            if image not in known:
+                path.unlink()
+        gone = sorted(known - there)
+        if gone:
+            self.database.forget_images(gone)
+        for path in self._results.iterdir():
+            if not self.database.result_exists(path.name):
+                shutil.rmtree(path)
+
+    # Images
+
+    def _path(self, study: str, series: str, image: str) -> Path:
+        return self._studies / study / series / f"{image}.dcm"
+
+    def add(self, sop_class: str, image: str, syntax: str, meta: bytes, dataset: memoryview) -> Stored:
+        """Keep an image; it is on the disk when this returns. One that is there already is left as it is.
+
+        Args:
+            sop_class, image: its SOP Class and Instance UID, as the sender names them.
+            syntax: the transfer syntax of the data set.
+            meta: preamble and file meta information.
+            dataset: all else, as it came.
+
+        Raises:
+            RefusedError: it cannot be kept; nothing of it is left, but for the knowledge that its study lacks it.
+        """
+        header = _read_header(dataset, syntax)
+        if (header.sop_class, header.image) != (sop_class, image):
+            raise RefusedError(Refusal.MISMATCH, "its SOP Class or Instance UID differs from that of the request")
+        try:
+            if self.free < self._reserve / 2:
+                raise RefusedError(Refusal.OUT_OF_RESOURCES, f"{self.free / 2**20:.0f} MiB of the disk are free")
+            return self._write(header, meta, dataset)
+        except RefusedError:
+            with suppress(sqlite3.Error):
+                self.database.refuse_image(header.study, image)
+            raise
+
+    def _write(self, header: _Header, meta: bytes, dataset: memoryview) -> Stored:
+        arriving = self._arriving / uuid.uuid4().hex
+        try:
+            with arriving.open("xb") as file:
+                file.write(meta)
+                file.write(dataset)
+                file.flush()
+                os.fsync(file.fileno())
+            return self._put(arriving, header, hashlib.sha256(dataset).hexdigest())
+        except (OSError, sqlite3.Error) as error:
+            full = "full" in str(error) if isinstance(error, sqlite3.Error) else error.errno in _NO_SPACE
+            reason = "the disk is full" if full else f"cannot be written: {type(error).__name__}: {error}"
+            raise RefusedError(Refusal.OUT_OF_RESOURCES, reason) from error
+        finally:
+            with suppress(OSError):
+                arriving.unlink(missing_ok=True)
+
+    def _put(self, arriving: Path, header: _Header, digest: str) -> Stored:
+        """Move an image to its place, unless one is there."""
+        study, series, image = header.study, header.series.uid, header.image
+        with self._adding:
+            there = self.database.image_hash(study, series, image)
+            if there is not None:
+                return Stored(study, series, new=False)
+            if not self.database.has_study(study) and self.free < self._reserve:
+                raise RefusedError(Refusal.OUT_OF_RESOURCES, f"no new study: {self.free / 2**20:.0f} MiB are free")
+            path = self._path(study, series, image)
+            changed = [path.parent]
+            if not path.parent.exists():
+                path.parent.mkdir(mode=0o700, parents=True)
+                changed += [path.parent.parent, self._studies]
+            arriving.rename(path)
+            try:
+                for folder in changed:
+                    _sync(folder)
+                self.database.add_image(study, header.series, image, digest)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+            return Stored(study, series, new=True)
+
+    # Results
+
+    def result_folder(self, result: str) -> Path:
+        """Where a result lies."""
+        return self._results / result
+
+    def sources(self, result: str) -> tuple[Path, Path]:
+        """The folders with the images of the MR and the other series."""
+        return self._results / result / "mr", self._results / result / "other"
+
+    def link_sources(
+        self, result: str, study: str, mr: dict[str, str], other: dict[str, str], series: tuple[str, str]
+    ) -> None:
+        """Fix which images a result is made of, whatever else comes."""
+        self.release_sources(result)
+        for target, uid, images in zip(self.sources(result), series, (mr, other), strict=True):
+            target.mkdir(mode=0o700, parents=True)
+            for image in images:
+                os.link(self._path(study, uid, image), target / f"{image}.dcm")
+
+    def release_sources(self, result: str) -> None:
+        """Remove the links of a result that is fused."""
+        for folder in self.sources(result):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def sync_result(self, files: list[Path]) -> None:
+        """Bring a result's files to the disk."""
+        for path in [*files, *{file.parent for file in files}, self._results]:
+            _sync(path)
+
+    # Cleaning
+
+    def remove_expired(self, before: float) -> list[str]:
+        """Delete the studies in which nothing has happened since, their results and all that is known of them."""
+        # No image may come for a study between the look at it and its end.
+        with self._adding:
+            studies = self.database.expired(before)
+            self.database.forget_refused(before)
+            results = [result for study in studies for result in self.database.remove_study(study)]
+            gone = [self._discard(self._results / result) for result in results]
+            gone += [self._discard(self._studies / study) for study in studies]
+        for path in gone:
+            shutil.rmtree(path, ignore_errors=True)
+        return studies
+
+    def _discard(self, path: Path) -> Path:
+        target = self._deleted / uuid.uuid4().hex
+        if path.exists():
+            path.rename(target)
+        return target
+
+
+def _text(value: object) -> str:
+    """A header's text, short and on one line."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(value or ""))[:_LONGEST_TEXT].strip()
+
+
+def _read_header(dataset: memoryview, syntax: str) -> _Header:
+    """Where an image belongs.
+
+    Raises:
+        RefusedError: it does not say.
+    """
+    start = _parsed(dataset[:_HEADER], syntax)
+    found = start if start.get("SeriesInstanceUID") else _parsed(dataset, syntax)
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        if not _UID.fullmatch(found[keyword]) or len(found[keyword]) > _LONGEST_UID:
+            raise RefusedError(Refusal.NOT_UNDERSTOOD, f"it has no valid {keyword}")
+    series = Series(found["SeriesInstanceUID"], _text(found["Modality"]), _text(found["SeriesDescription"]))
+    return _Header(found["StudyInstanceUID"], series, found["SOPInstanceUID"], found["SOPClassUID"])
+
+
+def _parsed(dataset: memoryview, syntax: str) -> dict[str, str]:
+    """The elements that tell where an image belongs, as far as they are in the data."""
+    pydicom = require("pydicom", "dicom")
+    uid = pydicom.uid.UID(syntax)
+    known = uid.is_transfer_syntax and not uid.is_private
+    tags = [pydicom.tag.Tag(keyword) for keyword in (*_KEYWORDS, "SpecificCharacterSet")]
+    try:
+        data: bytes | memoryview = dataset
+        if known and uid.is_deflated:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(dataset, _HEADER)
+        header = pydicom.filereader.read_dataset(
+            io.BytesIO(data), known and uid.is_implicit_VR, not known or uid.is_little_endian,
+            stop_when=lambda tag, *_: tag >= _PIXELS, specific_tags=tags,
+        )  # fmt: skip
+        return {keyword: str(header.get(keyword) or "") for keyword in _KEYWORDS}
+    except Exception as error:
+        # Whatever a damaged data set makes pydicom raise.
+        raise RefusedError(Refusal.NOT_UNDERSTOOD, f"its data set is damaged ({type(error).__name__})") from error

@@ -1,0 +1,157 @@
+"""A server of files in memory and on disk to the browser of this computer.
+
+Every path begins with a secret, so that neither other users of the computer nor pages of other sites can read files.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import secrets
+import shutil
+import socket
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from dmfnet_fast.errors import OutputError
+
+LOCAL = "127.0.0.1"
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".wasm": "application/wasm",
+    ".json": "application/json",
+    ".css": "text/css; charset=utf-8",
+    ".gz": "application/octet-stream",
+}
+_ISOLATION = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+_HEADERS = {
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+# Reports hold their style and images; nothing in them may run or load more. The page states a policy of its own.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'"
+
+
+class Server:
+    """Serves files by their names until it is closed.
+
+    Args:
+        files: by their paths within the site, contents or paths on disk.
+        address: the address to listen on.
+        port: the port; 0 takes a free one.
+        isolated: whether pages are isolated from others, which lets them use several threads.
+
+    Raises:
+        OutputError: the address or the port cannot be used.
+    """
+
+    def __init__(
+        self, files: Mapping[str, bytes | Path], address: str = LOCAL, port: int = 0, *, isolated: bool = True
+    ) -> None:
+        self._secret = secrets.token_urlsafe(24)
+        about = {"files": dict(files), "prefix": f"/{self._secret}/", "isolation": _ISOLATION if isolated else {}}
+        handler = type("Handler", (_Handler,), about)
+        kind = type("Listener", (ThreadingHTTPServer,), {"address_family": _family(address)})
+        try:
+            self._server = kind((address, port), handler)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(f"{address} port {port}: cannot be listened on: {reason}") from error
+        self._address = address
+
+    @property
+    def url(self) -> str:
+        """Address of the site, with its secret; ends in a slash."""
+        host = f"[{self._address}]" if ":" in self._address else self._address
+        return f"http://{host}:{self._server.server_address[1]}/{self._secret}/"
+
+    def serve(self) -> None:
+        """Answer requests until `close` is called from another thread, or Ctrl-C."""
+        self._server.serve_forever(poll_interval=0.2)
+
+    def close(self) -> None:
+        """Stop answering, and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.server_close()
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+class _Handler(BaseHTTPRequestHandler):
+    files: Mapping[str, bytes | Path]
+    prefix: str
+    isolation: Mapping[str, str]
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "dmfnet-view", ""
+
+    def do_GET(self) -> None:
+        self._answer(with_content=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_content=False)
+
+    def _answer(self, with_content: bool) -> None:
+        path = unquote(urlsplit(self.path).path)
+        # In constant time, so that the secret cannot be guessed piece by piece.
+        known = secrets.compare_digest(path[: len(self.prefix)].encode(), self.prefix.encode())
+        name = path[len(self.prefix) :]
+        content = self.files.get(name or "index.html") if known else None
+        if content is None:
+            self._send(HTTPStatus.NOT_FOUND, "text/plain", b"not found\n", with_content)
+            return
+        suffix = Path(name or "index.html").suffix.lower()
+        kind = _TYPES.get(suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"
+        if isinstance(content, bytes):
+            self._send(HTTPStatus.OK, kind, content, with_content)
+            return
+        try:
+            with content.open("rb") as file:
+                self._start(HTTPStatus.OK, kind, content.stat().st_size, {"Content-Security-Policy": _POLICY})
+                if with_content:
+                    shutil.copyfileobj(file, self.wfile)
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            self._send(HTTPStatus.NOT_FOUND, "text/plain", b"cannot be read\n", with_content)
+        except OSError:
+            self.close_connection = True  # the browser has left, or the file has changed
+
+    def _start(self, status: HTTPStatus, kind: str, size: int, more: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.send_response(status)
+        for header, value in {
+            **_HEADERS,
+            **self.isolation,
+            **more,
+            "Content-Type": kind,
+            "Content-Length": str(size),
+        }.items():
+            self.send_header(header, value)
+        self.end_headers()
+
+    def _send(self, status: HTTPStatus, kind: str, content: bytes, with_content: bool) -> None:
+        try:
+            self._start(status, kind, len(content))
+            if with_content:
+                self.wfile.write(content)
+        except OSError:
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Stay silent: paths hold the secret, and files may be named after patients."""

@@ -1,0 +1,192 @@
+"""`dmfnet-node`: the command, what it says of itself, and the process that fuses for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from prometheus_client.parser import text_string_to_metric_families
+
+from dmfnet_fast.commands.engine_options import EngineOptions
+from dmfnet_fast.commands.node import main
+from dmfnet_fast.errors import OutOfMemoryError, OutputError, VolumeError
+from dmfnet_fast.node import worker as worker_module
+from dmfnet_fast.node.fusing import Fused, FusingError, Worker
+from dmfnet_fast.node.rules import Match, Rule
+from dmfnet_fast.node.settings import Fusing
+from tests.node.conftest import Box, Study, free_port, send, wait
+from tests.node.test_kills import running
+
+Make = Callable[[int], Study]
+RULE = Rule("PET", Match(("MR",)), Match(("PT",)))
+
+
+def invoke(*arguments: Any) -> Result:
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.mark.usefixtures("archive")
+def test_whole_run(box: Box, make_study: Make) -> None:
+    """One process, from its start to SIGTERM: status, metrics and log."""
+    study, alone = make_study(1), make_study(2)
+    metrics = free_port()
+    box.write(node=f"metrics_port = {metrics}")
+    result = invoke(box.settings, "--status")
+    assert (result.exit_code, result.stdout) == (1, f"not running, {box.folder / 'spool'}\nno studies\n")
+    with running(box) as process:
+        wait(lambda: "listens on" in (box.folder / "log").read_text())
+        for one in (study.images, study.mr[:1], alone.mr):
+            assert set(send(box.port, one)) == {0}
+        box.until(study.uid, "sent")
+        box.until(alone.uid, "does not fit")
+        result = invoke(box.settings, "--status")
+        assert result.exit_code == 0
+        first, counts, *lines = result.stdout.splitlines()
+        assert first == f"running, {box.folder / 'spool'}"
+        assert counts == "1 does not fit, 1 sent"
+        assert f"  series {study.uid}.1: MR T2 axial, {len(study.mr)} images" in lines
+        assert f"  series {study.uid}.2: PT PET FDG brain, {len(study.pet)} images" in lines
+        assert "  MR with PET: sent" in lines
+        assert "  rule 'MR with PET': no series fits other" in lines
+        assert json.loads(invoke(box.settings, "--status", "--json").stdout) == box.status()
+        check_metrics(metrics, study, alone)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    log = (box.folder / "log").read_text()
+    assert f"study {study.uid}: sent" in log
+    assert log.splitlines()[-1].endswith("INFO stopping")
+    for word in ("Secret", "ID1", "Traceback", "WARNING The value"):
+        assert word not in log
+
+
+def check_metrics(port: int, study: Study, alone: Study) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    values = {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
+    assert values["dmfnet_node_images_total", "new"] == len(study.images) + len(alone.mr)
+    assert values["dmfnet_node_images_total", "repeated"] == 1
+    assert values["dmfnet_node_images_total", "refused"] == 0
+    assert values["dmfnet_node_images_sent_total",] == len(study.mr)
+    assert values["dmfnet_node_fused_total",] == 1
+    assert values["dmfnet_node_fusing_seconds_total",] > 0
+    assert values["dmfnet_node_studies", "sent"] == 1
+    assert values["dmfnet_node_studies", "does not fit"] == 1
+    assert values["dmfnet_node_studies", "failed"] == 0
+    assert values["dmfnet_node_oldest_waiting_seconds",] == 0
+    assert values["dmfnet_node_free_bytes",] > 0
+
+
+def test_mistakes_end_with_one_line(box: Box, tmp_path: Path) -> None:
+    result = invoke(tmp_path / "none.toml")
+    assert result.exit_code == 2
+    assert result.stderr == f"error: {tmp_path / 'none.toml'}: cannot be read: No such file or directory\n"
+    box.write(node="colour = 1")
+    result = invoke(box.settings)
+    assert result.exit_code == 2
+    assert "colour is not known" in result.stderr
+    assert not (box.folder / "spool").exists()
+
+
+def test_damaged_database(box: Box) -> None:
+    (box.folder / "spool").mkdir()
+    (box.folder / "spool" / "node.sqlite").write_bytes(b"nothing" * 1000)
+    for arguments in ((), ("--status",)):
+        result = invoke(box.settings, *arguments)
+        assert result.exit_code == 2
+        assert "node.sqlite: cannot be used: file is not a database" in result.stderr
+
+
+# The process that fuses
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Any:
+    made = Worker(tmp_path, Fusing("nano", None, "float32", 1, 0, 0.75, False, 60), lambda: False)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def folders(make_study: Make, tmp_path: Path) -> tuple[Path, Path]:
+    study = make_study(1)
+    for name, images in (("mr", study.mr), ("other", study.pet)):
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(images):
+            image.save_as(tmp_path / name / f"{number}.dcm")
+    return tmp_path / "mr", tmp_path / "other"
+
+
+def test_killed_worker_is_started_again(worker: Worker, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    first = worker.fuse(RULE, *folders, tmp_path / "out")
+    assert worker._process is not None
+    os.kill(worker._process.pid, signal.SIGKILL)
+    worker._process.wait()
+    second = worker.fuse(RULE, *folders, tmp_path / "out")
+    assert second.files == first.files
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    worker._settings = Fusing("nano", None, "float32", 1, 0, 0.75, False, timeout=0.5)
+    with pytest.raises(FusingError, match=r"the process that fuses took more than 0\.00833333 minutes") as error:
+        worker.fuse(RULE, *folders, tmp_path / "out")
+    assert error.value.passing
+
+
+def test_worker_that_outlives_its_node_is_waited_for(
+    worker: Worker, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    worker.fuse(RULE, *folders, tmp_path / "out")
+    assert worker._lock is not None
+    # As when the node is killed: its own descriptor is gone, the process has another one.
+    worker._lock.close()
+    second = Worker(tmp_path, worker._settings, lambda: False)
+    results: list[Fused] = []
+    thread = threading.Thread(target=lambda: results.append(second.fuse(RULE, *folders, tmp_path / "out")))
+    thread.start()
+    thread.join(1)
+    assert results == []
+    worker.close()
+    thread.join(30)
+    assert len(results[0].files) == 5
+    second.close()
+
+
+def test_engine_that_cannot_be_opened(tmp_path: Path) -> None:
+    worker = Worker(tmp_path, Fusing(str(tmp_path / "no.onnx"), None, "auto", 1, 0, 0.75, False, 60), lambda: False)
+    with pytest.raises(FusingError, match=r"no\.onnx") as error:
+        worker.fuse(RULE, tmp_path, tmp_path, tmp_path / "out")
+    assert not error.value.passing
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "passing"),
+    [
+        (VolumeError("slices are missing"), "slices are missing", False),
+        (OutputError("no space"), "no space", True),
+        (OutOfMemoryError("out of memory"), "out of memory", True),
+        # Whatever it says, it may quote a header.
+        (ValueError("Secret^Name"), r"ValueError in test_command\.py, line \d+", False),
+    ],
+)
+def test_what_a_worker_says_of_errors(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, said: str, passing: bool
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(worker_module, "fuse_volumes", fail)
+    job = {"mr": "a", "other": "b", "output": "c", "grid": "other", "register": False, "colormap": None, "label": None}
+    job |= {"range_mr": [0, 1], "range_other": None}
+    options = EngineOptions("nano", None, "auto", 1, 0, 0.75, False)
+    answer = worker_module.answer(job, options, None)  # type: ignore[arg-type]
+    assert re.fullmatch(said, answer["error"])
+    assert answer["passing"] is passing
