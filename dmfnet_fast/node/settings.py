@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from dmfnet_fast.commands.engine_options import EngineOptions
 from dmfnet_fast.engines import DEFAULT
 from dmfnet_fast.errors import NodeError, require
 from dmfnet_fast.fuser import Range
@@ -55,16 +56,9 @@ class Destination:
 
 
 @dataclass(frozen=True)
-class Fusing:
-    """As for `Fuser`; `timeout` is how many seconds one fusion may take."""
+class Fusing(EngineOptions):
+    """How to fuse; `timeout` is how many seconds one fusion may take."""
 
-    engine: str
-    device: str | None
-    precision: PrecisionChoice
-    threads: int | None
-    seed: int
-    keep_chroma: float
-    allow_invention: bool
     timeout: float
 
 
