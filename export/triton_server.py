@@ -131,7 +131,7 @@ def write_repository(folder: Path, files: Mapping[str, bytes], config: str) -> N
     version.mkdir(parents=True)
     for name, content in files.items():
         (version / name).write_bytes(content)
-    (folder / "config.pbtxt").write_text(config)
+    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
 def writer(platform: str, file: str, make: Make) -> Callable[[Request, Graph, Path, Step, Tell], None]:

@@ -89,7 +89,7 @@ def _connected(address: str) -> Iterator[Any]:
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(f"--ray {address}: no Ray cluster answers ({reason}); name its head") from error
     try:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -149,5 +149,5 @@ def fuse_on_ray(request: TableRequest, pairs: list[Pair], address: str) -> Itera
                     warn(message)
                 yield from ((name, Job(**job)) for name, job in outcome["jobs"])
         except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ClusterError(f"--ray {address}: {reason}; what is done is kept: run the command again") from error

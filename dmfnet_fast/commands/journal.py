@@ -142,7 +142,8 @@ class Journal:
         return self._open[run, name]
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        line = json.dumps(entry) + "\n"
+        # A line that a full disk cut off must not spoil the next.
+        line = f"\n{json.dumps(entry)}\n"
         try:
             with self._lock, self._path.open("a", encoding="utf-8") as file:
                 file.write(line)

@@ -90,6 +90,18 @@ class Result:
     changed: float
 
 
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Turn what SQLite raises into a NodeError that names the database of a node's folder."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise NodeError(
+            f"{folder / NAME}: cannot be used: {error}; if the disk is full, make room; if the file is damaged, move "
+            "the folder away and start with an empty one"
+        ) from error
+
+
 class Database:
     """One connection, used by all threads in turn."""
 
@@ -101,7 +113,7 @@ class Database:
         """
         path = folder / NAME
         self._lock = threading.RLock()
-        try:
+        with naming(folder):
             source = f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
             self._connection = sqlite3.connect(source, uri=True, isolation_level=None, check_same_thread=False)
             if not read_only:
@@ -112,10 +124,6 @@ class Database:
             if version == 0 and not read_only:
                 self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
                 version = _VERSION
-        except sqlite3.Error as error:
-            raise NodeError(
-                f"{path}: cannot be used: {error}; if it is damaged, move the folder away and start with an empty one"
-            ) from error
         if version != _VERSION:
             raise NodeError(f"{path}: is of another version of dmfnet-fast; start with an empty folder")
 
@@ -179,8 +187,15 @@ class Database:
             self._run("DELETE FROM refused WHERE study = ? AND image = ?", study, image)
 
     def refuse_image(self, study: str, image: str) -> None:
-        """Record that an image came which could not be kept, so that its study is known to be incomplete."""
-        self._run("INSERT OR REPLACE INTO refused VALUES (?, ?, ?)", study, image, time.time())
+        """Record that an image came which could not be kept, so that its study is known to be incomplete.
+
+        Not one that is there: no image that comes later would tell that the study is complete.
+        """
+        self._run(
+            "INSERT OR REPLACE INTO refused SELECT ?1, ?2, ?3 "
+            "WHERE NOT EXISTS (SELECT 1 FROM images WHERE study = ?1 AND uid = ?2)",
+            study, image, time.time(),
+        )  # fmt: skip
 
     def refused_images(self, study: str) -> int:
         """How many images of a study were refused and have not come again."""

@@ -140,6 +140,12 @@ class Receiver:
             log.error("image from %s refused: %s", _caller(event), type(error).__name__)
             return 0xC000
         self._counters.add("images", "new" if stored.new else "repeated")
+        if stored.differs:
+            log.warning(
+                "image %s from %s is there already with other content, which is kept",
+                request.AffectedSOPInstanceUID,
+                _caller(event),
+            )
         self._counters.add("bytes", amount=request.DataSet.getbuffer().nbytes)
         self._arrived(stored)
         return _SUCCESS
@@ -170,7 +176,11 @@ def _limit(event: Any) -> None:
     def limited(length: int) -> Any:
         if length > _LARGEST_PDU:
             raise ConnectionError("a part of a message is larger than was agreed")
-        return receive(length)
+        try:
+            return receive(length)
+        except ssl.SSLError as error:
+            log.warning("connection from %s ended: TLS: %s", event.address[0], error.reason or error)
+            raise
 
     transport.recv = limited
 

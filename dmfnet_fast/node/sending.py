@@ -14,20 +14,23 @@ _CONNECTING, _ANSWER = 15, 60
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # Uncompressed: implicit VR is what every peer takes, explicit VR what most prefer.
 _SYNTAXES = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
-# Stored, though with a remark (PS3.4, B.2.3).
-_STORED = (0x0000, 0xB000, 0xB006, 0xB007)
+# Stored, though with a remark (PS3.4, B.2.3), or there already (PS3.7, annex C): from an attempt whose answer was lost,
+# as the UIDs are ours alone.
+_STORED = (0x0000, 0xB000, 0xB006, 0xB007, 0x0111)
 
 
 class SendingError(DMFNetError):
     """A result that could not be delivered; another attempt may help."""
 
 
-def _why(association: Any) -> str:
+def _why(association: Any, tls: bool) -> str:
     """Why there is no association."""
     if association.is_rejected:
         return "refuses the association: does it know our AE title?"
     if association.rejected_contexts:
         return "takes no Secondary Capture images"
+    if tls:
+        return "cannot be reached, hung up, or its certificate or ours is not accepted"
     return "cannot be reached, or hung up"
 
 
@@ -62,7 +65,7 @@ class Sender:
             self._to.host, self._to.port, ae_title=self._to.ae_title, tls_args=self._tls
         )
         if not association.is_established:
-            raise SendingError(f"{name} {_why(association)}")
+            raise SendingError(f"{name} {_why(association, self._to.tls)}")
         try:
             for file in files:
                 self._send_one(association, name, file)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dmfnet_fast.errors import DMFNetError, require
 from dmfnet_fast.node.counters import Counters
-from dmfnet_fast.node.database import Database, Result
+from dmfnet_fast.node.database import Result, naming
 from dmfnet_fast.node.fusing import FusingError, Worker
 from dmfnet_fast.node.receiving import Receiver
 from dmfnet_fast.node.rules import Pair, Rule, decide
@@ -44,12 +44,13 @@ class Node:
         self._stop = threading.Event()
         self._last: dict[str, float] = {}
         self.spool = Spool(settings.folder, settings.reserve)
+        self._database = self.spool.database
         try:
-            self._database: Database = self.spool.database
-            # What was coming in when the node ended may go on now; the other studies are known to be complete.
-            self._last = dict.fromkeys((study.uid for study in self._database.studies()), -math.inf)
-            self._last.update(dict.fromkeys(self._database.undecided(), time.monotonic()))
-            self._database.decide_again()
+            with naming(settings.folder):
+                # What was coming in when the node ended may go on now; the other studies are known to be complete.
+                self._last = dict.fromkeys((study.uid for study in self._database.studies()), -math.inf)
+                self._last.update(dict.fromkeys(self._database.undecided(), time.monotonic()))
+                self._database.decide_again()
             self._worker = Worker(settings.folder, settings.fusing, self._stop.is_set)
             self._sender = Sender(settings)
             self._receiver = Receiver(settings, self.spool, self.counters, self._arrived)

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from dmfnet_fast.commands.engine_options import EngineOptions
 from dmfnet_fast.engines import DEFAULT
 from dmfnet_fast.errors import NodeError, require
 from dmfnet_fast.fuser import Range
@@ -55,16 +56,9 @@ class Destination:
 
 
 @dataclass(frozen=True)
-class Fusing:
-    """As for `Fuser`; `timeout` is how many seconds one fusion may take."""
+class Fusing(EngineOptions):
+    """How to fuse; `timeout` is how many seconds one fusion may take."""
 
-    engine: str
-    device: str | None
-    precision: PrecisionChoice
-    threads: int | None
-    seed: int
-    keep_chroma: float
-    allow_invention: bool
     timeout: float
 
 
@@ -185,7 +179,7 @@ def read_settings(path: Path) -> Settings:
     """
     toml = require("tomllib" if sys.version_info >= (3, 11) else "tomli", "pacs")
     try:
-        values = toml.loads(path.read_text(encoding="utf-8"))
+        values = toml.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise NodeError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -203,7 +197,7 @@ def read_settings(path: Path) -> Settings:
         callers=_callers(node),
         quiet=node.get("quiet_seconds", float, 60.0, check=_is_positive, hint=_POSITIVE_HINT),
         keep=node.get("keep_days", float, 14.0, check=_is_positive, hint=_POSITIVE_HINT) * 86400,
-        reserve=int(node.get("keep_free_gib", float, 5.0, check=lambda size: size >= 0, hint="at least 0") * 2**30),
+        reserve=int(node.get("keep_free_gib", float, 5.0, check=_is_size, hint="at least 0 and finite") * 2**30),
         metrics_port=node.maybe("metrics_port", int, check=_is_port, hint=_PORT_HINT),
         tls=tls,
         destination=_destination(file.table("destination"), tls),
@@ -232,6 +226,10 @@ def _is_positive(number: float) -> bool:
     return 0 < number < float("inf")
 
 
+def _is_size(number: float) -> bool:
+    return 0 <= number < float("inf")
+
+
 def _callers(node: _Table) -> tuple[str, ...]:
     callers = node.texts("callers")
     if not callers:
@@ -256,10 +254,13 @@ def _tls(file: _Table, base: Path) -> Tls | None:
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tls.certificate, tls.key, password=_no_password)
-        if tls.authorities is not None:
-            context.load_verify_locations(tls.authorities)
     except (OSError, ValueError) as error:
         raise NodeError(f"{tls.certificate}, {tls.key}: cannot be used for TLS: {error}") from error
+    if tls.authorities is not None:
+        try:
+            context.load_verify_locations(tls.authorities)
+        except OSError as error:
+            raise NodeError(f"{tls.authorities}: cannot be used for TLS: {error}") from error
     return tls
 
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO
 
 from dmfnet_fast.errors import NodeError, require
-from dmfnet_fast.node.database import Database
+from dmfnet_fast.node.database import Database, naming
 from dmfnet_fast.node.rules import Series
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -62,11 +62,12 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Stored:
-    """Where an image belongs, and whether it is new."""
+    """Where an image belongs, whether it is new, and if not, whether the one that is there has other content."""
 
     study: str
     series: str
     new: bool
+    differs: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ class Spool:
         self._lock = lock
         self.database = Database(folder)
         try:
-            self._clear()
+            with naming(folder):
+                self._clear()
         except OSError as error:
             raise NodeError(f"{folder}: cannot be used: {error.strerror or error}; make it writable") from error
 
@@ -190,8 +192,6 @@ class Spool:
         if (header.sop_class, header.image) != (sop_class, image):
             raise RefusedError(Refusal.MISMATCH, "its SOP Class or Instance UID differs from that of the request")
         try:
-            if self.free < self._reserve / 2:
-                raise RefusedError(Refusal.OUT_OF_RESOURCES, f"{self.free / 2**20:.0f} MiB of the disk are free")
             return self._write(header, meta, dataset)
         except RefusedError:
             with suppress(sqlite3.Error):
@@ -200,7 +200,10 @@ class Spool:
 
     def _write(self, header: _Header, meta: bytes, dataset: memoryview) -> Stored:
         arriving = self._arriving / uuid.uuid4().hex
+        place = header.study, header.series.uid, header.image
         try:
+            if self.free < self._reserve / 2 and self.database.image_hash(*place) is None:
+                raise RefusedError(Refusal.OUT_OF_RESOURCES, f"{self.free / 2**20:.0f} MiB of the disk are free")
             with arriving.open("xb") as file:
                 file.write(meta)
                 file.write(dataset)
@@ -221,7 +224,7 @@ class Spool:
         with self._adding:
             there = self.database.image_hash(study, series, image)
             if there is not None:
-                return Stored(study, series, new=False)
+                return Stored(study, series, new=False, differs=there != digest)
             if not self.database.has_study(study) and self.free < self._reserve:
                 raise RefusedError(Refusal.OUT_OF_RESOURCES, f"no new study: {self.free / 2**20:.0f} MiB are free")
             path = self._path(study, series, image)
@@ -266,7 +269,9 @@ class Spool:
 
     def sync_result(self, files: list[Path]) -> None:
         """Bring a result's files to the disk."""
-        for path in [*files, *{file.parent for file in files}, self._results]:
+        # The series' folder, the one that holds it, and the result's.
+        folders = {folder for file in files for folder in file.parents[:3]}
+        for path in [*files, *folders, self._results]:
             _sync(path)
 
     # Cleaning
@@ -280,6 +285,10 @@ class Spool:
             results = [result for study in studies for result in self.database.remove_study(study)]
             gone = [self._discard(self._results / result) for result in results]
             gone += [self._discard(self._studies / study) for study in studies]
+            # Results that new rules have no use for.
+            for path in list(self._results.iterdir()):
+                if not self.database.result_exists(path.name) and path.stat().st_mtime < before:
+                    gone.append(self._discard(path))
         for path in gone:
             shutil.rmtree(path, ignore_errors=True)
         return studies
@@ -302,8 +311,12 @@ def _read_header(dataset: memoryview, syntax: str) -> _Header:
     Raises:
         RefusedError: it does not say.
     """
-    start = _parsed(dataset[:_HEADER], syntax)
-    found = start if start.get("SeriesInstanceUID") else _parsed(dataset, syntax)
+    found: dict[str, str] = {}
+    # An element that goes on beyond may look damaged.
+    with suppress(RefusedError):
+        found = _parsed(dataset[:_HEADER], syntax)
+    if not found.get("SeriesInstanceUID"):
+        found = _parsed(dataset, syntax)
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         if not _UID.fullmatch(found[keyword]) or len(found[keyword]) > _LONGEST_UID:
             raise RefusedError(Refusal.NOT_UNDERSTOOD, f"it has no valid {keyword}")

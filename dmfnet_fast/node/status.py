@@ -6,7 +6,7 @@ import json
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 class Metrics:
     """A page for Prometheus at http://127.0.0.1:PORT/metrics, until closed."""
 
-    def __init__(self, settings: Settings, database: Database, counters: Counters, free: Any) -> None:
+    def __init__(self, settings: Settings, database: Database, counters: Counters, free: Callable[[], int]) -> None:
         client = require("prometheus_client", "pacs")
         self._database, self._counters, self._free = database, counters, free
         registry = client.CollectorRegistry()
@@ -165,7 +165,10 @@ class Metrics:
             yield core.CounterMetricFamily(f"{_PREFIX}_{name}", text, value=self._counters.of(name).get("", 0))
         studies = self._database.studies()
         results = self._database.results()
-        states = Counter(state_of(s, [r for r in results if r.study == s.uid]) for s in studies)
+        by_study: dict[str, list[Result]] = {study.uid: [] for study in studies}
+        for result in results:
+            by_study.setdefault(result.study, []).append(result)
+        states = Counter(state_of(study, by_study[study.uid]) for study in studies)
         gauge = core.GaugeMetricFamily(f"{_PREFIX}_studies", "Studies that are kept", labels=["state"])
         for state in _STATES:
             gauge.add_metric([state], states[state])

@@ -64,7 +64,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def entries(folder: Path) -> dict[Path, list[dict[str, Any]]]:
     """The complete lines of each worker's journal."""
     files = sorted(folder.glob(".dmfnet-fuse-*.jsonl"))
-    return {file: [json.loads(line) for line in file.read_text().split("\n")[:-1]] for file in files}
+    return {file: [json.loads(line) for line in file.read_text().split("\n")[:-1] if line] for file in files}
 
 
 def done(lines: list[dict[str, Any]]) -> list[str]:

@@ -167,6 +167,22 @@ def test_a_pair_that_ends_its_process(tmp_path: Path) -> None:
     assert files == [JOURNAL.replace(".jsonl", f"-{part}.jsonl") for part in "12"]
 
 
+def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
+    rows = write_images(tmp_path / "in", 2)
+    folder = tmp_path / "in"
+    pairs = [Pair(str(folder / row["a"]), str(folder / row["b"]), row["b"][:4]) for row in rows]
+    request = request_for(tmp_path / "out")
+    for pair in (pairs[0], pairs[1]):
+        worker = Worker(request)
+        assert [job.status for _, job in worker.fuse([pair])] == ["fused"]
+        worker.close()
+        with (request.output / JOURNAL).open("a") as journal:
+            journal.write('{"output": "cut o')
+    worker = Worker(request)
+    assert [job.status for _, job in worker.fuse(pairs)] == ["skipped", "skipped"]
+    worker.close()
+
+
 def test_a_worker_of_a_cluster(tmp_path: Path) -> None:
     """Rows of text in and out, with warnings and failures; what keeps it from fusing is a row as well."""
     (row,) = write_images(tmp_path / "in", 1)

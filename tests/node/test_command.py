@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import threading
 import urllib.request
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from dmfnet_fast.commands.engine_options import EngineOptions
 from dmfnet_fast.commands.node import main
 from dmfnet_fast.errors import OutOfMemoryError, OutputError, VolumeError
 from dmfnet_fast.node import worker as worker_module
+from dmfnet_fast.node.database import Database
 from dmfnet_fast.node.fusing import Fused, FusingError, Worker
 from dmfnet_fast.node.rules import Match, Rule
 from dmfnet_fast.node.settings import Fusing
@@ -105,6 +107,16 @@ def test_damaged_database(box: Box) -> None:
         result = invoke(box.settings, *arguments)
         assert result.exit_code == 2
         assert "node.sqlite: cannot be used: file is not a database" in result.stderr
+
+
+def test_full_disk_at_the_start(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Database) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Database, "decide_again", full)
+    result = invoke(box.settings)
+    assert result.exit_code == 2
+    assert "node.sqlite: cannot be used: database or disk is full; if the disk is full, make room" in result.stderr
 
 
 # The process that fuses

@@ -279,6 +279,16 @@ def test_refused_images_are_sent_again(box: Box, archive: Archive, make_study: M
     assert len(whole(archive, study)) == 1
 
 
+def test_images_that_the_archive_has_already_are_delivered(box: Box, archive: Archive, make_study: Make) -> None:
+    study = make_study(1)
+    archive.answers = [0x0111]
+    node = box.start()
+    send(box.port, study.images)
+    box.until(study.uid, "sent")
+    assert node.counters.of("sending_failed") == {}
+    assert len(archive.got) == len(study.mr) - 1
+
+
 def test_delays_grow_until_it_is_given_up(
     box: Box, place: Archive, make_study: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,6 +369,24 @@ def test_old_studies_are_deleted(box: Box, archive: Archive, make_study: Make, m
     archive.open()
     wait(lambda: box.states() == {})
     assert len(whole(archive, waiting)) == 1
+
+
+@pytest.mark.usefixtures("archive")
+def test_results_without_a_rule_are_deleted(box: Box, make_study: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(1)
+    monkeypatch.setattr(service, "_CLEANING", 0.2)
+    box.start()
+    send(box.port, [*study.mr, *study.pet[:-1]])
+    box.until(study.uid, "failed")
+    box.stop()
+    results = box.folder / "spool" / "results"
+    assert len(list(results.iterdir())) == 1
+    box.write(rules=RULES.replace("pet*", "nothing"))
+    node = box.start()
+    box.until(study.uid, "does not fit")
+    assert len(list(results.iterdir())) == 1
+    node.settings = replace(node.settings, keep=0)
+    wait(lambda: not list(results.iterdir()))
 
 
 @pytest.mark.parametrize(("passing", "state"), [((True, True), "sent"), ((True, False), "failed")])

@@ -127,6 +127,36 @@ def test_images_are_kept_as_they_came(box: Box, make_study: Make) -> None:
     assert path.stat().st_mode & 0o077 == 0 or path.parents[2].stat().st_mode & 0o077 == 0
 
 
+def test_other_content_under_the_same_uid_is_told(box: Box, make_study: Make, caplog: pytest.LogCaptureFixture) -> None:
+    image = make_study(1).mr[0]
+    box.start()
+    assert send(box.port, [image]) == [0]
+    (path,) = stored(box)
+    before = path.read_bytes()
+    assert send(box.port, [image]) == [0]
+    assert "other content" not in caplog.text
+    image.PatientName = "Secret^Correction"
+    assert send(box.port, [image]) == [0]
+    told = f"image {image.SOPInstanceUID} from 'SCANNER' at 127.0.0.1 is there already with other content"
+    assert told in caplog.text
+    assert stored(box) == [path]
+    assert path.read_bytes() == before
+
+
+def test_series_behind_a_long_sequence_is_found(box: Box, make_study: Make) -> None:
+    image = make_study(1).mr[0]
+    item = pydicom.Dataset()
+    item.add_new(0x00090010, "LO", "X")
+    item.add_new(0x00091001, "OB", bytes(2**21))
+    item.is_undefined_length_sequence_item = True
+    image.SourceImageSequence = [item]
+    image["SourceImageSequence"].is_undefined_length = True
+    box.start()
+    assert send(box.port, [image]) == [0]
+    (path,) = stored(box)
+    assert path.parent.name == image.SeriesInstanceUID
+
+
 @pytest.mark.parametrize(
     "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, JPEGLSLossless]
 )
@@ -284,6 +314,8 @@ def test_nearly_full_disk_takes_the_rest_of_studies_alone(
     assert set(send(box.port, begun.pet[:2])) == {0}
     free = 2**28
     assert set(send(box.port, begun.pet[2:])) == {0xA700}
+    # What is there needs no space.
+    assert set(send(box.port, begun.mr)) == {0}
     # Known to be incomplete, it is not fused, after a restart either.
     for _ in range(2):
         box.until(begun.uid, "does not fit")
@@ -339,7 +371,14 @@ def tls(folder: Path, name: str | None) -> tuple[ssl.SSLContext, str]:
     return context, "127.0.0.1"
 
 
-def test_tls(box: Box, certificates: Path, make_study: Make) -> None:
+def test_authorities_that_cannot_be_read_are_named(box: Box, certificates: Path) -> None:
+    names = f'certificate = "{certificates / "node.pem"}"\nkey = "{certificates / "node.key"}"\n'
+    box.write(rules=f'[tls]\n{names}authorities = "none.pem"\n{box.rules}')
+    with pytest.raises(NodeError, match=r"none\.pem: cannot be used for TLS: "):
+        box.start()
+
+
+def test_tls(box: Box, certificates: Path, make_study: Make, caplog: pytest.LogCaptureFixture) -> None:
     where = {name: certificates / name for name in ("node.pem", "node.key", "ca.pem")}
     box.write(
         rules=f'[tls]\ncertificate = "{where["node.pem"]}"\nkey = "{where["node.key"]}"\n'
@@ -359,6 +398,7 @@ def test_tls(box: Box, certificates: Path, make_study: Make) -> None:
     assert echo(box.port, 1) is None
     assert echo(box.port, 1, tls_args=tls(certificates, None)) is None
     assert echo(box.port, 1, tls_args=tls(certificates, "stranger")) is None
+    assert "connection from 127.0.0.1 ended: TLS: PEER_DID_NOT_RETURN_A_CERTIFICATE" in caplog.text
     assert set(send(box.port, study.images, tls_args=tls(certificates, "scanner"))) == {0}
     box.until(study.uid, "sent")
     assert len(box.archive.got) == len(study.mr)

@@ -83,6 +83,7 @@ def test_documented_file_has_the_defaults(tmp_path: Path) -> None:
         ("port = 104", "port = true", "[destination]: port must be a port, 1 to 65535, not True"),
         ("port = 104", "port = 104\ntls = true", "[destination]: tls needs [tls] with authorities"),
         ("[destination]", '[tls]\ncertificate = "a.pem"\nkey = "a.key"\n[destination]', "cannot be used for TLS"),
+        ('callers = "PACS"', 'callers = "PACS"\nkeep_free_gib = inf', "keep_free_gib must be at least 0 and finite"),
         ("[destination]", '[fusing]\nprecision = "double"\n[destination]', "[fusing]: precision must be auto, "),
         ("[destination]", "[other]\n[destination]", "other is not known"),
         ("[[rules]]", "[[rule]]", "rules are missing: add [[rules]]"),
@@ -103,6 +104,10 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) ->
     assert message in str(error.value)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_marked_utf8_is_read(tmp_path: Path) -> None:
+    assert read(tmp_path, f"\ufeff{SMALL}").callers == ("PACS",)
 
 
 def test_missing_file(tmp_path: Path) -> None:
