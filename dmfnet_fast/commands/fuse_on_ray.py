@@ -10,7 +10,7 @@ import socket
 import sys
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -107,6 +107,18 @@ def _chunks(pairs: list[Pair], workers: int) -> list[list[Pair]]:
     return volumes + [images[start : start + size] for start in range(0, len(images), size)]
 
 
+def room_for(machines: Iterable[Mapping[str, float]], threads: int, on_gpu: bool) -> int:
+    """How many workers fit, none of which can be spread over several machines.
+
+    Args:
+        machines: Ray's resources of each machine.
+        threads: CPU cores of a worker.
+        on_gpu: whether a worker also takes a GPU.
+    """
+    by_cores = ((int(machine.get("CPU", 0) // threads), int(machine.get("GPU", 0))) for machine in machines)
+    return sum(min(cores, gpus) if on_gpu else cores for cores, gpus in by_cores)
+
+
 def fuse_on_ray(request: TableRequest, pairs: list[Pair], address: str) -> Iterator[tuple[str, Job]]:
     """Fuse pairs on a Ray cluster, whose machines all have the files, the output folder and this package.
 
@@ -120,16 +132,19 @@ def fuse_on_ray(request: TableRequest, pairs: list[Pair], address: str) -> Itera
         ClusterError: the cluster cannot be reached, is too small, or a worker cannot open the engine.
         MissingExtraError: the extra `ray` is not installed.
     """
-    on_gpu = (request.engine.device or "").startswith("cuda")
+    device = request.engine.device or ""
+    on_gpu = device.startswith("cuda")
+    if device.startswith("cuda:"):
+        raise ClusterError(f"--device {device}: Ray chooses the GPU of each worker; use --device cuda")
     threads = request.engine.threads or 1
     engine = replace(request.engine, threads=threads)
     request = replace(request, engine=engine, output=request.output.absolute(), pairs=request.pairs.absolute())
     # Standard output is the command's; Ray tells there of workers that end.
     with redirect_stdout(sys.stderr), _connected(address) as ray:
-        room = ray.cluster_resources()
-        workers = int(room.get("GPU", 0)) if on_gpu else int(room.get("CPU", 0) // threads)
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        workers = room_for(machines, threads, on_gpu)
         if workers < 1:
-            wanted = "a GPU" if on_gpu else f"{threads} cores for --threads {threads}"
+            wanted = f"{threads} cores for --threads {threads}" + (" and a GPU" if on_gpu else "")
             raise ClusterError(f"--ray {address}: no machine of the cluster has {wanted}")
         rows = [{"pairs": json.dumps([asdict(pair) for pair in chunk])} for chunk in _chunks(pairs, workers)]
         done = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map_batches(

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from dmfnet_fast import Fuser, __version__
 from dmfnet_fast.commands.engine_options import EngineOptions
 from dmfnet_fast.commands.fuse import main
-from dmfnet_fast.commands.fuse_on_ray import IMAGES_AT_ONCE, RayWorker, _chunks
+from dmfnet_fast.commands.fuse_on_ray import IMAGES_AT_ONCE, RayWorker, _chunks, room_for
 from dmfnet_fast.commands.fuse_table import REPORT, read_table
 from dmfnet_fast.commands.fuse_worker import MOST_ATTEMPTS, Pair, TableRequest, Worker
 from dmfnet_fast.commands.journal import JOURNAL
@@ -274,3 +274,16 @@ def test_refusals(fuse: Fuse, tmp_path: Path, arguments: list[str], message: str
     assert result.exit_code == 2
     assert f"error: {message}" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_workers_are_not_spread_over_machines() -> None:
+    machines = [{"CPU": 0.0}, {"CPU": 2.0}, {"CPU": 7.0, "GPU": 2.0}, {}]
+    assert [room_for(machines, threads, False) for threads in (1, 2, 3, 8)] == [9, 4, 2, 0]
+    assert [room_for(machines, threads, True) for threads in (1, 4, 8)] == [2, 1, 0]
+
+
+def test_ray_chooses_the_gpu(tmp_path: Path, cli: CliRunner) -> None:
+    table = write_table(tmp_path / "pairs.csv", write_images(tmp_path, 1))
+    result = cli.invoke(main, ["--pairs", str(table), "-o", str(tmp_path / "out"), "--ray", "--device", "cuda:1"])
+    assert result.exit_code == 2
+    assert "--device cuda:1: Ray chooses the GPU of each worker; use --device cuda" in result.stderr
