@@ -29,6 +29,12 @@ def is_sealed(file: bytes) -> bool:
     return end > 0 and file == seal(file[:end])
 
 
+def check_sealed(file: bytes, name: str) -> None:
+    """Raise an EngineError, which names the file, if it has changed since it was exported."""
+    if not is_sealed(file):
+        raise EngineError(f"{name}: has changed since it was exported, or is damaged; fetch or export it again")
+
+
 def unsealed(file: bytes) -> bytes:
     """A file without its seal, if it has one."""
     return file[: -_DIGITS - len(_SEAL)] if is_sealed(file) else file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import webbrowser
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,7 +18,9 @@ from dmfnet_fast.web.server import LOCAL, Server
 from dmfnet_fast.web.site import Network, page_files
 from dmfnet_fast.wording import alternatives
 
-MOST_FILES = 20_000  # the page's limit
+# The page's limits.
+MOST_FILES = 20_000
+MOST_BYTES = 2**31
 REPORT = "report.json"
 LOCAL_ONLY = (LOCAL, "localhost", "::1")
 
@@ -38,11 +41,16 @@ def _files_of(path: Path) -> list[Path]:
     """A file, or all files in a folder."""
     if not path.exists():
         raise ImageError(f"{path}: no such file or folder")
-    files = [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
+    # One more than the limit is enough to know: the folder may be that of a whole disk.
+    inside = (found for found in path.rglob("*") if found.is_file())
+    files = [path] if path.is_file() else sorted(islice(inside, MOST_FILES + 1))
     if not files:
         raise ImageError(f"{path}: is an empty folder; give an image, a NIfTI file or a folder of DICOM files")
     if len(files) > MOST_FILES:
-        raise ImageError(f"{path}: holds {len(files)} files, more than the page takes; give the folder of one series")
+        raise ImageError(f"{path}: holds more than {MOST_FILES} files; give the folder of one series")
+    size = sum(file.stat().st_size for file in files)
+    if size > MOST_BYTES:
+        raise ImageError(f"{path}: holds {size / 1e9:.1f} GB, more than the page takes; give one file or one series")
     return files
 
 
@@ -148,13 +156,13 @@ def main(
     else:
         site, place = pair_site(a, b, engine)
     with Server(site, address, port) as server:
-        url = f"{server.url}{quote(place, safe='#=')}"
-        click.echo(url)
+        place = quote(place, safe="#=")
+        click.echo(f"{server.url}{place}")
         if address not in LOCAL_ONLY:
             warn(f"{address}: other computers can see these files, by the address and without encryption")
         click.echo("Ctrl-C ends it", err=True)
         if browser:
-            webbrowser.open(url)
+            webbrowser.open(server.once(place))
         try:
             server.serve()
         except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dmfnet_fast.artifacts.cache import cache_folder, prune
 from dmfnet_fast.artifacts.interface import IMAGES_TAKEN, interface_of
-from dmfnet_fast.artifacts.onnx_metadata import PIXELS, exported_properties, is_sealed
+from dmfnet_fast.artifacts.onnx_metadata import PIXELS, check_sealed, exported_properties, is_sealed
 from dmfnet_fast.artifacts.parity import Parity
 from dmfnet_fast.engines.base import Engine, some_pairs
 from dmfnet_fast.errors import EngineError, is_lack_of_memory, require
@@ -105,8 +105,7 @@ class OpenVINOEngine(Engine):
                 f"{path}: is a {kind} graph to build TensorRT engines from (dmfnet-export {path.name}); "
                 "for a CPU make one with dmfnet-export --target onnx"
             )
-        if not is_sealed(content):
-            raise EngineError(f"{path}: has changed since it was exported, or is damaged; fetch or export it again")
+        check_sealed(content, str(path))
         self._core = shared_core()
         with _translated(f"{path}: is not a readable ONNX file, or is damaged"):
             self._model = self._core.read_model(path)

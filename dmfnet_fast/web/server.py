@@ -9,13 +9,14 @@ import mimetypes
 import secrets
 import shutil
 import socket
+import sys
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from dmfnet_fast.errors import OutputError
 
@@ -58,12 +59,18 @@ class Server:
         self, files: Mapping[str, bytes | Path], address: str = LOCAL, port: int = 0, *, isolated: bool = True
     ) -> None:
         self._secret = secrets.token_urlsafe(24)
-        about = {"files": dict(files), "prefix": f"/{self._secret}/", "isolation": _ISOLATION if isolated else {}}
+        self._tickets: dict[str, str] = {}
+        about = {
+            "files": dict(files),
+            "prefix": f"/{self._secret}/",
+            "isolation": _ISOLATION if isolated else {},
+            "tickets": self._tickets,
+        }
         handler = type("Handler", (_Handler,), about)
-        kind = type("Listener", (ThreadingHTTPServer,), {"address_family": _family(address)})
+        kind = type("Listener", (_Listener,), {"address_family": _family(address)})
         try:
             self._server = kind((address, port), handler)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise OutputError(f"{address} port {port}: cannot be listened on: {reason}") from error
         self._address = address
@@ -71,8 +78,22 @@ class Server:
     @property
     def url(self) -> str:
         """Address of the site, with its secret; ends in a slash."""
+        return f"{self._origin}/{self._secret}/"
+
+    @property
+    def _origin(self) -> str:
         host = f"[{self._address}]" if ":" in self._address else self._address
-        return f"http://{host}:{self._server.server_address[1]}/{self._secret}/"
+        return f"http://{host}:{self._server.server_address[1]}"
+
+    def once(self, place: str) -> str:
+        """An address that leads to a place in the site the first time that it is asked for, and nowhere after that.
+
+        For starting a browser: other users of the computer can read the arguments of programs, which must not hold the
+        secret.
+        """
+        ticket = f"/{secrets.token_urlsafe(24)}"
+        self._tickets[ticket] = f"/{self._secret}/{place}"
+        return f"{self._origin}{ticket}"
 
     def serve(self) -> None:
         """Answer requests until `close` is called from another thread, or Ctrl-C."""
@@ -96,21 +117,34 @@ def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
+class _Listener(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Stay silent about connections that are reset, as browsers do."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     files: Mapping[str, bytes | Path]
     prefix: str
     isolation: Mapping[str, str]
+    tickets: dict[str, str]
     protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds without a request, after which a connection is closed
     server_version, sys_version = "dmfnet-view", ""
 
     def do_GET(self) -> None:
-        self._answer(with_content=True)
+        place = self.tickets.pop(self.path, None)
+        if place is None:
+            self._answer(with_content=True)
+        else:
+            self._send(HTTPStatus.SEE_OTHER, "text/plain", b"", True, {"Location": place})
 
     def do_HEAD(self) -> None:
         self._answer(with_content=False)
 
     def _answer(self, with_content: bool) -> None:
-        path = unquote(urlsplit(self.path).path)
+        path = unquote(self.path.partition("?")[0])
         # In constant time, so that the secret cannot be guessed piece by piece.
         known = secrets.compare_digest(path[: len(self.prefix)].encode(), self.prefix.encode())
         name = path[len(self.prefix) :]
@@ -145,9 +179,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(header, value)
         self.end_headers()
 
-    def _send(self, status: HTTPStatus, kind: str, content: bytes, with_content: bool) -> None:
+    def _send(
+        self,
+        status: HTTPStatus,
+        kind: str,
+        content: bytes,
+        with_content: bool,
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         try:
-            self._start(status, kind, len(content))
+            self._start(status, kind, len(content), more)
             if with_content:
                 self.wfile.write(content)
         except OSError:

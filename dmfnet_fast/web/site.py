@@ -13,7 +13,7 @@ from typing import Any
 
 from dmfnet_fast.artifacts.cache import cache_folder
 from dmfnet_fast.artifacts.interface import interface_of
-from dmfnet_fast.artifacts.onnx_metadata import PIXELS, exported_properties
+from dmfnet_fast.artifacts.onnx_metadata import PIXELS, check_sealed, exported_properties
 from dmfnet_fast.errors import EngineError, OutputError
 from dmfnet_fast.images.formats.png import encoded
 from dmfnet_fast.phantom import make_phantom
@@ -52,9 +52,10 @@ class Network:
             file: name of the file, for errors.
 
         Raises:
-            EngineError: it was not made by dmfnet-export, or is one that the page does not run.
+            EngineError: it was not made by dmfnet-export, has changed since, or is one that the page does not run.
         """
         known = exported_properties(content, file)
+        check_sealed(content, file)
         if known.get("precision") != "float32":
             raise EngineError(
                 f"{file}: is {known.get('precision')}, and the page runs float32; export the weights anew"

@@ -41,7 +41,11 @@ class WithPage(BuildHookInterface[Any]):
             return
         self._place = tempfile.mkdtemp()
         built = Path(self._place) / "built"
-        building.build(built)
+        try:
+            building.build(built)
+        except building.BuildError as error:
+            self.finalize()  # Hatch does not
+            raise building.BuildError(f"{error}; DMFNET_WITHOUT_PAGE=1 makes a wheel without the page") from error
         build_data["force_include"][str(built)] = "dmfnet_fast/web/built"
 
     def finalize(self, *_: Any) -> None:

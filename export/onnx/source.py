@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from dmfnet_fast.artifacts.interface import Interface, interface_of
-from dmfnet_fast.artifacts.onnx_metadata import PIXELS, exported_properties, is_sealed, unsealed
+from dmfnet_fast.artifacts.onnx_metadata import PIXELS, check_sealed, exported_properties, unsealed
 from dmfnet_fast.artifacts.parity import Parity, Reference, Shape, check
 from dmfnet_fast.errors import EngineError, require
 from dmfnet_fast.precision import FloatPrecision, Precision
@@ -277,8 +277,7 @@ def from_onnx(path: Path, precision: Precision, step: Step) -> Graph:
         except OSError as error:
             raise EngineError(f"{path}: cannot be read: {error.strerror or error}") from error
         graph = from_content(content, str(path))
-        if not is_sealed(content):
-            raise EngineError(f"{path}: has changed since it was exported, or is damaged; fetch or export it again")
+        check_sealed(content, str(path))
     if graph.precision == "int8":
         raise RequestError(f"{path}: is an int8 network for OpenVINO; export the weights anew")
     if graph.precision != precision:

@@ -94,6 +94,23 @@ const SCENARIOS = {
     return {};
   },
 
+  /** A file for b that takes long to read, and another one that is chosen meanwhile. */
+  async overtaken(page) {
+    await page.evaluate(() => {
+      const read = File.prototype.arrayBuffer;
+      File.prototype.arrayBuffer = async function () {
+        if (this.name === "slow.png") await new Promise((resolve) => setTimeout(resolve, 1500));
+        return read.call(this);
+      };
+    });
+    await choose(page, "a", given.a);
+    await choose(page, "b", given.slow);
+    await choose(page, "b", given.b);
+    await shown(page);
+    await page.waitForTimeout(2500);
+    return { name: await page.textContent("#source-b .name"), error: await text(page, "error") };
+  },
+
   /** What the address itself asks for. */
   async opened(page) {
     await shown(page);
@@ -175,6 +192,13 @@ const SCENARIOS = {
     await page.waitForFunction(() => !document.querySelector("#save-nifti").disabled, null, { timeout: TIMEOUT });
     result.status = await text(page, "status");
     result.name = await saved(page, "#save-nifti", given.save);
+    // On another processor all slices are fused anew, so there is no volume to save until then.
+    await page.$eval("#provider", (select) => {
+      select.value = "wasm";
+      select.dispatchEvent(new Event("change"));
+    });
+    result.savedAfterChange = await page.isEnabled("#save-nifti");
+    await page.waitForFunction(() => /^Runs on .* network/.test(document.querySelector("#status").textContent));
     return result;
   },
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,8 @@ def test_refusals(page: str, browse: Browse, color_pair: dict[str, Path], tmp_pa
     text.write_text("no image")
     nifti.write_bytes(b"\0" * 1000)
     packed.write_bytes(b"\x1f\x8b" + b"\0" * 50)
+    large = tmp_path / "large.png"
+    large.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 60000, 60000, 16, 2, 0, 0, 0))
     empty = tmp_path / "empty.png"
     empty.touch()
     expected = {
@@ -165,10 +168,21 @@ def test_refusals(page: str, browse: Browse, color_pair: dict[str, Path], tmp_pa
         nifti: "bad.nii: is not NIfTI, or its header is damaged",
         packed: "bad.nii.gz: is truncated or damaged",
         empty: "empty.png: is empty (0 bytes)",
+        large: "large.png: is 60000x60000, which is too large for this page",
     }
     found = browse("refusals", page, a=color_pair["a"], b=[[path] for path in expected])
     for said, wanted in zip(found["said"], expected.values(), strict=True):
         assert said.startswith(wanted)
+    _only_its_own(found, page)
+
+
+def test_the_file_chosen_last_counts(page: str, browse: Browse, color_pair: dict[str, Path], tmp_path: Path) -> None:
+    """However long another one, chosen before, takes to be read."""
+    slow = tmp_path / "slow.png"
+    slow.write_bytes(color_pair["a"].read_bytes())
+    found = browse("overtaken", page, **color_pair, slow=slow)
+    assert found["name"] == "pet.png - 128 x 128"
+    assert not found["error"]
     _only_its_own(found, page)
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +19,14 @@ from urllib.parse import urlsplit
 import pytest
 from click.testing import CliRunner
 
+from dmfnet_fast.commands import view
 from dmfnet_fast.commands.fuse import main as fuse
 from dmfnet_fast.commands.view import main, pair_site, result_site
-from dmfnet_fast.errors import ImageError, OutputError
+from dmfnet_fast.engines import shipped
+from dmfnet_fast.errors import EngineError, ImageError, OutputError
 from dmfnet_fast.images.io import write_image
 from dmfnet_fast.phantom import make_phantom
-from dmfnet_fast.volumes.phantom import make_head, write_nifti
+from dmfnet_fast.volumes.phantom import make_head, write_head, write_nifti
 from dmfnet_fast.web import building, site
 from dmfnet_fast.web.server import Server
 from tests.web.conftest import Browse
@@ -72,6 +75,13 @@ def test_server(tmp_path: Path) -> None:
         for path in (*outside, f"{secret}data", secret[:-1], "/%ff"):
             assert _answer(url, path).status == 404, path
         assert _answer(url, secret, "POST").status == 501
+    with serving(server := Server({"index.html": b"page"})) as url:
+        once = urlsplit(server.once("#open=it")).path
+        assert urlsplit(url).path not in once
+        assert _answer(url, once, "HEAD").status == 404  # and it is still good
+        found = _answer(url, once)
+        assert (found.status, found.headers["Location"]) == (303, f"{urlsplit(url).path}#open=it")
+        assert _answer(url, once).status == 404
     with serving(Server({"index.html": b"page"}, isolated=False)) as url:
         assert "Cross-Origin-Embedder-Policy" not in _answer(url, urlsplit(url).path).headers
     with serving(Server({})) as one, serving(Server({})) as other:
@@ -84,8 +94,9 @@ def test_addresses_that_cannot_be_used() -> None:
         pytest.raises(OutputError, match=r"^127\.0\.0\.1 port \d+: cannot be listened on: "),
     ):
         Server({}, port=urlsplit(url).port or 0)
-    with pytest.raises(OutputError, match=r"^192\.0\.2\.1 port 0: cannot be listened on: "):
-        Server({}, "192.0.2.1")
+    for address in ("192.0.2.1", "no..name"):
+        with pytest.raises(OutputError, match=rf"^{re.escape(address)} port 0: cannot be listened on: "):
+            Server({}, address)
 
 
 @pytest.fixture
@@ -99,7 +110,7 @@ def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("built")
-def test_what_is_given(tmp_path: Path) -> None:
+def test_what_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "MR" / "inner"
     folder.mkdir(parents=True)
     for name in ("2.dcm", "1.dcm"):
@@ -113,6 +124,14 @@ def test_what_is_given(tmp_path: Path) -> None:
     assert files[listed["b"][0]["path"]] == image
     assert "network.onnx" in files
     (tmp_path / "empty").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(view, "MOST_FILES", 1)
+        with pytest.raises(ImageError, match="MR: holds more than 1 files; give the folder of one series"):
+            pair_site(tmp_path / "MR", image, "nano")
+    with monkeypatch.context() as patch:
+        patch.setattr(view, "MOST_BYTES", 9)
+        with pytest.raises(ImageError, match="more than the page takes; give one file or one series"):
+            pair_site(tmp_path / "MR", image, "nano")
     for path, message in ((tmp_path / "none", "no such file or folder"), (tmp_path / "empty", "is an empty folder")):
         with pytest.raises(ImageError, match=message):
             pair_site(path, image, "nano")
@@ -140,12 +159,21 @@ def test_refusals(cli: CliRunner, tmp_path: Path) -> None:
         assert "Traceback" not in result.stderr
 
 
+def test_a_changed_network_is_refused() -> None:
+    content = shipped()["nano"].with_suffix(".onnx").read_bytes()
+    changed = content[:-1] + (b"1" if content.endswith(b"0") else b"0")
+    with pytest.raises(EngineError, match=r"^n\.onnx: has changed since it was exported, or is damaged"):
+        site.Network.of(changed, "nano", "n.onnx")
+
+
 @pytest.mark.usefixtures("built")
 def test_other_addresses_are_warned_of(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: Server) -> None:
         raise KeyboardInterrupt
 
+    opened: list[str] = []
     monkeypatch.setattr(Server, "serve", interrupted)
+    monkeypatch.setattr(webbrowser, "open", opened.append)
     image = tmp_path / "image.png"
     image.write_bytes(b"image")
     for address, warned in (("127.0.0.1", False), ("0.0.0.0", True)):
@@ -153,6 +181,10 @@ def test_other_addresses_are_warned_of(cli: CliRunner, tmp_path: Path, monkeypat
         assert result.exit_code == 0, result.output
         assert result.stdout.startswith(f"http://{address}:")
         assert ("other computers can see these files" in result.stderr) == warned
+    assert not opened
+    result = cli.invoke(main, [str(image), str(image)])
+    assert len(opened) == 1
+    assert urlsplit(result.stdout).path.strip("/") not in opened[0]
 
 
 def test_without_npm(monkeypatch: pytest.MonkeyPatch, cli: CliRunner, tmp_path: Path) -> None:
@@ -206,10 +238,12 @@ def test_results(browse: Browse, cli: CliRunner, tools: Path, tmp_path: Path) ->
     head = make_head(seed=1, size=48)
     for name, volume in (("mr", head.mr), ("pet", head.pet)):
         write_nifti(volume, tmp_path / f"{name}.nii.gz")
-    given = [str(tmp_path / "mr.nii.gz"), str(tmp_path / "pet.nii.gz"), "--modality-b", "PET", "--precision", "float32"]
-    for kind in ("nifti", "png"):
+    write_head(head, tmp_path)
+    nifti = [str(tmp_path / "mr.nii.gz"), str(tmp_path / "pet.nii.gz"), "--modality-b", "PET"]
+    for kind in ("nifti", "png", "dicom"):
         output = tmp_path / kind
-        result = cli.invoke(fuse, [*given, "-o", str(output), "--format", kind])
+        given = [str(tmp_path / "MR"), str(tmp_path / "PT")] if kind == "dicom" else nifti
+        result = cli.invoke(fuse, [*given, "--precision", "float32", "-o", str(output), "--format", kind])
         assert result.exit_code == 0, result.output
         files, place = result_site(output, "nano")
         with serving(Server(files)) as url:

@@ -56,6 +56,7 @@ def test_nifti(b: str, modality: str, kind: str, page: str, browse: Browse, head
     found = browse("volumes", page, **given, cancel=True, save=saved)
     assert found["name"] == f"{b}-fused.nii.gz"
     assert found["afterCancel"]
+    assert not found["savedAfterChange"]
     mr, other = read_volume(given["a"], modality="MR"), read_volume(given["b"], modality=kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DMFNetWarning)

@@ -9,6 +9,7 @@ import { PALETTES } from "./volumes/palettes.js";
 const NETWORK = "network.onnx";
 const RUNTIME = "ort-wasm-simd-threaded.asyncify.wasm";
 const DCM2NIIX = "dcm2niix.wasm";
+const FETCHED_AT_ONCE = 32;
 const EXAMPLE = { a: "example-mri.png", b: "example-pet.png" };
 
 const $ = (id) => document.getElementById(id);
@@ -19,12 +20,12 @@ const state = {
   client: null,
   model: null,
   runs: null, // what the network runs on
+  given: { a: null, b: null }, // the files chosen last
   loaded: { a: null, b: null },
   names: { a: "", b: "" },
   pair: null,
   slice: 0,
   drawn: null,
-  fusedAll: false,
   notes: { a: [], b: [] },
 };
 
@@ -108,16 +109,22 @@ async function openNetwork() {
 async function give(side, files) {
   showError(null);
   const box = source(side).querySelector(".name");
+  state.given[side] = files;
   state.loaded[side] = state.pair = null;
   $("view").hidden = true;
   const shownName = files.length === 1 ? files[0].name : `${files.length} files`;
   box.textContent = `Reading ${shownName} ...`;
   try {
     await loaded; // over a slow line, the files may be there before the network
-    const found = await state.client.call("read", { side, files: await contents(files) });
+    cancel();
+    const read = await contents(files);
+    if (state.given[side] !== files) return; // others were chosen meanwhile
+    const found = await state.client.call("read", { side, files: read });
+    if (state.given[side] !== files) return;
     state.names[side] = files.length === 1 ? files[0].name : "volume";
     take(side, found);
   } catch (error) {
+    if (state.given[side] !== files) return;
     box.textContent = `${shownName} cannot be used`;
     throw error;
   }
@@ -156,7 +163,6 @@ async function prepare() {
 
 async function showPair(pair, before) {
   state.pair = pair;
-  state.fusedAll = false;
   const same = before && before.slices === pair.slices && before.width === pair.width && before.height === pair.height;
   if (!same) {
     state.slice = Math.floor(pair.slices / 2);
@@ -182,6 +188,7 @@ async function showPair(pair, before) {
 async function showSlice() {
   const wanted = state.slice;
   const pair = state.pair;
+  if (!pair) return; // other files are being read, or put together
   const drawn = await state.client.call("slice", { number: wanted });
   if (state.pair !== pair || state.slice !== wanted) return;
   state.drawn = drawn;
@@ -286,23 +293,31 @@ function cancel() {
   state.client.cancel();
 }
 
+/** The pair that is shown; what is saved or fused while another is being put together would not be what is seen. */
+function shownPair() {
+  if (!state.pair) throw new Error("the images are still being prepared; try again when they are shown");
+  return state.pair;
+}
+
 async function fuseAll() {
+  const pair = shownPair();
   showError(null);
   $("fuse-all").disabled = true;
   $("progress").hidden = $("cancel").hidden = false;
   $("progress").value = 0;
   try {
     const done = await state.client.call("all", {}, (count, of) => {
+      if (state.pair !== pair) return;
       Object.assign($("progress"), { max: of, value: count });
       $("status").textContent = `Fused ${count} of ${of} slices.`;
     });
+    if (state.pair !== pair) return; // other files or settings, by which everything fused was dropped
     if (done.canceled) {
       $("status").textContent = "Canceled; the slices fused so far are kept.";
     } else {
-      state.fusedAll = true;
       $("save-nifti").disabled = false;
-      const each = done.milliseconds / state.pair.slices;
-      $("status").textContent = `Fused ${state.pair.slices} slices in ${(done.milliseconds / 1000).toFixed(1)} s, ${milliseconds(each)} each.`;
+      const each = done.milliseconds / pair.slices;
+      $("status").textContent = `Fused ${pair.slices} slices in ${(done.milliseconds / 1000).toFixed(1)} s, ${milliseconds(each)} each.`;
     }
   } finally {
     $("fuse-all").disabled = false;
@@ -313,11 +328,12 @@ async function fuseAll() {
 const stem = (side) => state.names[side].replace(/(\.nii)?\.[^.]+$/, "") || "image";
 
 async function savePng() {
-  const suffix = state.pair.volume ? `-slice-${state.slice + 1}` : "";
+  const suffix = shownPair().volume ? `-slice-${state.slice + 1}` : "";
   save(await state.client.call("png", { number: state.slice }), `${stem("b")}-fused${suffix}.png`, "image/png");
 }
 
 async function saveNifti() {
+  shownPair();
   save(await state.client.call("nifti"), `${stem("b")}-fused.nii.gz`, "application/gzip");
 }
 
@@ -366,7 +382,11 @@ function listen() {
     }
     box.querySelector(".choices").addEventListener("change", (event) =>
       attemptBusily(async () => {
-        take(side, await state.client.call("choose", { side, number: Number(event.target.value) }));
+        state.pair = null;
+        const files = state.given[side];
+        const found = await state.client.call("choose", { side, number: Number(event.target.value) });
+        if (state.given[side] !== files) return; // others were chosen meanwhile
+        take(side, found);
         await prepare();
       }),
     );
@@ -416,6 +436,8 @@ function listen() {
   $("provider").addEventListener("change", () =>
     attempt(async () => {
       showError(null);
+      cancel();
+      $("save-nifti").disabled = true; // slices are fused anew
       state.runs = null;
       $("status").textContent = "Loading the network ...";
       try {
@@ -431,8 +453,21 @@ async function showExample() {
   for (const side of ["a", "b"]) await give(side, [new File([await resource(EXAMPLE[side])], EXAMPLE[side])]);
 }
 
-const fetched = (listed) =>
-  Promise.all(listed.map(async ({ path, name }) => new File([await resource(path)], name)));
+/** The listed files. A few at once: browsers refuse thousands of requests, as a large DICOM folder would make. */
+async function fetched(listed) {
+  const one = async ({ path, name }) => {
+    try {
+      return new File([await resource(path)], name);
+    } catch {
+      throw new Error(`${name}: cannot be read any more; start dmfnet-view again`);
+    }
+  };
+  const files = [];
+  for (let n = 0; n < listed.length; n += FETCHED_AT_ONCE) {
+    files.push(...(await Promise.all(listed.slice(n, n + FETCHED_AT_ONCE).map(one))));
+  }
+  return files;
+}
 
 /** Loads what the address asks for: #open=FILE names a list of files for each side, or of a result with links. */
 async function openListed() {
@@ -477,6 +512,7 @@ async function load() {
 for (const name of PALETTES) $("colormap").append(new Option(name.replaceAll("-", " "), name));
 listen();
 setMode("side");
+$("status").textContent = "Loading the network ...";
 const loaded = load();
 loaded.then(() => attempt(openListed)).catch((error) => {
   $("status").textContent = "The network is not loaded.";

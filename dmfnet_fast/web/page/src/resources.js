@@ -16,8 +16,8 @@ export const isOneFile = () => within("worker.js") !== null;
 export async function resource(name) {
   const element = within(name);
   if (element) return unpacked(element);
-  const answer = await fetch(name);
-  if (!answer.ok) throw new Error(`${name} is missing beside the page: copy its whole folder`);
+  const answer = await fetch(name).catch(() => null);
+  if (!answer?.ok) throw new Error(`${name} is missing beside the page, or its server has ended: copy its whole folder, or start it again`);
   return answer.arrayBuffer();
 }
 

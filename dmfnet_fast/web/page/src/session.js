@@ -1,8 +1,9 @@
 /** What is loaded, and what is fused of it. Everything here runs in the worker. */
 
 import { UserError } from "./errors.js";
-import { MOST_PIXELS, readImage } from "./images/read.js";
 import { writePng } from "./images/png.js";
+import { readImage } from "./images/read.js";
+import { MOST_PIXELS } from "./images/size.js";
 import { rint } from "./numbers.js";
 import { Canvas, isColor, toEightBit, valueRange } from "./rules.js";
 import { IDENTITY, spacing } from "./volumes/affine.js";
@@ -302,6 +303,9 @@ export class Session {
   /** The fused volume as .nii.gz; all slices must have been fused. */
   async nifti() {
     const { shape, affine } = this.pair.aligned;
+    for (let n = 0; n < shape[0]; n++) {
+      if (!this.fused[n]) throw new UserError(`slice ${n + 1} of ${shape[0]} is not fused; fuse all slices first`);
+    }
     const [first] = this.fused;
     const size = first.image.data.length;
     const values = new first.image.data.constructor(size * shape[0]);

@@ -9,9 +9,9 @@ let dcm2niix = null;
 
 const session = new Session(async () => {
   if (typeof dcm2niix !== "string") return dcm2niix;
-  const answer = await fetch(dcm2niix);
-  if (!answer.ok) throw new UserError(`${dcm2niix} is missing beside the page, so DICOM cannot be read; export the page again`);
-  return answer.arrayBuffer();
+  const answer = await fetch(dcm2niix).catch(() => null);
+  if (answer?.ok) return answer.arrayBuffer();
+  throw new UserError("dcm2niix.wasm is missing beside the page, or its server has ended, so DICOM cannot be read");
 });
 
 const CALLS = {

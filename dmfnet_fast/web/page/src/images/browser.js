@@ -1,6 +1,7 @@
 /** JPEG and BMP, which the browser decodes. */
 
 import { UserError } from "../errors.js";
+import { checkSize } from "./size.js";
 
 const FRAMES = new Set([0xc0, 0xc1, 0xc2, 0xc3, 0xc5, 0xc6, 0xc7, 0xc9, 0xca, 0xcb, 0xcd, 0xce, 0xcf]);
 
@@ -26,6 +27,7 @@ export async function readByBrowser(bytes, name) {
     throw new UserError(`${name}: is truncated or damaged (${error.message})`);
   }
   const { width, height } = bitmap;
+  checkSize(width, height, name); // the browser limits what it decodes, and the canvas would take as much again
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);
   const rgba = context.getImageData(0, 0, width, height).data;

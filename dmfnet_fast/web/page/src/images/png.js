@@ -3,6 +3,7 @@
 import { decode, encode, hasPngSignature } from "fast-png";
 import { UserError } from "../errors.js";
 import { rint } from "../numbers.js";
+import { checkSize } from "./size.js";
 
 /** Samples of less than 8 bits, one in a byte; each row begins with a new byte. */
 function unpacked({ data, width, height, depth }) {
@@ -70,6 +71,10 @@ function pixelsOf(png) {
 /** See `read` in read.js. */
 export function readPng(bytes, name) {
   if (!hasPngSignature(bytes)) return null;
+  if (bytes.length >= 24) {
+    const header = new DataView(bytes.buffer, bytes.byteOffset);
+    checkSize(header.getUint32(16), header.getUint32(20), name); // the header always comes first
+  }
   let png;
   try {
     png = decode(bytes, { checkCrc: true });

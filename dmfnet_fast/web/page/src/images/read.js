@@ -7,9 +7,8 @@ import { readPng } from "./png.js";
 import { readTiff } from "./tiff.js";
 
 // Each takes the content and the name of a file. It returns null if the content is in another format, and throws a
-// UserError if it is in this one but cannot be used.
+// UserError if it is in this one but cannot be used; too large ones, before it decodes them.
 const READERS = [readPng, readTiff, readByBrowser];
-export const MOST_PIXELS = 4096 * 4096;
 
 /**
  * Reads an image at its full depth.
@@ -29,7 +28,6 @@ export async function readImage(bytes, name, smallest = SMALLEST) {
     if (Math.min(width, height) < smallest) {
       throw new UserError(`${name}: is ${width}x${height}; the smallest size is ${smallest}x${smallest}`);
     }
-    if (width * height > MOST_PIXELS) throw new UserError(`${name}: is ${width}x${height}, which is too large for this page`);
     return image;
   }
   throw new UserError(`${name}: is not an image that can be read; use PNG, JPEG, TIFF, BMP, NIfTI or DICOM`);

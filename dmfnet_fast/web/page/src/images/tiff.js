@@ -2,7 +2,9 @@
 
 import UTIF from "utif2";
 import { UserError } from "../errors.js";
+import { checkSize } from "./size.js";
 
+const [WIDTH, HEIGHT] = [256, 257];
 const [BITS, PHOTOMETRIC, ORIENTATION, SAMPLES, PLANES, FORMAT] = [258, 262, 274, 277, 284, 339];
 
 function isTiff(bytes) {
@@ -17,8 +19,10 @@ export function readTiff(bytes, name) {
   let pages;
   try {
     pages = UTIF.decode(buffer);
+    if (pages.length === 1) checkSize(...[WIDTH, HEIGHT].map((tag) => pages[0][`t${tag}`]?.[0]), name);
     if (pages.length === 1) UTIF.decodeImage(buffer, pages[0]);
   } catch (error) {
+    if (error instanceof UserError) throw error;
     throw new UserError(`${name}: is truncated or damaged (${error.message ?? error})`);
   }
   if (pages.length !== 1) throw new UserError(`${name}: holds ${pages.length} pages; save each as an image of its own`);

@@ -86,14 +86,16 @@ function coverage(a, b) {
   const threshold = foregroundThreshold(a);
   const [, rows, columns] = a.shape;
   const count = a.values.length / a.channels;
-  const head = [];
-  for (let n = 0; n < count; n++) if (luminanceAt(a.values, a.channels, n) > threshold) head.push(n);
+  const inHead = (n) => luminanceAt(a.values, a.channels, n) > threshold;
+  let size = 0;
+  for (let n = 0; n < count; n++) size += inHead(n);
   const onto = product(inverse(b.affine), a.affine);
-  const step = Math.max(1, Math.floor(head.length / MOST_POINTS));
+  const step = Math.max(1, Math.floor(size / MOST_POINTS));
+  let found = 0;
   let all = 0;
   let inside = 0;
-  for (let k = 0; k < head.length; k += step) {
-    const n = head[k];
+  for (let n = 0; n < count; n++) {
+    if (!inHead(n) || found++ % step !== 0) continue;
     const voxel = [Math.floor(n / (rows * columns)), Math.floor(n / columns) % rows, n % columns];
     all += 1;
     const within = [0, 1, 2].every((axis) => {

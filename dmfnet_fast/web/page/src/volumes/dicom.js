@@ -52,6 +52,9 @@ async function converted(files, wasm) {
   return { made, said };
 }
 
+/** When an image was acquired, as a text whose order is that of time. */
+const acquired = ({ AcquisitionDate, AcquisitionTime }) => `${AcquisitionDate} ${AcquisitionTime}`;
+
 /** The volume in HU or SUV where it can be, with what its header says. */
 function explained(volume, header) {
   const known = { ...volume, modality: header.Modality || null, identity: identityOf(header) };
@@ -76,10 +79,12 @@ function explained(volume, header) {
  *   those that cannot be used have a `problem`
  */
 export async function readDicom(files, wasm) {
-  const headers = {};
+  const headers = {}; // by series; of several bed positions, the first scanned, whose start decay is corrected to
   for (const { bytes } of files) {
     const header = headerOf(bytes);
-    if (header) headers[header.SeriesInstanceUID] ??= header;
+    if (!header) continue;
+    const before = headers[header.SeriesInstanceUID];
+    if (!before || acquired(header) < acquired(before)) headers[header.SeriesInstanceUID] = header;
   }
   const { made, said } = await converted(files, wasm);
   const names = Object.keys(made).filter((name) => name.endsWith(".nii"));
@@ -96,7 +101,13 @@ export async function readDicom(files, wasm) {
       problem = `${SeriesDescription ?? stem}: ${refusal[1]}`;
       continue;
     }
-    const header = headers[SeriesInstanceUID] ?? Object.values(headers)[0];
+    const known = Object.values(headers);
+    // The header of another series would give another scale, or another patient.
+    const header = headers[SeriesInstanceUID] ?? (known.length === 1 ? known[0] : null);
+    if (!header) {
+      problem = `${SeriesDescription ?? stem}: its header cannot be read`;
+      continue;
+    }
     const read = await readNifti(made[file], SeriesDescription ?? stem);
     // dcm2niix turns rows over, and leaves slices in an order of its own; Python has them as DICOM does, sorted.
     const rows = reversed(read, 1);

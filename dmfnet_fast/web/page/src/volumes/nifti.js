@@ -24,9 +24,25 @@ const TYPES = {
   [RGBA32]: [4, null],
 };
 
-export async function inflated(bytes) {
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+const MOST_BYTES = 8 * MOST_VOXELS + 2 ** 20; // of the widest type, with a header
+
+/** Decompresses a file, unless it holds more than the page can use: a small file may unpack to more than the memory. */
+async function inflated(bytes, name) {
+  let size = 0;
+  const limit = new TransformStream({
+    transform(part, controller) {
+      size += part.length;
+      if (size > MOST_BYTES) controller.error(new Error("too large"));
+      else controller.enqueue(part);
+    },
+  });
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")).pipeThrough(limit);
+  try {
+    return new Uint8Array(await new Response(stream).arrayBuffer());
+  } catch {
+    if (size > MOST_BYTES) throw new UserError(`${name}: is too large for this page, or holds several volumes`);
+    throw new UserError(`${name}: is truncated or damaged: it cannot be decompressed; copy it again`);
+  }
 }
 
 export async function deflated(bytes) {
@@ -55,13 +71,7 @@ function affineOf(header, view) {
  *   Uint8Array, affine: (slice, row, column) to mm in LPS, modality: null, units: null, notes: string[]}
  */
 export async function readNifti(bytes, name) {
-  if (bytes[0] === 0x1f && bytes[1] === 0x8b) {
-    try {
-      bytes = await inflated(bytes);
-    } catch {
-      throw new UserError(`${name}: is truncated or damaged: it cannot be decompressed; copy it again`);
-    }
-  }
+  if (bytes[0] === 0x1f && bytes[1] === 0x8b) bytes = await inflated(bytes, name);
   const start = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + Math.min(bytes.length, 544));
   let header = null;
   try {
