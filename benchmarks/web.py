@@ -13,10 +13,8 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,19 +50,6 @@ def _milliseconds(run: Callable[[], Any]) -> list[float]:
     return times[2:]
 
 
-@contextmanager
-def _serving(files: dict[str, bytes | Path], isolated: bool) -> Iterator[str]:
-    """The page's address; a page that is not isolated has one thread."""
-    with Server(files, isolated=isolated) as server:
-        thread = threading.Thread(target=server.serve)
-        thread.start()
-        try:
-            yield server.url
-        finally:
-            server.close()
-            thread.join()
-
-
 def _in_browser(folder: Path, pair: list[Path]) -> dict[str, Any]:
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
@@ -76,7 +61,8 @@ def _in_browser(folder: Path, pair: list[Path]) -> dict[str, Any]:
         raise EngineError(str(error)) from error
     files, place = pair_site(pair[0], pair[1], DEFAULT)
     script = Path(__file__).with_name("web.mjs")
-    with _serving(files, isolated=False) as alone, _serving(files, isolated=True) as url:
+    single, several = (Server(files, isolated=isolated) for isolated in (False, True))
+    with single.in_background() as alone, several.in_background() as url:
         given = {"chromium": program, "page": [alone, url], "opened": url + place, "rounds": ROUNDS}
         done = subprocess.run(
             ["node", str(script), str(tools)],

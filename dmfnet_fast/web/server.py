@@ -10,7 +10,9 @@ import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -98,6 +100,17 @@ class Server:
     def serve(self) -> None:
         """Answer requests until `close` is called from another thread, or Ctrl-C."""
         self._server.serve_forever(poll_interval=0.2)
+
+    @contextmanager
+    def in_background(self) -> Iterator[str]:
+        """Answer requests in a thread within this context, whose value is `url`; closed afterwards."""
+        thread = threading.Thread(target=self.serve)
+        thread.start()
+        try:
+            yield self.url
+        finally:
+            self.close()
+            thread.join()
 
     def close(self) -> None:
         """Stop answering, and free the port."""

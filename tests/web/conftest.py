@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,9 +87,5 @@ def browse(tools: Path) -> Browse:
 def page(tools: Path) -> Iterator[str]:
     """The address of the page with nano, served as dmfnet-view does."""
     del tools  # builds it
-    with Server(dict(site.page_files(network()))) as server:
-        thread = threading.Thread(target=server.serve)
-        thread.start()
-        yield server.url
-        server.close()
-        thread.join()
+    with Server(dict(site.page_files(network()))).in_background() as url:
+        yield url

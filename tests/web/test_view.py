@@ -9,10 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import webbrowser
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,18 +29,6 @@ from dmfnet_fast.web.server import Server
 from tests.web.conftest import Browse
 
 
-@contextmanager
-def serving(server: Server) -> Iterator[str]:
-    with server:
-        thread = threading.Thread(target=server.serve)
-        thread.start()
-        try:
-            yield server.url
-        finally:
-            server.close()
-            thread.join()
-
-
 def _answer(url: str, path: str, method: str = "GET") -> http.client.HTTPResponse:
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
     connection.request(method, path)
@@ -55,7 +40,7 @@ def test_server(tmp_path: Path) -> None:
     file = tmp_path / "scan.png"
     file.write_bytes(b"content")
     gone = tmp_path / "gone.png"
-    with serving(Server({"index.html": b"page", "data/1": file, "data/2": gone, "a.wasm": b"\0"})) as url:
+    with Server({"index.html": b"page", "data/1": file, "data/2": gone, "a.wasm": b"\0"}).in_background() as url:
         assert urlsplit(url).hostname == "127.0.0.1"
         secret = urlsplit(url).path
         assert len(secret) > 30
@@ -75,22 +60,22 @@ def test_server(tmp_path: Path) -> None:
         for path in (*outside, f"{secret}data", secret[:-1], "/%ff"):
             assert _answer(url, path).status == 404, path
         assert _answer(url, secret, "POST").status == 501
-    with serving(server := Server({"index.html": b"page"})) as url:
+    with (server := Server({"index.html": b"page"})).in_background() as url:
         once = urlsplit(server.once("#open=it")).path
         assert urlsplit(url).path not in once
         assert _answer(url, once, "HEAD").status == 404  # and it is still good
         found = _answer(url, once)
         assert (found.status, found.headers["Location"]) == (303, f"{urlsplit(url).path}#open=it")
         assert _answer(url, once).status == 404
-    with serving(Server({"index.html": b"page"}, isolated=False)) as url:
+    with Server({"index.html": b"page"}, isolated=False).in_background() as url:
         assert "Cross-Origin-Embedder-Policy" not in _answer(url, urlsplit(url).path).headers
-    with serving(Server({})) as one, serving(Server({})) as other:
+    with Server({}).in_background() as one, Server({}).in_background() as other:
         assert urlsplit(one).path != urlsplit(other).path
 
 
 def test_addresses_that_cannot_be_used() -> None:
     with (
-        serving(Server({})) as url,
+        Server({}).in_background() as url,
         pytest.raises(OutputError, match=r"^127\.0\.0\.1 port \d+: cannot be listened on: "),
     ):
         Server({}, port=urlsplit(url).port or 0)
@@ -246,7 +231,7 @@ def test_results(browse: Browse, cli: CliRunner, tools: Path, tmp_path: Path) ->
         result = cli.invoke(fuse, [*given, "--precision", "float32", "-o", str(output), "--format", kind])
         assert result.exit_code == 0, result.output
         files, place = result_site(output, "nano")
-        with serving(Server(files)) as url:
+        with Server(files).in_background() as url:
             found = browse("opened", url + place)
         assert found["links"] == ["report", "alignment", "report as JSON"]
         assert found["figures"] == ["fused"]
