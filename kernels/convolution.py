@@ -117,6 +117,7 @@ def finish(
     statistics,
     outputs,
     parts,
+    tile,  # index of these pixels among the image's blocks of PIXELS
     RELU: tl.constexpr,
     PART: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -143,7 +144,7 @@ def finish(
         count = tl.maximum(tl.sum(valid, 1), 1.0)[:, None]
         mean = tl.div_rn(tl.sum(values, 1), tl.broadcast_to(count, (PARTS, CHANNELS)))
         deviation = tl.where(valid[:, :, None] > 0, values - mean[:, None, :], 0.0)
-        part = tl.program_id(0) * PARTS + tl.arange(0, PARTS)
+        part = tile * PARTS + tl.arange(0, PARTS)
         part_mask = (part < parts)[:, None] & output_mask[None, :]
         part_offsets = (n * parts + part)[:, None] * 2 * outputs + o[None, :]
         tl.store(statistics + part_offsets, mean, mask=part_mask)
@@ -200,7 +201,23 @@ def convolution_kernel(
         )
 
     finish(
-        total, first, n, p, pixel_mask, o, bias, residual, out, statistics, outputs, parts, RELU, PART, PIXELS, CHANNELS
+        total,
+        first,
+        n,
+        p,
+        pixel_mask,
+        o,
+        bias,
+        residual,
+        out,
+        statistics,
+        outputs,
+        parts,
+        tl.program_id(0),
+        RELU,
+        PART,
+        PIXELS,
+        CHANNELS,
     )
 
 
@@ -291,6 +308,7 @@ def described_convolution_kernel(
         statistics,
         outputs,
         parts,
+        tl.program_id(0),
         RELU,
         PART,
         PIXELS,
@@ -298,9 +316,186 @@ def described_convolution_kernel(
     )
 
 
+@triton.jit
+def _add_row(
+    total,  # [PIXELS, columns] float32
+    x,  # (N, pixels, INPUTS), or a descriptor of (N, H, W, INPUTS) by [1, 1, PIXELS, INNER]
+    weights,  # SIDES times INPUTS / INNER blocks of [INNER, columns]
+    n,
+    row,
+    begin,  # column of the first pixel
+    height,
+    width,
+    SIDES: tl.constexpr,
+    INPUTS: tl.constexpr,
+    INNER: tl.constexpr,
+    PIXELS: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+):
+    """Adds the products of a row of the input and, for three SIDES, of its neighbors to the left and right."""
+    BLOCKS: tl.constexpr = INPUTS // INNER
+    for side in tl.static_range(SIDES):
+        start = begin + side - SIDES // 2
+        for block in tl.static_range(BLOCKS):
+            if DESCRIBED:
+                values = tl.reshape(x.load([n, row, start, block * INNER]), (PIXELS, INNER))
+            else:
+                column = start + tl.arange(0, PIXELS)
+                mask = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+                offsets = (n.to(tl.int64) * height * width + row * width + column)[:, None] * INPUTS
+                channel = block * INNER + tl.arange(0, INNER)
+                values = tl.load(x + offsets + channel[None, :], mask=mask[:, None], other=0.0)
+            total = tl.dot(values, weights[side * BLOCKS + block], total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def _weights_for_rows(
+    weight,  # (outputs, 9, INPUTS)
+    outputs,
+    INPUTS: tl.constexpr,
+    INNER: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Blocks of [INNER, 4 CHANNELS]: side by side the weights for three rows of the result, and zeros.
+
+    A row of the input is above the first of them, which takes the upper taps, level with the second, and below the
+    third.
+    """
+    place = tl.arange(0, 4 * CHANNELS) // CHANNELS
+    o = tl.program_id(1) * CHANNELS + tl.arange(0, 4 * CHANNELS) % CHANNELS
+    mask = ((o < outputs) & (place < 3))[None, :]
+    inner = tl.arange(0, INNER)
+    blocks = ()
+    for side in tl.static_range(3):
+        for block in tl.static_range(INPUTS // INNER):
+            offsets = (o * 9 + place * 3 + side)[None, :] * INPUTS + (block * INNER + inner)[:, None]
+            blocks += (tl.load(weight + offsets, mask=mask, other=0.0),)  # type: ignore[assignment]
+    return blocks
+
+
+@triton.jit
+def _weights_of_shortcut(
+    weight,  # (outputs, INPUTS)
+    o,  # [CHANNELS]
+    outputs,
+    INPUTS: tl.constexpr,
+    INNER: tl.constexpr,
+):
+    """Blocks of [INNER, CHANNELS]."""
+    mask = (o < outputs)[None, :]
+    inner = tl.arange(0, INNER)
+    blocks = ()
+    for block in tl.static_range(INPUTS // INNER):
+        offsets = o[None, :] * INPUTS + (block * INNER + inner)[:, None]
+        blocks += (tl.load(weight + offsets, mask=mask, other=0.0),)  # type: ignore[assignment]
+    return blocks
+
+
+@triton.jit
+def convolution_by_rows_kernel(
+    x,  # (N, pixels, INPUTS), or a descriptor, as in `_add_row`
+    weight,  # (outputs, 9, INPUTS)
+    more,  # (N, pixels, MORE) or a descriptor, or None
+    more_weight,  # (outputs, MORE), or None
+    last,  # (N, pixels, LAST) or a descriptor, or None
+    last_weight,  # (outputs, LAST), or None
+    bias,  # (outputs,), or None
+    residual,  # (N, pixels, outputs), or None
+    out,  # (N, pixels, outputs)
+    statistics,  # (N, parts, 2, outputs) float32, or None
+    height,
+    width,
+    outputs,
+    parts,
+    INPUTS: tl.constexpr,
+    MORE: tl.constexpr,
+    LAST: tl.constexpr,
+    INNER: tl.constexpr,
+    INNER_MORE: tl.constexpr,
+    INNER_LAST: tl.constexpr,
+    RELU: tl.constexpr,
+    PART: tl.constexpr,
+    PIXELS: tl.constexpr,  # of a row, which are whole parts
+    CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr,  # of the result, one after another
+    DESCRIBED: tl.constexpr,
+):
+    """A 3x3 convolution that loads a row of its input once for the three rows of the result that it contributes to.
+
+    They are one matrix product, with the weights of all three side by side. Pixels are loaded three times, for the
+    taps beside each other, instead of nine, and weights once for all rows. Grid: (strips of ROWS rows by blocks of
+    PIXELS columns, blocks of output channels, images).
+    """
+    n = tl.program_id(2)
+    blocks = width // PIXELS
+    block = tl.program_id(0) % blocks
+    top = tl.program_id(0) // blocks * ROWS
+    column = block * PIXELS + tl.arange(0, PIXELS)
+    o = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    weights = _weights_for_rows(weight, outputs, INPUTS, INNER, CHANNELS)
+    more_weights = ()
+    if more is not None:
+        more_weights = _weights_of_shortcut(more_weight, o, outputs, MORE, INNER_MORE)
+    last_weights = ()
+    if last is not None:
+        last_weights = _weights_of_shortcut(last_weight, o, outputs, LAST, INNER_LAST)
+
+    # Of two rows of the result, what the rows of the input so far contribute.
+    complete = tl.zeros((PIXELS, CHANNELS), tl.float32)
+    here = tl.zeros((PIXELS, CHANNELS), tl.float32)
+    for step in tl.range(0, ROWS + 2):
+        done = top + step - 2  # the row of the result that this step completes
+        three = tl.zeros((PIXELS, 4 * CHANNELS), tl.float32)
+        three = _add_row(
+            three, x, weights, n, done + 1, block * PIXELS, height, width, 3, INPUTS, INNER, PIXELS, DESCRIBED
+        )
+        outer, inner = tl.split(tl.permute(tl.reshape(three, (PIXELS, 2, 2, CHANNELS)), (0, 3, 1, 2)))
+        to_below, to_complete = tl.split(outer)
+        to_here, _ = tl.split(inner)
+        complete += to_complete
+        if more is not None:
+            one = tl.zeros((PIXELS, CHANNELS), tl.float32)
+            complete += _add_row(
+                one, more, more_weights, n, done, block * PIXELS, height, width, 1, MORE, INNER_MORE, PIXELS, DESCRIBED
+            )
+        if last is not None:
+            one = tl.zeros((PIXELS, CHANNELS), tl.float32)
+            complete += _add_row(
+                one, last, last_weights, n, done, block * PIXELS, height, width, 1, LAST, INNER_LAST, PIXELS, DESCRIBED
+            )
+        if (done >= top) & (done < height):
+            finish(
+                complete,
+                n.to(tl.int64) * height * width,
+                n.to(tl.int64),
+                done * width + column,
+                column < width,
+                o,
+                bias,
+                residual,
+                out,
+                statistics,
+                outputs,
+                parts,
+                done * blocks + block,
+                RELU,
+                PART,
+                PIXELS,
+                CHANNELS,
+            )
+        complete = here + to_here
+        here = to_below
+
+
 def _in_whole_rows(height: int, width: int, pixels: int) -> bool:
     """Whether tiles of `pixels` pixels cover the image evenly, each with whole rows or an even division of a row."""
     return (height * width) % pixels == 0 and max(width, pixels) % min(width, pixels) == 0
+
+
+def _in_rows(weight: Tensor, width: int, tile: ConvolutionTile) -> bool:
+    """Whether a tile computes this convolution row by row: a 3x3 one, whose rows its pixels divide evenly."""
+    return tile.rows > 0 and weight.shape[2] == 3 and width % tile.pixels == 0
 
 
 def _descriptor(x: Tensor, block: Sequence[int]) -> TensorDescriptor:
@@ -330,9 +525,16 @@ def tile_for(x: Tensor, weight: Tensor, statistics: bool) -> ConvolutionTile | N
     height, width = x.shape[2:]
     pixels = height * width
     tiles = tiles_of(x).convolution(inputs, outputs, len(x) * pixels)
-    # Described tiles were measured with TMA; without it, the same tile is slower than cuDNN.
-    tile = next((each for each in tiles if not each.described or _in_whole_rows(height, width, each.pixels)), None)
-    return None if tile is None or (statistics and pixels_of_part(pixels) > tile.pixels) else tile
+    part = pixels_of_part(pixels) if statistics else 1
+    # Described tiles were measured with TMA, and those of rows as such; without, the same tile is slower than cuDNN.
+    for tile in tiles:
+        if tile.rows:
+            fits = _in_rows(weight, width, tile) and part <= tile.pixels
+        else:
+            fits = not tile.described or _in_whole_rows(height, width, tile.pixels)
+        if fits:
+            return tile if part <= tile.pixels else None
+    return None
 
 
 def plan(
@@ -371,17 +573,26 @@ def plan(
         widths[1], widths[2], inner[1], inner[2] = widths[2], widths[1], inner[2], inner[1]
     names = ("x", "weight"), ("more", "more_weight"), ("last", "last_weight")
     sources: dict[str, Tensor | TensorDescriptor | None] = {}
-    described = tile.described and _in_whole_rows(height, width, pixels)
+    by_rows = _in_rows(weight, width, tile) and pixels == tile.pixels
+    described = tile.described and (by_rows or _in_whole_rows(height, width, pixels))
     for (map_name, weight_name), values, matrix, block in zip(names, maps, weights, inner, strict=False):
+        sources |= {map_name: values, weight_name: matrix}
         if described and values is not None and matrix is not None:
             columns = min(width, pixels)
             sources[map_name] = _descriptor(values.permute(0, 2, 3, 1), (1, pixels // columns, columns, block))
-            sources[weight_name] = _descriptor(matrix.permute(0, 2, 3, 1).flatten(1), (channels, block))
-        else:
-            sources |= {map_name: values, weight_name: matrix}
+            if not by_rows:
+                sources[weight_name] = _descriptor(matrix.permute(0, 2, 3, 1).flatten(1), (channels, block))
+    if by_rows:
+        kernel = convolution_by_rows_kernel
+        tiles = triton.cdiv(height, tile.rows) * (width // pixels)
+        own = {"ROWS": tile.rows, "DESCRIBED": described}
+    else:
+        kernel = described_convolution_kernel if described else convolution_kernel
+        tiles = triton.cdiv(height * width, pixels)
+        own = {"TAPS": size * size}
     call = Launch(
-        described_convolution_kernel if described else convolution_kernel,
-        (triton.cdiv(height * width, pixels), triton.cdiv(outputs, channels), n),
+        kernel,
+        (tiles, triton.cdiv(outputs, channels), n),
         {
             **sources,
             "bias": bias,
@@ -394,7 +605,7 @@ def plan(
             "parts": 0 if statistics_out is None else statistics_out.shape[1],
         },
         {
-            "TAPS": size * size,
+            **own,
             "INPUTS": inputs,
             "MORE": widths[1],
             "LAST": widths[2],

@@ -91,6 +91,7 @@ def first_kernel(
         statistics,
         channels,
         parts,
+        tl.program_id(0),
         False,
         PART,
         PIXELS,

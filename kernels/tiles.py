@@ -36,6 +36,10 @@ class ConvolutionTile:
 
     `described`: tiles that are whole rows of the image, or an even division of one, are loaded through tensor
     descriptors by TMA, the Tensor Memory Accelerator of compute capability 9.0 and later.
+
+    `rows`: if not 0, a program of a 3x3 convolution computes that many rows of the result one after another, so that it
+    loads a row of the input once for three of them; `pixels` are then those of a row, and divide the image's width. It
+    keeps all its weights in shared memory, three outputs' for every one.
     """
 
     pixels: int = 64
@@ -44,6 +48,7 @@ class ConvolutionTile:
     warps: int = 4
     stages: int = 4
     described: bool = False
+    rows: int = 0
 
 
 ANY = 2**62

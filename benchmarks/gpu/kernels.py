@@ -14,7 +14,7 @@ from dmfnet_fast.engines.arithmetic import arithmetic
 from kernels import launch
 from kernels.cases import ODD_CASES, OPERATIONS, network_cases, own_cases, student_cases
 from kernels.cases.attention import ATTENTION
-from kernels.cases.convolution import by_every_rule
+from kernels.cases.convolution import RULES_BY_ROWS, by_every_rule
 from kernels.cases.record import Case, Draw
 from kernels.checks import worst
 from kernels.launch import assumed
@@ -60,7 +60,10 @@ def checked_cases(machine: Machine) -> list[tuple[Case, tuple[torch.dtype, ...]]
         return [(case, DTYPES) for case in _few()]
     own = _own(machine, "base", "turbo", "nano")
     rules = tiles_for(machine.architecture).convolutions
-    of_networks = _unique([*own, *_of_network("base"), *_of_network("tiny"), *by_every_rule(own, rules, 32, 2)])
+    # What depends on the number of rows is the same for any of them.
+    by_rows = [rule for rule in RULES_BY_ROWS if rules and rule.tile.rows == RULES_BY_ROWS[0].tile.rows]
+    tiled = [*by_every_rule(own, rules, 32, 2), *by_every_rule(own, by_rows, SIZE, 1)]
+    of_networks = _unique([*own, *_of_network("base"), *_of_network("tiny"), *tiled])
     return [*((case, DTYPES) for case in ODD_CASES), *((case, (torch.float16,)) for case in of_networks)]
 
 

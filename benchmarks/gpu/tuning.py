@@ -30,7 +30,7 @@ from benchmarks.gpu.run import attempt
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.engines.arithmetic import arithmetic
 from kernels import convolution_epilogue, launch
-from kernels.cases.convolution import CONVOLUTION_WITH_STATISTICS, convolve, is_own
+from kernels.cases.convolution import BY_ROWS, CONVOLUTION_WITH_STATISTICS, convolve, is_own
 from kernels.cases.convolution_epilogue import epilogue, statistics
 from kernels.cases.fusion_gate import gate
 from kernels.cases.group_norm_silu import norm
@@ -123,9 +123,10 @@ def _convolutions() -> Iterator[tuple[Case, tuple[ConvolutionTile, ...]]]:
         (6, 128, 128, 64, WIDE),
         (6, 128, 128, 32, WIDE),
         (6, 256, 256, 16, WIDE),
-        (2, 32, 32, 256, NARROW),
-        (2, 32, 32, 128, NARROW),
-        (2, 64, 32, 128, NARROW),
+        (2, 32, 32, 256, NARROW + BY_ROWS),
+        (2, 64, 32, 256, NARROW + BY_ROWS),
+        (2, 32, 32, 128, NARROW + BY_ROWS),
+        (2, 64, 32, 128, NARROW + BY_ROWS),
         (2, 32, 32, 64, NARROW),
         (2, 32, 32, 32, NARROW),
         (2, 64, 64, 16, NARROW),
@@ -138,7 +139,7 @@ def _convolutions() -> Iterator[tuple[Case, tuple[ConvolutionTile, ...]]]:
     ):
         yield convolve(n, inputs, outputs, side, side, with_statistics=True), candidates
     for n, inputs, outputs, side in ((1, 16, 32, 128), (1, 32, 32, 128), (8, 32, 32, 128), (1, 32, 4, 128)):
-        yield convolve(n, inputs, outputs, side, side, relu=True), NARROW
+        yield convolve(n, inputs, outputs, side, side, relu=True), NARROW + BY_ROWS
     yield convolve(2, 32, 32, 128, 128, size=1, relu=True), NARROW
     yield convolve(6, 128, 128, 128, 128, size=1, relu=True), WIDE
 
@@ -220,51 +221,80 @@ def _replaced(rules: Rules, before: ConvolutionTile, after: ConvolutionTile) -> 
     return tuple(replace(rule, tile=after) if rule.tile == before else rule for rule in rules)
 
 
-def settings() -> list[tuple[str, str, dict[str, Any]]]:
-    """Networks, names and fields of the tiles to time: those in force, cuDNN's convolutions, and one thing changed."""
+def _by_rows(rules: Rules, tile: ConvolutionTile, least: int) -> Rules:
+    """`rules`, but narrow 3x3 convolutions of at least `least` pixels, over the batch, row by row."""
+    smaller = tuple(replace(rule, pixels=min(rule.pixels, least - 1)) for rule in rules)
+    kept = tuple(rule for rule in smaller if rule.inputs < ANY)
+    return (*kept, ConvolutionRule(64, 32, ANY, tile), *rules)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network of 256x256 pairs to time, with fields of the tiles that are not those in force."""
+
+    network: str
+    name: str
+    fields: dict[str, Any]
+    batch: int = 1
+
+
+def settings(only: str) -> list[Setting]:
+    """Those to time whose name contains `only`: the tiles in force in any case, cuDNN's convolutions, one change."""
+    return [setting for setting in _all_settings() if only in setting.name or not setting.fields]
+
+
+def _all_settings() -> list[Setting]:
     present = ARCHITECTURES[max(ARCHITECTURES, key=lambda number: len(ARCHITECTURES[number].convolutions))].convolutions
     wide, small = (rule.tile for rule in (present[-1], present[-2]))
     narrow = next(rule.tile for rule in present if rule.outputs == 32 and rule.pixels == ANY)
-    found: list[tuple[str, str, dict[str, Any]]] = []
+    found: list[Setting] = []
     for network in ("base", "turbo", "nano"):
-        found += [(network, "in force", {}), (network, "cuDNN", {"convolutions": ()})]
+        found += [Setting(network, "in force", {}), Setting(network, "cuDNN", {"convolutions": ()})]
     for name, before, after in (
         ("wide: 8 warps", wide, replace(wide, warps=8)),
         ("wide: 256 pixels", wide, replace(wide, pixels=256, warps=8)),
         ("small: 3 stages", small, replace(small, stages=3)),
         ("small as wide", small, wide),
     ):
-        found.append(("base", name, {"convolutions": _replaced(present, before, after)}))
+        found.append(Setting("base", name, {"convolutions": _replaced(present, before, after)}))
     without_largest = (*present[:-1], replace(present[-1], pixels=2**17))
-    found.append(("base", "cuDNN from 2^17 pixels", {"convolutions": without_largest}))
+    found.append(Setting("base", "cuDNN from 2^17 pixels", {"convolutions": without_largest}))
     for name, after in (
         ("narrow: 8 warps", replace(narrow, warps=8)),
         ("narrow: described", replace(narrow, stages=4, described=True)),
         ("narrow: 2 stages", replace(narrow, stages=2)),
     ):
         rules = {"convolutions": _replaced(present, narrow, after)}
-        found += [(network, name, rules) for network in ("turbo", "nano")]
+        found += [Setting(network, name, rules) for network in ("turbo", "nano")]
+    tile = ConvolutionTile(128, 32, 32, 4, 2, described=True)
+    for batch, network in itertools.product((1, 8), ("turbo", "nano")):
+        if batch > 1:
+            found.append(Setting(network, "in force", {}, batch))
+        for rows, least in ((4, 2**14), (8, 2**14), (4, 2**17), (8, 2**17)):
+            rules = {"convolutions": _by_rows(present, replace(tile, rows=rows), least)}
+            name = f"narrow: by {rows} rows from 2^{least.bit_length() - 1} pixels"
+            if batch > 1 or least < 2**17 or network == "turbo":  # nano has fewer pixels
+                found.append(Setting(network, name, rules, batch))
     return found
 
 
-def _fused(machine: Machine, number: int) -> dict[str, Any]:
-    """One row: a network at 256x256 under one of the `settings`, as a CUDA graph."""
-    network, name, fields = settings()[number]
+def _fused(machine: Machine, setting: Setting) -> dict[str, Any]:
+    """One row: a network under one of the `settings`, as a CUDA graph."""
     networks = gpu_networks.Networks(machine)
     variant = gpu_fusions.KERNELS_CAPTURED
-    with changed(**fields), variant.settings():
-        running = gpu_fusions.start(variant, gpu_networks.Case(network, 256, 1), networks)
+    with changed(**setting.fields), variant.settings():
+        running = gpu_fusions.start(variant, gpu_networks.Case(setting.network, 256, setting.batch), networks)
         times = machine.time(running.launch, running.stream)
-    return {"network": network, "rules": name, **times.to_dict()}
+    return {"network": setting.network, "batch": setting.batch, "rules": setting.name, **times.to_dict()}
 
 
-def _compile_fused(number: int) -> str | None:
+def _compile_fused(setting: Setting) -> str | None:
     machine = find_machine()
     assert isinstance(machine, Machine)
     try:
-        _fused(machine, number)
+        _fused(machine, setting)
     except Exception as error:  # compilers and drivers may raise anything
-        return f"{settings()[number][:2]}: {type(error).__name__}: {error}"[:300]
+        return f"{setting.network}, {setting.name}: {type(error).__name__}: {error}"[:300]
     return None
 
 
@@ -345,7 +375,7 @@ def write(output: Path, content: dict[str, Any]) -> None:
 @click.command(help=(__doc__ or "").partition("\n\n")[0])
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The JSON file to write.")
 @click.option("--networks", is_flag=True, help="Time networks with other settings instead of operations with tiles.")
-@click.option("--only", default="", help="Time only the operations whose name contains this, such as x16x16.")
+@click.option("--only", default="", help="Time only operations, or settings, whose name contains this, such as x16x16.")
 def main(output: Path, networks: bool, only: str) -> None:
     machine = find_machine()
     if isinstance(machine, str) or machine.interpreted:
@@ -353,9 +383,9 @@ def main(output: Path, networks: bool, only: str) -> None:
         sys.exit(2)
     if networks:
         content: dict[str, Any] = {"environment": environment(machine)}
-        numbers = range(len(settings()))
-        content["compiled"] = run_in_processes(_compile_fused, numbers)
-        content["networks"] = [attempt(partial(_fused, machine, number)) for number in numbers]
+        chosen = settings(only)
+        content["compiled"] = run_in_processes(_compile_fused, chosen)
+        content["networks"] = [attempt(partial(_fused, machine, setting)) for setting in chosen]
         write(output, content)
         for row in content["networks"]:
             click.echo(row)

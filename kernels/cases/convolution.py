@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from kernels import convolution
 from kernels.cases.convolution_epilogue import eager_epilogue
 from kernels.cases.record import HALF, Case, Draw, Operation, Record, Shape, Work, values
-from kernels.tiles import ConvolutionRule, ConvolutionTile
+from kernels.tiles import ANY, ConvolutionRule, ConvolutionTile
 
 
 def _eager(
@@ -115,7 +115,24 @@ def by_tile(case: Case, tile: ConvolutionTile) -> Case:
     plan = partial(case.operation.plan, tile=tile)
     numbers = "x".join(map(str, (tile.pixels, tile.channels, tile.inner)))
     how = f"{tile.warps} warps, {tile.stages} stages" + (", described" if tile.described else "")
+    how += f", {tile.rows} rows" if tile.rows else ""
     return replace(case, operation=replace(case.operation, plan=plan), name=f"{case.name} by {numbers}, {how}")
+
+
+# Tiles that compute row by row. No rule has one yet, as they have not run on a GPU; they are checked and timed there.
+BY_ROWS = tuple(
+    ConvolutionTile(pixels, 32, inner, warps, stages, described, rows)
+    for rows in (8, 4, 16)
+    for pixels, inner, warps, stages, described in (
+        (128, 32, 4, 2, False),
+        (128, 32, 4, 2, True),
+        (128, 32, 4, 3, True),
+        (128, 32, 8, 3, True),
+        (128, 64, 8, 2, True),
+        (256, 32, 8, 2, True),
+    )
+)
+RULES_BY_ROWS = tuple(ConvolutionRule(64, 32, ANY, tile) for tile in BY_ROWS)
 
 
 def by_every_rule(cases: Iterable[Case], rules: Sequence[ConvolutionRule], side: int, images: int) -> Iterator[Case]:
@@ -134,8 +151,10 @@ def by_every_rule(cases: Iterable[Case], rules: Sequence[ConvolutionRule], side:
         smaller = convolve(images, inputs, outputs, side, side, size, more, last, *flags)
         covered = 0  # largest number of pixels that an earlier rule takes
         for rule in rules:
+            if rule.tile.rows and (size == 1 or side % rule.tile.pixels):
+                continue
             if inputs <= rule.inputs and outputs <= rule.outputs and rule.pixels > covered:
-                covered = covered if rule.tile.described else rule.pixels
+                covered = covered if rule.tile.described or rule.tile.rows else rule.pixels
                 found = by_tile(smaller, rule.tile)
                 if str(found) not in known:
                     known.add(str(found))
@@ -162,7 +181,7 @@ RECORD = Record(
         convolve(2, 32, 48, 5, 7, more=16, last=48, relu=True, residual=True),
         convolve(2, 32, 48, 5, 7, with_statistics=True),
     ),
-    kernels={"our convolution": r"^(described_)?convolution_kernel"},
+    kernels={"our convolution": r"^(described_)?convolution_(by_rows_)?kernel"},
     # The copy engine reads its maps, not its threads.
     narrow=frozenset({"described_convolution_kernel"}),
 )

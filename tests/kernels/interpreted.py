@@ -32,7 +32,7 @@ from kernels.cases.record import Case, Draw, Operation
 from kernels.cases.single_channel import from_one, to_one
 from kernels.cases.upsample_add import upsample
 from kernels.checks import TOLERANCES, Guarded, error, expected, tolerance, worst
-from kernels.convolution import convolution_kernel, described_convolution_kernel
+from kernels.convolution import convolution_by_rows_kernel, convolution_kernel, described_convolution_kernel
 from kernels.launch import Launch, assumed
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tile, Tiles
 from kernels.upsample_add import reference as upsample_reference
@@ -210,6 +210,57 @@ def test_described(pixels: int, case: Case, dtype: torch.dtype, monkeypatch: pyt
         _, (call,) = case.operation.plan(*arguments)
         assert call.kernel is described_convolution_kernel
         assert call.constants["PIXELS"] == pixels
+        assert worst(case.operation, arguments) <= 1
+
+
+BY_ROWS = (
+    convolve(2, 32, 40, 5, 64, relu=True),  # the last strip is not full
+    convolve(1, 48, 33, 3, 64, relu=True, residual=True, with_statistics=True),
+    convolve(3, 16, 16, 6, 32, more=16, last=48, residual=True, with_statistics=True),
+    convolve(2, 32, 16, 1, 32, bias=False),
+)
+
+
+@pytest.mark.parametrize("described", [False, True])
+@pytest.mark.parametrize("case", BY_ROWS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_by_rows(case: Case, dtype: torch.dtype, described: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_wrong_product(case.operation, dtype)
+    if described:
+        skip_without_copy_engine()
+    arguments = case.make(Draw(dtype, DEVICE))
+    with convolved_by(ConvolutionTile(32, 32, 32, 4, 2, described, rows=2), monkeypatch):
+        _, (call,) = case.operation.plan(*arguments)
+        assert call.kernel is convolution_by_rows_kernel
+        assert call.constants["DESCRIBED"] == described
+        assert worst(case.operation, arguments) <= 1
+
+
+NOT_BY_ROWS = (
+    convolve(2, 32, 40, 4, 32, size=1),
+    convolve(2, 32, 40, 4, 48, with_statistics=True),  # a block is left over
+    convolve(1, 16, 16, 128, 256, with_statistics=True),  # parts of 64 pixels
+)
+
+
+@pytest.mark.parametrize("case", NOT_BY_ROWS, ids=str)
+def test_what_cannot_be_by_rows(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    tile = ConvolutionTile(32, 32, 32, 4, 2, rows=2)
+    arguments = case.make(Draw(torch.float16, "meta"))
+    with convolved_by(tile, monkeypatch):
+        assert convolution.tile_for(arguments[0], arguments[1], case.operation.gives_statistics) is None
+        (call,) = case.operation.plan(*arguments, tile=tile)[1]
+        assert call.kernel is convolution_kernel
+
+
+@pytest.mark.parametrize("extreme", ["all 1e4", "one inf", "one nan"])
+def test_extremes_by_rows(extreme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a shortcut too: nothing of it reaches the rows around."""
+    case = convolve(2, 32, 48, 5, 32, more=16, relu=True, residual=True, with_statistics=True)
+    arguments = list(case.make(Draw(torch.float16, DEVICE)))
+    arguments[0] = EXTREMES[extreme](arguments[0])
+    arguments[2] = EXTREMES[extreme](arguments[2])
+    with convolved_by(ConvolutionTile(32, 32, 32, 4, 2, rows=4), monkeypatch):
         assert worst(case.operation, arguments) <= 1
 
 

@@ -177,6 +177,7 @@ def test_every_tile_is_checked(hopper: Machine) -> None:
     for name in (
         "64 3x3 bias +64 +32 last by 128x64x64, 4 warps",
         "128 3x3 by 128x128x64, 4 warps, 3 stages, described",
+        "32 3x3 bias +32 +32 last by 128x32x32, 4 warps, 2 stages, described, 8 rows",
     ):
         assert any(name in one for one in names), name
     assert not any("32 3x3 bias by 128x64x64" in one for one in names), "an earlier rule takes them at every size"

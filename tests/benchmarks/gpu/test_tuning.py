@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.gpu import tuning as gpu_tuning
 from dmfnet_fast.model import PRESETS
+from kernels import convolution, launch
 from kernels.cases.convolution import convolve
 from kernels.cases.record import Draw
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tiles
@@ -39,6 +40,7 @@ def test_every_variant_is_launched_as_planned(variants: list[gpu_tuning.Variant]
             constants = dict(signature.constants)
             assert constants["PIXELS"] == rule.tile.pixels
             assert (signature.warps, signature.stages) == (rule.tile.warps, rule.tile.stages)
+            assert constants.get("ROWS", 0) == rule.tile.rows
             assert ("described" in signature.kernel.__name__) <= rule.tile.described
     assert len(launched) == len(variants)
     assert {variant.field for variant in variants} <= set(vars(Tiles()))
@@ -84,11 +86,11 @@ def test_only(variants: list[gpu_tuning.Variant]) -> None:
 def test_settings() -> None:
     """Each network's start with those in force; each other one changes something."""
     present = ARCHITECTURES[90]
-    found = gpu_tuning.settings()
-    assert len({(network, name) for network, name, _ in found}) == len(found)
+    found = gpu_tuning.settings("")
+    assert len({(one.network, one.batch, one.name) for one in found}) == len(found)
     for network in ("base", "turbo", "nano"):
         assert network in PRESETS
-        own = {name: fields for one, name, fields in found if one == network}
+        own = {one.name: one.fields for one in found if (one.network, one.batch) == (network, 1)}
         assert list(own)[:2] == ["in force", "cuDNN"]
         changed = {name: replace(present, **fields) for name, fields in own.items()}
         assert changed.pop("in force") == present
@@ -96,8 +98,31 @@ def test_settings() -> None:
         for name, tiles in changed.items():
             assert tiles != present, name
             bounds = [(rule.inputs, rule.outputs) for rule in tiles.convolutions]
-            assert bounds == [(rule.inputs, rule.outputs) for rule in present.convolutions], name
+            if "rows" not in name:
+                assert bounds == [(rule.inputs, rule.outputs) for rule in present.convolutions], name
         assert len({tiles.convolutions for tiles in changed.values()}) == len(changed)
+
+
+def test_settings_by_rows() -> None:
+    """Of turbo, all narrow convolutions of maps that are large enough, and nothing else."""
+    only = {one.name: one for one in gpu_tuning.settings("by 8 rows") if (one.network, one.batch) == ("turbo", 1)}
+    assert list(only) == ["in force", "narrow: by 8 rows from 2^14 pixels", "narrow: by 8 rows from 2^17 pixels"]
+    draw = Draw(torch.float16, "meta")
+    for name, fine, coarse in (("in force", 0, 0), *((name, 8, 8 * ("14" in name)) for name in list(only)[1:])):
+        with gpu_tuning.changed(**only[name].fields), launch.assumed(90):
+            for inputs, outputs, side, size, rows in (
+                (32, 32, 256, 3, fine),
+                (64, 32, 256, 3, fine),
+                (32, 32, 128, 3, coarse),
+                (32, 32, 64, 3, 0),
+                (32, 32, 256, 1, 0),
+                (128, 32, 256, 3, 0),
+                (32, 64, 256, 3, 0),
+            ):
+                x, weight, *_ = convolve(2, inputs, outputs, side, side, size).make(draw)
+                tile = convolution.tile_for(x, weight, statistics=True)
+                assert tile is not None
+                assert tile.rows == rows, (name, inputs, outputs, side, size)
 
 
 @pytest.mark.parametrize("with_statistics", [False, True])
