@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -49,6 +49,7 @@ class Variant:
         compiled: mode of torch.compile, if used.
         captured: whether it runs as a CUDA graph, like the engine.
         benchmark, deterministic: as in `arithmetic`.
+        two_streams: whether a captured DM-FNet fuses beside its denoiser, on a second stream.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Variant:
     captured: bool = False
     benchmark: bool = False
     deterministic: bool = False
+    two_streams: bool = False
 
     @contextmanager
     def settings(self) -> Iterator[None]:
@@ -108,6 +110,8 @@ def _compiled(mode: str) -> Variant:
 PUBLISHED = Variant("published, eager", "float32", _published(False))
 KERNELS_LAUNCHED = Variant("kernels, launched", "float16", _ours(True), deterministic=True)
 KERNELS_CAPTURED = Variant("kernels, CUDA graph", "float16", _ours(True), captured=True, deterministic=True)
+# The fusion levels beside the denoiser, which has not run on a GPU yet.
+TWO_STREAMS = replace(KERNELS_CAPTURED, name="kernels, CUDA graph, two streams", two_streams=True)
 AUTOCAST = Variant(
     "published, eager, autocast, channels last, cudnn.benchmark", "float16", _published(True), benchmark=True
 )
@@ -123,7 +127,8 @@ IMMEDIATE = (
 )
 COMPILED, TUNED = _compiled("reduce-overhead"), _compiled("max-autotune")
 # Measured before the other sections end.
-FIRST_ROWS = len(SINGLE_PAIRS) * len(IMMEDIATE) + 1 + len(BATCHES) + len(LARGE)
+PARALLEL_CASES = tuple(case for case in (*SINGLE_PAIRS, *BATCHES) if case.network != "nano" and case.batch <= 8)
+FIRST_ROWS = len(SINGLE_PAIRS) * len(IMMEDIATE) + len(PARALLEL_CASES) + 1 + len(BATCHES) + len(LARGE)
 
 
 def rows(machine: Machine) -> list[tuple[Case, Variant]]:
@@ -134,6 +139,7 @@ def rows(machine: Machine) -> list[tuple[Case, Variant]]:
     base, *others = SINGLE_PAIRS
     return [
         *((case, variant) for case in SINGLE_PAIRS for variant in IMMEDIATE),
+        *((case, TWO_STREAMS) for case in PARALLEL_CASES),
         (base, COMPILED),
         *((case, KERNELS_CAPTURED) for case in (*BATCHES, *LARGE)),
         *((case, COMPILED) for case in others),
@@ -148,7 +154,9 @@ def start(variant: Variant, case: Case, networks: Networks) -> Running:
     arrays = networks.inputs(case)
     forward = variant.build(networks, case.network)
     if variant.captured:
-        captured = CapturedFusion(forward, {name: x.shape for name, x in arrays.items()}, networks.machine.device)
+        device = networks.machine.device
+        side = torch.cuda.Stream(device) if variant.two_streams else None
+        captured = CapturedFusion(forward, {name: x.shape for name, x in arrays.items()}, device, side=side)
         return Running(captured.replay, lambda: captured.run(arrays), captured.stream)
     tensors = networks.tensors(arrays)
 

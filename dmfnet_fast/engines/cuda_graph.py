@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from dmfnet_fast.errors import require
+from dmfnet_fast.model.side_stream import with_side_stream
 
 torch = require("torch", extra="torch")
 
@@ -27,6 +28,7 @@ class CapturedFusion:
         device: a CUDA device with its index.
         stream: stream to run on; None creates one. No other live graph may use it: the cuBLAS workspace belongs to
             the stream and is freed with the first graph captured on it.
+        side: a second stream for what can run beside the rest, of which the same holds; None runs everything on one.
         dtype: type of the inputs.
     """
 
@@ -37,6 +39,7 @@ class CapturedFusion:
         device: Any,
         stream: Any = None,
         dtype: Any = torch.float32,
+        side: Any = None,
     ) -> None:
         self._staged = {name: torch.zeros(shape, dtype=dtype, pin_memory=True) for name, shape in shapes.items()}
         self._inputs = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
@@ -44,7 +47,13 @@ class CapturedFusion:
         self._graph = torch.cuda.CUDAGraph()
         self._stream = stream or torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
-        with _ONE_CAPTURE, torch.inference_mode(), torch.cuda.device(device), torch.cuda.stream(self._stream):
+        with (
+            _ONE_CAPTURE,
+            torch.inference_mode(),
+            torch.cuda.device(device),
+            torch.cuda.stream(self._stream),
+            with_side_stream(side),
+        ):
             for _ in range(WARM_UPS):
                 network(**self._inputs)
             self._stream.synchronize()

@@ -22,9 +22,9 @@ from dmfnet_fast.model.rewrites import (
     PassByPass,
     SplitMerge,
     TransposedUpsample,
-    finished,
     of_kind,
 )
+from dmfnet_fast.model.side_stream import beside, join, side_stream
 from dmfnet_fast.model.student import Student, from_brighter
 from kernels import convolution as _convolutions
 from kernels import single_channel as _single
@@ -302,13 +302,18 @@ class FusedLevel(nn.Module):
             self.bias = self.conv.bias
             self.conv.bias = None
 
-    def forward(self, x: Tensor, y: Tensor, previous: Tensor | None, before: Tensor | None) -> Tensor:
+    def coarser(self, previous: Tensor | None, before: Tensor | None) -> Tensor | None:
+        """What the outputs of the two coarser levels contribute, at half this level's resolution."""
+        if previous is None or before is None:
+            return previous
+        h = upsample_add(self.project(before, self.project_bias), None, True)
+        return _convolved(h, self.conv, self.bias, True, previous)
+
+    def forward(self, x: Tensor, y: Tensor, coarser: Tensor | None) -> Tensor:
+        """Fuse the merged features of both images, and add the result of `coarser`."""
         f = self.gate(x, y)
-        if previous is not None and before is not None:
-            h = upsample_add(self.project(before, self.project_bias), None, True)
-            previous = _convolved(h, self.conv, self.bias, True, previous)
-        if previous is not None:
-            f = upsample_add(previous, f, False)
+        if coarser is not None:
+            f = upsample_add(coarser, f, False)
         return self.block(f)
 
 
@@ -359,27 +364,47 @@ class FusedPasses(nn.Module):
         self.fusion.add_module("rgb_decode2", FusedHead(self.fusion.rgb_decode2.conv))
         decoder = self.fusion.decoder
         self.fusion.merges = nn.ModuleList(FusedMerge(of_kind(merge, SplitMerge)) for merge in decoder[::2])
-        for n, module in enumerate(decoder):
-            decoder[n] = FusedLevel(module) if isinstance(module, JointLevel) else nn.Identity()
+        self.fusion.levels = nn.ModuleList(FusedLevel(of_kind(level, JointLevel)) for level in decoder[1::2])
+        del self.fusion.decoder
 
     def _diffused(self, a: Tensor, b: Tensor, noise: Tensor, dtype: torch.dtype) -> Tensor:
         return diffuse(a, b, noise, self.levels, self.sigmas, dtype)
+
+    def _fused(self, noisy: Tensor, pairs: int) -> Tensor:
+        """The output of the finest fusion level, (N, C, H, W), for `noisy` of `pairs` pairs.
+
+        A level needs only what the denoiser has computed by then, so it can run beside the rest of the denoiser.
+        """
+        merges, levels = self.fusion.merges, self.fusion.levels
+        assert isinstance(merges, nn.ModuleList)
+        assert isinstance(levels, nn.ModuleList)
+        side = side_stream()
+        outputs: list[Tensor | None] = [None, None]
+        read = []  # by the side stream, so not to be freed before it has joined
+        for merge, level, feature in zip(merges, levels, self.denoiser.features(noisy, 0), strict=True):
+            if side is not None:
+                read.append(feature)
+            with beside(side, after=False):
+                # A cast, as `of_kind` would fail while a graph is traced, when modules are wrapped in others.
+                coarser = cast("FusedLevel", level).coarser(outputs[-1], outputs[-2])
+            with beside(side):
+                merged = merge(feature.values)
+                outputs.append(level(merged[:pairs], merged[pairs:], coarser))
+        join(side)
+        finest = outputs[-1]
+        assert finest is not None
+        return finest
 
     def forward(self, a: Tensor, b: Tensor, noise: Tensor | None = None, interval: Tensor | None = None) -> Tensor:
         """As `DMFNet.forward`."""
         dtype = of_kind(self.denoiser.init_conv, FusedConv).conv.weight.dtype
         noisy = torch.cat([a, b]).to(dtype) if noise is None else self._diffused(a, b, noise, dtype)
-        merges = self.fusion.merges
-        assert isinstance(merges, nn.ModuleList)
-        features = self.denoiser.features(noisy, 0)
-        merged = [merge(feature.values) for merge, feature in zip(merges, features, strict=True)]
-        pairs = a.shape[0]
-        halves = [[feature[:pairs] for feature in merged], [feature[pairs:] for feature in merged]]
+        hidden = self.fusion.before_head(self._fused(noisy, a.shape[0]), interval)
         if not on_gpu(a):
-            return finished(self.fusion, halves, a, b, interval)
+            result = self.fusion.head(hidden)
+            return result if interval is None else from_brighter(result, a, b, interval)
         last = of_kind(self.fusion.rgb_decode1.conv, nn.Conv2d)
         assert last.bias is not None
-        hidden = self.fusion.hidden(halves[0], halves[1], interval)
         result = _single.head(hidden, last.weight, last.bias, interval is None)
         return result if interval is None else from_brighter(result, a, b, interval)
 

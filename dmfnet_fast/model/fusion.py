@@ -149,7 +149,11 @@ class FusionNetwork(nn.Module):
                     outputs[level - 2] if level >= 2 else None,
                 )
             )
-        hidden = self.rgb_decode2(outputs[-1])
+        return self.before_head(outputs[-1], interval)
+
+    def before_head(self, finest: Tensor, interval: Tensor | None) -> Tensor:
+        """The input of the head, (N, C/2, H, W), computed from the output of the finest level, (N, C, H, W)."""
+        hidden = self.rgb_decode2(finest)
         if self.interval is not None:
             assert interval is not None
             hidden = hidden + self.interval(interval.to(hidden.dtype))
