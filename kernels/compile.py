@@ -32,7 +32,7 @@ SHARED_MEMORY = {
 }
 REGISTERS = 65536  # per block, on all of these architectures
 
-_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8"}
 _DIVISIBILITY = 16  # Triton specializes pointers and integers that are multiples of it
 
 
@@ -45,7 +45,7 @@ class Signature:
         types: parameter types by name; "constexpr" for constants.
         constants: values of the constants, by name.
         aligned: names of the pointers and integers that are multiples of 16.
-        warps, stages: as in `Launch`.
+        warps, stages, fused_multiply_add: as in `Launch`.
     """
 
     kernel: Any
@@ -54,6 +54,7 @@ class Signature:
     aligned: tuple[str, ...]
     warps: int
     stages: int
+    fused_multiply_add: bool
 
 
 def signature_of(launch: Launch) -> Signature:
@@ -88,6 +89,7 @@ def signature_of(launch: Launch) -> Signature:
         tuple(aligned),
         launch.warps,
         launch.stages,
+        launch.fused_multiply_add,
     )
 
 
@@ -135,13 +137,19 @@ def compile_signature(signature: Signature, architecture: int) -> Binary:
         {(names.index(name),): [["tt.divisibility", _DIVISIBILITY]] for name in signature.aligned},
     )
     target = GPUTarget("cuda", architecture, 32)
-    options = {"num_warps": signature.warps, "num_stages": signature.stages}
+    options = {
+        "num_warps": signature.warps,
+        "num_stages": signature.stages,
+        "enable_fp_fusion": signature.fused_multiply_add,
+    }
     compiled = triton.compile(source, target=target, options=options)
     ptx = compiled.asm["ptx"]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.ptx"
         file.write_text(ptx)
         command = [get_ptxas(architecture).path, "-v", f"--gpu-name={sm_arch_from_capability(architecture)}"]
+        if not signature.fused_multiply_add:
+            command.append("--fmad=false")
         log = subprocess.run(
             [*command, str(file), "-o", str(file.with_suffix(".cubin"))], check=True, capture_output=True, text=True
         ).stderr

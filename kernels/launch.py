@@ -34,6 +34,7 @@ class Launch:
         arguments: by name: tensors, tensor descriptors, None for an omitted tensor, integers and floats.
         constants: the tl.constexpr parameters, by name.
         warps, stages: warps per program, and stages of its software pipeline.
+        fused_multiply_add: whether the compiler may skip the rounding of a product that is added to.
     """
 
     kernel: Any
@@ -42,6 +43,7 @@ class Launch:
     constants: dict[str, Any] = field(default_factory=dict)
     warps: int = 4
     stages: int = 1
+    fused_multiply_add: bool = True
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -50,7 +52,7 @@ class Launch:
         return [x for x in values if isinstance(x, Tensor)]
 
     def run(self) -> None:
-        options = {"num_warps": self.warps, "num_stages": self.stages}
+        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": self.fused_multiply_add}
         self.kernel[self.grid](**self.arguments, **self.constants, **options)
 
 

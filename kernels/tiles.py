@@ -77,6 +77,7 @@ class Tiles:
         gate: the fusion gate's last pass; the pixels form a square.
         upsample: bilinear upsampling.
         diffuse: noisy images, and both ends of a student; pixels only.
+        pixels: what surrounds the network in fusions of 8-bit images; pixels only.
         first, head: convolutions from and to a single channel; the head always takes all channels.
         convolutions: rules in order of precedence; cuDNN computes a convolution that none applies to. A described tile
             applies to whole rows only.
@@ -90,6 +91,7 @@ class Tiles:
     gate: Tile = Tile(64, 32)
     upsample: Tile = Tile(32, 64)
     diffuse: Tile = Tile(1024, 1)
+    pixels: Tile = Tile(256, 1)
     first: Tile = Tile(128, 64)
     head: Tile = Tile(64, 1)
     convolutions: tuple[ConvolutionRule, ...] = ()

@@ -69,15 +69,28 @@ class PixelsToPixels:
         rules: constraints on every pixel of the result.
         noise: (T, 2, H, W) on `device`, for a network that takes noise.
         device: device of the network.
+        kernels: do what surrounds the network in two launches of our kernels, which need a GPU, instead of about 120 of
+            PyTorch's.
     """
 
     def __init__(
-        self, network: Any, interface: Interface, rules: Rules, noise: Any = None, device: Any = "cpu"
+        self,
+        network: Any,
+        interface: Interface,
+        rules: Rules,
+        noise: Any = None,
+        device: Any = "cpu",
+        kernels: bool = False,
     ) -> None:
         self._network, self._interface, self._rules, self._noise = network, interface, rules, noise
         # The same float32 values as those of `color.to_network`.
         levels = (np.arange(256.0) * (2.0 / (WHITE - BLACK)) - 1.0).astype(np.float32)
         self._levels = torch.from_numpy(levels).to(device)
+        self._kernels: Any = None
+        if kernels:
+            from kernels import pixels
+
+            self._kernels = pixels
 
     def __call__(self, a: Any, b: Any) -> Any:
         """Fuse a batch of pairs.
@@ -89,14 +102,23 @@ class PixelsToPixels:
         Returns:
             A uint8 tensor with the shape of b.
         """
+        if self._kernels is not None:
+            kept, invention = self._rules.kept_chroma, self._rules.invention
+            *inputs, table = self._kernels.network_inputs(a, b, self._levels, kept, invention)
+            return self._kernels.fused_pixels(self._fused(*inputs), table, b)
         gray_a, gray_b = gray_of(a), gray_of(b)
         limits, chroma = self._limits(gray_a, gray_b, b)
-        inputs = {name: self._levels[gray.long()][:, None] for name, gray in (("a", gray_a), ("b", gray_b))}
+        network_a, network_b = (self._levels[gray.long()][:, None] for gray in (gray_a, gray_b))
+        interval = interval_of(limits) if self._interface.interval else None
+        return pixels_of(self._fused(network_a, network_b, interval), limits, chroma)
+
+    def _fused(self, a: Any, b: Any, interval: Any) -> Any:
+        inputs = {"a": a, "b": b}
         if self._interface.timesteps:
             inputs["noise"] = self._noise
         if self._interface.interval:
-            inputs["interval"] = interval_of(limits)
-        return pixels_of(self._network(**inputs), limits, chroma)
+            inputs["interval"] = interval
+        return self._network(**inputs)
 
     def _limits(self, gray_a: Any, gray_b: Any, b: Any) -> tuple[Interval, Any]:
         """The interval allowed for each pixel, float32 in 0..255, and the chroma of b, or None if b is gray."""

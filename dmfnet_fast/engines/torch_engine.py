@@ -67,6 +67,7 @@ class TorchEngine(Engine):
             torch.set_num_threads(threads)
         self.largest_batch = 1 if self._on_cpu else 4
         self.takes_pixels = not self._on_cpu
+        self.pixels_by_kernels = False  # they have not run on a GPU yet
         kernels, told = _kernels(self._device)
         trained = load_model(path)
         self.interface = interface_of(trained.config.to_dict())
@@ -119,7 +120,7 @@ class TorchEngine(Engine):
         for start in range(0, len(fused), pairs):
             part = slice(start, start + pairs)
             shapes = {"a": a[part].shape, "b": b[part].shape}
-            key = "pixels", *shapes.values(), rules, seed
+            key = "pixels", *shapes.values(), rules, seed, self.pixels_by_kernels
             with torch.inference_mode():
                 captured = self._captured(key, partial(self._around, rules, seed, height, width), shapes, torch.uint8)
                 fused[part] = captured.run({"a": a[part], "b": b[part]})
@@ -130,7 +131,7 @@ class TorchEngine(Engine):
         noise = None
         if self.interface.timesteps:
             noise = torch.tensor(fusion_noise(seed, height, width, self.interface.timesteps), device=self._device)
-        return PixelsToPixels(self._model, self.interface, rules, noise, self._device)
+        return PixelsToPixels(self._model, self.interface, rules, noise, self._device, self.pixels_by_kernels)
 
     def _captured(
         self, key: Hashable, make: Callable[[], Any], shapes: Mapping[str, Sequence[int]], dtype: Any

@@ -10,14 +10,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from triton.runtime import interpreter
 
+from dmfnet_fast.artifacts.interface import Interface
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.arithmetic import arithmetic
+from dmfnet_fast.engines.pixels import PixelsToPixels
+from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.model import Network, load_model, optimize
 from dmfnet_fast.precision import FloatPrecision
 from kernels import convolution, convolution_epilogue, launch
@@ -36,6 +40,7 @@ from kernels.convolution import convolution_by_rows_kernel, convolution_kernel, 
 from kernels.launch import Launch, assumed
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tile, Tiles
 from kernels.upsample_add import reference as upsample_reference
+from tests.engines.test_pixels import images
 from tests.synthetic_weights import SMALL, model_by_rule, random_inputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -297,6 +302,35 @@ def test_extremes_described(extreme: str, monkeypatch: pytest.MonkeyPatch) -> No
     arguments[0] = EXTREMES[extreme](arguments[0])
     with convolved_by(ConvolutionTile(32, 32, 32, 4, 3, described=True), monkeypatch):
         assert worst(case.operation, arguments) <= 1
+
+
+@pytest.mark.parametrize(
+    ("name_a", "name_b", "rules"),
+    [
+        ("mri", "pet", Rules()),
+        ("color noise", "saturated", Rules(0.6)),
+        ("gray noise", "color noise", Rules(1, True)),
+        ("pet", "gray noise", Rules()),
+    ],
+)
+def test_images_by_kernels(name_a: str, name_b: str, rules: Rules) -> None:
+    """The same pixels as by PyTorch's operators, whatever a network answers; of a batch too."""
+    given = {name: image[20:44, 20:50] for name, image in images().items()}
+    a, b = (torch.tensor(np.stack([given[name], given[name][::-1]]), device=DEVICE) for name in (name_a, name_b))
+    random = torch.rand((2, 1, *a.shape[1:3]), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    seen: list[dict[str, Tensor]] = []
+
+    def network(**inputs: Tensor) -> Tensor:
+        seen.append(inputs)
+        return 2.2 * random - 1.1
+
+    interface = Interface(timesteps=0, interval=True)
+    wanted, got = (
+        PixelsToPixels(network, interface, rules, device=DEVICE, kernels=kernels)(a, b) for kernels in (False, True)
+    )
+    assert torch.equal(got, wanted)
+    for name, value in seen[0].items():
+        assert torch.equal(seen[1][name], value), name
 
 
 Last: TypeAlias = Callable[[Case], tuple[tuple[Any, ...], Launch, tuple[Tensor, ...]]]

@@ -9,9 +9,9 @@ import pytest
 import torch
 import triton
 
-from kernels import convolution_epilogue
+from kernels import convolution_epilogue, pixels
 from kernels.cases import ODD_CASES, RECORDS
-from kernels.cases.convolution import convolve
+from kernels.cases.convolution import BY_ROWS, convolve
 from kernels.cases.record import Draw
 from kernels.compile import REGISTERS, SHARED_MEMORY, compile_signature, signature_of
 from kernels.convolution import SMALLEST
@@ -108,6 +108,28 @@ def test_how_a_convolution_loads(described: bool) -> None:
     binary = compile_signature(signature_of(launch), 90)
     assert ("cp.async.bulk.tensor" in binary.ptx) == described
     assert binary.load == (0 if described else 16)
+
+
+def test_a_convolution_by_rows() -> None:
+    """Two programs fit into a multiprocessor, and the products of a row are not waited for one by one."""
+    case = convolve(2, 32, 32, 256, 256, residual=True, with_statistics=True)
+    _, (launch,) = case.operation.plan(*case.make(Draw(torch.float16, "meta")), tile=BY_ROWS[0])
+    binary = compile_signature(signature_of(launch), 90)
+    assert binary.spills == 0
+    assert 2 * binary.registers * launch.warps * WARP <= REGISTERS
+    assert 2 * binary.shared <= SHARED_MEMORY[90]
+    assert binary.ptx.count("wgmma.wait_group") == 3
+
+
+def test_images_are_rounded_at_every_step() -> None:
+    """A fused multiply-add would give other pixels than the rules on a CPU."""
+    a, b = (torch.empty((1, 64, 64, channels), dtype=torch.uint8, device="meta") for channels in (1, 3))
+    (*_, limits), before = pixels.inputs_plan(a[..., 0], b, torch.empty(256, device="meta"), 0.75, False)
+    _, after = pixels.pixels_plan(torch.empty((1, 1, 64, 64), device="meta"), limits, b)
+    for launch in (*before, *after):
+        binary = compile_signature(signature_of(launch), 90)
+        assert "fma" not in binary.ptx
+        assert "mul.rn.f32" in binary.ptx
 
 
 def test_narrow_loads_are_told() -> None:
