@@ -369,6 +369,13 @@ def test_old_studies_are_deleted(box: Box, archive: Archive, make_study: Make, m
     archive.open()
     wait(lambda: box.states() == {})
     assert len(whole(archive, waiting)) == 1
+    # A study that comes again is fused again, into the same series.
+    before = archive.series(sent.uid)
+    archive.got.clear()
+    node.settings = replace(node.settings, keep=3600)
+    send(box.port, sent.images)
+    box.until(sent.uid, "sent")
+    assert archive.series(sent.uid) == before
 
 
 @pytest.mark.usefixtures("archive")
