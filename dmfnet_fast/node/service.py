@@ -157,12 +157,12 @@ class Node:
         resumed = output.exists()
         try:
             fused = self._worker.fuse(rule, mr, other, output)
-        except FusingError:
-            if not resumed or self._stop.is_set():
+        except FusingError as error:
+            if not resumed or error.ended or self._stop.is_set():
                 raise
-            # Nothing of it was sent, so what an interrupt left behind is no loss.
+            # It may be about what an interrupt left behind. Nothing of that was sent, so it is no loss.
             shutil.rmtree(output, ignore_errors=True)
-            fused = self._worker.fuse(rule, mr, other, output)
+            raise FusingError(str(error), passing=True) from error
         self.spool.sync_result(fused.files)
         self.counters.add("fused")
         self.counters.add("fusing_seconds", amount=fused.seconds)

@@ -57,9 +57,15 @@ class Destination:
 
 @dataclass(frozen=True)
 class Fusing(EngineOptions):
-    """How to fuse; `timeout` is how many seconds one fusion may take."""
+    """How to fuse.
+
+    Attributes:
+        timeout: seconds that one fusion may take.
+        start_timeout: seconds that the process which fuses may take to load its libraries and the engine.
+    """
 
     timeout: float
+    start_timeout: float
 
 
 @dataclass(frozen=True)
@@ -302,6 +308,7 @@ def _fusing(table: _Table, base: Path) -> Fusing:
         ),
         allow_invention=table.get("allow_invention", bool, False),
         timeout=table.get("timeout_minutes", float, 60.0, check=_is_positive, hint=_POSITIVE_HINT) * 60,
+        start_timeout=table.get("start_timeout_minutes", float, 10.0, check=_is_positive, hint=_POSITIVE_HINT) * 60,
     )
     table.done()
     return fusing

@@ -1,7 +1,8 @@
 """The process of a node that fuses: one line of JSON in for each pair, one out for its result.
 
 A process of its own, because what damaged images do to the libraries that decode them, and what large ones do to the
-memory, must not reach the process that receives. It ends when its standard input does.
+memory, must not reach the process that receives. It ends when its standard input does, that is with the node, whatever
+it is doing then: what it has finished of a result is not done again.
 
 `python -m dmfnet_fast.node.worker '{"engine": ...}'`
 """
@@ -11,9 +12,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import queue
+import signal
 import sys
+import threading
 import traceback
 import warnings
+from collections.abc import Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -65,12 +70,29 @@ def answer(job: dict[str, Any], engine: EngineOptions, fuser: Fuser) -> dict[str
         return {"error": f"{type(error).__name__} in {Path(at.filename).name}, line {at.lineno}", "passing": False}
 
 
+def _jobs() -> Iterator[str]:
+    """The lines of standard input, at whose end this process is ended."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        if os.getpgrp() == os.getpid():
+            # With the processes that decompress for it.
+            os.killpg(0, signal.SIGKILL)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return iter(lines.get, None)
+
+
 def main() -> None:
     """Work until standard input ends."""
     # Nothing that a library prints may mix with the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     engine = EngineOptions(**json.loads(sys.argv[1]))
+    jobs = _jobs()
 
     def say(message: dict[str, Any]) -> None:
         answers.write(f"{json.dumps(message)}\n")
@@ -83,7 +105,7 @@ def main() -> None:
         return
     with fuser:
         say({"engine": fuser.info})
-        for line in sys.stdin:
+        for line in jobs:
             say(answer(json.loads(line), engine, fuser))
 
 

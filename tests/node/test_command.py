@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
 import sqlite3
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from tests.node.conftest import Box, Study, free_port, send, wait
 from tests.node.test_kills import running
 
 Make = Callable[[int], Study]
+FUSING = Fusing("nano", None, "float32", 1, 0, 0.75, False, timeout=60, start_timeout=60)
 RULE = Rule("PET", Match(("MR",)), Match(("PT",)))
 
 
@@ -124,7 +128,7 @@ def test_full_disk_at_the_start(box: Box, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Any:
-    made = Worker(tmp_path, Fusing("nano", None, "float32", 1, 0, 0.75, False, 60), lambda: False)
+    made = Worker(tmp_path, FUSING, lambda: False)
     yield made
     made.close()
 
@@ -147,10 +151,58 @@ def test_killed_worker_is_started_again(worker: Worker, folders: tuple[Path, Pat
     second = worker.fuse(RULE, *folders, tmp_path / "out")
     assert second.files == first.files
     os.kill(worker._process.pid, signal.SIGSTOP)
-    worker._settings = Fusing("nano", None, "float32", 1, 0, 0.75, False, timeout=0.5)
-    with pytest.raises(FusingError, match=r"the process that fuses took more than 0\.00833333 minutes") as error:
+    stopped = worker._process
+    worker._settings = replace(FUSING, timeout=0.6)
+    with pytest.raises(FusingError, match=r"the process that fuses took more than 0\.01 minutes$") as error:
         worker.fuse(RULE, *folders, tmp_path / "out")
     assert error.value.passing
+    assert error.value.ended
+    assert stopped.returncode == -signal.SIGKILL
+
+
+def test_worker_that_does_not_start(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It and what it has started are ended; the next attempt starts another one."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nsleep 600 &\necho $! >{tmp_path / 'child'}.part\n"
+                      f"mv {tmp_path / 'child'}.part {tmp_path / 'child'}\nwait\n")  # fmt: skip
+    python.chmod(0o700)
+    worker._settings = replace(FUSING, start_timeout=1.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(python))
+        with pytest.raises(FusingError, match=r"took more than 0\.02 minutes as it started$") as error:
+            worker.fuse(RULE, tmp_path, tmp_path, tmp_path / "out")
+        assert error.value.passing
+        assert error.value.ended
+    wait(lambda: gone(int((tmp_path / "child").read_text())))
+    worker._settings = FUSING
+    caplog.set_level(logging.INFO)
+    with pytest.raises(FusingError, match="none: no such file or folder"):
+        worker.fuse(RULE, tmp_path / "none", tmp_path, tmp_path / "out")
+    assert "engine: " in caplog.text
+
+
+def gone(process: int) -> bool:
+    """Whether a process has ended, waited for or not."""
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_worker_ends_with_its_node(worker: Worker, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """At once, whatever it is doing."""
+    worker.fuse(RULE, *folders, tmp_path / "out")
+    process = worker._process
+    assert process is not None
+    assert process.stdin is not None
+    options = {"grid": "mr", "register": False, "range_mr": None, "range_other": None, "colormap": None, "label": None}
+    job = {"mr": str(folders[0]), "other": str(folders[1]), "output": str(tmp_path / "other"), **options}
+    process.stdin.write(json.dumps(job) + "\n")
+    process.stdin.close()
+    assert process.wait(20) == -signal.SIGKILL
+    assert not (tmp_path / "other" / "report.json").exists()
 
 
 def test_worker_that_outlives_its_node_is_waited_for(
@@ -173,7 +225,7 @@ def test_worker_that_outlives_its_node_is_waited_for(
 
 
 def test_engine_that_cannot_be_opened(tmp_path: Path) -> None:
-    worker = Worker(tmp_path, Fusing(str(tmp_path / "no.onnx"), None, "auto", 1, 0, 0.75, False, 60), lambda: False)
+    worker = Worker(tmp_path, replace(FUSING, engine=str(tmp_path / "no.onnx")), lambda: False)
     with pytest.raises(FusingError, match=r"no\.onnx") as error:
         worker.fuse(RULE, tmp_path, tmp_path, tmp_path / "out")
     assert not error.value.passing
