@@ -131,7 +131,10 @@ class Worker:
             code = process.wait(_ENDING)
         except subprocess.TimeoutExpired:
             return "stopped answering"
-        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if code >= 0:
+            return f"ended with exit code {code}"
+        why = ", perhaps for lack of memory" if code == -signal.SIGKILL else ""
+        return f"was ended by {signal.Signals(-code).name}{why}"
 
     def _started(self) -> subprocess.Popen[str]:
         with self._guard:

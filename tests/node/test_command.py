@@ -7,7 +7,8 @@ import logging
 import os
 import re
 import signal
-import sqlite3
+import socket
+import subprocess
 import sys
 import threading
 import urllib.request
@@ -24,7 +25,6 @@ from dmfnet_fast.commands.engine_options import EngineOptions
 from dmfnet_fast.commands.node import main
 from dmfnet_fast.errors import OutOfMemoryError, OutputError, VolumeError
 from dmfnet_fast.node import worker as worker_module
-from dmfnet_fast.node.database import Database
 from dmfnet_fast.node.fusing import Fused, FusingError, Worker
 from dmfnet_fast.node.rules import Match, Rule
 from dmfnet_fast.node.settings import Fusing
@@ -104,6 +104,25 @@ def test_mistakes_end_with_one_line(box: Box, tmp_path: Path) -> None:
     assert not (box.folder / "spool").exists()
 
 
+def test_port_and_folder_in_use_are_worth_another_start(box: Box) -> None:
+    with socket.create_server(("127.0.0.1", box.port)):
+        result = invoke(box.settings)
+    assert result.exit_code == 75
+    assert "cannot be listened on: Address already in use" in result.stderr
+    box.start()
+    result = invoke(box.settings)
+    assert result.exit_code == 75
+    assert result.stderr.endswith("another dmfnet-node uses this folder; stop it, or name another folder\n")
+
+
+def test_windows_gets_one_line(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['fcntl'] = None; from dmfnet_fast.commands.node import main; main()"
+    result = subprocess.run([sys.executable, "-c", code, tmp_path / "x.toml"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: dmfnet-node: runs on Linux and macOS only")
+    assert result.stderr.count("\n") == 1
+
+
 def test_damaged_database(box: Box) -> None:
     (box.folder / "spool").mkdir()
     (box.folder / "spool" / "node.sqlite").write_bytes(b"nothing" * 1000)
@@ -111,16 +130,6 @@ def test_damaged_database(box: Box) -> None:
         result = invoke(box.settings, *arguments)
         assert result.exit_code == 2
         assert "node.sqlite: cannot be used: file is not a database" in result.stderr
-
-
-def test_full_disk_at_the_start(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: Database) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
-    monkeypatch.setattr(Database, "decide_again", full)
-    result = invoke(box.settings)
-    assert result.exit_code == 2
-    assert "node.sqlite: cannot be used: database or disk is full; if the disk is full, make room" in result.stderr
 
 
 # The process that fuses
