@@ -9,11 +9,11 @@ from pathlib import Path
 
 from dmfnet_fast.errors import NodeError
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What SQLite says where it cannot make the files beside its own, for lack of space or otherwise.
 _UNCLEAR = ("disk I/O error", "unable to open database file")
-# With less free than this, it is for lack of space.
-_LEAST = 2**20
+# With less free than this, a disk is full: SQLite needs some room to change anything.
+LEAST = 2**20
 
 
 class NoSpaceError(NodeError):
@@ -30,6 +30,6 @@ def free_space(folder: Path) -> int:
 def lacks_space(error: OSError | sqlite3.Error, folder: Path) -> bool:
     """Whether an error about a file in a folder means that the disk is full."""
     if isinstance(error, OSError):
-        return error.errno in _NO_SPACE
+        return error.errno in NO_SPACE
     said = str(error)
-    return "full" in said or (said in _UNCLEAR and free_space(folder) < _LEAST)
+    return "full" in said or (said in _UNCLEAR and free_space(folder) < LEAST)

@@ -36,11 +36,12 @@ class FusingError(DMFNetError):
     Attributes:
         passing: another attempt may help.
         ended: the process that fuses ended or was ended, so that nothing is known of the series themselves.
+        full: the disk was full.
     """
 
-    def __init__(self, message: str, *, passing: bool, ended: bool = False) -> None:
+    def __init__(self, message: str, *, passing: bool, ended: bool = False, full: bool = False) -> None:
         super().__init__(message)
-        self.passing, self.ended = passing, ended
+        self.passing, self.ended, self.full = passing, ended, full
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Worker:
             raise FusingError(f"the process that fuses {how}{when}", passing=True, ended=True)
         answer: dict[str, Any] = json.loads(text)
         if "error" in answer:
-            raise FusingError(answer["error"], passing=answer["passing"])
+            raise FusingError(answer["error"], passing=answer["passing"], full=answer["full"])
         return answer
 
     @staticmethod

@@ -16,7 +16,7 @@ from pathlib import Path
 from dmfnet_fast.errors import DMFNetError, require
 from dmfnet_fast.node.counters import Counters
 from dmfnet_fast.node.database import Database, Result, naming
-from dmfnet_fast.node.disk import NoSpaceError
+from dmfnet_fast.node.disk import NoSpaceError, lacks_space
 from dmfnet_fast.node.fusing import FusingError, Worker
 from dmfnet_fast.node.receiving import Receiver
 from dmfnet_fast.node.rules import Pair, Rule, decide
@@ -187,7 +187,7 @@ class Node:
     # Fusing
 
     def _fuse(self) -> bool:
-        result = self._database.next_due("fusing")
+        result = None if self.spool.full else self._database.next_due("fusing")
         if result is None:
             return False
         (rule,) = (rule for rule in self.settings.rules if rule.name == result.rule)
@@ -196,7 +196,8 @@ class Node:
         except FusingError as error:
             self._fusing_failed(result, error)
         except OSError as error:
-            self._fusing_failed(result, FusingError(f"{type(error).__name__}: {error}", passing=True))
+            full = lacks_space(error, self.settings.folder)
+            self._fusing_failed(result, FusingError(f"{type(error).__name__}: {error}", passing=True, full=full))
         return True
 
     def _fuse_one(self, result: Result, rule: Rule) -> None:
@@ -206,7 +207,7 @@ class Node:
         try:
             fused = self._worker.fuse(rule, mr, other, output)
         except FusingError as error:
-            if not resumed or error.ended or self._stop.is_set():
+            if not resumed or error.ended or error.full:
                 raise
             # It may be about what an interrupt left behind. Nothing of that was sent, so it is no loss.
             shutil.rmtree(output, ignore_errors=True)
@@ -225,8 +226,10 @@ class Node:
     def _fusing_failed(self, result: Result, error: FusingError) -> None:
         if self._stop.is_set():
             return
-        if error.passing and result.attempts + 1 < _FUSING_ATTEMPTS:
-            self._database.postpone(result.id, _FUSING_DELAY * 2**result.attempts, str(error))
+        # A full disk is nothing that the study could be given up for.
+        if error.full or (error.passing and result.attempts + 1 < _FUSING_ATTEMPTS):
+            delay = _FUSING_DELAY * 2 ** min(result.attempts, _FUSING_ATTEMPTS)
+            self._database.postpone(result.id, delay, str(error))
         else:
             self._database.close_result(result.id, "failed", str(error))
         self.counters.add("fusing_failed")
@@ -235,7 +238,7 @@ class Node:
     # Sending
 
     def _send(self) -> bool:
-        result = self._database.next_due("sending")
+        result = None if self.spool.full else self._database.next_due("sending")
         if result is None:
             return False
         folder = self.spool.result_folder(result.id) / "out" / "fused"

@@ -30,7 +30,7 @@ from typing import IO
 
 from dmfnet_fast.errors import NodeBusyError, NodeError, require
 from dmfnet_fast.node.database import Database, naming
-from dmfnet_fast.node.disk import NoSpaceError, free_space, lacks_space
+from dmfnet_fast.node.disk import LEAST, NoSpaceError, free_space, lacks_space
 from dmfnet_fast.node.rules import Series
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -195,6 +195,11 @@ class Spool:
     def free(self) -> int:
         """Bytes of the disk that are free."""
         return free_space(self.folder)
+
+    @property
+    def full(self) -> bool:
+        """Whether the disk is full, so that what is done now could not be noted."""
+        return self.free < LEAST
 
     def _clear(self) -> None:
         """Delete what was begun and is not in the database, and forget what is in the database and gone."""

@@ -13,13 +13,14 @@ from typing import Any
 from dmfnet_fast.errors import NodeError, require
 from dmfnet_fast.node.counters import Counters
 from dmfnet_fast.node.database import NAME, OPEN, Database, Result, Study
-from dmfnet_fast.node.disk import NoSpaceError, free_space
+from dmfnet_fast.node.disk import LEAST, NoSpaceError, free_space
 from dmfnet_fast.node.receiving import cannot_listen
 from dmfnet_fast.node.settings import Settings
 from dmfnet_fast.node.spool import LOCK, Spool, take_lock
 
 _STATES = ("receiving", "does not fit", "fusing", "sending", "sent", "failed", "unsent")
 _PREFIX = "dmfnet_node"
+_FULL = "the disk is full: images are refused"
 
 
 def state_of(study: Study, results: Iterable[Result]) -> str:
@@ -53,11 +54,12 @@ def status(settings: Settings) -> dict[str, Any]:
     try:
         found["running"] = is_running(folder)
         found["problem"] = _space(free_space(folder), settings.reserve)
-        if not (folder / NAME).exists():
+        # An empty one was begun on a full disk.
+        if not (folder / NAME).exists() or not (folder / NAME).stat().st_size:
             return found
         database = Database(folder, read_only=True)
     except NoSpaceError:
-        return {**found, "problem": "the disk is full: images are refused, and the studies cannot be read"}
+        return {**found, "problem": f"{_FULL}, and the studies cannot be read"}
     except OSError as error:
         raise NodeError(f"{folder}: cannot be read: {error.strerror or error}; run this as the node's user") from error
     try:
@@ -71,6 +73,8 @@ def status(settings: Settings) -> dict[str, Any]:
 
 def _space(free: int, reserve: int) -> str:
     """What is refused for lack of space."""
+    if free < LEAST:
+        return _FULL
     if free >= reserve:
         return ""
     return (

@@ -27,6 +27,7 @@ from dmfnet_fast.commands.engine_options import EngineOptions
 from dmfnet_fast.commands.fuse_volumes import VolumeRequest, fuse_volumes
 from dmfnet_fast.errors import DMFNetError, OutOfMemoryError, OutputError
 from dmfnet_fast.fuser import Fuser
+from dmfnet_fast.node.disk import NO_SPACE
 
 # Failures that may pass: a full disk or memory.
 _PASSING = (OutputError, OutOfMemoryError)
@@ -54,6 +55,13 @@ def request_of(job: dict[str, Any], engine: EngineOptions) -> VolumeRequest:
     )
 
 
+def failure(error: DMFNetError) -> dict[str, Any]:
+    """An error as an answer: whether it may pass, and whether the disk was full."""
+    cause = error.__cause__
+    full = isinstance(cause, OSError) and cause.errno in NO_SPACE
+    return {"error": str(error), "passing": isinstance(error, _PASSING), "full": full}
+
+
 def answer(job: dict[str, Any], engine: EngineOptions, fuser: Fuser) -> dict[str, Any]:
     """Fuse one pair; the report, or an error and whether it may pass."""
     try:
@@ -63,11 +71,12 @@ def answer(job: dict[str, Any], engine: EngineOptions, fuser: Fuser) -> dict[str
             report = fuse_volumes(request_of(job, engine), fuser)
         return {"files": report["files"], "warnings": report["warnings"], "seconds": report["seconds"]}
     except DMFNetError as error:
-        return {"error": str(error), "passing": isinstance(error, _PASSING)}
+        return failure(error)
     except Exception as error:
         # Not its words, which may quote headers.
         at = traceback.extract_tb(error.__traceback__)[-1]
-        return {"error": f"{type(error).__name__} in {Path(at.filename).name}, line {at.lineno}", "passing": False}
+        where = f"{type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
+        return {"error": where, "passing": False, "full": False}
 
 
 def _jobs() -> Iterator[str]:
@@ -101,7 +110,7 @@ def main() -> None:
     try:
         fuser = engine.open()
     except DMFNetError as error:
-        say({"error": str(error), "passing": isinstance(error, _PASSING)})
+        say(failure(error))
         return
     with fuser:
         say({"engine": fuser.info})

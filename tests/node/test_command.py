@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -240,12 +241,19 @@ def test_engine_that_cannot_be_opened(tmp_path: Path) -> None:
     assert not error.value.passing
 
 
+def full_disk() -> OutputError:
+    error = OutputError("no space left")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "said", "passing"),
     [
         (VolumeError("slices are missing"), "slices are missing", False),
         (OutputError("no space"), "no space", True),
         (OutOfMemoryError("out of memory"), "out of memory", True),
+        (full_disk(), "no space left", True),
         # Whatever it says, it may quote a header.
         (ValueError("Secret^Name"), r"ValueError in test_command\.py, line \d+", False),
     ],
@@ -263,3 +271,4 @@ def test_what_a_worker_says_of_errors(
     answer = worker_module.answer(job, options, None)  # type: ignore[arg-type]
     assert re.fullmatch(said, answer["error"])
     assert answer["passing"] is passing
+    assert answer["full"] is ("no space left" in said)

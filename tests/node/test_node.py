@@ -397,17 +397,32 @@ def test_results_without_a_rule_are_deleted(box: Box, make_study: Make, monkeypa
     wait(lambda: not list(results.iterdir()))
 
 
-@pytest.mark.parametrize(("passing", "state"), [((True, True), "sent"), ((True, False), "failed")])
+@pytest.mark.parametrize(
+    ("failures", "state"),
+    [
+        ([{"passing": True}] * 2, "sent"),
+        ([{"passing": True}, {"passing": False}], "failed"),
+        ([{"passing": True}] * 3, "failed"),
+        # A full disk is waited for.
+        ([{"passing": True, "full": True}] * 4, "sent"),
+    ],
+)
 @pytest.mark.usefixtures("archive")
 def test_failures_that_may_pass_are_tried_again(
-    box: Box, make_study: Make, monkeypatch: pytest.MonkeyPatch, shared: Worker, passing: tuple[bool, ...], state: str
+    box: Box,
+    make_study: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    shared: Worker,
+    failures: list[dict[str, bool]],
+    state: str,
 ) -> None:
     monkeypatch.setattr(service, "_FUSING_DELAY", 0.1)
-    fuse, left = shared.fuse, list(passing)
+    monkeypatch.setattr(service, "_FUSING_ATTEMPTS", 3)
+    fuse, left = shared.fuse, list(failures)
 
     def failing(*arguments: Any) -> Fused:
         if left:
-            raise FusingError("no luck", passing=left.pop(0))
+            raise FusingError("no luck", **left.pop(0))
         return fuse(*arguments)
 
     monkeypatch.setattr(shared, "fuse", failing)

@@ -35,7 +35,7 @@ from pydicom.uid import (
 from pynetdicom.dsutils import encode
 
 from dmfnet_fast.errors import NodeError
-from dmfnet_fast.node import receiving, service
+from dmfnet_fast.node import receiving, service, status
 from dmfnet_fast.node.database import Database
 from tests.node.conftest import Box, Study, send, wait
 
@@ -385,10 +385,14 @@ def test_refusals_are_known_though_the_database_is_full(
     assert "2 of its images were refused for lack of space" in box.status()["studies"][0]["problems"][0]
 
 
-def test_little_space_is_in_the_status(box: Box) -> None:
+def test_little_space_is_in_the_status(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box.write(reserve=2.0**30)
     box.start()
     assert re.fullmatch(r"\d+ MiB of the disk are free: images are refused", box.status()["problem"])
+    box.stop()
+    monkeypatch.setattr(status, "free_space", lambda _: 0)
+    (box.folder / "spool" / "node.sqlite").write_bytes(b"")
+    assert box.status()["problem"] == "the disk is full: images are refused"
 
 
 def test_images_that_are_too_large(
