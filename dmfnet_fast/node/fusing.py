@@ -190,8 +190,9 @@ class Worker:
 
 
 def _read(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
-    """Hand on each line of a process, and "" at its end."""
+    """Hand on each line of a process, and "" at its end, with which a line may have been cut off."""
     with stream:
         for line in stream:
-            lines.put(line)
+            if line.endswith("\n"):
+                lines.put(line)
     lines.put("")

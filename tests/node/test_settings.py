@@ -55,7 +55,7 @@ def test_documented_file_has_the_defaults(tmp_path: Path) -> None:
     small = read(tmp_path, SMALL)
     assert [rule.name for rule in documented.rules] == ["T1 with PET", "T2 with CT"]
     assert documented.fusing == small.fusing
-    for name in ("host", "port", "quiet", "keep", "reserve", "metrics_port", "tls"):
+    for name in ("host", "port", "quiet", "keep", "reserve", "largest_image", "metrics_port", "tls"):
         assert getattr(documented, name) == getattr(small, name), name
     # All that is commented out is known, too, but for files of TLS that are not here.
     lines = [line.removeprefix("# ") if line.startswith("# ") and " = " in line else line for line in text.splitlines()]
