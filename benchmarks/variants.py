@@ -26,7 +26,7 @@ from dmfnet_fast.artifacts.network_inputs import network_inputs
 from dmfnet_fast.diffusion.schedule import fusion_levels
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.devices import has_native_bfloat16
-from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16, shared_core
+from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16, load_openvino, shared_core
 from dmfnet_fast.images.color import Canvas
 from dmfnet_fast.model import PRESETS, DMFNet, Network, inference, load_model, network_of, preset, rewrites, save_model
 from dmfnet_fast.model.denoiser import TAPS, UP_BLOCKS
@@ -242,8 +242,7 @@ def _openvino_on_published(hint: str) -> Callable[[DMFNet, int], Run]:
     """OpenVINO's conversion of the published network, for one size."""
 
     def build(model: DMFNet, size: int) -> Run:
-        import openvino
-
+        openvino = load_openvino()
         shapes = interface_of(model.config.to_dict()).shapes(1, size, size)
         example = {name: torch.zeros(shape) for name, shape in shapes.items()}
         with torch.inference_mode():

@@ -33,6 +33,10 @@ class NodeError(DMFNetError):
     """A DICOM node that cannot be started as its settings say."""
 
 
+class NodeBusyError(NodeError):
+    """A DICOM node whose port or folder another process uses now, or whose address this machine does not have yet."""
+
+
 class ClusterError(DMFNetError):
     """A cluster of machines that cannot be reached, or whose workers cannot do what is asked for."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,10 +10,7 @@ from typing import Any
 
 from dmfnet_fast.artifacts.atomic import make_folder, remove_temporaries, replacing
 from dmfnet_fast.commands.fuse_on_ray import fuse_on_ray
-from dmfnet_fast.commands.fuse_options import (
-    MONTAGES,
-    report_of,
-)
+from dmfnet_fast.commands.fuse_options import DEFAULT_SUFFIX, MONTAGES, report_of
 from dmfnet_fast.commands.fuse_worker import Pair, TableRequest, Worker
 from dmfnet_fast.commands.journal import Job
 from dmfnet_fast.commands.shared import progress
@@ -29,14 +25,19 @@ _NEEDED = ("a", "b")
 _MORE = ("name", "series_a", "series_b", "modality_b")
 
 
-def read_table(path: Path) -> list[Pair]:
+def read_table(path: Path, suffix: str = DEFAULT_SUFFIX) -> list[Pair]:
     """Read a table of pairs: CSV in UTF-8 with a header.
 
     The columns `a` and `b` are paths, relative to the table's folder; `name`, `series_a`, `series_b` and `modality_b`
     may be there too. Without a name, a result is named as B is.
 
+    Args:
+        path: the table.
+        suffix: that images get behind their names, without the dot.
+
     Raises:
-        ImageError: the table cannot be read, has other columns, no rows, or rows that lack something or have one name.
+        ImageError: the table cannot be read, has other columns, no rows, or rows that lack something or whose results
+            would have one name.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -49,11 +50,33 @@ def read_table(path: Path) -> list[Pair]:
         raise ImageError(f"{path}: is no table: {error}; give CSV in UTF-8 with a header") from error
     if not pairs:
         raise ImageError(f"{path}: has no rows; give one pair in each")
-    # As on file systems that do not tell upper from lower case.
-    name, count = Counter(pair.name.casefold() for pair in pairs).most_common(1)[0]
-    if count > 1:
-        raise ImageError(f"{path}: {count} results would be named {name}: give each another one in a column `name`")
+    _check_names(path, pairs, suffix)
     return pairs
+
+
+def _check_names(path: Path, pairs: list[Pair], suffix: str) -> None:
+    """Raise an ImageError if two results would have one name, or a volume's folder that of an image's file.
+
+    Which of them are images is only known when they are opened, so a name may not be another one with the suffix.
+    """
+    rows: dict[str, tuple[int, str]] = {}
+    for number, pair in enumerate(pairs, 2):
+        # As on file systems that do not tell upper from lower case.
+        name = pair.name.casefold()
+        if name in rows:
+            raise ImageError(
+                f"{path}, rows {rows[name][0]} and {number}: both results would be named {pair.name}: give each "
+                "another one in a column `name`"
+            )
+        rows[name] = number, pair.name
+    for name, (number, spelled) in rows.items():
+        other = rows.get(f"{name}.{suffix}".casefold())
+        if other is not None:
+            first, second = sorted((number, other[0]))
+            raise ImageError(
+                f"{path}, rows {first} and {second}: an image named {spelled} becomes {spelled}.{suffix}, which is the "
+                "name of the other one: give either another name"
+            )
 
 
 def _checked(path: Path, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
@@ -112,7 +135,7 @@ def fuse_table(request: TableRequest, ray: str | None) -> dict[str, Any]:
         OutputError: the output folder holds inputs, or cannot be written.
         ClusterError: the cluster cannot be reached, or its workers cannot fuse.
     """
-    pairs = read_table(request.pairs)
+    pairs = read_table(request.pairs, request.given["chosen_format"] or DEFAULT_SUFFIX)
     for stated, name in ((request.given["range_a"], "--range-a"), (request.given["range_b"], "--range-b")):
         if stated is not None:
             check_range(stated, name)

@@ -13,12 +13,15 @@ from pathlib import Path
 import click
 
 from dmfnet_fast.commands.shared import command
+from dmfnet_fast.errors import NodeBusyError, NodeError
 from dmfnet_fast.node.receiving import silence_libraries
 from dmfnet_fast.node.service import Node
 from dmfnet_fast.node.settings import Settings, read_settings
 from dmfnet_fast.node.status import Metrics, lines, status
 
 NOT_RUNNING = 1
+# Of sysexits.h: trying again later may help.
+TEMPORARY_FAILURE = 75
 log = logging.getLogger("dmfnet_fast.node")
 
 
@@ -34,17 +37,26 @@ def main(settings: Path, show_status: bool, as_json: bool) -> None:
     patients. Everything that it has accepted is on the disk, so it may be ended in any way and goes on when it is
     started again.
 
-    --status exits with 1 if the node is not running.
+    The exit code is 2 where the settings or the folder are wrong, and 75 where another process uses the port or the
+    folder, or this machine does not have the address yet. --status exits with 1 if the node is not running.
 
     Not a medical device.
     """
+    try:
+        import fcntl  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise NodeError("dmfnet-node: runs on Linux and macOS only, as it needs their locks and processes") from error
     read = read_settings(settings)
     if show_status:
         _say_status(read, as_json)
     else:
         if as_json:
             raise click.UsageError("--json is for --status")
-        _run(read)
+        try:
+            _run(read)
+        except NodeBusyError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(TEMPORARY_FAILURE)
 
 
 def _say_status(settings: Settings, as_json: bool) -> None:
@@ -66,7 +78,7 @@ def _run(settings: Settings) -> None:
     metrics = None
     try:
         if settings.metrics_port is not None:
-            metrics = Metrics(settings, node.spool.database, node.counters, lambda: node.spool.free)
+            metrics = Metrics(settings, node.spool, node.counters)
         log.info(
             "%s listens on %s:%d, TLS %s",
             settings.ae_title,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -27,6 +28,20 @@ _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 FILE_PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
 
 
+def load_openvino(extra: str = "cpu") -> Any:
+    """Import OpenVINO without its telemetry, which reports each import to Google Analytics under an ID of the user's.
+
+    Args:
+        extra: the extra that an error names.
+
+    Raises:
+        MissingExtraError: it is not installed, or cannot be loaded.
+    """
+    # As if the package that reports was not installed: OpenVINO and NNCF have stand-ins for it.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return require("openvino", extra)
+
+
 @lru_cache(maxsize=1)
 def shared_core() -> Any:
     """The OpenVINO core, which stays loaded until the process ends.
@@ -34,7 +49,7 @@ def shared_core() -> Any:
     OpenVINO's CPU plugin installs an alternate signal stack for the thread that loads it. Unloading the plugin can
     leave that stack dangling, and the next Ctrl-C would crash.
     """
-    return require("openvino", extra="cpu").Core()
+    return load_openvino().Core()
 
 
 def has_bfloat16() -> bool:
@@ -96,7 +111,7 @@ class OpenVINOEngine(Engine):
     def __init__(
         self, path: Path, device: str, precision: PrecisionChoice, threads: int | None, cache: Path | None = None
     ) -> None:
-        openvino = require("openvino", extra="cpu")
+        openvino = load_openvino()
         content = path.read_bytes()
         known = exported_properties(content, str(path))
         kind = known.get("precision", "float32")

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from dmfnet_fast.errors import NodeError
+from dmfnet_fast.node.disk import NoSpaceError, lacks_space
 from dmfnet_fast.node.rules import Series
 
 NAME = "node.sqlite"
-_VERSION = 1
+_VERSION = 2
 # `images` counts the images that a study ever got; `decided` is that count when its rules were last applied.
 _SCHEMA = f"""
 CREATE TABLE studies(
@@ -30,7 +31,8 @@ CREATE TABLE series(
 CREATE TABLE images(
     study TEXT NOT NULL REFERENCES studies ON DELETE CASCADE, series TEXT NOT NULL, uid TEXT NOT NULL,
     sha256 TEXT NOT NULL, PRIMARY KEY(study, series, uid));
-CREATE TABLE refused(study TEXT NOT NULL, image TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY(study, image));
+CREATE TABLE refused(
+    study TEXT NOT NULL, image TEXT NOT NULL, reason TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY(study, image));
 CREATE TABLE results(
     id TEXT PRIMARY KEY, study TEXT NOT NULL REFERENCES studies ON DELETE CASCADE,
     rule TEXT NOT NULL, mr TEXT NOT NULL, other TEXT NOT NULL, series TEXT NOT NULL,
@@ -92,13 +94,20 @@ class Result:
 
 @contextmanager
 def naming(folder: Path) -> Iterator[None]:
-    """Turn what SQLite raises into a NodeError that names the database of a node's folder."""
+    """Turn what SQLite raises into a NodeError that names the database of a node's folder.
+
+    Raises:
+        NoSpaceError: the disk is full.
+        NodeError: something else is wrong.
+    """
     try:
         yield
     except sqlite3.Error as error:
+        if lacks_space(error, folder):
+            raise NoSpaceError(f"{folder}: the disk is full; make room") from error
         raise NodeError(
-            f"{folder / NAME}: cannot be used: {error}; if the disk is full, make room; if the file is damaged, move "
-            "the folder away and start with an empty one"
+            f"{folder / NAME}: cannot be used: {error}; if the file is damaged, move the folder away and start with an "
+            "empty one"
         ) from error
 
 
@@ -109,6 +118,7 @@ class Database:
         """Open the database of a node's folder; unless `read_only`, make it where it is missing.
 
         Raises:
+            NoSpaceError: the disk is full.
             NodeError: it cannot be opened, is damaged, or of another version.
         """
         path = folder / NAME
@@ -116,16 +126,25 @@ class Database:
         with naming(folder):
             source = f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
             self._connection = sqlite3.connect(source, uri=True, isolation_level=None, check_same_thread=False)
-            if not read_only:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute("PRAGMA synchronous = FULL")
-                self._connection.execute("PRAGMA foreign_keys = ON")
-            version = self._one("PRAGMA user_version")
-            if version == 0 and not read_only:
-                self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-                version = _VERSION
+            try:
+                version = self._set_up(read_only)
+            except BaseException:
+                self._connection.close()
+                raise
         if version != _VERSION:
             raise NodeError(f"{path}: is of another version of dmfnet-fast; start with an empty folder")
+
+    def _set_up(self, read_only: bool) -> object:
+        """Set the connection's options, and make the tables where there are none; the version of the tables."""
+        if not read_only:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute("PRAGMA foreign_keys = ON")
+        version = self._one("PRAGMA user_version")
+        if version == 0 and not read_only:
+            self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            version = _VERSION
+        return version
 
     def close(self) -> None:
         """Close the file."""
@@ -186,20 +205,21 @@ class Database:
             self._run("INSERT INTO images VALUES (?, ?, ?, ?)", study, series.uid, image, sha256)
             self._run("DELETE FROM refused WHERE study = ? AND image = ?", study, image)
 
-    def refuse_image(self, study: str, image: str) -> None:
+    def refuse_image(self, study: str, image: str, reason: str) -> None:
         """Record that an image came which could not be kept, so that its study is known to be incomplete.
 
         Not one that is there: no image that comes later would tell that the study is complete.
         """
         self._run(
-            "INSERT OR REPLACE INTO refused SELECT ?1, ?2, ?3 "
+            "INSERT OR REPLACE INTO refused SELECT ?1, ?2, ?3, ?4 "
             "WHERE NOT EXISTS (SELECT 1 FROM images WHERE study = ?1 AND uid = ?2)",
-            study, image, time.time(),
+            study, image, reason, time.time(),
         )  # fmt: skip
 
-    def refused_images(self, study: str) -> int:
-        """How many images of a study were refused and have not come again."""
-        return int(str(self._one("SELECT COUNT(*) FROM refused WHERE study = ?", study)))
+    def refused_images(self, study: str) -> dict[str, int]:
+        """How many images of a study were refused and have not come again, by the reason."""
+        rows = self._all("SELECT reason, COUNT(*) FROM refused WHERE study = ? GROUP BY reason ORDER BY reason", study)
+        return {str(reason): int(str(count)) for reason, count in rows}
 
     def forget_refused(self, before: float) -> None:
         """Forget the images that were refused before."""

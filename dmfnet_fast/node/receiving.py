@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import ssl
 import warnings
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from dmfnet_fast.errors import NodeError, require
+from dmfnet_fast.errors import NodeBusyError, NodeError, require
 from dmfnet_fast.node.counters import Counters
 from dmfnet_fast.node.settings import Settings, Tls
-from dmfnet_fast.node.spool import RefusedError, Spool, Stored
+from dmfnet_fast.node.spool import Refusal, RefusedError, Spool, Stored
 
 # Seconds: for the handshake and the first message; between two messages or parts of one.
 _HANDSHAKE, _SILENCE = 30, 120
@@ -61,6 +63,14 @@ def silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
+def cannot_listen(error: OSError, where: str, choose: str) -> NodeError:
+    """The error for an address that cannot be listened on: one that may pass by itself, or not."""
+    passing = error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
+    return (NodeBusyError if passing else NodeError)(
+        f"{where}: cannot be listened on: {error.strerror or error}; choose another {choose}"
+    )
+
+
 class Receiver:
     """Listens as long as it is open; images go into the spool.
 
@@ -68,7 +78,7 @@ class Receiver:
         arrived: is called with every image that is kept, after it was.
 
     Raises:
-        NodeError: it cannot listen.
+        NodeError: it cannot listen; a NodeBusyError where that may pass.
         MissingExtraError: the extra `pacs` is not installed.
     """
 
@@ -76,6 +86,7 @@ class Receiver:
         pynetdicom = require("pynetdicom", "pacs")
         events, config = pynetdicom.evt, pynetdicom._config
         self._spool, self._counters, self._arrived = spool, counters, arrived
+        self._told: WeakKeyDictionary[Any, set[Refusal]] = WeakKeyDictionary()
         config.LOG_HANDLER_LEVEL = "none"
         # All storage classes, private and retired ones included, in whatever transfer syntax comes first.
         config.UNRESTRICTED_STORAGE_SERVICE = True
@@ -94,6 +105,7 @@ class Receiver:
                 ssl_context=None if settings.tls is None else server_context(settings.tls),
                 evt_handlers=[
                     (events.EVT_CONN_OPEN, _limit),
+                    (events.EVT_PDU_RECV, _Cut(settings.largest_image + 1)),
                     (events.EVT_C_STORE, self._store),
                     (events.EVT_C_ECHO, self._echo),
                     (events.EVT_REJECTED, self._rejected),
@@ -101,10 +113,7 @@ class Receiver:
                 ],
             )
         except OSError as error:
-            raise NodeError(
-                f"{settings.host}:{settings.port}: cannot be listened on: {error.strerror or error}; "
-                "choose another host or port"
-            ) from error
+            raise cannot_listen(error, f"{settings.host}:{settings.port}", "host or port") from error
 
     def close(self) -> None:
         """Stop listening, and end what is going on; images that were not acknowledged are not kept."""
@@ -132,7 +141,16 @@ class Receiver:
                 )
         except RefusedError as error:
             self._counters.add("images", "refused")
-            log.error("image from %s refused (0x%04X): %s", _caller(event), error.refusal.value, error)
+            # Of a whole study, one line is enough.
+            told = self._told.setdefault(event.assoc, set())
+            if error.refusal not in told:
+                told.add(error.refusal)
+                log.error(
+                    "image from %s refused (0x%04X): %s; further ones of this association are not logged",
+                    _caller(event),
+                    error.refusal.value,
+                    error,
+                )
             return error.refusal.value
         except Exception as error:
             # Its words may quote the image.
@@ -183,6 +201,23 @@ def _limit(event: Any) -> None:
             raise
 
     transport.recv = limited
+
+
+class _Cut:
+    """Cuts messages off at a number of bytes while they come, so that memory holds no more of each."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+    def __call__(self, event: Any) -> None:
+        held = self._held.get(event.assoc, 0)
+        for item in getattr(event.pdu, "presentation_data_value_items", ()):
+            # PS3.8, E.2: a byte whose second bit marks the last fragment of a command or data set, then the fragment.
+            value = item.presentation_data_value
+            item.presentation_data_value = value[: 1 + self._most - held]
+            held = 0 if value[0] & 2 else held + len(item.presentation_data_value) - 1
+        self._held[event.assoc] = held
 
 
 def _caller(event: Any) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from dmfnet_fast.errors import DMFNetError, require
 from dmfnet_fast.node.counters import Counters
-from dmfnet_fast.node.database import Result, naming
+from dmfnet_fast.node.database import Database, Result, naming
+from dmfnet_fast.node.disk import NoSpaceError, lacks_space
 from dmfnet_fast.node.fusing import FusingError, Worker
 from dmfnet_fast.node.receiving import Receiver
 from dmfnet_fast.node.rules import Pair, Rule, decide
@@ -26,12 +27,16 @@ from dmfnet_fast.node.spool import Spool, Stored
 log = logging.getLogger(__name__)
 # Seconds between two looks for something to do, where nothing wakes a thread before.
 _TICK, _CLEANING = 0.25, 600.0
+# Seconds between two attempts to begin on a disk that was full.
+_NO_SPACE = 5.0
 # A fusion that fails in a way that may pass is tried so often, after delays that double from the first.
 _FUSING_ATTEMPTS, _FUSING_DELAY = 6, 10.0
 
 
 class Node:
     """A node, from its start to `close`.
+
+    On a full disk it starts, too, and refuses all images until there is room.
 
     Raises:
         NodeError: it cannot start: its folder or port cannot be used.
@@ -41,18 +46,17 @@ class Node:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.counters = Counters()
-        self._stop = threading.Event()
+        self._stop, self._begun = threading.Event(), threading.Event()
         self._last: dict[str, float] = {}
-        self.spool = Spool(settings.folder, settings.reserve)
-        self._database = self.spool.database
+        self._problems: dict[str, str] = {}
+        self.spool = Spool(settings.folder, settings.reserve, settings.largest_image)
         try:
-            with naming(settings.folder):
-                # What was coming in when the node ended may go on now; the other studies are known to be complete.
-                self._last = dict.fromkeys((study.uid for study in self._database.studies()), -math.inf)
-                self._last.update(dict.fromkeys(self._database.undecided(), time.monotonic()))
-                self._database.decide_again()
             self._worker = Worker(settings.folder, settings.fusing, self._stop.is_set)
             self._sender = Sender(settings)
+            try:
+                self._begin()
+            except NoSpaceError as error:
+                log.error("%s: until then, all images are refused", error)
             self._receiver = Receiver(settings, self.spool, self.counters, self._arrived)
         except BaseException:
             self.spool.close()
@@ -61,8 +65,42 @@ class Node:
         self._threads = [
             threading.Thread(target=self._loop, args=loop, name=loop[0].__name__, daemon=True) for loop in loops
         ]
+        if not self._begun.is_set():
+            self._threads.append(threading.Thread(target=self._wait_for_room, daemon=True))
         for thread in self._threads:
             thread.start()
+
+    @property
+    def _database(self) -> Database:
+        return self.spool.database
+
+    def _begin(self) -> None:
+        """Go on with what is in the folder.
+
+        Raises:
+            NoSpaceError: the disk is full.
+            NodeError: the folder cannot be used.
+        """
+        self.spool.prepare()
+        with naming(self.settings.folder):
+            # What was coming in when the node ended may go on now; the other studies are known to be complete.
+            self._last = dict.fromkeys((study.uid for study in self._database.studies()), -math.inf)
+            self._last.update(dict.fromkeys(self._database.undecided(), time.monotonic()))
+            self._database.decide_again()
+        self.spool.accepting = True
+        self._begun.set()
+
+    def _wait_for_room(self) -> None:
+        while not self._stop.wait(_NO_SPACE):
+            try:
+                self._begin()
+            except NoSpaceError:
+                continue
+            except (DMFNetError, OSError, sqlite3.Error) as error:
+                self._say_once("begin", f"{type(error).__name__}: {error}")
+                continue
+            log.info("%s: there is room again, and images are accepted", self.settings.folder)
+            return
 
     def close(self) -> None:
         """Stop; what was not finished goes on with the next start."""
@@ -76,20 +114,30 @@ class Node:
 
     def _loop(self, work: Callable[[], bool], pause: float) -> None:
         """Do work as long as there is some, then look again after a while."""
+        while not self._begun.wait(_TICK):
+            if self._stop.is_set():
+                return
+        name = work.__name__
         while not self._stop.is_set():
+            problem = ""
             try:
                 busy = work()
             except (DMFNetError, OSError, sqlite3.Error) as error:
-                log.error("%s: %s", type(error).__name__, error)
-                busy = False
-                self._stop.wait(1)
+                problem = f"{type(error).__name__}: {error}"
             except Exception as error:
                 # Its words may quote headers; nothing may end a thread.
-                log.error("unexpected %s in %s", type(error).__name__, work.__name__)
-                busy = False
+                problem = f"unexpected {type(error).__name__} in {name}"
+            self._say_once(name, problem)
+            if problem:
                 self._stop.wait(1)
-            if not busy:
+            elif not busy:
                 self._stop.wait(pause)
+
+    def _say_once(self, name: str, problem: str) -> None:
+        """Log a problem with some work, unless it is the one that was logged last; "" for none any more."""
+        if problem and problem != self._problems.get(name):
+            log.error("%s", problem)
+        self._problems[name] = problem
 
     def _arrived(self, stored: Stored) -> None:
         if stored.new:
@@ -109,10 +157,10 @@ class Node:
 
     def _apply_rules(self, study: str, images: int) -> None:
         pairs, reasons = decide(self.settings.rules, self._database.series_of(study))
-        lacking = self._database.refused_images(study)
+        lacking = self.spool.lacking(study)
         if lacking:
             pairs.clear()
-            reasons = [f"{lacking} of its images were refused for lack of space: send them again"]
+            reasons = [f"{count} of its images were refused {reason}" for reason, count in lacking.items()]
         new = sum([self._prepare(study, pair) for pair in pairs])
         note = json.dumps(reasons)
         if new or note != self._database.note(study):
@@ -139,7 +187,7 @@ class Node:
     # Fusing
 
     def _fuse(self) -> bool:
-        result = self._database.next_due("fusing")
+        result = None if self.spool.full else self._database.next_due("fusing")
         if result is None:
             return False
         (rule,) = (rule for rule in self.settings.rules if rule.name == result.rule)
@@ -148,7 +196,8 @@ class Node:
         except FusingError as error:
             self._fusing_failed(result, error)
         except OSError as error:
-            self._fusing_failed(result, FusingError(f"{type(error).__name__}: {error}", passing=True))
+            full = lacks_space(error, self.settings.folder)
+            self._fusing_failed(result, FusingError(f"{type(error).__name__}: {error}", passing=True, full=full))
         return True
 
     def _fuse_one(self, result: Result, rule: Rule) -> None:
@@ -157,12 +206,12 @@ class Node:
         resumed = output.exists()
         try:
             fused = self._worker.fuse(rule, mr, other, output)
-        except FusingError:
-            if not resumed or self._stop.is_set():
+        except FusingError as error:
+            if not resumed or error.ended or error.full:
                 raise
-            # Nothing of it was sent, so what an interrupt left behind is no loss.
+            # It may be about what an interrupt left behind. Nothing of that was sent, so it is no loss.
             shutil.rmtree(output, ignore_errors=True)
-            fused = self._worker.fuse(rule, mr, other, output)
+            raise FusingError(str(error), passing=True) from error
         self.spool.sync_result(fused.files)
         self.counters.add("fused")
         self.counters.add("fusing_seconds", amount=fused.seconds)
@@ -177,8 +226,10 @@ class Node:
     def _fusing_failed(self, result: Result, error: FusingError) -> None:
         if self._stop.is_set():
             return
-        if error.passing and result.attempts + 1 < _FUSING_ATTEMPTS:
-            self._database.postpone(result.id, _FUSING_DELAY * 2**result.attempts, str(error))
+        # A full disk is nothing that the study could be given up for.
+        if error.full or (error.passing and result.attempts + 1 < _FUSING_ATTEMPTS):
+            delay = _FUSING_DELAY * 2 ** min(result.attempts, _FUSING_ATTEMPTS)
+            self._database.postpone(result.id, delay, str(error))
         else:
             self._database.close_result(result.id, "failed", str(error))
         self.counters.add("fusing_failed")
@@ -187,7 +238,7 @@ class Node:
     # Sending
 
     def _send(self) -> bool:
-        result = self._database.next_due("sending")
+        result = None if self.spool.full else self._database.next_due("sending")
         if result is None:
             return False
         folder = self.spool.result_folder(result.id) / "out" / "fused"

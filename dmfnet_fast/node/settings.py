@@ -57,9 +57,15 @@ class Destination:
 
 @dataclass(frozen=True)
 class Fusing(EngineOptions):
-    """How to fuse; `timeout` is how many seconds one fusion may take."""
+    """How to fuse.
+
+    Attributes:
+        timeout: seconds that one fusion may take.
+        start_timeout: seconds that the process which fuses may take to load its libraries and the engine.
+    """
 
     timeout: float
+    start_timeout: float
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Settings:
         quiet: seconds without a new image after which a study counts as complete.
         keep: seconds that a study stays after its last image or its result's delivery.
         reserve: bytes of the disk that must be free for a new study to be accepted.
+        largest_image: bytes that an image may have, as it comes and uncompressed.
         metrics_port: of the page for Prometheus, on 127.0.0.1; None for no page.
     """
 
@@ -82,6 +89,7 @@ class Settings:
     quiet: float
     keep: float
     reserve: int
+    largest_image: int
     metrics_port: int | None
     tls: Tls | None
     destination: Destination
@@ -198,6 +206,9 @@ def read_settings(path: Path) -> Settings:
         quiet=node.get("quiet_seconds", float, 60.0, check=_is_positive, hint=_POSITIVE_HINT),
         keep=node.get("keep_days", float, 14.0, check=_is_positive, hint=_POSITIVE_HINT) * 86400,
         reserve=int(node.get("keep_free_gib", float, 5.0, check=_is_size, hint="at least 0 and finite") * 2**30),
+        largest_image=int(
+            node.get("largest_image_mib", float, 1024.0, check=_is_positive, hint=_POSITIVE_HINT) * 2**20
+        ),
         metrics_port=node.maybe("metrics_port", int, check=_is_port, hint=_PORT_HINT),
         tls=tls,
         destination=_destination(file.table("destination"), tls),
@@ -302,6 +313,7 @@ def _fusing(table: _Table, base: Path) -> Fusing:
         ),
         allow_invention=table.get("allow_invention", bool, False),
         timeout=table.get("timeout_minutes", float, 60.0, check=_is_positive, hint=_POSITIVE_HINT) * 60,
+        start_timeout=table.get("start_timeout_minutes", float, 10.0, check=_is_positive, hint=_POSITIVE_HINT) * 60,
     )
     table.done()
     return fusing

@@ -11,8 +11,6 @@ Names are UIDs and hashes, never a patient's.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import io
 import os
@@ -23,14 +21,16 @@ import threading
 import time
 import uuid
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import IO
 
-from dmfnet_fast.errors import NodeError, require
+from dmfnet_fast.errors import NodeBusyError, NodeError, require
 from dmfnet_fast.node.database import Database, naming
+from dmfnet_fast.node.disk import LEAST, NoSpaceError, free_space, lacks_space
 from dmfnet_fast.node.rules import Series
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -40,7 +40,9 @@ _KEYWORDS = (
 )  # fmt: skip
 # Bytes in which these nearly always are, and to which a deflated header is inflated at most; the tag of pixels.
 _HEADER, _PIXELS = 2**20, 0x7FE00000
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Numbers that say how large an image is once it is decompressed.
+_LONGEST_NUMBER = 12
+_SIZES = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated")
 LOCK = "lock"
 
 
@@ -53,11 +55,16 @@ class Refusal(Enum):
 
 
 class RefusedError(Exception):
-    """An image that is not accepted."""
+    """An image that is not accepted.
 
-    def __init__(self, refusal: Refusal, reason: str) -> None:
+    Attributes:
+        refusal: what the sender is told.
+        lacking: why its study lacks it now, and what to do; "" where it is of no study.
+    """
+
+    def __init__(self, refusal: Refusal, reason: str, lacking: str = "") -> None:
         super().__init__(reason)
-        self.refusal = refusal
+        self.refusal, self.lacking = refusal, lacking
 
 
 @dataclass(frozen=True)
@@ -72,10 +79,13 @@ class Stored:
 
 @dataclass(frozen=True)
 class _Header:
+    """Where an image belongs, and how many bytes its pixels claim to be."""
+
     study: str
     series: Series
     image: str
     sop_class: str
+    size: int
 
 
 def _sync(path: Path) -> None:
@@ -89,6 +99,9 @@ def _sync(path: Path) -> None:
 
 def take_lock(path: Path) -> IO[bytes] | None:
     """Lock a file as long as the returned one, or a process that inherits it, lives; None where another one has it."""
+    # Windows has none; `dmfnet-node` says so.
+    import fcntl
+
     file = path.open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,49 +121,85 @@ def _patiently(path: Path) -> IO[bytes] | None:
     return None
 
 
+_NO_SPACE = "for lack of space: send them again"
+
+
 class Spool:
-    """A node's folder.
+    """A node's folder: nothing is accepted until it was prepared.
 
     Args:
         folder: is made if need be.
         reserve: bytes that must be free for a new study; for the rest of a study half of them.
+        largest: bytes that an image may have, as it comes and uncompressed.
 
-    Raises:
-        NodeError: the folder cannot be used, or another node does.
+    Attributes:
+        accepting: whether images are accepted.
     """
 
-    def __init__(self, folder: Path, reserve: int) -> None:
+    def __init__(self, folder: Path, reserve: int, largest: int) -> None:
         self.folder = folder
-        self._reserve = reserve
+        self._reserve, self._largest = reserve, largest
         self._adding = threading.Lock()
         self._arriving, self._studies = folder / "arriving", folder / "studies"
         self._results, self._deleted = folder / "results", folder / "deleted"
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock: IO[bytes] | None = None
+        self._database: Database | None = None
+        self.accepting = False
+        # Refused images that the database does not know of yet: study, image and reason.
+        self._unrecorded: dict[tuple[str, str], str] = {}
+        self._recording = threading.Lock()
+
+    @property
+    def database(self) -> Database:
+        """What is known of the folder, once it was prepared."""
+        assert self._database is not None, "`prepare` opens it"
+        return self._database
+
+    def prepare(self) -> None:
+        """Take the folder and see what is in it. Where the disk was too full for that, this may be called again.
+
+        Raises:
+            NoSpaceError: the disk is full.
+            NodeBusyError: another node uses the folder.
+            NodeError: the folder cannot be used.
+        """
+        with self._naming("name another folder"):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for part in (self._arriving, self._studies, self._results, self._deleted):
                 part.mkdir(mode=0o700, exist_ok=True)
-            lock = _patiently(folder / LOCK)
-        except OSError as error:
-            raise NodeError(f"{folder}: cannot be used: {error.strerror or error}; name another folder") from error
-        if lock is None:
-            raise NodeError(f"{folder}: another dmfnet-node uses this folder; stop it, or name another folder")
-        self._lock = lock
-        self.database = Database(folder)
+            self._lock = self._lock or _patiently(self.folder / LOCK)
+        if self._lock is None:
+            raise NodeBusyError(f"{self.folder}: another dmfnet-node uses this folder; stop it, or name another folder")
+        if self._database is None:
+            self._database = Database(self.folder)
+        with self._naming("make it writable"), naming(self.folder):
+            self._clear()
+
+    @contextmanager
+    def _naming(self, advice: str) -> Iterator[None]:
         try:
-            with naming(folder):
-                self._clear()
+            yield
         except OSError as error:
-            raise NodeError(f"{folder}: cannot be used: {error.strerror or error}; make it writable") from error
+            if lacks_space(error, self.folder):
+                raise NoSpaceError(f"{self.folder}: the disk is full; make room") from error
+            raise NodeError(f"{self.folder}: cannot be used: {error.strerror or error}; {advice}") from error
 
     def close(self) -> None:
         """Let another node use the folder."""
-        self.database.close()
-        self._lock.close()
+        if self._database is not None:
+            self._database.close()
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def free(self) -> int:
         """Bytes of the disk that are free."""
-        return shutil.disk_usage(self.folder).free
+        return free_space(self.folder)
+
+    @property
+    def full(self) -> bool:
+        """Whether the disk is full, so that what is done now could not be noted."""
+        return self.free < LEAST
 
     def _clear(self) -> None:
         """Delete what was begun and is not in the database, and forget what is in the database and gone."""
@@ -188,22 +237,65 @@ class Spool:
         Raises:
             RefusedError: it cannot be kept; nothing of it is left, but for the knowledge that its study lacks it.
         """
-        header = _read_header(dataset, syntax)
+        try:
+            header = _read_header(dataset, syntax)
+        except RefusedError:
+            # Where it was cut off, its header may be incomplete.
+            self._check_size(dataset.nbytes)
+            raise
         if (header.sop_class, header.image) != (sop_class, image):
             raise RefusedError(Refusal.MISMATCH, "its SOP Class or Instance UID differs from that of the request")
         try:
+            self._check_size(dataset.nbytes, header.size)
             return self._write(header, meta, dataset)
-        except RefusedError:
-            with suppress(sqlite3.Error):
-                self.database.refuse_image(header.study, image)
+        except RefusedError as error:
+            self._record(header.study, image, error.lacking)
             raise
 
+    def _check_size(self, held: int, claimed: int = 0) -> None:
+        """Raise a RefusedError for an image that is too large, as it came or uncompressed."""
+        if max(held, claimed) > self._largest:
+            limit = f"largest_image_mib, {self._largest / 2**20:g}"
+            known = f"claims {claimed / 2**20:.0f} MiB of pixels" if claimed > self._largest else "is too large"
+            raise RefusedError(
+                Refusal.OUT_OF_RESOURCES,
+                f"it {known}; more than {limit}, is not taken",
+                f"as larger than {limit}: if that is not damage, raise it, start the node again and send them again",
+            )
+
+    def _record(self, study: str, image: str, reason: str) -> None:
+        """Note that a study lacks an image; where the database cannot, it will be told later."""
+        with self._recording:
+            self._unrecorded[study, image] = reason
+        with suppress(sqlite3.Error):
+            self._tell_database()
+
+    def _tell_database(self) -> None:
+        if self._database is None:
+            return
+        with self._recording:
+            for (study, image), reason in list(self._unrecorded.items()):
+                self._database.refuse_image(study, image, reason)
+                del self._unrecorded[study, image]
+
+    def lacking(self, study: str) -> dict[str, int]:
+        """How many images of a study were refused and have not come again, by the reason.
+
+        Raises:
+            sqlite3.Error: the database cannot be told of all of them, such as on a full disk.
+        """
+        self._tell_database()
+        return self.database.refused_images(study)
+
     def _write(self, header: _Header, meta: bytes, dataset: memoryview) -> Stored:
+        if not self.accepting:
+            raise RefusedError(Refusal.OUT_OF_RESOURCES, "the disk is full", _NO_SPACE)
         arriving = self._arriving / uuid.uuid4().hex
         place = header.study, header.series.uid, header.image
         try:
             if self.free < self._reserve / 2 and self.database.image_hash(*place) is None:
-                raise RefusedError(Refusal.OUT_OF_RESOURCES, f"{self.free / 2**20:.0f} MiB of the disk are free")
+                reason = f"{self.free / 2**20:.0f} MiB of the disk are free"
+                raise RefusedError(Refusal.OUT_OF_RESOURCES, reason, _NO_SPACE)
             with arriving.open("xb") as file:
                 file.write(meta)
                 file.write(dataset)
@@ -211,9 +303,9 @@ class Spool:
                 os.fsync(file.fileno())
             return self._put(arriving, header, hashlib.sha256(dataset).hexdigest())
         except (OSError, sqlite3.Error) as error:
-            full = "full" in str(error) if isinstance(error, sqlite3.Error) else error.errno in _NO_SPACE
+            full = lacks_space(error, self.folder)
             reason = "the disk is full" if full else f"cannot be written: {type(error).__name__}: {error}"
-            raise RefusedError(Refusal.OUT_OF_RESOURCES, reason) from error
+            raise RefusedError(Refusal.OUT_OF_RESOURCES, reason, _NO_SPACE) from error
         finally:
             with suppress(OSError):
                 arriving.unlink(missing_ok=True)
@@ -226,7 +318,8 @@ class Spool:
             if there is not None:
                 return Stored(study, series, new=False, differs=there != digest)
             if not self.database.has_study(study) and self.free < self._reserve:
-                raise RefusedError(Refusal.OUT_OF_RESOURCES, f"no new study: {self.free / 2**20:.0f} MiB are free")
+                reason = f"no new study: {self.free / 2**20:.0f} MiB are free"
+                raise RefusedError(Refusal.OUT_OF_RESOURCES, reason, _NO_SPACE)
             path = self._path(study, series, image)
             changed = [path.parent]
             if not path.parent.exists():
@@ -240,6 +333,8 @@ class Spool:
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
+            with self._recording:
+                self._unrecorded.pop((study, image), None)
             return Stored(study, series, new=True)
 
     # Results
@@ -321,7 +416,16 @@ def _read_header(dataset: memoryview, syntax: str) -> _Header:
         if not _UID.fullmatch(found[keyword]) or len(found[keyword]) > _LONGEST_UID:
             raise RefusedError(Refusal.NOT_UNDERSTOOD, f"it has no valid {keyword}")
     series = Series(found["SeriesInstanceUID"], _text(found["Modality"]), _text(found["SeriesDescription"]))
-    return _Header(found["StudyInstanceUID"], series, found["SOPInstanceUID"], found["SOPClassUID"])
+    return _Header(found["StudyInstanceUID"], series, found["SOPInstanceUID"], found["SOPClassUID"], _size(found))
+
+
+def _size(found: Mapping[str, str]) -> int:
+    """The bytes that an image's pixels take uncompressed, as far as its header says."""
+    rows, columns, frames, samples, bits = (
+        int(found[keyword]) if found[keyword].isdecimal() and len(found[keyword]) <= _LONGEST_NUMBER else default
+        for keyword, default in zip(_SIZES, (0, 0, 1, 1, 16), strict=True)
+    )
+    return rows * columns * frames * samples * bits // 8
 
 
 def _parsed(dataset: memoryview, syntax: str) -> dict[str, str]:
@@ -329,7 +433,7 @@ def _parsed(dataset: memoryview, syntax: str) -> dict[str, str]:
     pydicom = require("pydicom", "dicom")
     uid = pydicom.uid.UID(syntax)
     known = uid.is_transfer_syntax and not uid.is_private
-    tags = [pydicom.tag.Tag(keyword) for keyword in (*_KEYWORDS, "SpecificCharacterSet")]
+    tags = [pydicom.tag.Tag(keyword) for keyword in (*_KEYWORDS, *_SIZES, "SpecificCharacterSet")]
     try:
         data: bytes | memoryview = dataset
         if known and uid.is_deflated:
@@ -338,7 +442,13 @@ def _parsed(dataset: memoryview, syntax: str) -> dict[str, str]:
             io.BytesIO(data), known and uid.is_implicit_VR, not known or uid.is_little_endian,
             stop_when=lambda tag, *_: tag >= _PIXELS, specific_tags=tags,
         )  # fmt: skip
-        return {keyword: str(header.get(keyword) or "") for keyword in _KEYWORDS}
+        found = {keyword: str(header.get(keyword) or "") for keyword in _KEYWORDS}
     except Exception as error:
         # Whatever a damaged data set makes pydicom raise.
         raise RefusedError(Refusal.NOT_UNDERSTOOD, f"its data set is damaged ({type(error).__name__})") from error
+    for keyword in _SIZES:
+        found[keyword] = ""
+        # Whether its pixels can be read is asked when they are fused.
+        with suppress(Exception):
+            found[keyword] = str(header.get(keyword) or "")
+    return found

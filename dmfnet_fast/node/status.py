@@ -6,18 +6,21 @@ import json
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from dmfnet_fast.errors import NodeError, require
 from dmfnet_fast.node.counters import Counters
 from dmfnet_fast.node.database import NAME, OPEN, Database, Result, Study
+from dmfnet_fast.node.disk import LEAST, NoSpaceError, free_space
+from dmfnet_fast.node.receiving import cannot_listen
 from dmfnet_fast.node.settings import Settings
-from dmfnet_fast.node.spool import LOCK, take_lock
+from dmfnet_fast.node.spool import LOCK, Spool, take_lock
 
 _STATES = ("receiving", "does not fit", "fusing", "sending", "sent", "failed", "unsent")
 _PREFIX = "dmfnet_node"
+_FULL = "the disk is full: images are refused"
 
 
 def state_of(study: Study, results: Iterable[Result]) -> str:
@@ -47,20 +50,36 @@ def status(settings: Settings) -> dict[str, Any]:
         NodeError: the folder cannot be read.
     """
     folder = settings.folder
+    found: dict[str, Any] = {"folder": str(folder), "problem": "", "studies": []}
     try:
-        running = is_running(folder)
-        if not (folder / NAME).exists():
-            return {"running": running, "folder": str(folder), "studies": []}
+        found["running"] = is_running(folder)
+        found["problem"] = _space(free_space(folder), settings.reserve)
+        # An empty one was begun on a full disk.
+        if not (folder / NAME).exists() or not (folder / NAME).stat().st_size:
+            return found
         database = Database(folder, read_only=True)
+    except NoSpaceError:
+        return {**found, "problem": f"{_FULL}, and the studies cannot be read"}
     except OSError as error:
         raise NodeError(f"{folder}: cannot be read: {error.strerror or error}; run this as the node's user") from error
     try:
-        studies = [_describe(database, study) for study in database.studies()]
+        found["studies"] = [_describe(database, study) for study in database.studies()]
     except sqlite3.Error as error:
         raise NodeError(f"{folder / NAME}: cannot be read: {error}") from error
     finally:
         database.close()
-    return {"running": running, "folder": str(folder), "studies": studies}
+    return found
+
+
+def _space(free: int, reserve: int) -> str:
+    """What is refused for lack of space."""
+    if free < LEAST:
+        return _FULL
+    if free >= reserve:
+        return ""
+    return (
+        f"{free / 2**20:.0f} MiB of the disk are free: {'images' if free < reserve / 2 else 'new studies'} are refused"
+    )
 
 
 def _describe(database: Database, study: Study) -> dict[str, Any]:
@@ -102,6 +121,8 @@ def _moment(seconds: float) -> str:
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """A status as text."""
     yield f"{'running' if found['running'] else 'not running'}, {found['folder']}"
+    if found["problem"]:
+        yield found["problem"]
     counts = Counter(study["state"] for study in found["studies"])
     yield ", ".join(f"{counts[state]} {state}" for state in _STATES if counts[state]) or "no studies"
     for study in found["studies"]:
@@ -126,18 +147,15 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 class Metrics:
     """A page for Prometheus at http://127.0.0.1:PORT/metrics, until closed."""
 
-    def __init__(self, settings: Settings, database: Database, counters: Counters, free: Callable[[], int]) -> None:
+    def __init__(self, settings: Settings, spool: Spool, counters: Counters) -> None:
         client = require("prometheus_client", "pacs")
-        self._database, self._counters, self._free = database, counters, free
+        self._spool, self._counters = spool, counters
         registry = client.CollectorRegistry()
         registry.register(self)
         try:
             self._server, _ = client.start_http_server(settings.metrics_port, "127.0.0.1", registry)
         except OSError as error:
-            raise NodeError(
-                f"127.0.0.1:{settings.metrics_port}: cannot be listened on: {error.strerror or error}; "
-                "choose another metrics_port"
-            ) from error
+            raise cannot_listen(error, f"127.0.0.1:{settings.metrics_port}", "metrics_port") from error
 
     def close(self) -> None:
         """Take the page away."""
@@ -163,8 +181,11 @@ class Metrics:
             ("sending_failed", "Attempts to send that failed"),
         ):
             yield core.CounterMetricFamily(f"{_PREFIX}_{name}", text, value=self._counters.of(name).get("", 0))
-        studies = self._database.studies()
-        results = self._database.results()
+        yield core.GaugeMetricFamily(f"{_PREFIX}_free_bytes", "Free bytes of the disk", value=self._spool.free)
+        if not self._spool.accepting:
+            return
+        studies = self._spool.database.studies()
+        results = self._spool.database.results()
         by_study: dict[str, list[Result]] = {study.uid: [] for study in studies}
         for result in results:
             by_study.setdefault(result.study, []).append(result)
@@ -179,4 +200,3 @@ class Metrics:
             "Age of the oldest result that is not delivered",
             value=max(waiting, default=0),
         )
-        yield core.GaugeMetricFamily(f"{_PREFIX}_free_bytes", "Free bytes of the disk", value=self._free())

@@ -15,10 +15,8 @@ from typing import BinaryIO, Literal, cast
 
 from dmfnet_fast.errors import VolumeError, require
 from dmfnet_fast.volumes.elements import Elements, damage
-from dmfnet_fast.volumes.volume import LARGEST_VOXELS
+from dmfnet_fast.volumes.volume import LARGEST_FRAME, LARGEST_VOXELS, MOST_FRAMES
 
-# Frames are decoded one at a time; no scanner makes larger ones.
-LARGEST_FRAME = 2**26
 _DEFLATED, _EXPLICIT = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1"
 # Preamble, "DICM" and the length of the file meta information, which begins there and is shorter than this.
 _META_START, _META_SEARCHED = 144, 2**14
@@ -275,10 +273,11 @@ def _check_format(header: Elements, pixels: PixelFormat) -> None:
         raise VolumeError(
             f"{path}: has the impossible size {pixels.columns}x{pixels.rows}, {pixels.frames} frame(s); export it again"
         )
-    if pixels.rows * pixels.columns > LARGEST_FRAME or pixels.rows * pixels.columns * pixels.frames > LARGEST_VOXELS:
+    area = pixels.rows * pixels.columns
+    if area > LARGEST_FRAME or area * pixels.frames > LARGEST_VOXELS or pixels.frames > MOST_FRAMES:
         raise VolumeError(
             f"{path}: claims {pixels.frames} frame(s) of {pixels.columns}x{pixels.rows}, which is damage or too large; "
-            f"at most {LARGEST_VOXELS} voxels are read"
+            f"at most {MOST_FRAMES} frames, {LARGEST_FRAME} pixels in each and {LARGEST_VOXELS} voxels are read"
         )
     if pixels.samples not in (1, 3) or pixels.planar not in (0, 1):
         raise VolumeError(f"{path}: has {pixels.samples} samples a pixel, which is not read; use gray or RGB")
@@ -300,6 +299,12 @@ def _check_length(path: Path, pixels: PixelFormat, end: int) -> None:
     if compressed or pixels.length is None:
         if not compressed or pixels.length is not None:
             raise VolumeError(f"{path}: its pixels are not stored as its transfer syntax says; export it again")
+        # An item of two bytes is the least that a frame takes (PS3.5, A.4).
+        if (end - pixels.offset) // 10 < pixels.frames:
+            raise VolumeError(
+                f"{path}: is truncated or damaged: {end - pixels.offset} bytes cannot hold its {pixels.frames} "
+                "frame(s); copy or export it again"
+            )
         return
     samples = pixels.samples
     if pixels.photometric == "YBR_FULL_422":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dmfnet_fast.errors import VolumeError, require
 from dmfnet_fast.volumes.elements import damage
 from dmfnet_fast.volumes.messages import Message
-from dmfnet_fast.volumes.volume import LARGEST_VOXELS, LPS_TO_RAS, Affine, check_affine
+from dmfnet_fast.volumes.volume import LARGEST_FRAME, LARGEST_VOXELS, LPS_TO_RAS, Affine, check_affine
 
 SUFFIXES = (".nii", ".nii.gz")
 # How far apart, in mm, both places of a file may be before that is worth a warning.
@@ -139,7 +139,8 @@ def _size(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
             "to a file of its own, for example with fslroi, fslmaths -Tmean or nibabel.four_to_three"
         )
     size = (*shape[:3], 1, 1)[:3] if len(shape) >= 2 else (0, 0, 0)
-    if min(size) < 1 or size[0] * size[1] * size[2] > LARGEST_VOXELS:
+    area = size[0] * size[1]
+    if min(size) < 1 or area > LARGEST_FRAME or area * size[2] > LARGEST_VOXELS:
         raise VolumeError(f"{path}: claims the size {shape}, which is damage or too large; copy or convert it again")
     return size[0], size[1], size[2]
 

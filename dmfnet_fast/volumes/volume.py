@@ -14,8 +14,10 @@ Affine = NDArray[np.float64]
 
 # DICOM's patient axes (LPS) and NIfTI's world (RAS) differ in the sign of the first two.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-# Allocations stop here: 4 GiB of float32.
-LARGEST_VOXELS = 2**30
+# Allocations stop here: 4 GiB of float32, and 256 MiB for a slice, which are handled one at a time.
+LARGEST_VOXELS, LARGEST_FRAME = 2**30, 2**26
+# Of one file; each is an object of its own.
+MOST_FRAMES = 2**16
 # How far the axes of a grid may be from perpendicular (cosine of the angle between two of them).
 SKEW = 0.01
 

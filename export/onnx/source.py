@@ -17,6 +17,7 @@ import numpy as np
 from dmfnet_fast.artifacts.interface import Interface, interface_of
 from dmfnet_fast.artifacts.onnx_metadata import PIXELS, check_sealed, exported_properties, unsealed
 from dmfnet_fast.artifacts.parity import Parity, Reference, Shape, check
+from dmfnet_fast.engines.openvino_engine import load_openvino
 from dmfnet_fast.errors import EngineError, require
 from dmfnet_fast.precision import FloatPrecision, Precision
 from export.emulation import ACCUMULATIONS, in_half_precision
@@ -146,8 +147,10 @@ def from_weights(
         EngineError: the weights cannot be read, or the results of the graph differ from the network's.
         MissingExtraError: a library that the export needs is not installed.
     """
-    for module in ("torch", "safetensors", "onnx", "onnxscript", "onnxruntime", *([] if for_engine else ["openvino"])):
+    for module in ("torch", "safetensors", "onnx", "onnxscript", "onnxruntime"):
         require(module, extra="export")
+    if not for_engine:
+        load_openvino("export")
     if precision == "int8":
         check_nncf()
     from dmfnet_fast.model import load_model

@@ -237,7 +237,9 @@ def test_without_ray(fuse: Fuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("a,b\nx\n", "row 2: has more or fewer cells than the first line"),
         ("a,b\nx,y,z\n", "row 2: has more or fewer cells than the first line"),
         ("a,b\nx,y\n,y\n", "row 3: `a` is empty"),
-        ("a,b\nx,1/PT\nx,2/pt\n", "2 results would be named pt"),
+        ("a,b\nx,1/PT\nx,y\nx,2/pt\n", "rows 2 and 4: both results would be named pt"),
+        ("a,b,name\nx,y,P\nx,y,z\nx,y,p.png\n", "rows 2 and 4: an image named P becomes P.png, which is the name of"),
+        ("a,b,name\nx,y,p.png\nx,y,p\n", "rows 2 and 3: an image named p becomes p.png, which is the name of"),
         ("a,b,name\nx,y,../z\n", "row 2: '../z' is no name for a result"),
         ("a,b,name\nx,y,montages\n", "row 2: 'montages' is no name for a result"),
         (b"a,b\n\xff,y\n", "is no table"),
@@ -257,6 +259,9 @@ def test_names(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text("\ufeffa,b\nx,pet.v2.nii.gz\nx,study.1\nx,pet.png\n", encoding="utf-8")
     assert [pair.name for pair in read_table(path)] == ["pet.v2", "study.1", "pet"]
+    assert read_table(path, "tif")
+    with pytest.raises(ImageError, match=r"an image named pet becomes pet\.v2"):
+        read_table(path, "v2")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -162,6 +164,16 @@ def test_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", broken)
     with pytest.raises(MissingExtraError, match=r"openvino is installed but cannot be loaded \(libopenvino.so"):
         Fuser(SHIPPED)
+
+
+def test_openvino_reports_nothing(tmp_path: Path) -> None:
+    """Its telemetry, which keeps an ID in the home, is not loaded."""
+    code = "import sys; from dmfnet_fast import Fuser; Fuser().close(); print(sys.modules['openvino_telemetry'])"
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    environment = {**kept, "HOME": str(tmp_path), "DMFNET_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout == "None\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 def test_files_that_are_no_engine(tmp_path: Path) -> None:

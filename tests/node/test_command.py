@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import re
 import signal
-import sqlite3
+import socket
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,6 @@ from dmfnet_fast.commands.engine_options import EngineOptions
 from dmfnet_fast.commands.node import main
 from dmfnet_fast.errors import OutOfMemoryError, OutputError, VolumeError
 from dmfnet_fast.node import worker as worker_module
-from dmfnet_fast.node.database import Database
 from dmfnet_fast.node.fusing import Fused, FusingError, Worker
 from dmfnet_fast.node.rules import Match, Rule
 from dmfnet_fast.node.settings import Fusing
@@ -29,6 +33,7 @@ from tests.node.conftest import Box, Study, free_port, send, wait
 from tests.node.test_kills import running
 
 Make = Callable[[int], Study]
+FUSING = Fusing("nano", None, "float32", 1, 0, 0.75, False, timeout=60, start_timeout=60)
 RULE = Rule("PET", Match(("MR",)), Match(("PT",)))
 
 
@@ -100,6 +105,25 @@ def test_mistakes_end_with_one_line(box: Box, tmp_path: Path) -> None:
     assert not (box.folder / "spool").exists()
 
 
+def test_port_and_folder_in_use_are_worth_another_start(box: Box) -> None:
+    with socket.create_server(("127.0.0.1", box.port)):
+        result = invoke(box.settings)
+    assert result.exit_code == 75
+    assert "cannot be listened on: Address already in use" in result.stderr
+    box.start()
+    result = invoke(box.settings)
+    assert result.exit_code == 75
+    assert result.stderr.endswith("another dmfnet-node uses this folder; stop it, or name another folder\n")
+
+
+def test_windows_gets_one_line(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['fcntl'] = None; from dmfnet_fast.commands.node import main; main()"
+    result = subprocess.run([sys.executable, "-c", code, tmp_path / "x.toml"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: dmfnet-node: runs on Linux and macOS only")
+    assert result.stderr.count("\n") == 1
+
+
 def test_damaged_database(box: Box) -> None:
     (box.folder / "spool").mkdir()
     (box.folder / "spool" / "node.sqlite").write_bytes(b"nothing" * 1000)
@@ -109,22 +133,12 @@ def test_damaged_database(box: Box) -> None:
         assert "node.sqlite: cannot be used: file is not a database" in result.stderr
 
 
-def test_full_disk_at_the_start(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: Database) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
-    monkeypatch.setattr(Database, "decide_again", full)
-    result = invoke(box.settings)
-    assert result.exit_code == 2
-    assert "node.sqlite: cannot be used: database or disk is full; if the disk is full, make room" in result.stderr
-
-
 # The process that fuses
 
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Any:
-    made = Worker(tmp_path, Fusing("nano", None, "float32", 1, 0, 0.75, False, 60), lambda: False)
+    made = Worker(tmp_path, FUSING, lambda: False)
     yield made
     made.close()
 
@@ -147,10 +161,58 @@ def test_killed_worker_is_started_again(worker: Worker, folders: tuple[Path, Pat
     second = worker.fuse(RULE, *folders, tmp_path / "out")
     assert second.files == first.files
     os.kill(worker._process.pid, signal.SIGSTOP)
-    worker._settings = Fusing("nano", None, "float32", 1, 0, 0.75, False, timeout=0.5)
-    with pytest.raises(FusingError, match=r"the process that fuses took more than 0\.00833333 minutes") as error:
+    stopped = worker._process
+    worker._settings = replace(FUSING, timeout=0.6)
+    with pytest.raises(FusingError, match=r"the process that fuses took more than 0\.01 minutes$") as error:
         worker.fuse(RULE, *folders, tmp_path / "out")
     assert error.value.passing
+    assert error.value.ended
+    assert stopped.returncode == -signal.SIGKILL
+
+
+def test_worker_that_does_not_start(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It and what it has started are ended; the next attempt starts another one."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nsleep 600 &\necho $! >{tmp_path / 'child'}.part\n"
+                      f"mv {tmp_path / 'child'}.part {tmp_path / 'child'}\nwait\n")  # fmt: skip
+    python.chmod(0o700)
+    worker._settings = replace(FUSING, start_timeout=1.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(python))
+        with pytest.raises(FusingError, match=r"took more than 0\.02 minutes as it started$") as error:
+            worker.fuse(RULE, tmp_path, tmp_path, tmp_path / "out")
+        assert error.value.passing
+        assert error.value.ended
+    wait(lambda: gone(int((tmp_path / "child").read_text())))
+    worker._settings = FUSING
+    caplog.set_level(logging.INFO)
+    with pytest.raises(FusingError, match="none: no such file or folder"):
+        worker.fuse(RULE, tmp_path / "none", tmp_path, tmp_path / "out")
+    assert "engine: " in caplog.text
+
+
+def gone(process: int) -> bool:
+    """Whether a process has ended, waited for or not."""
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_worker_ends_with_its_node(worker: Worker, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """At once, whatever it is doing."""
+    worker.fuse(RULE, *folders, tmp_path / "out")
+    process = worker._process
+    assert process is not None
+    assert process.stdin is not None
+    options = {"grid": "mr", "register": False, "range_mr": None, "range_other": None, "colormap": None, "label": None}
+    job = {"mr": str(folders[0]), "other": str(folders[1]), "output": str(tmp_path / "other"), **options}
+    process.stdin.write(json.dumps(job) + "\n")
+    process.stdin.close()
+    assert process.wait(20) == -signal.SIGKILL
+    assert not (tmp_path / "other" / "report.json").exists()
 
 
 def test_worker_that_outlives_its_node_is_waited_for(
@@ -173,10 +235,16 @@ def test_worker_that_outlives_its_node_is_waited_for(
 
 
 def test_engine_that_cannot_be_opened(tmp_path: Path) -> None:
-    worker = Worker(tmp_path, Fusing(str(tmp_path / "no.onnx"), None, "auto", 1, 0, 0.75, False, 60), lambda: False)
+    worker = Worker(tmp_path, replace(FUSING, engine=str(tmp_path / "no.onnx")), lambda: False)
     with pytest.raises(FusingError, match=r"no\.onnx") as error:
         worker.fuse(RULE, tmp_path, tmp_path, tmp_path / "out")
     assert not error.value.passing
+
+
+def full_disk() -> OutputError:
+    error = OutputError("no space left")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    return error
 
 
 @pytest.mark.parametrize(
@@ -185,6 +253,7 @@ def test_engine_that_cannot_be_opened(tmp_path: Path) -> None:
         (VolumeError("slices are missing"), "slices are missing", False),
         (OutputError("no space"), "no space", True),
         (OutOfMemoryError("out of memory"), "out of memory", True),
+        (full_disk(), "no space left", True),
         # Whatever it says, it may quote a header.
         (ValueError("Secret^Name"), r"ValueError in test_command\.py, line \d+", False),
     ],
@@ -202,3 +271,4 @@ def test_what_a_worker_says_of_errors(
     answer = worker_module.answer(job, options, None)  # type: ignore[arg-type]
     assert re.fullmatch(said, answer["error"])
     assert answer["passing"] is passing
+    assert answer["full"] is ("no space left" in said)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class Shared(Worker):
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     worker = Shared(
-        tmp_path_factory.mktemp("worker"), Fusing("nano", None, "float32", 1, 0, 0.75, False, 600), lambda: False
+        tmp_path_factory.mktemp("worker"), Fusing("nano", None, "float32", 1, 0, 0.75, False, 600, 600), lambda: False
     )
     yield worker
     Worker.close(worker)
@@ -369,6 +370,13 @@ def test_old_studies_are_deleted(box: Box, archive: Archive, make_study: Make, m
     archive.open()
     wait(lambda: box.states() == {})
     assert len(whole(archive, waiting)) == 1
+    # A study that comes again is fused again, into the same series.
+    before = archive.series(sent.uid)
+    archive.got.clear()
+    node.settings = replace(node.settings, keep=3600)
+    send(box.port, sent.images)
+    box.until(sent.uid, "sent")
+    assert archive.series(sent.uid) == before
 
 
 @pytest.mark.usefixtures("archive")
@@ -389,17 +397,32 @@ def test_results_without_a_rule_are_deleted(box: Box, make_study: Make, monkeypa
     wait(lambda: not list(results.iterdir()))
 
 
-@pytest.mark.parametrize(("passing", "state"), [((True, True), "sent"), ((True, False), "failed")])
+@pytest.mark.parametrize(
+    ("failures", "state"),
+    [
+        ([{"passing": True}] * 2, "sent"),
+        ([{"passing": True}, {"passing": False}], "failed"),
+        ([{"passing": True}] * 3, "failed"),
+        # A full disk is waited for.
+        ([{"passing": True, "full": True}] * 4, "sent"),
+    ],
+)
 @pytest.mark.usefixtures("archive")
 def test_failures_that_may_pass_are_tried_again(
-    box: Box, make_study: Make, monkeypatch: pytest.MonkeyPatch, shared: Worker, passing: tuple[bool, ...], state: str
+    box: Box,
+    make_study: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    shared: Worker,
+    failures: list[dict[str, bool]],
+    state: str,
 ) -> None:
     monkeypatch.setattr(service, "_FUSING_DELAY", 0.1)
-    fuse, left = shared.fuse, list(passing)
+    monkeypatch.setattr(service, "_FUSING_ATTEMPTS", 3)
+    fuse, left = shared.fuse, list(failures)
 
     def failing(*arguments: Any) -> Fused:
         if left:
-            raise FusingError("no luck", passing=left.pop(0))
+            raise FusingError("no luck", **left.pop(0))
         return fuse(*arguments)
 
     monkeypatch.setattr(shared, "fuse", failing)
@@ -408,6 +431,36 @@ def test_failures_that_may_pass_are_tried_again(
     send(box.port, study.images)
     box.until(study.uid, state)
     assert left == []
+
+
+@pytest.mark.usefixtures("archive")
+def test_others_go_before_one_that_took_too_long(
+    box: Box, make_study: Make, monkeypatch: pytest.MonkeyPatch, shared: Worker
+) -> None:
+    """One attempt at a time, each after a delay; what the first one has done is kept."""
+    monkeypatch.setattr(service, "_FUSING_DELAY", 0.1)
+    long, other = make_study(1), make_study(2)
+    fuse, attempts, found = shared.fuse, [], []
+
+    def fuse_slowly(rule: Any, mr: Path, second: Path, output: Path) -> Fused:
+        study = long if any(mr.glob(f"{long.uid}.*")) else other
+        attempts.append(study.uid)
+        if study is long and attempts.count(long.uid) <= 2:
+            found.append(output.exists())
+            output.mkdir(exist_ok=True)
+            wait(lambda: len(box.states()) == 2 and "receiving" not in box.states().values())
+            raise FusingError("took more than 1 minutes", passing=True, ended=True)
+        return fuse(rule, mr, second, output)
+
+    monkeypatch.setattr(shared, "fuse", fuse_slowly)
+    node = box.start()
+    for study in (long, other):
+        send(box.port, study.images)
+    for study in (long, other):
+        box.until(study.uid, "sent")
+    assert attempts == [long.uid, other.uid, long.uid, long.uid]
+    assert node.counters.of("fusing_failed") == {"": 2}
+    assert found == [False, True]
 
 
 @pytest.mark.usefixtures("archive")

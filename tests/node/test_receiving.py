@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import os
+import re
 import resource
 import shutil
 import socket
+import sqlite3
 import ssl
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,7 +35,8 @@ from pydicom.uid import (
 from pynetdicom.dsutils import encode
 
 from dmfnet_fast.errors import NodeError
-from dmfnet_fast.node import receiving
+from dmfnet_fast.node import receiving, service, status
+from dmfnet_fast.node.database import Database
 from tests.node.conftest import Box, Study, send, wait
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -326,6 +331,108 @@ def test_nearly_full_disk_takes_the_rest_of_studies_alone(
     free = 2**31
     assert set(send(box.port, begun.pet)) == {0}
     box.until(begun.uid, "sent")
+
+
+def test_disk_that_is_full_at_the_start(
+    box: Box, make_study: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The node refuses images until there is room, and knows then what its studies lack."""
+    partial = make_study(1)
+    monkeypatch.setattr(service, "_NO_SPACE", 0.1)
+    caplog.set_level(logging.INFO)
+    with monkeypatch.context() as patch:
+
+        def full(_: Database) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        patch.setattr(Database, "decide_again", full)
+        node = box.start()
+        assert echo(box.port) == 0
+        assert set(send(box.port, partial.mr)) == {0xA700}
+        time.sleep(0.3)
+        assert caplog.text.count("the disk is full; make room: until then, all images are refused") == 1
+        assert caplog.text.count("refused (0xA700): the disk is full") == 1
+    wait(lambda: "there is room again" in caplog.text)
+    assert set(send(box.port, partial.pet)) == {0}
+    box.until(partial.uid, "does not fit")
+    problem = f"{len(partial.mr)} of its images were refused for lack of space: send them again"
+    assert box.status()["studies"][0]["problems"] == [problem]
+    assert set(send(box.port, partial.images)) == {0}
+    box.until(partial.uid, "fusing")
+    assert node.counters.of("images")["refused"] == len(partial.mr)
+
+
+def test_refusals_are_known_though_the_database_is_full(
+    box: Box, make_study: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = make_study(1)
+    node = box.start()
+    assert set(send(box.port, study.mr)) == {0}
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        for name in ("add_image", "refuse_image"):
+            patch.setattr(node.spool.database, name, full)
+        assert set(send(box.port, study.pet[:2])) == {0xA700}
+        # Said once, though it is tried again and again.
+        wait(lambda: "OperationalError: database or disk is full" in caplog.text)
+        time.sleep(1.5)
+        assert caplog.text.count("OperationalError: database or disk is full") == 1
+    assert set(send(box.port, study.pet[2:])) == {0}
+    box.until(study.uid, "does not fit")
+    assert "2 of its images were refused for lack of space" in box.status()["studies"][0]["problems"][0]
+
+
+def test_little_space_is_in_the_status(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.write(reserve=2.0**30)
+    box.start()
+    assert re.fullmatch(r"\d+ MiB of the disk are free: images are refused", box.status()["problem"])
+    box.stop()
+    monkeypatch.setattr(status, "free_space", lambda _: 0)
+    (box.folder / "spool" / "node.sqlite").write_bytes(b"")
+    assert box.status()["problem"] == "the disk is full: images are refused"
+
+
+def test_images_that_are_too_large(
+    box: Box, make_study: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By what they claim and by what comes, of which no more is held in memory."""
+    study, other = make_study(1), make_study(2)
+    box.write(node="largest_image_mib = 0.25")
+    node = box.start()
+    claims = copy.deepcopy(study.pet[0])
+    claims.Rows = claims.Columns = 60000
+    assert send(box.port, [claims]) == [0xA700]
+    assert "it claims 6866 MiB of pixels; more than largest_image_mib, 0.25, is not taken" in caplog.text
+    claims.Rows = claims.Columns = 16
+    claims.NumberOfFrames = "100000"
+    assert send(box.port, [claims]) == [0xA700]
+    long = copy.deepcopy(study.pet[1])
+    long.PixelData = bytes(2**22)
+    held: list[int] = []
+    add = node.spool.add
+
+    def measured(*arguments: Any) -> Any:
+        held.append(arguments[-1].nbytes)
+        return add(*arguments)
+
+    monkeypatch.setattr(node.spool, "add", measured)
+    assert send(box.port, [long]) == [0xA700]
+    # What is cut off may be what tells the study.
+    long.add_new(0x00091010, "OB", bytes(2**22))
+    assert send(box.port, [long]) == [0xA700]
+    assert held == [2**18 + 1] * 2
+    assert set(send(box.port, [*study.mr, *study.pet[2:], *other.images])) == {0}
+    box.until(other.uid, "fusing")
+    box.until(study.uid, "does not fit")
+    problem = (
+        "2 of its images were refused as larger than largest_image_mib, 0.25: if that is not damage, raise it, start "
+        "the node again and send them again"
+    )
+    (found,) = (one["problems"] for one in box.status()["studies"] if one["study"] == study.uid)
+    assert found == [problem]
 
 
 def test_folder_and_port_in_use(box: Box) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="needs the extra pacs")
 
+from dmfnet_fast.commands.shared import FAILED
 from dmfnet_fast.errors import NodeError
 from dmfnet_fast.node.rules import Match, Rule, Series, decide
 from dmfnet_fast.node.settings import Settings, read_settings
@@ -54,7 +55,7 @@ def test_documented_file_has_the_defaults(tmp_path: Path) -> None:
     small = read(tmp_path, SMALL)
     assert [rule.name for rule in documented.rules] == ["T1 with PET", "T2 with CT"]
     assert documented.fusing == small.fusing
-    for name in ("host", "port", "quiet", "keep", "reserve", "metrics_port", "tls"):
+    for name in ("host", "port", "quiet", "keep", "reserve", "largest_image", "metrics_port", "tls"):
         assert getattr(documented, name) == getattr(small, name), name
     # All that is commented out is known, too, but for files of TLS that are not here.
     lines = [line.removeprefix("# ") if line.startswith("# ") and " = " in line else line for line in text.splitlines()]
@@ -113,6 +114,12 @@ def test_marked_utf8_is_read(tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(NodeError, match=r"node\.toml: cannot be read: No such file"):
         read_settings(tmp_path / "node.toml")
+
+
+def test_unit_does_not_restart_on_wrong_settings() -> None:
+    lines = DOCUMENTED.with_name("dmfnet-node.service").read_text().splitlines()
+    assert "Restart=always" in lines
+    assert f"RestartPreventExitStatus={FAILED}" in lines
 
 
 def test_unit_is_valid() -> None:

@@ -192,6 +192,12 @@ def test_nuclear(copied: Copier) -> None:
     shutil.copy(path.parent.parent / "kept.dcm", path)
     edit(path, lambda data: setattr(data, "ImageType", ["ORIGINAL", "PRIMARY", "TOMO", "EMISSION"]))
     refused(path, "projections, not a reconstructed volume", path)
+    shutil.copy(path.parent.parent / "kept.dcm", path)
+    edit(path, lambda data: data.compress(pydicom.uid.RLELossless))
+    edit(path, lambda data: setattr(data, "NumberOfFrames", "60000"))
+    refused(path, r"bytes cannot hold its 60000 frame\(s\)", path)
+    edit(path, lambda data: setattr(data, "NumberOfFrames", "70000"))
+    refused(path, "at most 65536 frames", path)
 
 
 @pytest.mark.parametrize(
@@ -295,6 +301,7 @@ def test_nifti_damage(tmp_path: Path, written: Path) -> None:
         (gzip.compress(plain[:-5000]), r"ends after \d+ of 10 slices"),
         (gzip.compress(b"x" * 400), "is not NIfTI"),
         (resized(32000, 32000, 32000), "too large"),
+        (resized(10000, 10000, 1), "too large"),
         (resized(1000, 1000, 1000), "header claims"),
         (resized(-4, 5, 6), "damage"),
     ):

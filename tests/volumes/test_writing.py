@@ -91,7 +91,7 @@ def test_a_run_goes_on(kind: Format, sources: Sources, tmp_path: Path) -> None:
 
 
 def test_it_does_not_matter_where_a_run_stopped(kind: Format, sources: Sources, tmp_path: Path) -> None:
-    """The result of an interrupted run is that of one that was not, but for the UIDs and times of DICOM."""
+    """The result of an interrupted run is that of one that was not, but for the times of DICOM."""
     values = colors(sources[0].shape)
     whole = write_all(kind, tmp_path / "whole", sources, values)
     write(open_writer(kind, tmp_path / "parts", sources[0], sources, PROVENANCE), values, [1, 2])
@@ -117,7 +117,7 @@ def test_cut_off_lines_of_the_journal(kind: Format, sources: Sources, tmp_path: 
 
 
 def test_two_runs_at_once(kind: Format, sources: Sources, tmp_path: Path) -> None:
-    """A slice of the other run, which has other UIDs, is not taken for one's own."""
+    """A slice of the other run is not taken for one's own."""
     values = colors(sources[0].shape)
     first = open_writer(kind, tmp_path, sources[0], sources, PROVENANCE)
     # The other one looked before there was anything.

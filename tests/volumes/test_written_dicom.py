@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -180,7 +181,7 @@ def test_what_it_says(written: Path, tmp_path: Path) -> None:
 
 
 def test_uids_of_runs(written: Path, tmp_path: Path) -> None:
-    """They stay when a run goes on; another run's are others."""
+    """They stay when a run goes on or is repeated; what else decides the result changes them."""
     sources = read(written, "MR", "PT")
     values = colors(sources[0].shape)
     write(open_writer("dicom", tmp_path / "out", sources[0], sources, PROVENANCE), values, [0, 4])
@@ -191,11 +192,24 @@ def test_uids_of_runs(written: Path, tmp_path: Path) -> None:
     assert {(data.SeriesInstanceUID, data.SeriesTime, data.ContentTime) for data in files} == {
         (before.SeriesInstanceUID, before.SeriesTime, before.ContentTime)
     }
-    others = datasets(write_all("dicom", tmp_path / "other", sources, values))
-    again = datasets(write_all("dicom", tmp_path / "out", sources, values, overwrite=True))
-    every = [data.SOPInstanceUID for data in (*files, *others, *again)]
-    assert len(set(every)) == 3 * len(values)
-    assert len({data.SeriesInstanceUID for data in (*files, *others, *again)}) == 3
+
+    def uids(read_from: list[Any]) -> list[str]:
+        return [data.SeriesInstanceUID for data in read_from[:1]] + [data.SOPInstanceUID for data in read_from]
+
+    assert uids(datasets(write_all("dicom", tmp_path / "elsewhere", sources, values))) == uids(files)
+    assert uids(datasets(write_all("dicom", tmp_path / "out", sources, values, overwrite=True))) == uids(files)
+    (mr, pet), link = sources, sources[0].link
+    assert link is not None
+    other_images = tuple(replace(one, sop_instance=f"{one.sop_instance}.1") for one in link.instances)
+    others = [
+        write_all("dicom", tmp_path / "label", sources, values, label="X"),
+        write_all("dicom", tmp_path / "values", (mr, replace(pet, values=pet.values + 1)), values),
+        write_all("dicom", tmp_path / "study", (replace(mr, link=replace(link, study="1.2.3")), pet), values),
+        write_all("dicom", tmp_path / "images", (replace(mr, link=replace(link, instances=other_images)), pet), values),
+    ]
+    every = [uid for paths in others for uid in uids(datasets(paths))] + uids(files)
+    assert len(set(every)) == len(every) == 5 * (len(values) + 1)
+    assert all(len(uid) <= 64 and re.fullmatch(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*", uid) for uid in every)
 
 
 def referenced(data: Any) -> dict[str, list[int] | None]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
 import re
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,26 @@ def _ascii(text: str, longest: int) -> str:
     return text.encode("ascii", "replace").decode().replace("\\", "/")[:longest]
 
 
-def series_uid(journal: Journal) -> str:
-    """The UID of a run's series: one drawn when the run began (PS3.5, B.2), so that no two runs share it."""
-    return f"2.25.{journal.name.int}"
+def series_uid(run: str, sources: tuple[Volume, Volume]) -> str:
+    """The UID of a fused series, derived from all that decides what it shows, so that making it again changes nothing.
+
+    Args:
+        run: the run's identity (`provenance.run_identity`): values, studies and series of the sources, weights,
+            settings, version.
+        sources: the volumes that are fused, whose images the result refers to.
+    """
+    instances = [(one.sop_instance, one.frame) for source in sources if source.link for one in source.link.instances]
+    return _derived(run, json.dumps(instances))
 
 
-def instance_uid(journal: Journal, index: int) -> str:
-    """The UID of a slice, the same whenever the run goes on."""
-    return f"2.25.{uuid.uuid5(journal.name, str(index)).int}"
+def instance_uid(series: str, index: int) -> str:
+    """The UID of a slice of the fused series with this UID."""
+    return _derived(series, str(index))
+
+
+def _derived(*sources: str) -> str:
+    # pydicom hashes the sources one after the other; a line break keeps them apart.
+    return str(require("pydicom", "dicom").uid.generate_uid(entropy_srcs=["\n".join(sources)]))
 
 
 def instances_near(source: Volume, grid: Volume, index: int) -> list[Instance]:
@@ -102,6 +114,7 @@ class DicomWriter(SliceFilesWriter):
         self._grid, self._link, self._sources = grid, grid.link, sources
         self._provenance = provenance
         self._run = run
+        self._series = series_uid(run, sources)
         self._label = label
         super().__init__(output, grid.shape, journal)
         # All made here, before anything is computed: what cannot be written is known now, and pydicom, whose settings
@@ -120,7 +133,7 @@ class DicomWriter(SliceFilesWriter):
         pydicom = require("pydicom", "dicom")
         data = pydicom.Dataset()
         data.update(self._common)
-        data.SOPInstanceUID = instance_uid(self._journal, index)
+        data.SOPInstanceUID = instance_uid(self._series, index)
         data.InstanceNumber = index + 1
         data.ImagePositionPatient = _decimals(self._grid.affine[:3, 3] + self._grid.affine[:3, 0] * index)
         self._refer(data, index)
@@ -148,7 +161,7 @@ class DicomWriter(SliceFilesWriter):
         data.InstanceCreationDate = data.SeriesDate = data.ContentDate = data.DateOfSecondaryCapture = day
         data.InstanceCreationTime = data.SeriesTime = data.ContentTime = data.TimeOfSecondaryCapture = time
         data.SOPClassUID = _SECONDARY_CAPTURE
-        data.StudyInstanceUID, data.SeriesInstanceUID = self._link.study, series_uid(journal)
+        data.StudyInstanceUID, data.SeriesInstanceUID = self._link.study, self._series
         data.SeriesNumber, data.Modality, data.ConversionType = _SERIES_NUMBER, "OT", "WSD"
         data.ImageType = ["DERIVED", "SECONDARY"]
         self._describe(data)

@@ -67,7 +67,7 @@ class Journal:
             with suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
                 if entry["name"] != str(self.name):
-                    continue  # of a run that wrote here at the same time, under other UIDs
+                    continue  # of a run that wrote here at the same time, with other dates in its files
                 self._parts.setdefault(str(entry["part"]), set()).add(str(entry["sha256"]))
 
     def begin(self, run: str) -> None:

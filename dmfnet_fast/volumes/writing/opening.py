@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -144,7 +146,7 @@ def _check_space(kind: Format, target: Path, grid: Volume, done: set[int]) -> No
         raise OutputError(
             f"{target}: needs {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB of the disk are free; make room, or "
             "choose another disk"
-        )
+        ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _remove_run(journal: Journal, raw: Path | None) -> None:
