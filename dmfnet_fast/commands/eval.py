@@ -201,3 +201,7 @@ def main(
         click.echo(path)
     if evaluation.problems:
         sys.exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()

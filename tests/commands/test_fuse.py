@@ -335,7 +335,9 @@ def test_jpeg_folder(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
         (("full", "full", "-o", "full"), "is one of the input folders"),
         (("full", "full", "-o", "mri.png"), "mri.png: is a file"),
         (("full", "full", "-o", "text.png/out"), "cannot be created"),
+        (("full", "full", "-o", "out.png"), "out.png: names a file; two folders are fused into a folder"),
         (("mri.png", "pet.png", "-o", "x.png", "--range-b", "5", "5"), "two finite numbers"),
+        (("infinite.tif", "pet.png", "-o", "x.png"), "infinite.tif: holds NaN or infinity"),
     ],
 )
 def test_bad_input(
@@ -349,6 +351,7 @@ def test_bad_input(
     write_image("wide.png", np.zeros((64, 80), np.uint8))
     write_image("small.png", np.zeros((32, 32), np.uint8))
     write_image("deep.png", np.zeros((64, 64), np.uint16))
+    write_image("infinite.tif", np.full((64, 64), np.inf, np.float32))
     for name in ("empty", "full"):
         (folder / name).mkdir()
     write_image("full/1.png", np.zeros((64, 64), np.uint8))
