@@ -31,7 +31,7 @@ from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
 from dmfnet_fast.engines import DEFAULT
 from dmfnet_fast.engines.kinds import default_devices, files_and_libraries
-from dmfnet_fast.errors import DMFNetError, ImageError, OutputError
+from dmfnet_fast.errors import DMFNetError, ImageError, OutputError, warn
 from dmfnet_fast.fuser import Fuser, Range
 from dmfnet_fast.images.color import DEFAULT_RULES, check_range
 from dmfnet_fast.images.formats import WRITERS, name_in_folder, suffixes
@@ -78,6 +78,8 @@ def _folder_jobs(a: Path, b: Path, output: Path, with_montage: bool, suffix: str
         raise OutputError(f"{output}: is a file; two folders are fused into a folder")
     _check_names_folder(output, "two folders are fused into a folder")
     found = pair_folders(a, b)
+    if not found.pairs:
+        warn(f"{a}, {b}: no two images have one name; rename them, or name the pairs in a table: --pairs")
     jobs = []
     for name, file_a, file_b in found.pairs:
         side_by_side = str(output / MONTAGES / f"{name}.png") if with_montage else None

@@ -205,8 +205,19 @@ def test_one_bad_file_does_not_stop_the_rest(fuse: Any, folders: tuple[Path, Pat
     assert "1 fused, 0 already there, 4 failed" in result.stdout
     for message in ("0.png: is not an image", "register them", "lonely.png: has no partner", "has the same name"):
         assert message in result.stderr
+    assert "no two images have one name" not in result.stderr
     assert "Traceback" not in result.stderr
     assert names(output) == [JOURNAL, "3.png"]
+
+
+def test_names_that_differ(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
+    a, b, output = folders
+    for path in (*a.iterdir(), *b.iterdir()):
+        path.rename(path.with_stem(f"{'Head' if path.parent == a else 'head'}{path.stem}"))
+    result = fuse(a, b, "-o", output)
+    assert result.exit_code == 2
+    assert f"warning: {a}, {b}: no two images have one name; rename them, or name the pairs in a table" in result.stderr
+    assert f"error: {a / 'Head0.png'}: has no partner in {b}, where head0.png differs in case\n" in result.stderr
 
 
 def test_json(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
