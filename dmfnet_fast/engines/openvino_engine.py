@@ -87,7 +87,7 @@ class OpenVINOEngine(Engine):
 
     "auto" is bfloat16 if OpenVINO reports it for the CPU (x86 with AVX512-BF16 or AMX), otherwise float32. A file that
     was exported with --int8 supports only that precision; its operations that are not in 8 bits run as with "auto", or
-    in float32 where OpenVINO cannot combine bfloat16 with 8 bits, as on CPUs with AMX.
+    in float32 where OpenVINO cannot combine bfloat16 with 8 bits, as it may be on CPUs with AMX.
 
     The pairs of a batch are fused one after the other, which is as fast on a CPU and takes less memory.
     """
@@ -145,7 +145,7 @@ class OpenVINOEngine(Engine):
         try:
             return self._core.compile_model(model, "CPU", self._settings)
         except RuntimeError as error:
-            # On CPUs with AMX, OpenVINO 2026.4 has "no suitable implementations" for 8 bits beside bfloat16.
+            # On CPUs with AMX, OpenVINO 2026.4 has "no suitable implementations" of some 8-bit networks in bfloat16.
             in_8_bits, exact = self._info["precision"] == "int8", {"INFERENCE_PRECISION_HINT": _HINTS["float32"]}
             if not in_8_bits or exact.items() <= self._settings.items() or is_lack_of_memory(error):
                 raise

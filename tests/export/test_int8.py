@@ -38,6 +38,8 @@ from export.verify import on_onnx_runtime, pairs_to_check, references
 from tests.synthetic_weights import model_by_rule, random_inputs, run_model
 
 TIMESTEPS = (20,)
+CPU = Path("/proc/cpuinfo")
+HAS_AMX = CPU.exists() and "amx_int8" in CPU.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,7 @@ def test_student(every_block: bool, cli: CliRunner, tmp_path: Path, monkeypatch:
     assert 0 < np.abs(fused - run_model(load_model(weights), inputs)).max() < LIMITS["int8"].max_abs
 
 
+@pytest.mark.skipif(HAS_AMX, reason="with AMX, OpenVINO multiplies activations with an offset in float32")
 def test_openvino_multiplies_in_8_bits(exported: Path) -> None:
     engine = OpenVINOEngine(exported, "cpu", "auto", 1)
     nodes = engine._request(64, 96).get_compiled_model().get_runtime_model().get_ops()
