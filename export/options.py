@@ -227,6 +227,8 @@ def make_request(
         raise RequestError(f"--calibrate {calibrate}: is no folder; give one that holds train/CT-MRI/MRI and so on")
     asked = make_profile(size, least, best, most, batch or 1)
     profile = asked if "batch" in (served or row).options or any((size, least, most)) else None
+    if row.kind is None and any((size, least, most)):
+        raise RequestError(f"--target {row.name}: takes images of any size; leave out --size, --min, --opt and --max")
     if served is not None and served.one_size and asked.min[1:] != asked.max[1:]:
         raise RequestError("--triton-server: a served model takes one size, so give one --size")
     if served is not None and not served.one_size and any((size, least, most)):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.kinds import OPENVINO, TORCH, EngineKind, refuse_checkpoint
 from dmfnet_fast.errors import EngineError
 from dmfnet_fast.wording import alternatives
@@ -60,7 +61,7 @@ def source_of(path: Path) -> Source:
     if path.is_dir():
         raise EngineError(f"{path}: is a folder; {wanted}")
     if not path.exists():
-        raise EngineError(f"{path}: no such file")
+        raise EngineError(f"{path}: no such file, and no shipped network ({', '.join(shipped())})")
     refuse_checkpoint(path)
     for source in SOURCES:
         if path.suffix.lower() == source.kind.suffix:

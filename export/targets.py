@@ -43,7 +43,7 @@ _ALL = (
     Target(
         "onnx",
         OPENVINO,
-        "for CPUs, or with --fp16 or --bf16 a graph to build engines from elsewhere",
+        "for CPUs, by OpenVINO, or with --fp16 or --bf16 a graph to build engines from elsewhere",
         ("float32", "float16", "bfloat16", "int8"),
         cpu_precisions=FILE_PRECISIONS,
         options=frozenset({"calibrate", "every_block", "pixels", "server"}),

@@ -197,7 +197,8 @@ def _dmfnet(
         source, denoiser = run.init, start.denoiser
     else:
         raise EngineError(
-            "no denoiser: give the result of stage 1 as --denoiser FILE, or weights with one as --init FILE"
+            "no denoiser: give the result of stage 1 as --denoiser FILE, or weights with one as --init FILE; "
+            "a student, such as --preset nano, needs none"
         )
     if start is not None and not _same_widths(start.config, denoiser.config):
         raise EngineError(f"{run.init}: is of another size than the denoiser in {source}; use two of one preset")

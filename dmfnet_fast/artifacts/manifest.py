@@ -101,7 +101,7 @@ class Manifest:
             values = json.loads(path.read_text())
         except FileNotFoundError as error:
             raise EngineError(
-                f"{engine}: has no manifest ({path.name}) beside it: copy both, or export again"
+                f"{engine}: has no manifest ({path.name}) beside it: copy {engine.name}* together, or export again"
             ) from error
         except (OSError, ValueError) as error:
             raise EngineError(f"{path}: is not a readable manifest ({error}): {AGAIN}") from error

@@ -32,3 +32,7 @@ def main(denoiser: Path, fusion: Path, output: Path) -> None:
     save_model(model, output)
     parameters = sum(p.numel() for p in model.parameters())
     click.echo(f"{output}: base, {parameters:,} parameters")
+
+
+if __name__ == "__main__":
+    main()

@@ -48,3 +48,7 @@ def main(folder: Path) -> None:
     fuse(
         [str(series["MR"]), str(series["PT"]), "-o", str(folder / "fused-volume"), "--overwrite"], standalone_mode=False
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ import numpy as np
 from dmfnet_fast import __version__
 from dmfnet_fast.artifacts.atomic import make_folder
 from dmfnet_fast.commands.shared import FAILED, Item, command, progress
-from dmfnet_fast.errors import DMFNetError
+from dmfnet_fast.errors import DMFNetError, ImageError
 from dmfnet_fast.evaluation.dataset import Pair, find_pairs
 from dmfnet_fast.evaluation.methods import AsJPEG, Folder, Method, open_methods
 from dmfnet_fast.evaluation.page import to_html
@@ -171,6 +171,8 @@ def main(
     for stated, name in ((range_a, "--range-a"), (range_b, "--range-b")):
         if stated is not None:
             check_range(stated, name)
+    if not (data / split).is_dir():
+        raise ImageError(f"{data / split}: no such folder; --split names another one of {data}, or . for {data} itself")
     pairs, problems = find_pairs(data, split, modalities, range_a, range_b)
     pairs = _evenly_spaced(pairs, limit)
     with open_methods(engines, folders, trivial, device, threads) as requested:
@@ -201,3 +203,7 @@ def main(
         click.echo(path)
     if evaluation.problems:
         sys.exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()

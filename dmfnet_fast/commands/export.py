@@ -21,3 +21,7 @@ def main() -> None:
     from export.command import main as command
 
     command()
+
+
+if __name__ == "__main__":
+    main()

@@ -31,7 +31,7 @@ from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
 from dmfnet_fast.engines import DEFAULT
 from dmfnet_fast.engines.kinds import default_devices, files_and_libraries
-from dmfnet_fast.errors import DMFNetError, ImageError, OutputError
+from dmfnet_fast.errors import DMFNetError, ImageError, OutputError, warn
 from dmfnet_fast.fuser import Fuser, Range
 from dmfnet_fast.images.color import DEFAULT_RULES, check_range
 from dmfnet_fast.images.formats import WRITERS, name_in_folder, suffixes
@@ -76,7 +76,10 @@ def _folder_jobs(a: Path, b: Path, output: Path, with_montage: bool, suffix: str
         raise OutputError(f"{output}: is one of the input folders; choose another one")
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; two folders are fused into a folder")
+    _check_names_folder(output, "two folders are fused into a folder")
     found = pair_folders(a, b)
+    if not found.pairs:
+        warn(f"{a}, {b}: no two images have one name; rename them, or name the pairs in a table: --pairs")
     jobs = []
     for name, file_a, file_b in found.pairs:
         side_by_side = str(output / MONTAGES / f"{name}.png") if with_montage else None
@@ -84,6 +87,12 @@ def _folder_jobs(a: Path, b: Path, output: Path, with_montage: bool, suffix: str
     for name, problem in found.problems:
         jobs.append(Job(str(a / name), str(b / name), None, status="failed", error=problem))
     return jobs, found.ignored
+
+
+def _check_names_folder(output: Path, rule: str) -> None:
+    """Raise an OutputError if a folder that is to be made has the suffix of an image or of a slice."""
+    if output.suffix.lower() in (*suffixes(WRITERS), ".dcm") and not output.exists():
+        raise OutputError(f"{output}: names a file; {rule}")
 
 
 def _check_inputs_survive(jobs: list[Job]) -> None:
@@ -248,6 +257,7 @@ def main(as_json: bool, pairs: Path | None, ray: str | None, **given: Any) -> No
         volumes = are_volumes(given["a"], given["b"])
         check_options(given, volumes)
         if volumes:
+            _check_names_folder(given["output"], "volumes are fused into a folder, or into one .nii.gz or .nii file")
             report = fuse_volumes(volume_request(engine, given))
         else:
             report, ignored = _run(_image_request(engine, given))
@@ -341,3 +351,7 @@ def _run(request: Request) -> tuple[dict[str, Any], int]:
         with progress(jobs, "fusing") as shown:
             _work(jobs, shown, fuser, request.range_a, request.range_b, journal)
         return report_of(jobs, engine=fuser.info), ignored
+
+
+if __name__ == "__main__":
+    main()

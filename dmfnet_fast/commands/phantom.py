@@ -107,3 +107,7 @@ def main(folder: Path, train: int | None, test: int | None, volumes: bool, size:
     with progress(write_phantoms(folder, train, test, size, seed), "drawing", total) as paths:
         count = sum(1 for _ in paths)
     click.echo(f"{folder}: {count} images")
+
+
+if __name__ == "__main__":
+    main()

@@ -167,3 +167,7 @@ def main(
             server.serve()
         except KeyboardInterrupt:
             click.echo(err=True)
+
+
+if __name__ == "__main__":
+    main()

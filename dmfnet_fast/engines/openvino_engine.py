@@ -101,7 +101,8 @@ class OpenVINOEngine(Engine):
     """An ONNX file, compiled for each size at its first use or loaded from the cache on disk.
 
     "auto" is bfloat16 if OpenVINO reports it for the CPU (x86 with AVX512-BF16 or AMX), otherwise float32. A file that
-    was exported with --int8 supports only that precision; its operations that are not in 8 bits run as with "auto".
+    was exported with --int8 supports only that precision; its operations that are not in 8 bits run as with "auto", or
+    in float32 where OpenVINO cannot combine bfloat16 with 8 bits, as it may be on CPUs with AMX.
 
     The pairs of a batch are fused one after the other, which is as fast on a CPU and takes less memory.
     """
@@ -147,13 +148,24 @@ class OpenVINOEngine(Engine):
         if request is None:
             model = self._model.clone()
             model.reshape({name: list(shape) for name, shape in self.interface.shapes(1, height, width).items()})
-            request = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+            request = self._compiled(model).create_infer_request()
             if self._cache is not None:
                 prune(self._cache)
         self._requests[height, width] = request
         if len(self._requests) > KEPT_SIZES:
             self._requests.pop(next(iter(self._requests)))
         return request
+
+    def _compiled(self, model: Any) -> Any:
+        try:
+            return self._core.compile_model(model, "CPU", self._settings)
+        except RuntimeError as error:
+            # On CPUs with AMX, OpenVINO 2026.4 has "no suitable implementations" of some 8-bit networks in bfloat16.
+            in_8_bits, exact = self._info["precision"] == "int8", {"INFERENCE_PRECISION_HINT": _HINTS["float32"]}
+            if not in_8_bits or exact.items() <= self._settings.items() or is_lack_of_memory(error):
+                raise
+        self._settings.update(exact)
+        return self._core.compile_model(model, "CPU", self._settings)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         if self._model is None:

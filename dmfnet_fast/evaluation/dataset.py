@@ -167,5 +167,5 @@ def find_pairs(
         pairs += [Pair(name, kinds, pair, a, b, range_a, range_b) for pair, a, b in found.pairs]
         problems += [problem for _, problem in found.problems]
     if not pairs:
-        raise ImageError(f"{root}: holds no pairs; {LAYOUT} (choose the folder with --split)")
+        raise ImageError(f"{root}: holds no pairs; {LAYOUT}")
     return pairs, problems

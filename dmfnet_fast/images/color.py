@@ -103,7 +103,8 @@ def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -
     to the smallest 2^n - 1 that holds the values, n at least 8, and a warning is issued.
 
     Raises:
-        ImageError: the stated range is empty or not finite, or float values lie outside 0..1 and no range is stated.
+        ImageError: the stated range is empty or not finite; or no range is stated, and float values lie outside 0..1 or
+            are not finite.
     """
     if pixels.dtype == np.uint8:
         return 0.0, 255.0
@@ -112,6 +113,8 @@ def value_range(pixels: Pixels, stated: tuple[float, float] | None, name: str) -
     if pixels.dtype == np.uint16:
         return _range_of_16_bit(pixels, name)
     low, high = float(pixels.min()), float(pixels.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ImageError(f"{name}: holds NaN or infinity; replace them before fusing")
     if low < 0.0 or high > 1.0:
         raise ImageError(
             f"{name}: float values from {low:.9g} to {high:.9g} are outside 0..1; "

@@ -65,6 +65,7 @@ def pair_folders(folder_a: Path, folder_b: Path) -> PairedFiles:
             f"{folder_a}, {folder_b}: hold no images; give folders of {kinds} files (subfolders are not searched)"
         )
 
+    folded_a, folded_b = ({name.casefold(): files[0] for name, files in names.items()} for names in (names_a, names_b))
     pairs, problems = [], []
     for name in sorted(names_a.keys() | names_b.keys()):
         files_a, files_b = names_a.get(name, []), names_b.get(name, [])
@@ -72,8 +73,10 @@ def pair_folders(folder_a: Path, folder_b: Path) -> PairedFiles:
         if several:
             problems.append((name, f"{several[0][0]}: {several[0][1].name} has the same name; keep one of them"))
         elif not files_a or not files_b:
-            present, missing = (files_a[0], folder_b) if files_a else (files_b[0], folder_a)
-            problems.append((name, f"{present}: has no partner in {missing}"))
+            present, missing, others = (files_a[0], folder_b, folded_b) if files_a else (files_b[0], folder_a, folded_a)
+            alike = others.get(name.casefold())
+            hint = f", where {alike.name} differs in case" if alike else ""
+            problems.append((name, f"{present}: has no partner in {missing}{hint}"))
         else:
             pairs.append((name, files_a[0], files_b[0]))
     return PairedFiles(pairs, problems, others_a + others_b)

@@ -205,8 +205,19 @@ def test_one_bad_file_does_not_stop_the_rest(fuse: Any, folders: tuple[Path, Pat
     assert "1 fused, 0 already there, 4 failed" in result.stdout
     for message in ("0.png: is not an image", "register them", "lonely.png: has no partner", "has the same name"):
         assert message in result.stderr
+    assert "no two images have one name" not in result.stderr
     assert "Traceback" not in result.stderr
     assert names(output) == [JOURNAL, "3.png"]
+
+
+def test_names_that_differ(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
+    a, b, output = folders
+    for path in (*a.iterdir(), *b.iterdir()):
+        path.rename(path.with_stem(f"{'Head' if path.parent == a else 'head'}{path.stem}"))
+    result = fuse(a, b, "-o", output)
+    assert result.exit_code == 2
+    assert f"warning: {a}, {b}: no two images have one name; rename them, or name the pairs in a table" in result.stderr
+    assert f"error: {a / 'Head0.png'}: has no partner in {b}, where head0.png differs in case\n" in result.stderr
 
 
 def test_json(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
@@ -335,7 +346,9 @@ def test_jpeg_folder(fuse: Any, folders: tuple[Path, Path, Path]) -> None:
         (("full", "full", "-o", "full"), "is one of the input folders"),
         (("full", "full", "-o", "mri.png"), "mri.png: is a file"),
         (("full", "full", "-o", "text.png/out"), "cannot be created"),
+        (("full", "full", "-o", "out.png"), "out.png: names a file; two folders are fused into a folder"),
         (("mri.png", "pet.png", "-o", "x.png", "--range-b", "5", "5"), "two finite numbers"),
+        (("infinite.tif", "pet.png", "-o", "x.png"), "infinite.tif: holds NaN or infinity"),
     ],
 )
 def test_bad_input(
@@ -349,6 +362,7 @@ def test_bad_input(
     write_image("wide.png", np.zeros((64, 80), np.uint8))
     write_image("small.png", np.zeros((32, 32), np.uint8))
     write_image("deep.png", np.zeros((64, 64), np.uint16))
+    write_image("infinite.tif", np.full((64, 64), np.inf, np.float32))
     for name in ("empty", "full"):
         (folder / name).mkdir()
     write_image("full/1.png", np.zeros((64, 64), np.uint8))

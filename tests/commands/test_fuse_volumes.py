@@ -393,6 +393,7 @@ def test_one_format_in_a_folder(fuse: Fuse, inputs: Path, tmp_path: Path) -> Non
         (("MR", "PT", "-o", "MR/out"), "lies in the input folder MR"),
         (("MR", "PT", "-o", "MR"), "lies in the input folder MR"),
         (("MR", "PT", "-o", "notes.txt"), "notes.txt"),
+        (("MR", "PT", "-o", "x.dcm"), "x.dcm: names a file; volumes are fused into a folder, or into one .nii.gz"),
         (("MR", "PT", "-o", "x.nii.gz", "--format", "png"), "x.nii.gz"),
         (("MR.nii.gz", "PT.nii", "-o", "PT.nii", "--modality-b", "PET"), "PT.nii: is one of the inputs"),
         (("MR", "PT", "-o", "out", "--range-b", "5", "5"), "--range-b: range (5, 5) must be two finite numbers"),

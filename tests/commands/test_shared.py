@@ -1,13 +1,16 @@
-"""Progress: a bar on a terminal, lines in a file."""
+"""Progress: a bar on a terminal, lines in a file. And commands that run without their scripts."""
 
 from __future__ import annotations
 
 import io
+import runpy
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from dmfnet_fast import __version__, commands
 from dmfnet_fast.commands.shared import progress
 
 
@@ -57,3 +60,14 @@ def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         assert list(items) == [0, 1, 2]
     assert "fusing  [####" in terminal.getvalue()
     assert "100%" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("name", ["convert", "demo", "eval", "export", "fuse", "node", "phantom", "view"])
+def test_commands_run_as_modules(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`python -m dmfnet_fast.commands.fuse` serves where scripts are not on the PATH, and never does nothing."""
+    monkeypatch.setattr(sys, "argv", [name, "--version"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(str(Path(commands.__path__[0]) / f"{name}.py"), run_name="__main__")
+    assert f"version {__version__}" in capsys.readouterr().out

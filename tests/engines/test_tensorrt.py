@@ -451,7 +451,7 @@ def test_truncated(path: Path, world: World) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"tiny.engine: has no manifest \(tiny.engine.json\) beside it"),
+        (None, r"tiny.engine: has no manifest \(tiny.engine.json\) beside it: copy tiny.engine\* together"),
         ("{", "is not a readable manifest"),
         ("[]", "is no manifest of this version"),
         ('{"format": "other"}', "is no manifest of this version"),

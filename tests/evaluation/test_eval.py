@@ -134,7 +134,7 @@ def test_several_workers_give_the_same(data: Path, record: Any, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--data", "nowhere"), "nowhere/test: holds no pairs"),
+        (("--data", "nowhere"), "nowhere/test: no such folder; --split names another one of nowhere"),
         (("--data", "DATA", "--fused", "nowhere"), "nowhere: no such folder"),
         (("--data", "DATA", "--engine", "turbot"), "turbot: no such engine file, and no shipped network (nano"),
         (("--data", "DATA", "--engine", "nano", "--engine", "nano"), "two methods are called nano: give each a label"),
@@ -144,7 +144,7 @@ def test_several_workers_give_the_same(data: Path, record: Any, tmp_path: Path) 
         ),
         (("--data", "DATA", "--baseline", "they"), "--baseline they: must be one of maximum, average"),
         (("--data", "DATA", "--no-trivial"), "nothing to evaluate"),
-        (("--data", "DATA", "--split", "../test"), "test: holds no pairs; pairs are in folders named B-A"),
+        (("--data", "DATA", "--split", "test/PET-MRI"), "test/PET-MRI: holds no pairs; pairs are in folders named B-A"),
         (("--data", "DATA", "--modality", "MR-MR"), "holds no MR-MR; there is CT-MRI, PET-MRI, SPECT-MRI"),
         (("--data", "DATA", "--range-a", "3", "3"), "--range-a: range (3, 3) must be two finite numbers"),
     ],

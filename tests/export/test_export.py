@@ -251,6 +251,8 @@ RTX = ["--target", "tensorrt-rtx"]
     ("arguments", "message"),
     [
         (["missing.safetensors", "--target", "onnx"], "missing.safetensors: no such file"),
+        (["base", "--target", "onnx"], "base: no such file, and no shipped network (nano, turbo)"),
+        (["--target", "web", "--size", "256"], "--target web: takes images of any size; leave out --size"),
         (["missing.onnx", *RTX], "missing.onnx: no such file"),
         (["--target", "onnx", "-o", "network.engine"], "network.engine: name an .onnx file"),
         ([*RTX, "-o", "network.onnx"], "network.onnx: name an .engine file"),

@@ -367,6 +367,7 @@ def test_no_denoiser(data: Path, tmp_path: Path) -> None:
     result = invoke(stage2, "--data", data, "--out", tmp_path)
     assert result.exit_code == 2
     assert "no denoiser: give the result of stage 1" in result.stderr
+    assert "a student, such as --preset nano, needs none" in result.stderr
 
 
 @pytest.mark.parametrize(
