@@ -18,6 +18,7 @@ from dmfnet_fast.errors import EngineError, OutputError
 from dmfnet_fast.images.formats.png import encoded
 from dmfnet_fast.phantom import make_phantom
 from dmfnet_fast.web import building
+from dmfnet_fast.web.means import one_axis_at_a_time
 
 SHIPPED = Path(__file__).parent / "built"
 NETWORK, MANIFEST, NOTICES = "network.onnx", "manifest.json", "THIRD-PARTY-NOTICES.txt"
@@ -34,7 +35,8 @@ class Network:
 
     Attributes:
         name: shown on the page.
-        content: the .onnx file, float32, made by dmfnet-export.
+        content: the .onnx file as the page runs it, float32: that of dmfnet-export with means as in
+            `means.one_axis_at_a_time`, sealed.
         weights: hash of its weights.
     """
 
@@ -44,7 +46,7 @@ class Network:
 
     @classmethod
     def of(cls, content: bytes, name: str, file: str) -> Network:
-        """Check the content of an .onnx file.
+        """Check the content of an .onnx file, and prepare it for the page.
 
         Args:
             content: of the file.
@@ -66,7 +68,7 @@ class Network:
             raise EngineError(
                 f"{file}: takes noise, which the page does not draw; give a network without, such as nano"
             )
-        return cls(name, content, known["sha256"])
+        return cls(name, one_axis_at_a_time(content), known["sha256"])
 
 
 def built() -> Path:
