@@ -151,6 +151,22 @@ const SCENARIOS = {
     return { status: await text(page, "status"), research: await page.isVisible(".research") };
   },
 
+  /** Two files, fused on the GPU as far as it can be trusted. */
+  async gpu(page) {
+    await page.waitForFunction(() => /^Runs on/.test(document.querySelector("#status").textContent));
+    await page.$eval("#provider", (select) => {
+      select.value = "webgpu";
+      select.dispatchEvent(new Event("change"));
+    });
+    await page.waitForFunction(() => !document.querySelector("#warnings").hidden, null, { timeout: 3 * TIMEOUT }); // on a GPU of software
+    await choose(page, "a", given.a);
+    await choose(page, "b", given.b);
+    await shown(page);
+    const result = { status: await text(page, "status"), warnings: await text(page, "warnings") };
+    await saved(page, "#save-png", given.save);
+    return result;
+  },
+
   /** Each list of files for b; what is said of it. */
   async refusals(page) {
     const said = [];
