@@ -135,7 +135,9 @@ def result_site(results: Path, engine: str) -> tuple[dict[str, bytes | Path], st
 )
 @click.option("--engine", default=DEFAULT, help=f"Network of the page: {' or '.join(shipped())}, or an .onnx file.")
 @click.option(
-    "--address", default=LOCAL, help="Address to listen on; others than this computer's are open to the network."
+    "--address",
+    default=LOCAL,
+    help="Address to listen on; others than this computer's are open to the network, 0.0.0.0 stands for all.",
 )
 @click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port to listen on; 0 is any free one.")
 @click.option("--browser/--no-browser", default=True, help="Open the browser.")
@@ -157,7 +159,8 @@ def main(
         site, place = pair_site(a, b, engine)
     with Server(site, address, port) as server:
         place = quote(place, safe="#=")
-        click.echo(f"{server.url}{place}")
+        for url in server.urls:
+            click.echo(f"{url}{place}")
         if address not in LOCAL_ONLY:
             warn(f"{address}: other computers can see these files, by the address and without encryption")
         click.echo("Ctrl-C ends it", err=True)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import webbrowser
@@ -24,7 +25,7 @@ from dmfnet_fast.errors import EngineError, ImageError, OutputError
 from dmfnet_fast.images.io import write_image
 from dmfnet_fast.phantom import make_phantom
 from dmfnet_fast.volumes.phantom import make_head, write_head, write_nifti
-from dmfnet_fast.web import building, site
+from dmfnet_fast.web import building, server, site
 from dmfnet_fast.web.server import Server
 from tests.web.conftest import Browse
 
@@ -164,9 +165,22 @@ def test_other_addresses_are_warned_of(cli: CliRunner, tmp_path: Path, monkeypat
     for address, warned in (("127.0.0.1", False), ("0.0.0.0", True)):
         result = cli.invoke(main, [str(image), str(image), "--no-browser", "--address", address])
         assert result.exit_code == 0, result.output
-        assert result.stdout.startswith(f"http://{address}:")
+        assert result.stdout.startswith("http://127.0.0.1:")
         assert ("other computers can see these files" in result.stderr) == warned
     assert not opened
+    # Nobody can open 0.0.0.0: an address for this computer and those for others are printed.
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [(0, 0, 0, "", (ip, 0)) for ip in ("127.0.1.1", "192.0.2.7")])
+    for address in ("0.0.0.0", "0", ""):
+        result = cli.invoke(main, [str(image), str(image), "--address", address])
+        hosts = [urlsplit(line).hostname for line in result.stdout.splitlines()]
+        assert hosts[0] == urlsplit(opened.pop()).hostname == "127.0.0.1"
+        assert "192.0.2.7" in hosts
+        assert not {"0.0.0.0", "127.0.1.1"} & set(hosts)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
+    monkeypatch.setattr(socket, "gethostname", lambda: "workstation")
+    monkeypatch.setattr(server, "_SOMEWHERE", {socket.AF_INET: "127.0.0.1"})  # no way to others
+    result = cli.invoke(main, [str(image), str(image), "--no-browser", "--address", "0.0.0.0"])
+    assert [urlsplit(line).hostname for line in result.stdout.splitlines()] == ["127.0.0.1", "workstation"]
     result = cli.invoke(main, [str(image), str(image)])
     assert len(opened) == 1
     assert urlsplit(result.stdout).path.strip("/") not in opened[0]
