@@ -145,6 +145,31 @@ def test_refusals(cli: CliRunner, tmp_path: Path) -> None:
         assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"made_by": "dmfnet-fuse", "out', "is damaged, or no report at all (its text is not JSON); give the folder"),
+        (b"\xff\xfe\0", "is damaged, or no report at all (its text is not JSON); give the folder"),
+        pytest.param(b"[" * 100_000, "is damaged, or no report at all (its text is not JSON); give", id="deep"),
+        (b"{}", "was not written by dmfnet-fuse, and holds no fused volume; give the folder"),
+        (b"[1]", "was not written by dmfnet-fuse, and holds no fused volume; give the folder"),
+        (b'{"made_by": "dmfnet-eval"}', "is a report of dmfnet-eval, and holds no fused volume; give the folder"),
+        (b'{"made_by": "dmfnet-fuse"}', "names no format of the fused volume, so it is damaged or of another version"),
+        (b'{"made_by": "dmfnet-fuse", "output": {"format": []}}', "names no format of the fused volume, so it is"),
+        (b'{"made_by": "dmfnet-fuse", "output": {"format": "mha"}}', "names the format 'mha' of the fused volume, so"),
+        (b'{"made_by": "dmfnet-fuse", "output": {"format": "png"}}', "the fused volume, png, is not beside it; give"),
+    ],
+)
+@pytest.mark.usefixtures("built")
+def test_reports_that_are_none(content: bytes, message: str, cli: CliRunner, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.write_bytes(content)
+    result = cli.invoke(main, ["--results", str(tmp_path)])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {report}: {message}")
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_changed_network_is_refused() -> None:
     content = shipped()["nano"].with_suffix(".onnx").read_bytes()
     changed = content[:-1] + (b"1" if content.endswith(b"0") else b"0")
@@ -252,6 +277,3 @@ def test_results(browse: Browse, cli: CliRunner, tools: Path, tmp_path: Path) ->
         assert found["slice"] == f"{head.mr.shape[0] // 2 + 1} of {head.mr.shape[0]}"
         assert found["brightness"] > 0
         assert not found["complaints"]
-    (tmp_path / "report.json").write_text("{}")
-    with pytest.raises(ImageError, match=r"report\.json: is damaged, or was not written by dmfnet-fuse$"):
-        result_site(tmp_path, "nano")
