@@ -199,10 +199,27 @@ const SCENARIOS = {
     await page.click("figure[data-image=fused] .frame");
     result.readout = await text(page, "readout");
     if (given.cancel) {
-      // At once: small slices are soon done.
-      await page.evaluate(() => ["fuse-all", "cancel"].forEach((id) => document.getElementById(id).click()));
+      // After the first slice, by the page itself: small slices are soon done.
+      await page.evaluate(() => {
+        const [status, all, cancel] = ["status", "fuse-all", "cancel"].map((id) => document.getElementById(id));
+        new MutationObserver((_, observer) => {
+          if (!status.textContent.startsWith("Fused 1 of ")) return;
+          observer.disconnect();
+          cancel.click();
+        }).observe(status, { childList: true });
+        all.click();
+      });
       await page.waitForFunction(() => /^Canceled/.test(document.querySelector("#status").textContent));
-      result.afterCancel = await page.isDisabled("#save-nifti");
+      const canSave = await page.isEnabled("#save-nifti");
+      const fused = await page.$eval("#progress", ({ value }) => value);
+      // What the worker says if it is asked nevertheless.
+      await page.$eval("#save-nifti", (button) => {
+        button.disabled = false;
+        button.click();
+        button.disabled = true;
+      });
+      await page.waitForFunction(() => document.querySelector("#error").textContent !== "");
+      result.afterCancel = { canSave, fused, refusal: await text(page, "error") };
     }
     await page.click("#fuse-all");
     await page.waitForFunction(() => !document.querySelector("#save-nifti").disabled, null, { timeout: TIMEOUT });
