@@ -325,7 +325,8 @@ class Fuser:
             a, b, range: as for `fuse`, one image each.
 
         Returns:
-            What a notebook shows, self-contained; its attribute `fused` is the fused image.
+            What a notebook shows, self-contained and at most 4 MB large, for which large images are shown smaller; its
+            attribute `fused` is the fused image.
 
         Raises:
             ImageError, OutOfMemoryError: as `fuse`; or a or b is a batch.

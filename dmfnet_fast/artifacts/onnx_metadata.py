@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 
+from dmfnet_fast.artifacts.protobuf import fields
 from dmfnet_fast.errors import EngineError
 
 FORMAT = "dmfnet-fast 1"
@@ -40,34 +40,6 @@ def unsealed(file: bytes) -> bytes:
     return file[: -_DIGITS - len(_SEAL)] if is_sealed(file) else file
 
 
-def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """The value of the protobuf varint at offset `at`, and the offset of its end."""
-    value = shift = 0
-    while True:
-        byte = content[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-
-
-def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """The number and content of each length-delimited field of a protobuf message; varint fields are skipped."""
-    at = 0
-    while at < len(content):
-        key, at = _varint(content, at)
-        if key & 7 == 0:
-            _, at = _varint(content, at)
-        elif key & 7 == 2:
-            size, at = _varint(content, at)
-            if at + size > len(content):
-                raise ValueError("truncated")
-            yield key >> 3, content[at : at + size]
-            at += size
-        else:
-            raise ValueError("not an ONNX model")
-
-
 def properties(file: bytes) -> dict[str, str]:
     """The metadata_props of a serialized ONNX model, read without the onnx package, which a Jetson may lack.
 
@@ -75,17 +47,17 @@ def properties(file: bytes) -> dict[str, str]:
         ValueError: the file is not an ONNX model, or is truncated.
     """
     try:
-        entries = [dict(_fields(content)) for number, content in _fields(file) if number == 14]
+        entries = [{one.number: one.content for one in fields(f.content)} for f in fields(file) if f.number == 14]
         return {entry[1].decode(): entry.get(2, b"").decode() for entry in entries}
-    except (IndexError, KeyError) as error:
+    except KeyError as error:
         raise ValueError("not an ONNX model, or truncated") from error
 
 
 def has_functions(file: bytes) -> bool:
     """Whether a serialized ONNX model has functions of its own (field 25); a file that is no model has none."""
     try:
-        return any(number == 25 for number, _ in _fields(file))
-    except (IndexError, ValueError):
+        return any(field.number == 25 for field in fields(file))
+    except ValueError:
         return False
 
 

@@ -14,6 +14,7 @@ from dmfnet_fast.commands.shared import command
 from dmfnet_fast.engines import DEFAULT, shipped
 from dmfnet_fast.engines.kinds import OPENVINO
 from dmfnet_fast.errors import EngineError, ImageError, warn
+from dmfnet_fast.volumes.report import COMMAND
 from dmfnet_fast.web.server import LOCAL, Server
 from dmfnet_fast.web.site import Network, page_files
 from dmfnet_fast.wording import alternatives
@@ -22,6 +23,7 @@ from dmfnet_fast.wording import alternatives
 MOST_FILES = 20_000
 MOST_BYTES = 2**31
 REPORT = "report.json"
+FORMATS = {"nifti": ".nii", "dicom": ".dcm", "png": ".png"}  # of fused volumes, with the suffix of their files
 LOCAL_ONLY = (LOCAL, "localhost", "::1")
 
 
@@ -87,20 +89,38 @@ def _report_in(results: Path) -> Path:
     return found[0]
 
 
-def _volume_files(report: Path) -> list[Path]:
-    """The files of the fused volume that a report is of."""
+def _format_in(report: Path) -> str:
+    """The format of the fused volume that a report is of: one of FORMATS."""
+    advice = "give the folder that dmfnet-fuse wrote with a fused volume"
     try:
-        kind = json.loads(report.read_text(encoding="utf-8"))["output"]["format"]
+        known = json.loads(report.read_bytes())
     except OSError as error:
         raise ImageError(f"{report}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ImageError(f"{report}: is damaged, or was not written by dmfnet-fuse") from error
+    except (ValueError, RecursionError) as error:
+        raise ImageError(f"{report}: is damaged, or no report at all (its text is not JSON); {advice}") from error
+    made_by = known.get("made_by") if isinstance(known, dict) else None
+    if made_by != COMMAND:
+        maker = f"is a report of {made_by}" if isinstance(made_by, str) else "was not written by dmfnet-fuse"
+        raise ImageError(f"{report}: {maker}, and holds no fused volume; {advice}")
+    output = known.get("output")
+    kind = output.get("format") if isinstance(output, dict) else None
+    if not isinstance(kind, str) or kind not in FORMATS:
+        said = f"names the format {kind!r}" if isinstance(kind, str) else "names no format"
+        raise ImageError(
+            f"{report}: {said} of the fused volume, so it is damaged or of another version of dmfnet-fuse; "
+            "fuse the volumes again with this version"
+        )
+    return kind
+
+
+def _volume_files(report: Path) -> list[Path]:
+    """The files of the fused volume that a report is of."""
+    kind = _format_in(report)
     prefix = report.name.removesuffix(REPORT)
     stem = prefix.removesuffix("-") or "fused"
     files = [report.with_name(f"{stem}.nii{end}") for end in (".gz", "")]
     if kind != "nifti":
-        suffix = {"dicom": ".dcm", "png": ".png"}.get(kind, "")
-        files = sorted((report.parent / "fused").glob(f"*{suffix}"))
+        files = sorted((report.parent / "fused").glob(f"*{FORMATS[kind]}"))
     found = [file for file in files if file.is_file()]
     if not found:
         raise ImageError(
@@ -135,7 +155,9 @@ def result_site(results: Path, engine: str) -> tuple[dict[str, bytes | Path], st
 )
 @click.option("--engine", default=DEFAULT, help=f"Network of the page: {' or '.join(shipped())}, or an .onnx file.")
 @click.option(
-    "--address", default=LOCAL, help="Address to listen on; others than this computer's are open to the network."
+    "--address",
+    default=LOCAL,
+    help="Address to listen on; others than this computer's are open to the network, 0.0.0.0 stands for all.",
 )
 @click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port to listen on; 0 is any free one.")
 @click.option("--browser/--no-browser", default=True, help="Open the browser.")
@@ -157,7 +179,8 @@ def main(
         site, place = pair_site(a, b, engine)
     with Server(site, address, port) as server:
         place = quote(place, safe="#=")
-        click.echo(f"{server.url}{place}")
+        for url in server.urls:
+            click.echo(f"{url}{place}")
         if address not in LOCAL_ONLY:
             warn(f"{address}: other computers can see these files, by the address and without encryption")
         click.echo("Ctrl-C ends it", err=True)

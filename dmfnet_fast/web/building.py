@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -47,7 +48,8 @@ def _run(*command: str, folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
-        reason = next((line for line in said if "ERR" in line or "rror" in line), said[-1] if said else "no message")
+        lines = [line for line in said if re.match(r"npm (error|ERR!)|\w*Error:|\W*\[ERROR\]", line)]
+        reason = (lines or said[-1:] or ["no message"])[0].removeprefix("Error: ")
         raise BuildError(f"building the page failed at {' '.join(command[1:3])}: {reason.strip()}; it needs {_NEEDED}")
 
 

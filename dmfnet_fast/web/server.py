@@ -5,6 +5,7 @@ Every path begins with a secret, so that neither other users of the computer nor
 
 from __future__ import annotations
 
+import ipaddress
 import mimetypes
 import secrets
 import shutil
@@ -12,7 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +24,9 @@ from urllib.parse import unquote
 from dmfnet_fast.errors import OutputError
 
 LOCAL = "127.0.0.1"
+ANY = ("0.0.0.0", "::")
+# Addresses that documents use and nobody has; the route there is the one to everywhere.
+_SOMEWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -75,17 +79,22 @@ class Server:
         except (OSError, OverflowError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise OutputError(f"{address} port {port}: cannot be listened on: {reason}") from error
-        self._address = address
+        # How it was bound: an empty name and 0, too, stand for all addresses.
+        bound = str(self._server.server_address[0])
+        self._hosts = _hosts_of_all(bound) if bound in ANY else [address]
 
     @property
     def url(self) -> str:
-        """Address of the site, with its secret; ends in a slash."""
-        return f"{self._origin}/{self._secret}/"
+        """Address of the site for this computer, with its secret; ends in a slash."""
+        return self.urls[0]
 
     @property
-    def _origin(self) -> str:
-        host = f"[{self._address}]" if ":" in self._address else self._address
-        return f"http://{host}:{self._server.server_address[1]}"
+    def urls(self) -> list[str]:
+        """All addresses of the site that are known, as `url`: of a server that listens on 0.0.0.0 or :: several."""
+        return [f"{self._origin(host)}/{self._secret}/" for host in self._hosts]
+
+    def _origin(self, host: str) -> str:
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_address[1]}"
 
     def once(self, place: str) -> str:
         """An address that leads to a place in the site the first time that it is asked for, and nowhere after that.
@@ -95,7 +104,7 @@ class Server:
         """
         ticket = f"/{secrets.token_urlsafe(24)}"
         self._tickets[ticket] = f"/{self._secret}/{place}"
-        return f"{self._origin}{ticket}"
+        return f"{self._origin(self._hosts[0])}{ticket}"
 
     def serve(self) -> None:
         """Answer requests until `close` is called from another thread, or Ctrl-C."""
@@ -124,6 +133,29 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.server_close()
+
+
+def _hosts_of_all(address: str) -> list[str]:
+    """Under which addresses a server that listens on 0.0.0.0 or :: can be reached, that for this computer first.
+
+    Those are none that a browser opens. Other computers know this one by the addresses that its name has and by the
+    one that it sends from; where it has none of these, its name may still be known.
+    """
+    family = _family(address)
+    known: list[str] = []
+    with suppress(OSError):
+        known += [str(one[4][0]) for one in socket.getaddrinfo(socket.gethostname(), None, family, socket.SOCK_DGRAM)]
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((_SOMEWHERE[family], 9))  # sends nothing, but decides for an address to send from
+        known.append(probe.getsockname()[0])
+    found = [one for one in dict.fromkeys(known) if not _only_here(one)]
+    return [LOCAL if family == socket.AF_INET else "::1", *(found or [socket.gethostname()])]
+
+
+def _only_here(address: str) -> bool:
+    """Whether an address leads other computers nowhere, or needs the name of an interface, which no browser takes."""
+    known = ipaddress.ip_address(address.partition("%")[0])
+    return known.is_loopback or known.is_link_local or known.is_unspecified
 
 
 def _family(address: str) -> socket.AddressFamily:

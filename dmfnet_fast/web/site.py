@@ -6,6 +6,8 @@ import base64
 import gzip
 import hashlib
 import json
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from dmfnet_fast.errors import EngineError, OutputError
 from dmfnet_fast.images.formats.png import encoded
 from dmfnet_fast.phantom import make_phantom
 from dmfnet_fast.web import building
+from dmfnet_fast.web.means import one_axis_at_a_time
 
 SHIPPED = Path(__file__).parent / "built"
 NETWORK, MANIFEST, NOTICES = "network.onnx", "manifest.json", "THIRD-PARTY-NOTICES.txt"
@@ -34,7 +37,8 @@ class Network:
 
     Attributes:
         name: shown on the page.
-        content: the .onnx file, float32, made by dmfnet-export.
+        content: the .onnx file as the page runs it, float32: that of dmfnet-export with means as in
+            `means.one_axis_at_a_time`, sealed.
         weights: hash of its weights.
     """
 
@@ -44,7 +48,7 @@ class Network:
 
     @classmethod
     def of(cls, content: bytes, name: str, file: str) -> Network:
-        """Check the content of an .onnx file.
+        """Check the content of an .onnx file, and prepare it for the page.
 
         Args:
             content: of the file.
@@ -66,11 +70,13 @@ class Network:
             raise EngineError(
                 f"{file}: takes noise, which the page does not draw; give a network without, such as nano"
             )
-        return cls(name, content, known["sha256"])
+        return cls(name, one_axis_at_a_time(content), known["sha256"])
 
 
 def built() -> Path:
     """The folder of the built page: of the installed package, else built with npm and kept in the cache.
+
+    Building is told on standard error, as it takes seconds.
 
     Raises:
         OutputError: it has to be built, and npm is missing or fails, or there is no cache folder.
@@ -84,10 +90,15 @@ def built() -> Path:
         )
     folder = cache / f"page-{building.digest()}"
     if not folder.is_dir():
+        # Commands alone come here.
+        print("building the page, once ...", end="", file=sys.stderr, flush=True)
+        started = time.perf_counter()
         try:
             building.build(folder)
         except building.BuildError as error:
+            print(file=sys.stderr)
             raise OutputError(f"{error}; or install a wheel of dmfnet-fast, which holds the built page") from error
+        print(f" {time.perf_counter() - started:.1f} s", file=sys.stderr)
     return folder
 
 
@@ -165,6 +176,7 @@ def one_file(network: Network) -> bytes:
         f"{_POLICY}; script-src {_hash_of(script)} blob: 'wasm-unsafe-eval'; style-src {_hash_of(style)}; "
         "connect-src 'none'; worker-src blob:"
     )
-    assert "</script" not in script + notices
+    # Within a script, these change where it ends.
+    assert not any(mark in text.lower() for mark in ("</script", "<!--") for text in (script, notices))
     scripts = "\n".join([*blocks, f'<script type="module">{script}</script>'])
     return _filled((folder / "index.html").read_text("utf-8"), policy, f"<style>{style}</style>", scripts)

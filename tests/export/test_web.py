@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,20 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from dmfnet_fast.artifacts.onnx_metadata import is_sealed
+import export.web
+from dmfnet_fast.artifacts.onnx_metadata import is_sealed, properties
+from dmfnet_fast.artifacts.parity import Parity, Reference
+from dmfnet_fast.commands.view import pair_site
 from dmfnet_fast.config import preset
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.web import site
+from dmfnet_fast.web.means import one_axis_at_a_time
 from export.command import main
 from export.errors import RequestError
 from export.onnx.source import Graph
 from export.options import make_request
-from export.web import axes_of, one_axis_at_a_time, write
+from export.verify import Report, on_onnx_runtime
+from export.web import write
 
 NANO = shipped()["nano"].with_suffix(".onnx")
 TURBO = shipped()["turbo"].with_suffix(".onnx")
@@ -124,14 +130,46 @@ def test_what_the_page_does_not_run(name: str, pixels: bool, message: str, tmp_p
 
 def test_means_of_one_axis_at_a_time() -> None:
     """No mean is over a whole plane, whose sum would lose digits, and the graph is whole otherwise."""
-    content = one_axis_at_a_time(TURBO.read_bytes())
-    assert not is_sealed(content)
-    model, before = onnx.ModelProto.FromString(content), onnx.load(TURBO)
+    shipped_turbo = TURBO.read_bytes()
+    content = one_axis_at_a_time(shipped_turbo)
+    assert is_sealed(content)
+    assert one_axis_at_a_time(content) is content
+    model, before = onnx.ModelProto.FromString(content), onnx.ModelProto.FromString(shipped_turbo)
     onnx.checker.check_model(model, full_check=True)
-    axes = axes_of(model)
+    # By another reader of the format: ONNX's own.
+    axes = {
+        node.output[0]: list(attribute.ints)
+        for node in model.graph.node
+        for attribute in node.attribute
+        if node.op_type == "Constant" and attribute.name == "value_ints"
+    } | {
+        tensor.name: onnx.numpy_helper.to_array(tensor).ravel().tolist()
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT64
+    }
     means = [node for node in model.graph.node if node.op_type == "ReduceMean"]
     assert len(means) > 10
     assert all(len(axes[node.input[1]]) == 1 for node in means)
-    kept = ("ReduceMean", "Constant")
-    others = [[node.name for node in graph.node if node.op_type not in kept] for graph in (model.graph, before.graph)]
+    others = [[node for node in graph.node if node.op_type != "ReduceMean"] for graph in (model.graph, before.graph)]
     assert others[0] == others[1]
+    assert list(model.graph.initializer)[: len(before.graph.initializer)] == list(before.graph.initializer)
+    assert {**properties(content), "content_sha256": ""} == {**properties(shipped_turbo), "content_sha256": ""}
+
+
+@pytest.mark.usefixtures("built")
+def test_one_network_for_pages_and_the_viewer(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dmfnet-view serves the network that dmfnet-export checks and writes."""
+    checked: list[bytes] = []
+
+    def on_the_smallest(content: bytes, precision: str, wanted: Sequence[Reference], report: Report) -> Parity:
+        checked.append(content)
+        return on_onnx_runtime(content, precision, [min(wanted, key=lambda one: one.a.size)], report)
+
+    monkeypatch.setattr(export.web, "on_onnx_runtime", on_the_smallest)
+    page, image = tmp_path / "page", tmp_path / "image.png"
+    image.touch()
+    result = cli.invoke(main, ["turbo", "--target", "web", "-o", str(page)])
+    assert result.exit_code == 0, result.output
+    served, _ = pair_site(image, image, "turbo")
+    assert [served["network.onnx"], (page / "network.onnx").read_bytes()] == 2 * checked
+    assert checked == [one_axis_at_a_time(TURBO.read_bytes())]

@@ -151,6 +151,22 @@ const SCENARIOS = {
     return { status: await text(page, "status"), research: await page.isVisible(".research") };
   },
 
+  /** Two files, fused on the GPU as far as it can be trusted. */
+  async gpu(page) {
+    await page.waitForFunction(() => /^Runs on/.test(document.querySelector("#status").textContent));
+    await page.$eval("#provider", (select) => {
+      select.value = "webgpu";
+      select.dispatchEvent(new Event("change"));
+    });
+    await page.waitForFunction(() => !document.querySelector("#warnings").hidden, null, { timeout: 3 * TIMEOUT }); // on a GPU of software
+    await choose(page, "a", given.a);
+    await choose(page, "b", given.b);
+    await shown(page);
+    const result = { status: await text(page, "status"), warnings: await text(page, "warnings") };
+    await saved(page, "#save-png", given.save);
+    return result;
+  },
+
   /** Each list of files for b; what is said of it. */
   async refusals(page) {
     const said = [];
@@ -183,10 +199,27 @@ const SCENARIOS = {
     await page.click("figure[data-image=fused] .frame");
     result.readout = await text(page, "readout");
     if (given.cancel) {
-      // At once: small slices are soon done.
-      await page.evaluate(() => ["fuse-all", "cancel"].forEach((id) => document.getElementById(id).click()));
+      // After the first slice, by the page itself: small slices are soon done.
+      await page.evaluate(() => {
+        const [status, all, cancel] = ["status", "fuse-all", "cancel"].map((id) => document.getElementById(id));
+        new MutationObserver((_, observer) => {
+          if (!status.textContent.startsWith("Fused 1 of ")) return;
+          observer.disconnect();
+          cancel.click();
+        }).observe(status, { childList: true });
+        all.click();
+      });
       await page.waitForFunction(() => /^Canceled/.test(document.querySelector("#status").textContent));
-      result.afterCancel = await page.isDisabled("#save-nifti");
+      const canSave = await page.isEnabled("#save-nifti");
+      const fused = await page.$eval("#progress", ({ value }) => value);
+      // What the worker says if it is asked nevertheless.
+      await page.$eval("#save-nifti", (button) => {
+        button.disabled = false;
+        button.click();
+        button.disabled = true;
+      });
+      await page.waitForFunction(() => document.querySelector("#error").textContent !== "");
+      result.afterCancel = { canSave, fused, refusal: await text(page, "error") };
     }
     await page.click("#fuse-all");
     await page.waitForFunction(() => !document.querySelector("#save-nifti").disabled, null, { timeout: TIMEOUT });

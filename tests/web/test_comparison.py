@@ -18,6 +18,7 @@ from dmfnet_fast import Fuser, ImageError
 from dmfnet_fast.errors import DMFNetWarning
 from dmfnet_fast.images.io import write_image
 from dmfnet_fast.phantom import Phantom
+from dmfnet_fast.web import comparison
 from dmfnet_fast.web.comparison import Comparison
 from tests.web.conftest import Browse
 
@@ -47,6 +48,25 @@ def test_images(fuser: Fuser, phantom: Phantom, pair: tuple[Path, Path], tmp_pat
     stack = np.stack([phantom.mri])
     with pytest.raises(ImageError, match="is a batch: give one image each"):
         fuser.show(stack, stack)
+
+
+def test_what_a_notebook_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large images are embedded smaller, and those full of detail within a limit of bytes; none changes in Python."""
+    rows = np.arange(2000, dtype=np.uint16) // 8
+    smooth = np.repeat(rows.astype(np.uint8)[:, None], 3000, axis=1)
+    view = Comparison(smooth, {"a": smooth, "b": np.stack([smooth] * 3, -1), "fused": smooth})
+    shown = _images(view)
+    assert {image.shape[:2] for image in shown.values()} == {(853, 1280)}
+    assert np.abs(shown["a"][:, 0] - np.interp(np.arange(853) * 2000 / 853 + 1.17, np.arange(2000), rows)).max() <= 1
+    assert "Shown with 1280x853 of 3000x2000 pixels." in view._repr_html_()
+    assert view.images["a"] is smooth
+    noise = np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8)
+    view = Comparison(noise, {"a": noise, "b": noise, "fused": noise})
+    assert all(np.array_equal(image, noise) for image in _images(view).values())
+    assert "Shown with" not in view._repr_html_()
+    monkeypatch.setattr(comparison, "_MOST_BYTES", 100_000)
+    assert 75_000 < len(view._repr_html_()) < 100_000 * 4 / 3 + 5_000
+    assert "of 200x300 pixels" in view._repr_html_()
 
 
 def test_in_a_browser(fuser: Fuser, phantom: Phantom, browse: Browse, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import re
 import struct
 import threading
 from pathlib import Path
@@ -19,9 +20,11 @@ from dmfnet_fast.artifacts.network_inputs import network_inputs
 from dmfnet_fast.images.color import Canvas, value_range
 from dmfnet_fast.images.io import read_image, write_image
 from dmfnet_fast.phantom import make_phantom
+from dmfnet_fast.web import site
+from dmfnet_fast.web.server import Server
 from export.command import main as export
 from tests.synthetic_weights import GOLDEN
-from tests.web.conftest import Browse
+from tests.web.conftest import Browse, network
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,9 @@ def _pairs() -> list[tuple[NDArray[Any], NDArray[Any]]]:
     ]
 
 
+SOFTWARE_GPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+
+
 @pytest.mark.parametrize(("provider", "limit"), [("wasm", 1e-5), ("webgpu", 1e-3)])
 def test_luminances(provider: str, limit: float, page: str, browse: Browse, float32: Fuser, tmp_path: Path) -> None:
     """The network in a browser is within 1e-5 of Python's on WASM, and within 1e-3 on WebGPU."""
@@ -72,7 +78,7 @@ def test_luminances(provider: str, limit: float, page: str, browse: Browse, floa
         files.append([tmp_path / f"{n}{side}.png" for side in "ab"])
         for path, image in zip(files[-1], images, strict=True):
             write_image(path, image)
-    adapter = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"] if provider == "webgpu" else []
+    adapter = SOFTWARE_GPU if provider == "webgpu" else []
     found = browse("luminances", page, pairs=files, provider=provider, save=tmp_path / "found", arguments=adapter)
     assert found["provider"] == provider
     if provider == "wasm":
@@ -81,6 +87,40 @@ def test_luminances(provider: str, limit: float, page: str, browse: Browse, floa
     result = np.frombuffer((tmp_path / "found").read_bytes(), np.float32)
     assert np.abs(result - wanted).max() <= limit
     _only_its_own(found, page)
+
+
+# What a page reads of a GPU's memory is wrong.
+WRONG_GPU = """
+const right = GPUBuffer.prototype.getMappedRange;
+GPUBuffer.prototype.getMappedRange = function (...range) {
+  const memory = right.apply(this, range);
+  const numbers = new Float32Array(memory);
+  if (this.usage & GPUBufferUsage.MAP_READ) numbers.forEach((value, n) => (numbers[n] = value + 0.01));
+  return memory;
+};
+"""
+
+
+def test_a_gpu_that_computes_wrongly(page: str, browse: Browse, float32: Fuser, tmp_path: Path) -> None:
+    """It is found out before anything is fused on it, the page says so, and the CPU's result is saved."""
+    del page
+    files = dict(site.page_files(network()))
+    files["worker.js"] = WRONG_GPU.encode() + files["worker.js"]
+    head = make_phantom(4, 64)
+    pair = {"a": tmp_path / "mri.png", "b": tmp_path / "ct.png"}
+    write_image(pair["a"], head.mri)
+    write_image(pair["b"], head.ct)
+    with Server(files).in_background() as url:
+        found = browse("gpu", url, **pair, save=tmp_path / "saved.png", arguments=SOFTWARE_GPU)
+    assert re.fullmatch(
+        r"The GPU \(WebGPU\) is not used: it computes a test image wrongly, by 0\.\d+ where 0\.001 is allowed\. "
+        r"The CPU computes instead\.",
+        found["warnings"],
+    )
+    assert found["status"].startswith("Runs on the CPU (WASM, ")
+    difference = read_image(tmp_path / "saved.png").astype(int) - float32.fuse(head.mri, head.ct)
+    assert np.abs(difference).max() <= 1
+    _only_its_own(found, url)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import webbrowser
@@ -24,7 +25,7 @@ from dmfnet_fast.errors import EngineError, ImageError, OutputError
 from dmfnet_fast.images.io import write_image
 from dmfnet_fast.phantom import make_phantom
 from dmfnet_fast.volumes.phantom import make_head, write_head, write_nifti
-from dmfnet_fast.web import building, site
+from dmfnet_fast.web import building, server, site
 from dmfnet_fast.web.server import Server
 from tests.web.conftest import Browse
 
@@ -144,6 +145,31 @@ def test_refusals(cli: CliRunner, tmp_path: Path) -> None:
         assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"made_by": "dmfnet-fuse", "out', "is damaged, or no report at all (its text is not JSON); give the folder"),
+        (b"\xff\xfe\0", "is damaged, or no report at all (its text is not JSON); give the folder"),
+        pytest.param(b"[" * 100_000, "is damaged, or no report at all (its text is not JSON); give", id="deep"),
+        (b"{}", "was not written by dmfnet-fuse, and holds no fused volume; give the folder"),
+        (b"[1]", "was not written by dmfnet-fuse, and holds no fused volume; give the folder"),
+        (b'{"made_by": "dmfnet-eval"}', "is a report of dmfnet-eval, and holds no fused volume; give the folder"),
+        (b'{"made_by": "dmfnet-fuse"}', "names no format of the fused volume, so it is damaged or of another version"),
+        (b'{"made_by": "dmfnet-fuse", "output": {"format": []}}', "names no format of the fused volume, so it is"),
+        (b'{"made_by": "dmfnet-fuse", "output": {"format": "mha"}}', "names the format 'mha' of the fused volume, so"),
+        (b'{"made_by": "dmfnet-fuse", "output": {"format": "png"}}', "the fused volume, png, is not beside it; give"),
+    ],
+)
+@pytest.mark.usefixtures("built")
+def test_reports_that_are_none(content: bytes, message: str, cli: CliRunner, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.write_bytes(content)
+    result = cli.invoke(main, ["--results", str(tmp_path)])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {report}: {message}")
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_changed_network_is_refused() -> None:
     content = shipped()["nano"].with_suffix(".onnx").read_bytes()
     changed = content[:-1] + (b"1" if content.endswith(b"0") else b"0")
@@ -164,9 +190,22 @@ def test_other_addresses_are_warned_of(cli: CliRunner, tmp_path: Path, monkeypat
     for address, warned in (("127.0.0.1", False), ("0.0.0.0", True)):
         result = cli.invoke(main, [str(image), str(image), "--no-browser", "--address", address])
         assert result.exit_code == 0, result.output
-        assert result.stdout.startswith(f"http://{address}:")
+        assert result.stdout.startswith("http://127.0.0.1:")
         assert ("other computers can see these files" in result.stderr) == warned
     assert not opened
+    # Nobody can open 0.0.0.0: an address for this computer and those for others are printed.
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [(0, 0, 0, "", (ip, 0)) for ip in ("127.0.1.1", "192.0.2.7")])
+    for address in ("0.0.0.0", "0", ""):
+        result = cli.invoke(main, [str(image), str(image), "--address", address])
+        hosts = [urlsplit(line).hostname for line in result.stdout.splitlines()]
+        assert hosts[0] == urlsplit(opened.pop()).hostname == "127.0.0.1"
+        assert "192.0.2.7" in hosts
+        assert not {"0.0.0.0", "127.0.1.1"} & set(hosts)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
+    monkeypatch.setattr(socket, "gethostname", lambda: "workstation")
+    monkeypatch.setattr(server, "_SOMEWHERE", {socket.AF_INET: "127.0.0.1"})  # no way to others
+    result = cli.invoke(main, [str(image), str(image), "--no-browser", "--address", "0.0.0.0"])
+    assert [urlsplit(line).hostname for line in result.stdout.splitlines()] == ["127.0.0.1", "workstation"]
     result = cli.invoke(main, [str(image), str(image)])
     assert len(opened) == 1
     assert urlsplit(result.stdout).path.strip("/") not in opened[0]
@@ -238,6 +277,3 @@ def test_results(browse: Browse, cli: CliRunner, tools: Path, tmp_path: Path) ->
         assert found["slice"] == f"{head.mr.shape[0] // 2 + 1} of {head.mr.shape[0]}"
         assert found["brightness"] > 0
         assert not found["complaints"]
-    (tmp_path / "report.json").write_text("{}")
-    with pytest.raises(ImageError, match=r"report\.json: is damaged, or was not written by dmfnet-fuse$"):
-        result_site(tmp_path, "nano")

@@ -55,14 +55,17 @@ def test_nifti(b: str, modality: str, kind: str, page: str, browse: Browse, head
     given: dict[str, Any] = {"a": head / "mr.nii.gz", "b": head / f"{b}.nii.gz", "modality": modality}
     found = browse("volumes", page, **given, cancel=True, save=saved)
     assert found["name"] == f"{b}-fused.nii.gz"
-    assert found["afterCancel"]
+    canceled = found["afterCancel"]
+    assert not canceled["canSave"]
+    count = read_volume(head / "mr.nii.gz").shape[0]
+    assert 1 <= canceled["fused"] < count // 2
+    assert canceled["refusal"] == f"slice {canceled['fused'] + 1} of {count} is not fused; fuse all slices first"
     assert not found["savedAfterChange"]
     mr, other = read_volume(given["a"], modality="MR"), read_volume(given["b"], modality=kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DMFNetWarning)
         shown = show(align(mr, other).b)
     np.testing.assert_allclose([float(value) for value in found["values"]], shown.limits, rtol=1e-4)
-    count = mr.shape[0]
     assert (found["slice"], found["next"]) == (f"{count // 2 + 1} of {count}", f"{count // 2 + 2} of {count}")
     assert re.match(rf"Fused {count} slices in ", found["status"])
     assert re.search(r"left -?[\d.]+, back -?[\d.]+, up -?[\d.]+ mm", found["readout"])

@@ -1,8 +1,8 @@
 /** Builds the page from src/ and node_modules/ into a folder: `node build.mjs FOLDER`. */
 
 import { cp, mkdir, readFile, writeFile } from "node:fs/promises";
-import { existsSync, readdirSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { gzip } from "node:zlib";
@@ -13,6 +13,21 @@ const MODULES = join(HERE, "node_modules");
 const ORT = "ort.webgpu.bundle.min.mjs";
 // Packages whose programs are copied rather than bundled.
 const COPIED = ["onnxruntime-web", "@niivue/dcm2niix"];
+
+const about = (name) => JSON.parse(readFileSync(join(MODULES, name, "package.json"), "utf8"));
+const licenseOf = (name, more = "") => join(HERE, "licenses", `${name.replace("/", "-")}${more}.txt`);
+
+/** Our file of the notices of what a package contains, or null; another release of it may contain something else. */
+function thirdParties(name) {
+  const start = `${name.replace("/", "-")}-`;
+  const ours = readdirSync(join(HERE, "licenses")).filter((file) => file.startsWith(start) && file.endsWith("-third-party.txt"));
+  if (ours.length === 0) return null;
+  const wanted = licenseOf(name, `-${about(name).version}-third-party`);
+  if (existsSync(wanted)) return wanted;
+  throw new Error(`${ours[0]} is of another release than the package; put ${basename(wanted)} in its place`);
+}
+
+COPIED.forEach(thirdParties); // before all that takes long
 
 const [folder] = process.argv.slice(2);
 await mkdir(folder, { recursive: true });
@@ -81,12 +96,14 @@ function packages() {
 }
 
 async function notice(name) {
-  const about = JSON.parse(await readFile(join(MODULES, name, "package.json"), "utf8"));
-  const ours = join(HERE, "licenses", `${name.replace("/", "-")}.txt`); // of packages that hold none
+  const { version, license } = about(name);
+  const ours = licenseOf(name); // of packages that hold none
   const theirs = readdirSync(join(MODULES, name)).find((file) => /^(licen[cs]e|copying)/i.test(file));
   const file = existsSync(ours) ? ours : theirs && join(MODULES, name, theirs);
-  if (!file) throw new Error(`${name}: has no license file; add licenses/${name}.txt`);
-  return `${name} ${about.version} (${about.license})\n\n${(await readFile(file, "utf8")).trim()}\n`;
+  if (!file) throw new Error(`${name}: has no license file; add licenses/${basename(ours)}`);
+  const files = [file, thirdParties(name)].filter(Boolean);
+  const texts = await Promise.all(files.map(async (path) => `${(await readFile(path, "utf8")).trim()}\n`));
+  return [`${name} ${version} (${license})\n`, ...texts].join("\n");
 }
 
 const notices = await Promise.all(packages().map(notice));

@@ -27,6 +27,7 @@ const state = {
   slice: 0,
   drawn: null,
   notes: { a: [], b: [] },
+  warnings: [], // of the images
 };
 
 function showError(error) {
@@ -34,7 +35,11 @@ function showError(error) {
   $("error").hidden = !error;
 }
 
-function showWarnings(warnings) {
+/** What to know of the images, after what to know of this computer. */
+function showWarnings() {
+  const computes = !document.body.classList.contains("of-result");
+  const failure = computes && state.runs?.failure;
+  const warnings = failure ? [`The GPU (WebGPU) is not used: ${failure}. The CPU computes instead.`, ...state.warnings] : state.warnings;
   $("warnings").replaceChildren(
     ...warnings.map((text) => Object.assign(document.createElement("li"), { textContent: text })),
   );
@@ -100,9 +105,7 @@ async function openNetwork() {
   const opened = await state.client.call("open", { model: state.model, provider, wasm, dcm2niix });
   state.runs = opened;
   showStatus();
-  if (provider === "webgpu" && opened.provider !== "webgpu") {
-    throw new Error(`WebGPU does not work here (${opened.failures.join("; ")}); the CPU is used`);
-  }
+  showWarnings();
 }
 
 /** Reads files for one side, and fuses if the other side has some. */
@@ -179,7 +182,8 @@ async function showPair(pair, before) {
     [$(`low-${side}`).placeholder, $(`high-${side}`).placeholder] = [low, high].map((value) => String(Number(value.toPrecision(5))));
     for (const end of ["low", "high"]) $(`${end}-${side}`).disabled = pair.eightBit[n];
   });
-  showWarnings([...state.notes.a, ...state.notes.b, ...pair.warnings]);
+  state.warnings = [...state.notes.a, ...state.notes.b, ...pair.warnings];
+  showWarnings();
   await showSlice();
   $("view").hidden = false;
 }

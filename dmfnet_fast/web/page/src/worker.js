@@ -20,8 +20,8 @@ const CALLS = {
     await session.network?.close();
     session.network = await Network.open(model, { provider, wasm });
     session.fused = [];
-    const { provider: used, threads, failures } = session.network;
-    return { provider: used, threads, failures };
+    const { provider: used, threads, failure } = session.network;
+    return { provider: used, threads, failure };
   },
   read: ({ side, files }) => session.read(side, files),
   choose: ({ side, number }) => session.choose(side, number),
