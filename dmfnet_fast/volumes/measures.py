@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.images.color import LUMINANCE
-from dmfnet_fast.volumes.volume import Volume
+from dmfnet_fast.volumes.volume import ValueStatistics, Volume
 
 _BINS = 64
 _SAMPLES = 2_000_000
 # Above air and below skin, in HU.
 _CT_FOREGROUND = -300.0
+# Percentiles of all values, of those of the head, and of those that are not 0.
+_LOW, _HIGH, _DARK = 1, 99.8, 5
 
 
 def luma(colors: NDArray[Any]) -> NDArray[np.float32]:
@@ -56,6 +58,19 @@ def foreground_threshold(volume: Volume) -> float:
         between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
     otsu = float(centers[int(np.nan_to_num(between).argmax())])
     return float(low + (otsu - low) / 2)
+
+
+def value_statistics(volume: Volume) -> ValueStatistics:
+    """What decides how a gray volume is shown; of one that was resampled, as it was before."""
+    if volume.statistics is not None:
+        return volume.statistics
+    values = sampled(luminance(volume))
+    head, marked = values[values > foreground_threshold(volume)], values[values != 0]
+    return ValueStatistics(
+        low=float(np.percentile(values, _LOW)),
+        high=float(np.percentile(head, _HIGH)) if len(head) else float(values.max()),
+        dark=float(np.percentile(marked, _DARK)) if len(marked) else 0.0,
+    )
 
 
 def foreground(volume: Volume) -> NDArray[np.bool_]:
