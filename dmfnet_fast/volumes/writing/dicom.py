@@ -75,10 +75,14 @@ def instances_near(source: Volume, grid: Volume, index: int) -> list[Instance]:
 def check_link(grid: Volume) -> None:
     """Raise an OutputError unless it is known where a DICOM result on this grid belongs."""
     if grid.link is None:
-        raise OutputError(
-            f"{grid.source.path}: is not DICOM, so it names no patient and no study for a DICOM result; "
-            "choose NIfTI or PNG"
-        )
+        raise unlinked(grid.source.path)
+
+
+def unlinked(grid: str) -> OutputError:
+    """The error of a DICOM result on the grid of a volume that is not DICOM."""
+    return OutputError(
+        f"{grid}: is not DICOM, so it names no patient and no study for a DICOM result; choose NIfTI or PNG"
+    )
 
 
 class DicomWriter(SliceFilesWriter):

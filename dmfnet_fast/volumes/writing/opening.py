@@ -1,4 +1,4 @@
-"""`open_writer`: checks where a result is to go, and what is there already."""
+"""`check_output` and `open_writer`: where a result is to go, and what is there already."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dmfnet_fast.artifacts.manifest import file_sha256
 from dmfnet_fast.errors import OutputError
 from dmfnet_fast.volumes.nifti import SUFFIXES, is_nifti
 from dmfnet_fast.volumes.volume import Volume
-from dmfnet_fast.volumes.writing.dicom import DicomWriter, check_link
+from dmfnet_fast.volumes.writing.dicom import DicomWriter, check_link, unlinked
 from dmfnet_fast.volumes.writing.journal import Journal
 from dmfnet_fast.volumes.writing.label import Label
 from dmfnet_fast.volumes.writing.nifti import NiftiWriter, raw_path
@@ -22,6 +22,29 @@ from dmfnet_fast.volumes.writing.writer import VolumeWriter
 
 Format = Literal["dicom", "nifti", "png"]
 _NIFTI_NAME = "fused.nii.gz"
+
+
+def check_output(
+    format: Format,  # noqa: A002
+    output: Path,
+    grid: Path,
+    sources: tuple[Path, Path],
+    label: str | None = None,
+) -> None:
+    """Raise an error of `open_writer` that is certain before any volume is read.
+
+    Args:
+        grid: the file or folder of the volume whose grid the result is to have.
+        sources: those of the volumes to fuse.
+        format, output, label: as for `open_writer`.
+
+    Raises:
+        OutputError: the output is no place for this format, or among the sources; DICOM is asked for on the grid of a
+            NIfTI file, or a label in another format.
+    """
+    _checked_target(format, output, sources, label)
+    if format == "dicom" and grid.is_file() and is_nifti(grid):
+        raise unlinked(str(grid))
 
 
 def open_writer(
@@ -55,12 +78,9 @@ def open_writer(
             was asked for, and the grid's volume was not read from DICOM.
         MissingExtraError: the extra `dicom` is not installed.
     """
-    target = _target(format, output)
-    _check_apart(target, sources)
+    target = _checked_target(format, output, (Path(sources[0].source.path), Path(sources[1].source.path)), label)
     if format == "dicom":
         check_link(grid)
-    elif label is not None:
-        raise OutputError(f"label {label!r}: is drawn only into DICOM; leave it out, or choose DICOM")
     drawn = None if label is None else Label(label, *grid.shape[1:])
     run = run_identity(provenance, sources, format=format, shape=grid.shape, affine=grid.affine.tolist(), label=label)
     make_folder(target.parent if format == "nifti" else target)
@@ -103,6 +123,15 @@ def remove_result(format: Format, output: Path) -> None:  # noqa: A002
             target.rmdir()
 
 
+def _checked_target(kind: Format, output: Path, sources: tuple[Path, Path], label: str | None) -> Path:
+    """`_target`, where it is apart from the sources and there can be a label in it."""
+    target = _target(kind, output)
+    _check_apart(target, sources)
+    if kind != "dicom" and label is not None:
+        raise OutputError(f"label {label!r}: is drawn only into DICOM; leave it out, or choose DICOM")
+    return target
+
+
 def _target(kind: Format, output: Path) -> Path:
     """The folder, or NIfTI's file."""
     if kind == "nifti" and not is_nifti(output):
@@ -122,15 +151,15 @@ def _journal_path(kind: Format, target: Path) -> Path:
     return target.with_name(f".{target.name}.jsonl") if kind == "nifti" else target / f".dmfnet-fuse-{kind}.jsonl"
 
 
-def _check_apart(target: Path, sources: tuple[Volume, Volume]) -> None:
+def _check_apart(target: Path, sources: tuple[Path, Path]) -> None:
     """Raise an OutputError if results would lie among the sources."""
     place = target.resolve()
     for source in sources:
-        given = Path(source.source.path).resolve()
+        given = source.resolve()
         if place == given and given.is_file():
             raise OutputError(f"{target}: is one of the inputs; choose another name")
         if given.is_dir() and given in (place, *place.parents):
-            raise OutputError(f"{target}: lies in the input folder {source.source.path}; choose a place outside of it")
+            raise OutputError(f"{target}: lies in the input folder {source}; choose a place outside of it")
 
 
 def _check_space(kind: Format, target: Path, grid: Volume, done: set[int]) -> None:
