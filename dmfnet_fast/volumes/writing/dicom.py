@@ -16,7 +16,7 @@ from dmfnet_fast.errors import OutputError, require
 from dmfnet_fast.volumes.dicom_file import quiet
 from dmfnet_fast.volumes.elements import damage
 from dmfnet_fast.volumes.volume import Instance, Volume
-from dmfnet_fast.volumes.writing.journal import Journal
+from dmfnet_fast.volumes.writing.journal import SliceJournal
 from dmfnet_fast.volumes.writing.label import Label
 from dmfnet_fast.volumes.writing.provenance import Provenance
 from dmfnet_fast.volumes.writing.slice_files import SliceFilesWriter
@@ -48,12 +48,12 @@ def _ascii(text: str, longest: int) -> str:
     return text.encode("ascii", "replace").decode().replace("\\", "/")[:longest]
 
 
-def series_uid(journal: Journal) -> str:
+def series_uid(journal: SliceJournal) -> str:
     """The UID of a run's series: one drawn when the run began (PS3.5, B.2), so that no two runs share it."""
     return f"2.25.{journal.name.int}"
 
 
-def instance_uid(journal: Journal, index: int) -> str:
+def instance_uid(journal: SliceJournal, index: int) -> str:
     """The UID of a slice, the same whenever the run goes on."""
     return f"2.25.{uuid.uuid5(journal.name, str(index)).int}"
 
@@ -95,7 +95,7 @@ class DicomWriter(SliceFilesWriter):
         output: Path,
         grid: Volume,
         sources: tuple[Volume, Volume],
-        journal: Journal,
+        journal: SliceJournal,
         provenance: Provenance,
         run: str,
         label: Label | None,

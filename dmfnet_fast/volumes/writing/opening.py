@@ -13,7 +13,7 @@ from dmfnet_fast.errors import OutputError
 from dmfnet_fast.volumes.nifti import SUFFIXES, is_nifti
 from dmfnet_fast.volumes.volume import Volume
 from dmfnet_fast.volumes.writing.dicom import DicomWriter, check_link, unlinked
-from dmfnet_fast.volumes.writing.journal import Journal
+from dmfnet_fast.volumes.writing.journal import SliceJournal
 from dmfnet_fast.volumes.writing.label import Label
 from dmfnet_fast.volumes.writing.nifti import NiftiWriter, raw_path
 from dmfnet_fast.volumes.writing.png import PngWriter
@@ -84,14 +84,14 @@ def open_writer(
     drawn = None if label is None else Label(label, *grid.shape[1:])
     run = run_identity(provenance, sources, format=format, shape=grid.shape, affine=grid.affine.tolist(), label=label)
     make_folder(target.parent if format == "nifti" else target)
-    journal = Journal(_journal_path(format, target))
+    journal = SliceJournal(_journal_path(format, target))
     if journal.run is not None and (overwrite or journal.run != run):
         if not overwrite:
             raise OutputError(
                 f"{target}: holds a result of other inputs or settings; choose another place, or --overwrite it"
             )
         _remove_run(journal, raw_path(target) if format == "nifti" else None)
-        journal = Journal(journal.path)
+        journal = SliceJournal(journal.path)
     writer: VolumeWriter
     if format == "dicom":
         writer = DicomWriter(target, grid, sources, journal, provenance, run, drawn)
@@ -117,7 +117,7 @@ def remove_result(format: Format, output: Path) -> None:  # noqa: A002
         OutputError: a file was changed since, or cannot be deleted; then nothing is deleted, if possible.
     """
     target = _target(format, output)
-    _remove_run(Journal(_journal_path(format, target)), raw_path(target) if format == "nifti" else None)
+    _remove_run(SliceJournal(_journal_path(format, target)), raw_path(target) if format == "nifti" else None)
     if format != "nifti":
         with suppress(OSError):  # it holds something else
             target.rmdir()
@@ -176,7 +176,7 @@ def _check_space(kind: Format, target: Path, grid: Volume, done: set[int]) -> No
         )
 
 
-def _remove_run(journal: Journal, raw: Path | None) -> None:
+def _remove_run(journal: SliceJournal, raw: Path | None) -> None:
     """Delete what an earlier run wrote, unless it was changed since.
 
     Raises:
