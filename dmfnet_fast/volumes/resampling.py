@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import permutations
+from itertools import permutations, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,8 @@ from dmfnet_fast.volumes.volume import Affine, Volume
 
 # Gaussians end this many standard deviations from their center, as SciPy's do.
 _TRUNCATE = 4.0
+# Threads; more would take more memory for slices in progress than they save time.
+_WORKERS = min(4, os.cpu_count() or 1)
 # How many values are averaged at once: what fits a processor's cache.
 _BLOCK = 2**16
 
@@ -39,49 +43,62 @@ def resampled_slices(
         (rows, columns[, 3]) float32, and (rows, columns), which is true where the volume reaches: up to half a voxel
         beyond its outermost centers, where the values there are repeated. Elsewhere lies `background`.
     """
-    return _sampled(volume.values, _onto(volume, affine, transform), shape, background(volume))
+    sample = _sampler(volume.values, _onto(volume, affine, transform), shape, background(volume))
+    return map(sample, range(shape[0]))
 
 
 def _onto(volume: Volume, affine: Affine, transform: Affine | None) -> Affine:
     """Takes indices of another grid to those of a volume."""
-    return np.asarray(np.linalg.inv(volume.affine) @ (np.eye(4) if transform is None else transform) @ affine)
+    onto = np.linalg.inv(volume.affine) @ (np.eye(4) if transform is None else transform) @ affine
+    # Indices that should be whole are, in spite of rounding in the affines: same grids stay the same, bit for bit.
+    near = np.rint(onto)
+    return np.where((np.abs(onto - near) < 1e-9).all(axis=1, keepdims=True), near, onto)
 
 
-def _sampled(
+def _sampler(
     values: NDArray[np.generic], onto: Affine, shape: tuple[int, int, int], fill: float
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-    """`resampled_slices` of `values`."""
+) -> Callable[[int], tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    """Gives one of the slices that `resampled_slices` yields."""
     rows = np.arange(shape[1], dtype=np.float64)[:, None]
     columns = np.arange(shape[2], dtype=np.float64)[None]
-    for number in range(shape[0]):
-        at = [
-            onto[axis, 1] * rows + onto[axis, 2] * columns + onto[axis, 0] * number + onto[axis, 3] for axis in range(3)
-        ]
+
+    def sample(number: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        at = []
         inside = np.ones((shape[1], shape[2]), bool)
-        for axis, size in enumerate(values.shape[:3]):
-            inside &= (at[axis] >= -0.5 - 1e-6) & (at[axis] <= size - 0.5 + 1e-6)
+        for size, (step, along_rows, along_columns, start) in zip(values.shape, onto[:3], strict=False):
+            index = (start + step * number + along_rows * rows) + along_columns * columns
+            corners = index[[0, 0, -1, -1], [0, -1, 0, -1]]  # where the least and the greatest are
+            low, high = corners.min(), corners.max()
+            if low < -0.5 - 1e-6 or high > size - 0.5 + 1e-6:
+                inside &= (index >= -0.5 - 1e-6) & (index <= size - 0.5 + 1e-6)
+            if low < 0 or high > size - 1:
+                index.clip(0, size - 1, out=index)
+            at.append(index)
         image = _interpolated(values, at)
         image[~inside] = fill
-        yield image, inside
+        return image, inside
+
+    return sample
 
 
 def _interpolated(values: NDArray[np.generic], at: list[NDArray[np.float64]]) -> NDArray[np.float32]:
-    """`values` at the fractional indices `at` (slice, row, column), clamped to the border."""
+    """`values` at the fractional indices `at` (slice, row, column), which lie within them."""
     color = values.ndim == 4
     flat = values.reshape(-1, 3) if color else values.reshape(-1)
     base = np.zeros(at[0].shape, np.intp)
-    steps, parts = [], []
+    steps, parts, rests = [], [], []
     for axis, (index, size) in enumerate(zip(at, values.shape[:3], strict=True)):
-        index = np.clip(index, 0, size - 1)
-        # Indices that should be whole are, in spite of rounding in the affines: same grids stay the same, bit for bit.
-        near = np.rint(index)
-        index = np.where(np.abs(index - near) < 1e-6, near, index)
-        floor = np.minimum(index.astype(np.intp), max(size - 2, 0))
+        floor = index.astype(np.intp)
+        if size > 1:
+            np.minimum(floor, size - 2, out=floor)
         stride = int(np.prod(values.shape[axis + 1 : 3]))
-        base += floor * stride
-        steps.append(stride if size > 1 else 0)
         part = (index - floor).astype(np.float32)
+        floor *= stride
+        base += floor
+        steps.append(stride if size > 1 else 0)
         parts.append(part[..., None] if color else part)
+        rests.append(1 - parts[axis])
+    whole = [not part.any() for part in parts]
 
     def between(start: NDArray[np.intp], axis: int) -> NDArray[np.float32]:
         """The values at `start`, interpolated along this axis and those after it."""
@@ -89,12 +106,12 @@ def _interpolated(values: NDArray[np.generic], at: list[NDArray[np.float64]]) ->
             # Indices are within bounds: "clip" skips the check.
             return flat.take(start, axis=0, mode="clip").astype(np.float32, copy=False)
         low = between(start, axis + 1)
-        if not parts[axis].any():
+        if whole[axis]:
             return low
         high = between(start + steps[axis], axis + 1)
         # Weighted so that both ends are exact.
         high *= parts[axis]
-        low *= 1 - parts[axis]
+        low *= rests[axis]
         low += high
         return low
 
@@ -134,7 +151,7 @@ def _half_gaussian(width: float) -> NDArray[np.float32]:
     return np.asarray(half / (2 * half.sum() - half[0]), np.float32)
 
 
-def _averaged(values: NDArray[np.generic], widths: list[float]) -> NDArray[np.generic]:
+def _averaged(values: NDArray[np.generic], widths: list[float], pool: ThreadPoolExecutor) -> NDArray[np.generic]:
     """Values averaged by a Gaussian along each axis; what lies at the border is repeated beyond it.
 
     Returns:
@@ -150,9 +167,13 @@ def _averaged(values: NDArray[np.generic], widths: list[float]) -> NDArray[np.ge
             lines = result.reshape(int(np.prod(result.shape[:axis])), size, -1)
             many = max(1, _BLOCK // size)
             across = min(many, lines.shape[2])
-            for first in range(0, lines.shape[0], many // across):
-                for start in range(0, lines.shape[2], across):
-                    _average_lines(lines[first : first + many // across, :, start : start + across], kernel)
+            blocks = [
+                lines[first : first + many // across, :, start : start + across]
+                for first in range(0, lines.shape[0], many // across)
+                for start in range(0, lines.shape[2], across)
+            ]
+            for _ in pool.map(_average_lines, blocks, repeat(kernel)):
+                pass
     return result
 
 
@@ -184,9 +205,15 @@ def resample(
     values = np.empty((*shape, *volume.values.shape[3:]), volume.values.dtype)
     inside = np.empty(shape, bool)
     onto = _onto(volume, affine, transform)
-    averaged = _averaged(volume.values, _widths(volume, onto))
-    for number, (image, reached) in enumerate(_sampled(averaged, onto, shape, background(volume))):
+    fill = background(volume)
+
+    def put(number: int) -> None:
+        image, inside[number] = sample(number)
         values[number] = np.rint(image) if volume.color else image
-        inside[number] = reached
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        sample = _sampler(_averaged(volume.values, _widths(volume, onto), pool), onto, shape, fill)
+        for _ in pool.map(put, range(shape[0])):
+            pass
     statistics = None if volume.color else value_statistics(volume)
     return replace(volume, values=values, affine=affine, statistics=statistics), inside

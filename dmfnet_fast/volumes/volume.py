@@ -95,7 +95,7 @@ class ValueStatistics:
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A stack of parallel, evenly spaced slices.
+    """A stack of parallel, evenly spaced slices; neither it nor its values are to be changed, as others hold them too.
 
     Attributes:
         values: (slices, rows, columns) float32, or (slices, rows, columns, 3) uint8 for color.
