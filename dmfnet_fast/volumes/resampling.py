@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import permutations, repeat
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.volumes.measures import value_statistics
 from dmfnet_fast.volumes.volume import Affine, Volume
+
+# Along an axis: how far the next value is, and the weights of this one and the next; none where all indices are whole.
+Step: TypeAlias = tuple[int, tuple[NDArray[np.float32], NDArray[np.float32]] | None]
 
 # Gaussians end this many standard deviations from their center, as SciPy's do.
 _TRUNCATE = 4.0
@@ -85,37 +89,32 @@ def _interpolated(values: NDArray[np.generic], at: list[NDArray[np.float64]]) ->
     """`values` at the fractional indices `at` (slice, row, column), which lie within them."""
     color = values.ndim == 4
     flat = values.reshape(-1, 3) if color else values.reshape(-1)
-    base = np.zeros(at[0].shape, np.intp)
-    steps, parts, rests = [], [], []
+    start = np.zeros(at[0].shape, np.intp)
+    steps: list[Step] = []
     for axis, (index, size) in enumerate(zip(at, values.shape[:3], strict=True)):
-        floor = index.astype(np.intp)
-        if size > 1:
-            np.minimum(floor, size - 2, out=floor)
+        floor = np.minimum(index.astype(np.intp), max(size - 2, 0))
         stride = int(np.prod(values.shape[axis + 1 : 3]))
         part = (index - floor).astype(np.float32)
-        floor *= stride
-        base += floor
-        steps.append(stride if size > 1 else 0)
-        parts.append(part[..., None] if color else part)
-        rests.append(1 - parts[axis])
-    whole = [not part.any() for part in parts]
+        part = part[..., None] if color else part
+        start += floor * stride
+        steps.append((stride, (1 - part, part) if part.any() else None))
+    return _between(flat, start, steps)
 
-    def between(start: NDArray[np.intp], axis: int) -> NDArray[np.float32]:
-        """The values at `start`, interpolated along this axis and those after it."""
-        if axis == 3:
-            # Indices are within bounds: "clip" skips the check.
-            return flat.take(start, axis=0, mode="clip").astype(np.float32, copy=False)
-        low = between(start, axis + 1)
-        if whole[axis]:
-            return low
-        high = between(start + steps[axis], axis + 1)
+
+def _between(flat: NDArray[np.generic], start: NDArray[np.intp], steps: list[Step]) -> NDArray[np.float32]:
+    """The values at `start`, interpolated along the axes of `steps`."""
+    if not steps:
+        # Indices are within bounds: "clip" skips the check.
+        return flat.take(start, axis=0, mode="clip").astype(np.float32, copy=False)
+    (stride, weights), *others = steps
+    low = _between(flat, start, others)
+    if weights is not None:
+        high = _between(flat, start + stride, others)
         # Weighted so that both ends are exact.
-        high *= parts[axis]
-        low *= rests[axis]
+        low *= weights[0]
+        high *= weights[1]
         low += high
-        return low
-
-    return between(base, 0)
+    return low
 
 
 def _widths(volume: Volume, onto: Affine) -> list[float]:

@@ -48,7 +48,7 @@ class Shown:
         levels *= np.float32(255.0 / (high - low))
         np.rint(levels, out=levels)
         index = levels.clip(0, 255, out=levels).astype(np.uint8)
-        return index if self.palette is None else colormap(self.palette)[index]
+        return index if self.palette is None else colormap(self.palette).take(index, axis=0)
 
 
 def show(volume: Volume, limits: tuple[float, float] | None = None, palette: str | None = None) -> Shown:
