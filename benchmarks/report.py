@@ -1,7 +1,8 @@
-"""Condenses a benchmark run: `python -m benchmarks.report RUN.json` writes results, table and plot.
+"""Condenses a benchmark run: `python -m benchmarks.report RUN.json` writes results, tables and plot.
 
 Reads pytest-benchmark's JSON; writes `benchmarks/results/<version>-<machine>.json` and `.svg`, and the table between
-the two markers in docs/benchmarks.md. Ratios are of medians of one run.
+two markers in docs/benchmarks.md. Ratios are of medians of one run. Whole volumes have results and a table of their
+own, `<version>-volume.json`; a run of `benchmarks/test_volumes.py` alone renews only those.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+VOLUME, VOLUME_BEGIN, VOLUME_END = "volume ", "<!-- volume: begin -->", "<!-- volume: end -->"
 MATMUL_GIGAFLOP = 2 * MATRIX**3 / 1e9
 COMPARED_WITH = ("as published", "as trained")
 LIBRARIES = ("torch", "openvino", "onnxruntime", "numpy")
@@ -51,6 +53,8 @@ def condense(run: dict[str, Any]) -> dict[str, Any]:
     for benchmark in run["benchmarks"]:
         stats = {name: round(benchmark["stats"][name] * 1000, 3) for name in ("min", "median", "iqr")}
         stats = {f"{name}_ms": value for name, value in stats.items()} | {"rounds": benchmark["stats"]["rounds"]}
+        if benchmark["group"].startswith(VOLUME):
+            continue
         if "way" in benchmark["extra_info"]:
             rows.append(benchmark["extra_info"] | stats)
         else:
@@ -65,17 +69,35 @@ def condense(run: dict[str, Any]) -> dict[str, Any]:
     return {
         "version": __version__,
         "date": run["datetime"][:10],
-        "machine": {
-            "processor": processor(),
-            "features": features(),
-            "cores": os.cpu_count(),
-            "system": platform.system(),
-            "python": platform.python_version(),
-            **{name: version(name) for name in LIBRARIES},
-        },
+        "machine": _machine(),
         "fusions": rows,
         "others": other_rows,
     }
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "processor": processor(),
+        "features": features(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+    }
+
+
+def condense_volumes(run: dict[str, Any]) -> dict[str, Any] | None:
+    """Condenses what a run has of `benchmarks/test_volumes.py`; None if that is nothing."""
+    seconds: dict[str, dict[str, dict[str, float]]] = {}
+    for benchmark in run["benchmarks"]:
+        if benchmark["group"].startswith(VOLUME):
+            size = benchmark["group"].removeprefix(VOLUME)
+            step, network = re.fullmatch(r"test_(\w+)\[(.+)\]", benchmark["name"]).groups()  # type: ignore[union-attr]
+            seconds.setdefault(f"{network}, {size}", {})[step] = round(benchmark["stats"]["median"], 3)
+    if not seconds:
+        return None
+    machine = {**_machine(), "load": round(os.getloadavg()[0], 1)}
+    return {"version": __version__, "date": run["datetime"][:10], "machine": machine, "seconds": seconds}
 
 
 def _ms(value: float) -> str:
@@ -116,6 +138,23 @@ def table(results: dict[str, Any]) -> str:
     for row in results["others"]:
         label = re.sub(r"^test_|\[.*", "", row["name"]) + re.sub(r"^[^[]*\[?(.*?)\]?$", r" \1", row["name"])
         lines.append(f"| {row['group']} | {label.strip()} | {row['median_ms']:.3g} ({row['iqr_ms']:.2g}) |")
+    return "\n".join(lines)
+
+
+def volume_table(results: dict[str, Any]) -> str:
+    """Markdown: the machine, and a row for each network."""
+    machine = results["machine"]
+    lines = [
+        f"Version {results['version']}, {results['date']}: {machine['cores']} cores of an {machine['processor']} "
+        f"({', '.join(machine['features'])}), {machine['system']}, Python {machine['python']}, openvino "
+        f"{machine['openvino']}, numpy {machine['numpy']}; medians of one run, at a load of {machine['load']}.",
+        "",
+        "| network, volume | network alone | files to files | ratio |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, seconds in results["seconds"].items():
+        alone, whole = seconds["network_alone"], seconds["files_to_files"]
+        lines.append(f"| {name} | {alone:.1f} s | {whole:.1f} s | {whole / alone:.2f} |")
     return "\n".join(lines)
 
 
@@ -163,19 +202,32 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def _put(content: str, begin: str, end: str) -> None:
+    """Put content between two markers of the page."""
+    before, _, rest = PAGE.read_text().partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        sys.exit(f"{PAGE}: has no line {begin} with {end} after it")
+    PAGE.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}")
+
+
 def main() -> None:
     """Keep the run whose JSON is named on the command line."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        sys.exit(f"{PAGE}: has no line {BEGIN} with {END} after it")
-    results = condense(json.loads(Path(sys.argv[1]).read_text()))
+    run = json.loads(Path(sys.argv[1]).read_text())
+    volumes = condense_volumes(run)
+    if volumes is not None:
+        _put(volume_table(volumes), VOLUME_BEGIN, VOLUME_END)
+        (RESULTS / f"{__version__}-volume.json").write_text(json.dumps(volumes, indent=1) + "\n")
+        print(f"benchmarks/results/{__version__}-volume.json and docs/benchmarks.md")
+    results = condense(run)
+    if not results["fusions"]:
+        return
     machine = re.sub(r"[^a-z0-9]+", "-", f"{results['machine']['processor']} {os.cpu_count()} cores".lower())
     stem = f"{__version__}-{machine}"
+    image = f"![Times as fast as the published network](../benchmarks/results/{stem}.svg)"
+    _put(f"{image}\n\n{table(results)}\n\n{floors(results)}", BEGIN, END)
     (RESULTS / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
     plot(results, RESULTS / f"{stem}.svg")
-    image = f"![Times as fast as the published network](../benchmarks/results/{stem}.svg)"
-    PAGE.write_text(f"{before}{BEGIN}\n\n{image}\n\n{table(results)}\n\n{floors(results)}\n\n{END}{after}")
     print(f"benchmarks/results/{stem}.json, .svg and docs/benchmarks.md")
 
 

@@ -27,7 +27,7 @@ from dmfnet_fast.commands.fuse_options import (
 from dmfnet_fast.commands.fuse_table import fuse_table
 from dmfnet_fast.commands.fuse_volumes import fuse_volumes
 from dmfnet_fast.commands.fuse_worker import TableRequest
-from dmfnet_fast.commands.journal import Job, Journal
+from dmfnet_fast.commands.journal import Job, PairJournal
 from dmfnet_fast.commands.shared import FAILED, command, progress
 from dmfnet_fast.engines import DEFAULT
 from dmfnet_fast.engines.kinds import default_devices, files_and_libraries
@@ -113,7 +113,7 @@ def _work(
     fuser: Fuser,
     range_a: Range | None,
     range_b: Range | None,
-    journal: Journal | None,
+    journal: PairJournal | None,
 ) -> None:
     """Fuse the pending jobs, several at a time, and advance `shown`, which iterates over all jobs, as they finish."""
 
@@ -344,7 +344,7 @@ def _run(request: Request) -> tuple[dict[str, Any], int]:
         make_folder(output / MONTAGES if with_montage else output)
         ranges = {"range_a": request.range_a, "range_b": request.range_b}
         settings = {"version": __version__, **fuser.info, "seed": request.engine.seed, **request.engine.rules, **ranges}
-        journal = Journal(output, settings)
+        journal = PairJournal(output, settings)
         for job in jobs:
             if job.status == "pending":
                 journal.check(job, request.overwrite)

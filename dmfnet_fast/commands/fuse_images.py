@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from dmfnet_fast.commands.journal import Job, Journal
+from dmfnet_fast.commands.journal import Job, PairJournal
 from dmfnet_fast.errors import DMFNetError
 from dmfnet_fast.fuser import Fuser, Range, Source
 from dmfnet_fast.images.color import range_of
@@ -18,7 +18,7 @@ WORKERS = 3  # one decodes, one computes (calls to the engine are serialized), o
 
 
 def fuse_images(
-    job: Job, fuser: Fuser, range_a: Range | None, range_b: Range | None, journal: Journal | None = None
+    job: Job, fuser: Fuser, range_a: Range | None, range_b: Range | None, journal: PairJournal | None = None
 ) -> None:
     """Fuse two files and write the results, which are recorded before they are put in place.
 

@@ -29,7 +29,15 @@ from dmfnet_fast.volumes.messages import Message, anonymous
 from dmfnet_fast.volumes.nifti import SUFFIXES, is_nifti
 from dmfnet_fast.volumes.page import to_html
 from dmfnet_fast.volumes.report import COMMAND, MARK, Fusion, to_dict, to_json
-from dmfnet_fast.volumes.writing import Format, Provenance, VolumeWriter, holds_result, open_writer, remove_result
+from dmfnet_fast.volumes.writing import (
+    Format,
+    Provenance,
+    VolumeWriter,
+    check_output,
+    holds_result,
+    open_writer,
+    remove_result,
+)
 
 FORMATS: tuple[Format, ...] = ("dicom", "nifti", "png")
 Show: TypeAlias = Callable[[Iterable[Any], str, int | None], AbstractContextManager[Iterable[Any]]]
@@ -58,11 +66,16 @@ class VolumeRequest:
     overwrite: bool
 
     @property
+    def grid_path(self) -> Path:
+        """The file or folder of the volume whose grid the result has."""
+        return self.a if self.grid == "a" else self.b
+
+    @property
     def format(self) -> Format:
         """As stated, else by the output's name, else as the volume whose grid the result has."""
         if self.stated_format is not None:
             return self.stated_format
-        named = self.output if is_nifti(self.output) else self.a if self.grid == "a" else self.b
+        named = self.output if is_nifti(self.output) else self.grid_path
         return "nifti" if is_nifti(named) else "dicom"
 
 
@@ -141,6 +154,7 @@ def fuse_volumes(request: VolumeRequest, fuser: Fuser | None = None, shown: Show
         if stated is not None:
             check_range(stated, name)
     place, steps = Place.of(request.output, request.format), _Steps(shown)
+    check_output(request.format, place.volume, request.grid_path, (request.a, request.b), request.label)
     place.check()
     others = _results_in_other_formats(request)
     with request.engine.open() if fuser is None else nullcontext(fuser) as fuser:

@@ -21,7 +21,7 @@ from dmfnet_fast.commands.fuse_options import (
     volume_request,
 )
 from dmfnet_fast.commands.fuse_volumes import fuse_volumes
-from dmfnet_fast.commands.journal import Job, Journal
+from dmfnet_fast.commands.journal import Job, PairJournal
 from dmfnet_fast.errors import ImageError
 from dmfnet_fast.images.io import check_suffix
 
@@ -74,7 +74,7 @@ class Worker:
 
     Args:
         request: what to fuse, and how.
-        part: the worker's part of the journal; see `Journal`.
+        part: the worker's part of the journal; see `PairJournal`.
         run: an identity of the run, by which a worker that takes the place of one that ended knows what ended it; ""
             where no other takes its place.
 
@@ -88,7 +88,7 @@ class Worker:
         options = {name: value for name, value in request.given.items() if name not in ("overwrite", "as_json")}
         engine = {"seed": request.engine.seed, **request.engine.rules}
         settings = {"version": __version__, **self._fuser.info, **engine, **options}
-        self._journal = Journal(request.output, settings, part)
+        self._journal = PairJournal(request.output, settings, part)
         # Of volumes, one is in memory at a time.
         self._one_volume = threading.Lock()
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dmfnet_fast.artifacts.json_lines import JsonLines
 from dmfnet_fast.artifacts.manifest import file_sha256
-from dmfnet_fast.errors import OutputError
 
 JOURNAL = ".dmfnet-fuse.jsonl"
 
@@ -51,8 +50,8 @@ def _hash(path: Path) -> str:
     return content.hexdigest()
 
 
-class Journal:
-    """A record of the inputs and settings of every result in a folder, one line of JSON per result.
+class PairJournal:
+    """What every result in a folder was made from, one line of JSON per pair: its inputs and settings.
 
     Inputs and results are identified by hashes of their contents: a result is kept only if the same command would
     reproduce it, and a file that this command did not make is never replaced unless the user asks for it.
@@ -69,14 +68,13 @@ class Journal:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], part: str = "") -> None:
         first = Path(JOURNAL)
-        self._path = folder / (f"{first.stem}-{part}{first.suffix}" if part else JOURNAL)
-        self._lock = threading.Lock()
+        self._file = JsonLines(folder / (f"{first.stem}-{part}{first.suffix}" if part else JOURNAL))
         self._settings = json.loads(json.dumps(settings))
         self._made: dict[str, list[dict[str, Any]]] = {}
         self._open: Counter[tuple[str, str]] = Counter()
-        for path in sorted({self._path, folder / JOURNAL, *folder.glob(f"{first.stem}-*{first.suffix}")}):
-            for entry in _entries(path):
-                # A line of something else, or of an interrupted run.
+        for path in sorted({self._file.path, folder / JOURNAL, *folder.glob(f"{first.stem}-*{first.suffix}")}):
+            for entry in JsonLines(path).read():
+                # A line of something else.
                 with suppress(KeyError, TypeError):
                     if "run" in entry:
                         self._open[entry["run"], entry["pair"]] += 1 if entry["event"] == "begun" else -1
@@ -125,7 +123,7 @@ class Journal:
         Raises:
             OutputError: the journal cannot be written.
         """
-        self._append(self._entry(job, job.results if results is None else results, more or {}))
+        self._file.append(self._entry(job, job.results if results is None else results, more or {}))
 
     def mark(self, event: Literal["begun", "ended"], name: str, run: str) -> None:
         """Record that work on a pair is begun, or has ended in one way or another.
@@ -135,35 +133,8 @@ class Journal:
             name: of the pair.
             run: an identity of the run.
         """
-        self._append({"event": event, "pair": name, "run": run})
+        self._file.append({"event": event, "pair": name, "run": run})
 
     def lost(self, name: str, run: str) -> int:
         """How often a process of a run ended with a pair, which was begun and has not ended, before this was opened."""
         return self._open[run, name]
-
-    def _append(self, entry: Mapping[str, Any]) -> None:
-        # A line that a full disk cut off must not spoil the next.
-        line = f"\n{json.dumps(entry)}\n"
-        try:
-            with self._lock, self._path.open("a", encoding="utf-8") as file:
-                file.write(line)
-        except OSError as error:
-            raise OutputError(f"{self._path}: cannot be written: {error.strerror or error}") from error
-
-
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a journal; none if it does not exist."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        with path.open("a"):
-            pass
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read and written: {error.strerror or error}") from error
-    for line in lines:
-        # The last line of an interrupted run may be incomplete.
-        with suppress(ValueError):
-            entry = json.loads(line)
-            if isinstance(entry, dict):
-                yield entry

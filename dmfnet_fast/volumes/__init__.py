@@ -9,7 +9,7 @@ from dmfnet_fast.volumes.drawing import draw_alignment
 from dmfnet_fast.volumes.reading import Listing, VolumeInfo, list_volumes, read_volume
 from dmfnet_fast.volumes.resampling import resample
 from dmfnet_fast.volumes.showing import Shown, show
-from dmfnet_fast.volumes.volume import Instance, Link, Source, Volume
+from dmfnet_fast.volumes.volume import Instance, Link, Source, ValueStatistics, Volume
 
 __all__ = [
     "COLORMAPS",
@@ -22,6 +22,7 @@ __all__ = [
     "Listing",
     "Shown",
     "Source",
+    "ValueStatistics",
     "Volume",
     "VolumeInfo",
     "align",

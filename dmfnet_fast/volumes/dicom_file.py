@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from dmfnet_fast.errors import VolumeError, require
-from dmfnet_fast.volumes.elements import Elements, damage
+from dmfnet_fast.volumes.elements import Elements, damage, tags
 from dmfnet_fast.volumes.volume import LARGEST_FRAME, LARGEST_VOXELS, MOST_FRAMES
 
 _DEFLATED, _EXPLICIT = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1"
@@ -189,7 +189,7 @@ def read_file(path: Path) -> DicomFile:
     _check_kind(path)
     with open_stream(path) as stream:
         with damage(path, "is truncated or damaged"):
-            dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS))
+            dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=tags(_KEYWORDS))
             at = stream.tell()
         header = Elements(path, dataset)
         if header.get("DirectoryRecordSequence") is None:

@@ -9,13 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from dmfnet_fast.errors import VolumeError, require
-from dmfnet_fast.volumes.measures import foreground_threshold, luminance, sampled
+from dmfnet_fast.volumes.measures import value_statistics
 from dmfnet_fast.volumes.volume import Volume
 
 # Shows brain and bone in one image.
 CT_RANGE = (-100.0, 500.0)
-# Percentile of the head's values above which they are clipped.
-_TOP_PERCENTILE = 99.8
 TRACERS = ("PT", "NM")
 
 # PS3.6, Annex B: for each name, the file in which pydicom keeps the table.
@@ -33,7 +31,8 @@ def display_range(volume: Volume) -> tuple[float, float]:
 
     CT in HU: -100 to 500, in which brain and bone both show. PET and SPECT: 0 to the 99.8th percentile of what is
     brighter than the background, rounded up to a multiple of 0.5 for SUV. MRI and unknown modalities: the 1st
-    percentile of all values to the 99.8th of the head. Color: 0 to 255.
+    percentile of all values to the 99.8th of the head. Color: 0 to 255. A volume that was resampled keeps the range of
+    the values that were read.
 
     Raises:
         VolumeError: all values are equal.
@@ -42,13 +41,10 @@ def display_range(volume: Volume) -> tuple[float, float]:
         return 0.0, 255.0
     if volume.units == "HU":
         return CT_RANGE
-    values = sampled(luminance(volume))
-    head = values[values > foreground_threshold(volume)]
-    high = float(np.percentile(head, _TOP_PERCENTILE)) if len(head) else float(values.max())
+    statistics = value_statistics(volume)
+    low, high = statistics.low, statistics.high
     if volume.modality in TRACERS or volume.units == "SUV":
         low, high = 0.0, float(np.ceil(high * 2) / 2) if volume.units == "SUV" else high
-    else:
-        low = float(np.percentile(values, 1))
     if not high > low:
         raise VolumeError(f"{volume.source.path}: shows nothing: its values lie at {low:g}; check the file")
     return low, high

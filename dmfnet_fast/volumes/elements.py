@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from dmfnet_fast.errors import DMFNetError, VolumeError
+from dmfnet_fast.errors import DMFNetError, VolumeError, require
 
 
-@contextmanager
-def damage(path: Path, what: str) -> Iterator[None]:
-    """Turn any error of a DICOM or NIfTI library on a bad file into a `VolumeError`.
+class damage:
+    """In a `with`: turns any error of a DICOM or NIfTI library on a bad file into a `VolumeError`.
 
     The libraries raise nearly every built-in exception on damaged files. Their words are left out: they may quote
     the file, patient's name included.
     """
-    try:
-        yield
-    except (DMFNetError, MemoryError):
-        raise
-    except Exception as error:
-        raise VolumeError(f"{path}: {what}; copy or export it again ({type(error).__name__})") from error
+
+    # No generator: it is entered for each element of each file.
+    def __init__(self, path: Path, what: str) -> None:
+        self._path, self._what = path, what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, DMFNetError | MemoryError):
+            name = type(error).__name__
+            raise VolumeError(f"{self._path}: {self._what}; copy or export it again ({name})") from error
+
+
+@cache
+def _tag(keyword: str) -> Any:
+    """The tag of an element, as pydicom has it."""
+    return require("pydicom.tag", "dicom").Tag(keyword)
+
+
+def tags(keywords: Iterable[str]) -> list[Any]:
+    """The tags of elements, as pydicom has them."""
+    return list(map(_tag, keywords))
 
 
 class Elements:
@@ -32,22 +51,32 @@ class Elements:
     def __init__(self, path: Path, dataset: Any) -> None:
         self.path = path
         self.dataset = dataset
+        self._texts: dict[str, str] = {}
 
     def get(self, keyword: str) -> Any:
         """The element's value as pydicom has it, None where it is absent or empty."""
         with damage(self.path, f"{keyword} cannot be understood"):
-            value = self.dataset.get(keyword)
+            # By its tag: by their keywords, pydicom looks for absent elements several times as long.
+            element = self.dataset.get(_tag(keyword))
+            value = None if element is None else element.value
             return None if value is None or (hasattr(value, "__len__") and len(value) == 0) else value
 
     def text(self, keyword: str) -> str:
         """The value as a line of printable text, "" where it is absent; several values are joined by a backslash."""
+        if keyword not in self._texts:
+            self._texts[keyword] = self._text(keyword)
+        return self._texts[keyword]
+
+    def _text(self, keyword: str) -> str:
         value = self.get(keyword)
         if value is None:
             return ""
         with damage(self.path, f"{keyword} cannot be understood"):
             several = not isinstance(value, str | bytes) and hasattr(value, "__iter__")
             line = "\\".join(map(str, value)) if several else str(value)
-            return "".join(letter if letter.isprintable() else " " for letter in line).strip()
+            if not line.isprintable():
+                line = "".join(letter if letter.isprintable() else " " for letter in line)
+            return line.strip()
 
     def uid(self, keyword: str) -> str:
         """A unique identifier: digits and dots alone, so that it can be quoted.

@@ -6,8 +6,6 @@ Means and cuts show whether slices pump, that is, differ in brightness from thei
 from __future__ import annotations
 
 import base64
-import json
-import threading
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmfnet_fast.errors import OutputError
+from dmfnet_fast.artifacts.json_lines import JsonLines
 from dmfnet_fast.images.color import luminance
 from dmfnet_fast.volumes.fusing import Image
 from dmfnet_fast.volumes.measures import extent, foreground
@@ -67,31 +65,15 @@ class Looks:
         self.whole: dict[int, tuple[Image, Image, Image]] = {}
         self.along_row = np.zeros((slices, columns, 3), np.uint8)
         self.along_column = np.zeros((slices, rows, 3), np.uint8)
-        self._path, self._lock = path, threading.Lock()
-        lines = self._lines()
-        start = json.dumps({"run": run})
-        if lines[:1] != [start]:
-            lines = []
-            self._write("w", start)
-        for line in lines[1:]:
-            # The last line of an interrupted run may be incomplete.
+        self._file = JsonLines(path)
+        start = {"run": run}
+        entries = self._file.read()
+        if entries[:1] != [start]:
+            entries = [start]
+            self._file.restart(start)
+        for entry in entries[1:]:
             with suppress(ValueError, KeyError, TypeError, IndexError, zlib.error):
-                self._restore(json.loads(line))
-
-    def _lines(self) -> list[str]:
-        try:
-            return self._path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise OutputError(f"{self._path}: cannot be read: {error.strerror or error}") from error
-
-    def _write(self, mode: str, line: str) -> None:
-        try:
-            with self._lock, self._path.open(mode, encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise OutputError(f"{self._path}: cannot be written: {error.strerror or error}") from error
+                self._restore(entry)
 
     def _restore(self, entry: dict[str, Any]) -> None:
         number = int(entry["slice"])
@@ -116,7 +98,7 @@ class Looks:
         row, column = fused[self.places.row], fused[:, self.places.column]
         means = [round(float(luminance(image).mean()), 4) for image in (a, b, fused)]
         cuts = base64.b64encode(zlib.compress(np.concatenate([row, column]).tobytes(), 1)).decode()
-        self._write("a", json.dumps({"slice": number, "means": means, "cuts": cuts}))
+        self._file.append({"slice": number, "means": means, "cuts": cuts})
         self.along_row[number], self.along_column[number] = row, column
         self.means[number] = means
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.images.color import LUMINANCE
-from dmfnet_fast.volumes.volume import Volume
+from dmfnet_fast.volumes.volume import ValueStatistics, Volume
 
 _BINS = 64
 _SAMPLES = 2_000_000
 # Above air and below skin, in HU.
 _CT_FOREGROUND = -300.0
+# Percentiles of all values, of those of the head, and of those that are not 0.
+_LOW, _HIGH, _DARK = 1, 99.8, 5
 
 
 def luma(colors: NDArray[Any]) -> NDArray[np.float32]:
@@ -38,6 +42,23 @@ def sampled(values: NDArray[Kind], count: int = _SAMPLES) -> NDArray[Kind]:
     return flat[:: max(1, len(flat) // count)]
 
 
+Measure = TypeVar("Measure")
+
+
+def _once(measure: Callable[[Volume], Measure]) -> Callable[[Volume], Measure]:
+    """Take a measure of a volume once, and remember it as long as there is the volume, which is not to be changed."""
+    known: WeakKeyDictionary[Volume, Measure] = WeakKeyDictionary()
+
+    @wraps(measure)
+    def of(volume: Volume) -> Measure:
+        if volume not in known:
+            known[volume] = measure(volume)
+        return known[volume]
+
+    return of
+
+
+@_once
 def foreground_threshold(volume: Volume) -> float:
     """The value that separates the head from the air: -300 HU for CT, else Otsu's, of which half is taken where the
     foreground varies much, as it does in MRI and PET."""
@@ -56,6 +77,20 @@ def foreground_threshold(volume: Volume) -> float:
         between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
     otsu = float(centers[int(np.nan_to_num(between).argmax())])
     return float(low + (otsu - low) / 2)
+
+
+@_once
+def value_statistics(volume: Volume) -> ValueStatistics:
+    """What decides how a gray volume is shown; of one that was resampled, as it was before."""
+    if volume.statistics is not None:
+        return volume.statistics
+    values = sampled(luminance(volume))
+    head, marked = values[values > foreground_threshold(volume)], values[values != 0]
+    return ValueStatistics(
+        low=float(np.percentile(values, _LOW)),
+        high=float(np.percentile(head, _HIGH)) if len(head) else float(values.max()),
+        dark=float(np.percentile(marked, _DARK)) if len(marked) else 0.0,
+    )
 
 
 def foreground(volume: Volume) -> NDArray[np.bool_]:
@@ -81,13 +116,18 @@ def mutual_information(
     one, other = sampled(a)[chosen], sampled(b)[chosen]
     if len(one) == 0:
         return 0.0
-    joint, _, _ = np.histogram2d(_clipped(one), _clipped(other), bins=_BINS)
-    joint /= joint.sum()
+    pairs = _binned(one) * _BINS + _binned(other)
+    joint = np.bincount(pairs, minlength=_BINS**2).reshape(_BINS, _BINS) / len(pairs)
     independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
     present = joint > 0
     return float((joint[present] * np.log2(joint[present] / independent[present])).sum())
 
 
-def _clipped(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _binned(values: NDArray[np.float32]) -> NDArray[np.intp]:
+    """In which of 64 bins between the 0.1th and the 99.9th percentile each value lies; outliers are in the outer ones.
+
+    Several times as fast as numpy's histograms, which search for each value among the bins' edges.
+    """
     low, high = np.percentile(values, (0.1, 99.9))
-    return values.clip(low, high)
+    scaled = (values - np.float32(low)) * np.float32(_BINS / max(high - low, 1e-12))
+    return scaled.clip(0, _BINS - 1).astype(np.intp)

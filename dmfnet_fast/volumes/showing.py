@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dmfnet_fast.errors import VolumeError, warn
 from dmfnet_fast.images.color import check_range
 from dmfnet_fast.volumes.display import DEFAULT_COLORMAP, TRACERS, colormap, display_range
-from dmfnet_fast.volumes.measures import sampled
+from dmfnet_fast.volumes.measures import value_statistics
 from dmfnet_fast.volumes.volume import Volume
 
 GRAY = "gray"
@@ -48,7 +48,7 @@ class Shown:
         levels *= np.float32(255.0 / (high - low))
         np.rint(levels, out=levels)
         index = levels.clip(0, 255, out=levels).astype(np.uint8)
-        return index if self.palette is None else colormap(self.palette)[index]
+        return index if self.palette is None else colormap(self.palette).take(index, axis=0)
 
 
 def show(volume: Volume, limits: tuple[float, float] | None = None, palette: str | None = None) -> Shown:
@@ -89,9 +89,7 @@ def _check_contrast(volume: Volume, high: float) -> None:
     """Raise a VolumeError if a PET or SPECT, shown from 0, is bright everywhere, as with a damaged intercept."""
     if not is_tracer(volume):
         return
-    values = sampled(volume.values)
-    values = values[values != 0]
-    low = float(np.percentile(values, 5))
+    low = value_statistics(volume).dark
     if low > high / 2:
         raise VolumeError(
             f"{volume.source.path}: would be bright everywhere: its values lie between {low:.4g} and {high:.4g}, far "

@@ -80,9 +80,24 @@ class Link:
         return "Link(...)"
 
 
+@dataclass(frozen=True)
+class ValueStatistics:
+    """What of a gray volume's values decides how they are shown.
+
+    Attributes:
+        low: 1st percentile of all values.
+        high: 99.8th percentile of those that are brighter than the background.
+        dark: 5th percentile of those that are not 0.
+    """
+
+    low: float
+    high: float
+    dark: float
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A stack of parallel, evenly spaced slices.
+    """A stack of parallel, evenly spaced slices; neither it nor its values are to be changed, as others hold them too.
 
     Attributes:
         values: (slices, rows, columns) float32, or (slices, rows, columns, 3) uint8 for color.
@@ -93,6 +108,8 @@ class Volume:
         frame_of_reference: Frame of Reference UID, None where there is none.
         source: where the volume came from.
         link: what a DICOM writer needs; None for NIfTI and for computed volumes.
+        statistics: of a resampled volume, those of its values before, so that it is shown as it would be on its own
+            grid; None where they are those of `values`, and for color. Whoever replaces the values drops them.
     """
 
     values: NDArray[Any]
@@ -102,6 +119,7 @@ class Volume:
     frame_of_reference: str | None
     source: Source
     link: Link | None = field(default=None, repr=False)
+    statistics: ValueStatistics | None = None
 
     def __post_init__(self) -> None:
         color = self.values.ndim == 4

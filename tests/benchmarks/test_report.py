@@ -24,6 +24,11 @@ def matmul(precision: str, seconds: float) -> dict[str, Any]:
     return {"name": f"test_matmul[{precision}]", "group": "rate", "stats": stats, "extra_info": {}}
 
 
+def volume(step: str, seconds: float) -> dict[str, Any]:
+    stats = {"min": seconds, "median": seconds, "iqr": 0.0, "rounds": 2}
+    return {"name": f"test_{step}[tiny]", "group": "volume 9x8x7", "stats": stats, "extra_info": {}}
+
+
 @pytest.fixture
 def run() -> dict[str, Any]:
     rows = [
@@ -69,8 +74,30 @@ def test_page(run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert page.read_text() == "no markers"
 
 
+def test_volumes(run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have a table of their own, with or without a run of all else."""
+    page = tmp_path / "benchmarks.md"
+    monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "run.json")])
+    rows = [volume("network_alone", 2.0), volume("files_to_files", 5.0)]
+    none: list[dict[str, Any]] = []
+    for others in (none, run["benchmarks"]):
+        page.write_text(f"{report.BEGIN}\nold\n{report.END}\n{report.VOLUME_BEGIN}\nold\n{report.VOLUME_END}\n")
+        (tmp_path / "run.json").write_text(json.dumps({**run, "benchmarks": [*others, *rows]}))
+        report.main()
+        text = page.read_text()
+        assert "| tiny, 9x8x7 | 2.0 s | 5.0 s | 2.50 |" in text
+        assert "files_to_files" not in text
+        assert text.count("old") == (0 if others else 1)
+    assert "somebodys" not in "".join(path.read_text() for path in tmp_path.glob("*-volume.json"))
+
+
 def test_page_shows_committed_results() -> None:
     text = report.PAGE.read_text(encoding="utf-8")
     (stem,) = re.findall(r"\(\.\./benchmarks/results/(\S+)\.svg\)\n\nVersion ", text)
     results = json.loads((report.RESULTS / f"{stem}.json").read_text())
     assert f"{report.table(results)}\n\n{report.floors(results)}\n\n{report.END}" in text
+    (path,) = report.RESULTS.glob("*-volume.json")
+    table = report.volume_table(json.loads(path.read_text()))
+    assert f"{report.VOLUME_BEGIN}\n\n{table}\n\n{report.VOLUME_END}" in text

@@ -142,7 +142,7 @@ def test_report(pet: Path) -> None:
     assert found["sources"]["a"]["modality"] == "MR"
     assert found["sources"]["b"]["units"] == "SUV"
     assert found["sources"]["b"]["files"] == 16
-    assert found["display"]["b"] == {"range": [0.0, 7.0], "units": "SUV", "colormap": "hot-iron"}
+    assert found["display"]["b"] == {"range": [0.0, 7.5], "units": "SUV", "colormap": "hot-iron"}
     assert found["display"]["a"]["colormap"] is None
     assert found["grid"]["shape"] == [10, 48, 48]
     assert found["alignment"]["registered"] is False
@@ -235,8 +235,25 @@ def test_dicom_as_nifti_and_mixed_kinds(fuse: Fuse, inputs: Path, tmp_path: Path
     mixed = fuse(inputs / "MR", inputs / "CT.nii.gz", "-o", tmp_path / "mixed", "--modality-b", "CT")
     assert mixed.exit_code == 0
     assert len(pixels(tmp_path / "mixed")) == 10, "as the volume whose grid it has"
-    named = fuse(inputs / "MR.nii.gz", inputs / "CT", "-o", tmp_path / "y", "--format", "dicom")
-    refused(named, "is not DICOM, so it names no patient")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("MR.nii.gz", "CT", "--format", "dicom"), "MR.nii.gz: is not DICOM, so it names no patient and no study"),
+        (("MR", "PT.nii", "--format", "dicom", "--grid", "b"), "PT.nii: is not DICOM, so it names no patient"),
+        (("MR.nii.gz", "PT.nii", "--label", "x"), "label 'x': is drawn only into DICOM"),
+        (("MR", "CT", "-o", "out.nii", "--format", "dicom"), "out.nii: is a name for NIfTI"),
+        (("MR", "CT", "-o", "CT/out"), "lies in the input folder CT"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_reading(
+    fuse: Fuse, inputs: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(inputs)
+    monkeypatch.setattr("dmfnet_fast.commands.fuse_volumes.read_volume", lambda *_, **__: pytest.fail("was read"))
+    refused(fuse(*arguments, *(() if "-o" in arguments else ("-o", "out"))), message)
+    assert not Path("out").exists()
 
 
 def test_one_file_and_dicomdir_are_volumes(fuse: Fuse, inputs: Path, tmp_path: Path) -> None:
@@ -390,7 +407,6 @@ def test_one_format_in_a_folder(fuse: Fuse, inputs: Path, tmp_path: Path) -> Non
         (("MR", "pngs", "-o", "out"), "MR is a volume (DICOM or NIfTI), and pngs is not"),
         (("pngs/1.png", "MR.nii.gz", "-o", "out"), "MR.nii.gz is a volume (DICOM or NIfTI), and pngs/1.png is not"),
         (("MR", "missing", "-o", "out"), "missing: no such file or folder"),
-        (("MR", "PT", "-o", "MR/out"), "lies in the input folder MR"),
         (("MR", "PT", "-o", "MR"), "lies in the input folder MR"),
         (("MR", "PT", "-o", "notes.txt"), "notes.txt"),
         (("MR", "PT", "-o", "x.dcm"), "x.dcm: names a file; volumes are fused into a folder, or into one .nii.gz"),
@@ -399,7 +415,6 @@ def test_one_format_in_a_folder(fuse: Fuse, inputs: Path, tmp_path: Path) -> Non
         (("MR", "PT", "-o", "out", "--range-b", "5", "5"), "--range-b: range (5, 5) must be two finite numbers"),
         (("MR", "PT", "-o", "out", "--modality-b", "CT"), "PT: is PT, not CT"),
         (("MR", "PT", "-o", "out", "--series-b", "1.2"), "PT: holds no series 1.2"),
-        (("MR.nii.gz", "PT.nii", "-o", "out", "--label", "x"), "is drawn only into DICOM"),
         (("MR", "PT", "-o", "taken"), "taken/report.json: already exists and was not made by this command"),
         (("text", "text", "-o", "out"), "hold no images"),
         (("nifti", "PT", "-o", "out"), "nifti: is a folder with NIfTI files; give one of them by its name"),

@@ -12,6 +12,8 @@ import pytest
 from dmfnet_fast.errors import VolumeError
 from dmfnet_fast.volumes.display import COLORMAPS, CT_RANGE, colorized, colormap, display_range, legend
 from dmfnet_fast.volumes.phantom import HeadVolumes
+from dmfnet_fast.volumes.resampling import resample
+from dmfnet_fast.volumes.showing import show
 
 
 def test_ranges(head: HeadVolumes) -> None:
@@ -25,6 +27,15 @@ def test_ranges(head: HeadVolumes) -> None:
     low, high = display_range(head.spect)
     assert low == 0
     assert 600 < high < 900
+
+
+def test_range_does_not_depend_on_the_grid(head: HeadVolumes) -> None:
+    """A volume that is resampled, for whatever part of it the other grid covers, is shown as it would be alone."""
+    shape = head.pet.shape[0] // 3, 20, 24
+    for volume in (head.pet, head.mr, replace(head.mr, modality="NM")):
+        resampled, _ = resample(volume, head.pet.affine, shape)
+        assert show(resampled).limits == show(volume).limits == display_range(volume)
+        assert display_range(replace(resampled, statistics=None)) != display_range(volume)
 
 
 def test_range_in_suv_is_round(head: HeadVolumes) -> None:

@@ -58,6 +58,20 @@ def test_standard(names: tuple[str, str], written: Path, tmp_path: Path) -> None
         assert errors_of(path) == []
 
 
+@pytest.mark.parametrize("names", [("MR", "PT"), ("EMR", "NM")])
+def test_files_are_those_that_pydicom_writes(names: tuple[str, str], written: Path, tmp_path: Path) -> None:
+    """Headers are put together from elements and sequences that were encoded once."""
+    a, b = read(written, *names)
+    assert b.link is not None
+    for place, study in (("same", b.link.study), ("other", "1.2.3")):
+        other = replace(b, link=replace(b.link, study=study))
+        for path in write_all("dicom", tmp_path / place, (a, other))[:3]:
+            data = pydicom.dcmread(path)
+            assert len(list(data.iterall())) > 60, "all are decoded, to be encoded anew"
+            data.save_as(tmp_path / "again.dcm", enforce_file_format=True)
+            assert (tmp_path / "again.dcm").read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize("part", ["HEAD", ""])
 def test_standard_with_damaged_sources(part: str, copied: Copier, tmp_path: Path) -> None:
     """What a source says of its patient against the standard is left out, unless it identifies."""

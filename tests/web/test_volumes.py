@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,10 @@ from dmfnet_fast import Fuser
 from dmfnet_fast.errors import DMFNetWarning
 from dmfnet_fast.images.io import write_image
 from dmfnet_fast.phantom import make_phantom
-from dmfnet_fast.volumes import Volume, align, read_volume, show
+from dmfnet_fast.volumes import Volume, align, display_range, read_volume, resample, show
 from dmfnet_fast.volumes.phantom import make_head, write_head, write_nifti
+from dmfnet_fast.web.building import SOURCES
+from tests.volumes.grids import finely_striped, grid
 from tests.web.conftest import Browse
 
 pytest.importorskip("pydicom", reason="needs the extra dicom")
@@ -84,6 +90,42 @@ def test_dicom(b: str, page: str, browse: Browse, head: Path, tmp_path: Path) ->
     assert (" SUV" if b == "PT" else " HU") in found["readout"]
     _same(saved, _by_python(mr, other))
     assert not found["complaints"]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
+def test_resampling(tmp_path: Path) -> None:
+    """Onto coarser grids, turned, tilted and in another order of axes; and onto one that is finer along one axis."""
+    gray = finely_striped()
+    color = replace(gray, values=np.repeat(gray.values[..., None] / 4, 3, axis=3).astype(np.uint8))
+    flipped, tilted = np.eye(3)[[2, 0, 1]] * [1, -1, 1], np.array([[0.94, 0.34, 0], [-0.34, 0.94, 0], [0, 0, 1]])
+    cases = [
+        (gray, grid((3.0, 3.0, 3.0), (12, 12, 12))),
+        (replace(gray, modality="PT"), grid((4.0, 0.7, 0.4), (9, 40, 50), tilted)),
+        (replace(gray, modality="CT", units="HU"), grid((1.1, 2.0, 5.0), (20, 16, 8), flipped)),
+        (color, grid((3.0, 1.0, 1.0), (12, 30, 30), tilted)),
+    ]
+    described = []
+    for n, (volume, (affine, shape)) in enumerate(cases):
+        (tmp_path / f"{n}-values").write_bytes(volume.values.tobytes())
+        given = {
+            "shape": volume.shape, "affine": volume.affine.ravel().tolist(), "channels": 3 if volume.color else 1,
+            "type": volume.values.dtype.name, "modality": volume.modality, "units": volume.units,
+        }  # fmt: skip
+        described.append({"volume": given, "affine": affine.ravel().tolist(), "shape": shape})
+    (tmp_path / "cases.json").write_text(json.dumps(described))
+    script = Path(__file__).with_name("resampling.mjs")
+    command = ["node", str(script), str(tmp_path), str(SOURCES / "src")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for n, ((volume, (affine, shape)), limits) in enumerate(zip(cases, json.loads(done.stdout), strict=True)):
+        wanted, inside = resample(volume, affine, shape)
+        found = np.frombuffer((tmp_path / f"{n}-resampled").read_bytes(), wanted.values.dtype)
+        # Of colors, what lies near a half may round either way.
+        atol = 1 if volume.color else 1e-3
+        np.testing.assert_allclose(found.reshape(wanted.values.shape).astype(float), wanted.values, atol=atol)
+        reached = np.frombuffer((tmp_path / f"{n}-inside").read_bytes(), np.uint8)
+        np.testing.assert_array_equal(reached.reshape(shape) == 1, inside)
+        assert 0 < inside.mean() < 1, "part of the grid lies outside"
+        np.testing.assert_allclose(limits, display_range(wanted), rtol=1e-6)
 
 
 def test_refusals(page: str, browse: Browse, head: Path, tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dmfnet_fast.errors import OutputError, require
 from dmfnet_fast.volumes.dicom_file import quiet
 from dmfnet_fast.volumes.elements import damage
 from dmfnet_fast.volumes.volume import Instance, Volume
-from dmfnet_fast.volumes.writing.journal import Journal
+from dmfnet_fast.volumes.writing.journal import SliceJournal
 from dmfnet_fast.volumes.writing.label import Label
 from dmfnet_fast.volumes.writing.provenance import Provenance
 from dmfnet_fast.volumes.writing.slice_files import SliceFilesWriter
@@ -38,6 +38,7 @@ _IDENTIFYING = (
 )  # fmt: skip
 # PixelData of bytes, in explicit VR little endian; its length and the pixels follow. It is a file's last element.
 _PIXEL_DATA = b"\xe0\x7f\x10\x00OB\0\0"
+_PREAMBLE = b"\0" * 128 + b"DICM"
 _UID = re.compile(r"[0-9.]{1,64}")
 _SEXES = ("M", "F", "O", "")
 _LONGEST_LO, _LONGEST_ST = 64, 1024
@@ -87,10 +88,14 @@ def instances_near(source: Volume, grid: Volume, index: int) -> list[Instance]:
 def check_link(grid: Volume) -> None:
     """Raise an OutputError unless it is known where a DICOM result on this grid belongs."""
     if grid.link is None:
-        raise OutputError(
-            f"{grid.source.path}: is not DICOM, so it names no patient and no study for a DICOM result; "
-            "choose NIfTI or PNG"
-        )
+        raise unlinked(grid.source.path)
+
+
+def unlinked(grid: str) -> OutputError:
+    """The error of a DICOM result on the grid of a volume that is not DICOM."""
+    return OutputError(
+        f"{grid}: is not DICOM, so it names no patient and no study for a DICOM result; choose NIfTI or PNG"
+    )
 
 
 class DicomWriter(SliceFilesWriter):
@@ -103,7 +108,7 @@ class DicomWriter(SliceFilesWriter):
         output: Path,
         grid: Volume,
         sources: tuple[Volume, Volume],
-        journal: Journal,
+        journal: SliceJournal,
         provenance: Provenance,
         run: str,
         label: Label | None,
@@ -120,7 +125,18 @@ class DicomWriter(SliceFilesWriter):
         # All made here, before anything is computed: what cannot be written is known now, and pydicom, whose settings
         # and warnings are the process's, is not called from several threads.
         with quiet(), damage(Path(grid.source.path), "its patient or study cannot be written"):
-            self._common = self._shared()
+            shared = self._shared()
+            self._texts = shared.get("SpecificCharacterSet")
+            # Slices have most elements in common, and most sources with their neighbors: each is encoded once.
+            self._common = _elements(shared, self._texts)
+            self._meta = _elements(_file_meta(instance_uid(self._series, 0)))
+            code = _dataset(
+                CodeValue="121322",
+                CodingSchemeDesignator="DCM",
+                CodeMeaning="Source image for image processing operation",
+            )
+            self._purpose = _sequence("PurposeOfReferenceCodeSequence", [_item(_elements(code))])
+            self._items: dict[tuple[str, str, tuple[int, ...]], tuple[bytes, bytes]] = {}
             self._headers = {index: self._header(index) for index in set(range(grid.shape[0])) - self.done()}
 
     def _encoded(self, index: int, rgb: NDArray[np.uint8]) -> bytes:
@@ -130,20 +146,14 @@ class DicomWriter(SliceFilesWriter):
 
     def _header(self, index: int) -> bytes:
         """The file of a slice up to its pixels."""
-        pydicom = require("pydicom", "dicom")
-        data = pydicom.Dataset()
-        data.update(self._common)
-        data.SOPInstanceUID = instance_uid(self._series, index)
-        data.InstanceNumber = index + 1
-        data.ImagePositionPatient = _decimals(self._grid.affine[:3, 3] + self._grid.affine[:3, 0] * index)
-        self._refer(data, index)
-        data.file_meta = pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
-        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-        buffer = io.BytesIO()
-        data.save_as(buffer, enforce_file_format=True)
-        return buffer.getvalue()
+        data = _dataset(
+            SOPInstanceUID=instance_uid(self._series, index),
+            InstanceNumber=index + 1,
+            ImagePositionPatient=_decimals(self._grid.affine[:3, 3] + self._grid.affine[:3, 0] * index),
+        )
+        meta = {**self._meta, **_elements(_dataset(MediaStorageSOPInstanceUID=data.SOPInstanceUID))}
+        elements = {**self._common, **_elements(data, self._texts), **self._references(index)}
+        return _PREAMBLE + _group_length(_joined(meta)) + _joined(meta) + _joined(elements)
 
     def _shared(self) -> Any:
         """The elements that are the same in all slices."""
@@ -209,10 +219,10 @@ class DicomWriter(SliceFilesWriter):
         data.SliceThickness = ""
         data.SpacingBetweenSlices = _decimals(self._grid.spacing[:1])[0]
 
-    def _refer(self, data: Any, index: int) -> None:
+    def _references(self, index: int) -> dict[int, bytes]:
         """Which images of the sources a slice shows: the General Reference and Common Instance Reference modules."""
-        data.SourceImageSequence = []
-        studies: dict[str, dict[str, dict[str, Any]]] = {}
+        images: list[bytes] = []
+        studies: dict[str, dict[str, dict[str, bytes]]] = {}
         for source in self._sources:
             if source.link is None:
                 continue
@@ -222,16 +232,82 @@ class DicomWriter(SliceFilesWriter):
                 numbers += [] if instance.frame is None else [instance.frame]
             series = studies.setdefault(source.link.study, {}).setdefault(source.link.series, {})
             for (sop_class, sop_instance), numbers in frames.items():
-                data.SourceImageSequence.append(_source_image(sop_class, sop_instance, numbers))
-                series[sop_instance] = _reference(sop_class, sop_instance)
+                image, series[sop_instance] = self._referred(sop_class, sop_instance, tuple(sorted(numbers)))
+                images.append(image)
+        found = _sequence("SourceImageSequence", images)
         for study, of_study in studies.items():
-            entries = [_item(SeriesInstanceUID=uid, ReferencedInstanceSequence=list(items.values()))
-                       for uid, items in of_study.items() if items]  # fmt: skip
+            entries = [
+                _item({**_elements(_dataset(SeriesInstanceUID=uid)),
+                       **_sequence("ReferencedInstanceSequence", items.values())})
+                for uid, items in of_study.items() if items
+            ]  # fmt: skip
+            of_series = _sequence("ReferencedSeriesSequence", entries)
             if study == self._link.study:
-                data.ReferencedSeriesSequence = entries
+                found |= of_series
             elif entries:
-                elsewhere = _item(StudyInstanceUID=study, ReferencedSeriesSequence=entries)
-                data.StudiesContainingOtherReferencedInstancesSequence = [elsewhere]
+                elsewhere = _item({**_elements(_dataset(StudyInstanceUID=study)), **of_series})
+                found |= _sequence("StudiesContainingOtherReferencedInstancesSequence", [elsewhere])
+        return found
+
+    def _referred(self, sop_class: str, sop_instance: str, frames: tuple[int, ...]) -> tuple[bytes, bytes]:
+        """An image of a source as an item of Source Image Sequence and as one of Referenced Instance Sequence."""
+        key = sop_class, sop_instance, frames
+        if key not in self._items:
+            reference = _elements(_dataset(ReferencedSOPClassUID=sop_class, ReferencedSOPInstanceUID=sop_instance))
+            numbers = _elements(_dataset(ReferencedFrameNumber=list(frames))) if frames else {}
+            self._items[key] = _item({**reference, **numbers, **self._purpose}), _item(reference)
+        return self._items[key]
+
+
+def _elements(data: Any, texts: Any = None) -> dict[int, bytes]:
+    """The elements of a data set as a file holds them (explicit VR, little endian), by their tags.
+
+    Args:
+        texts: the character sets of texts, as in Specific Character Set; None for the default one.
+    """
+    writer = require("pydicom.filewriter", "dicom")
+    found = {}
+    for element in data:
+        buffer = require("pydicom.filebase", "dicom").DicomBytesIO()
+        buffer.is_little_endian, buffer.is_implicit_VR = True, False
+        writer.write_data_element(buffer, element, texts)
+        found[int(element.tag)] = buffer.getvalue()
+    return found
+
+
+def _joined(elements: Mapping[int, bytes]) -> bytes:
+    """Elements in a file's order."""
+    return b"".join(elements[tag] for tag in sorted(elements))
+
+
+def _file_meta(sop_instance: str) -> Any:
+    """The file meta information of an instance, without its length."""
+    pydicom = require("pydicom", "dicom")
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = _SECONDARY_CAPTURE
+    meta.MediaStorageSOPInstanceUID = sop_instance
+    # Adds what every file has: the version, and the implementation.
+    pydicom.dataset.validate_file_meta(meta)
+    return meta
+
+
+def _group_length(meta: bytes) -> bytes:
+    """File Meta Information Group Length, which comes before what it is the length of."""
+    return struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(meta))
+
+
+def _item(elements: Mapping[int, bytes]) -> bytes:
+    """An item of a sequence."""
+    content = _joined(elements)
+    return b"\xfe\xff\x00\xe0" + len(content).to_bytes(4, "little") + content
+
+
+def _sequence(keyword: str, items: Iterable[bytes]) -> dict[int, bytes]:
+    """A sequence, as `_elements` has it."""
+    tag = int(require("pydicom.datadict", "dicom").tag_for_keyword(keyword))
+    content = b"".join(items)
+    return {tag: struct.pack("<HH4sL", tag >> 16, tag & 0xFFFF, b"SQ", len(content)) + content}
 
 
 def _copied(patient: Any) -> Any:
@@ -268,25 +344,9 @@ def _letters(direction: NDArray[np.float64]) -> str:
     return "".join(("LR", "PA", "HF")[axis][int(direction[axis] < 0)] for axis in order if abs(direction[axis]) > 0.1)
 
 
-def _item(**elements: Any) -> Any:
-    """An item of a sequence."""
-    item = require("pydicom", "dicom").Dataset()
+def _dataset(**elements: Any) -> Any:
+    """A data set of these elements."""
+    data = require("pydicom", "dicom").Dataset()
     for keyword, value in elements.items():
-        setattr(item, keyword, value)
-    return item
-
-
-def _reference(sop_class: str, sop_instance: str) -> Any:
-    return _item(ReferencedSOPClassUID=sop_class, ReferencedSOPInstanceUID=sop_instance)
-
-
-def _source_image(sop_class: str, sop_instance: str, frames: list[int]) -> Any:
-    """A source of the slice, with the numbers of its frames where it has several."""
-    item = _reference(sop_class, sop_instance)
-    if frames:
-        item.ReferencedFrameNumber = sorted(frames)
-    purpose = _item(
-        CodeValue="121322", CodingSchemeDesignator="DCM", CodeMeaning="Source image for image processing operation"
-    )
-    item.PurposeOfReferenceCodeSequence = [purpose]
-    return item
+        setattr(data, keyword, value)
+    return data

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import threading
 import uuid
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from dmfnet_fast.artifacts.atomic import replacing
+from dmfnet_fast.artifacts.json_lines import JsonLines
 from dmfnet_fast.errors import OutputError
 
 # Begins the name of a part that is a slice within a file.
@@ -27,16 +24,20 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-class Journal:
-    """A file of lines of JSON: first the run, then name and hash of each part, noted before it is put in place.
+class SliceJournal:
+    """Which parts of one result a run has put in place: a file of lines of JSON.
 
-    So every part that is there is known: one with its hash is finished, another one is not this run's.
+    The first is about the run; then follow name and hash of each part, noted before it is put in place. So every part
+    that is there is known: one with its hash is finished, another one is not this run's.
 
     Attributes:
         path: the file.
         run: the run's identity (`provenance.run_identity`), None where the file does not exist yet.
         name: a UUID drawn for this run when it began.
         started: when it began.
+
+    Raises:
+        OutputError: the file cannot be read or written, or does not begin with a run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,17 +45,13 @@ class Journal:
         self.run: str | None = None
         self.name = uuid.uuid4()
         self.started = datetime.now().replace(microsecond=0)
-        self._lock = threading.Lock()
+        self._file = JsonLines(path)
         self._parts: dict[str, set[str]] = {}
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
+        if not path.exists():
             return
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is damaged"
-            raise OutputError(f"{path}: cannot be read: {reason}; choose another folder") from error
+        entries = self._file.read()
         try:
-            start = json.loads(lines[0])
+            start = entries[0]
             self.run, self.name = str(start["run"]), uuid.UUID(start["name"])
             self.started = datetime.fromisoformat(start["started"])
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -62,12 +59,9 @@ class Journal:
                 f"{path}: is damaged, so it is unknown what lies beside it; choose another folder, or delete it with "
                 "the results beside it"
             ) from error
-        for line in lines[1:]:
-            # Lines of an interrupted run may be incomplete.
-            with suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
-                if entry["name"] != str(self.name):
-                    continue  # of a run that wrote here at the same time, with other dates in its files
+        for entry in entries[1:]:
+            # Others are of a run that wrote here at the same time, with other dates in its files.
+            if entry.get("name") == str(self.name) and {"part", "sha256"} <= entry.keys():
                 self._parts.setdefault(str(entry["part"]), set()).add(str(entry["sha256"]))
 
     def begin(self, run: str) -> None:
@@ -76,9 +70,7 @@ class Journal:
         Raises:
             OutputError: the file cannot be written.
         """
-        line = {"run": run, "name": str(self.name), "started": self.started.isoformat()}
-        with replacing(self.path) as temporary:
-            temporary.write_text(json.dumps(line), encoding="utf-8")
+        self._file.restart({"run": run, "name": str(self.name), "started": self.started.isoformat()})
         self.run = run
 
     def add(self, part: str, digest: str) -> None:
@@ -88,13 +80,7 @@ class Journal:
             OutputError: the file cannot be written.
         """
         self._parts.setdefault(part, set()).add(digest)
-        entry = json.dumps({"name": str(self.name), "part": part, "sha256": digest})
-        try:
-            with self._lock, self.path.open("a", encoding="utf-8") as file:
-                # A line that an interrupt or a full disk cut off must not spoil the next.
-                file.write(f"\n{entry}")
-        except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        self._file.append({"name": str(self.name), "part": part, "sha256": digest})
 
     def holds(self, part: str, digest: str) -> bool:
         """Whether a part was recorded with this hash."""

@@ -17,7 +17,7 @@ from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.artifacts.manifest import file_sha256
 from dmfnet_fast.errors import OutputError, require
 from dmfnet_fast.volumes.volume import Volume
-from dmfnet_fast.volumes.writing.journal import Journal, sha256, slice_part
+from dmfnet_fast.volumes.writing.journal import SliceJournal, sha256, slice_part
 from dmfnet_fast.volumes.writing.provenance import Provenance
 from dmfnet_fast.volumes.writing.writer import VolumeWriter
 
@@ -31,7 +31,7 @@ _DESCRIPTION = "research only, not for diagnosis; dmfnet-fast"
 class NiftiWriter(VolumeWriter):
     """Writes one `.nii` or `.nii.gz` file, `output`."""
 
-    def __init__(self, output: Path, grid: Volume, journal: Journal, provenance: Provenance) -> None:
+    def __init__(self, output: Path, grid: Volume, journal: SliceJournal, provenance: Provenance) -> None:
         super().__init__(output, grid.shape, journal)
         require("nibabel", "dicom")
         self._affine = grid.ras_affine

@@ -1,4 +1,4 @@
-"""`open_writer`: checks where a result is to go, and what is there already."""
+"""`check_output` and `open_writer`: where a result is to go, and what is there already."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dmfnet_fast.artifacts.manifest import file_sha256
 from dmfnet_fast.errors import OutputError
 from dmfnet_fast.volumes.nifti import SUFFIXES, is_nifti
 from dmfnet_fast.volumes.volume import Volume
-from dmfnet_fast.volumes.writing.dicom import DicomWriter, check_link
-from dmfnet_fast.volumes.writing.journal import Journal
+from dmfnet_fast.volumes.writing.dicom import DicomWriter, check_link, unlinked
+from dmfnet_fast.volumes.writing.journal import SliceJournal
 from dmfnet_fast.volumes.writing.label import Label
 from dmfnet_fast.volumes.writing.nifti import NiftiWriter, raw_path
 from dmfnet_fast.volumes.writing.png import PngWriter
@@ -24,6 +24,29 @@ from dmfnet_fast.volumes.writing.writer import VolumeWriter
 
 Format = Literal["dicom", "nifti", "png"]
 _NIFTI_NAME = "fused.nii.gz"
+
+
+def check_output(
+    format: Format,  # noqa: A002
+    output: Path,
+    grid: Path,
+    sources: tuple[Path, Path],
+    label: str | None = None,
+) -> None:
+    """Raise an error of `open_writer` that is certain before any volume is read.
+
+    Args:
+        grid: the file or folder of the volume whose grid the result is to have.
+        sources: those of the volumes to fuse.
+        format, output, label: as for `open_writer`.
+
+    Raises:
+        OutputError: the output is no place for this format, or among the sources; DICOM is asked for on the grid of a
+            NIfTI file, or a label in another format.
+    """
+    _checked_target(format, output, sources, label)
+    if format == "dicom" and grid.is_file() and is_nifti(grid):
+        raise unlinked(str(grid))
 
 
 def open_writer(
@@ -57,23 +80,20 @@ def open_writer(
             was asked for, and the grid's volume was not read from DICOM.
         MissingExtraError: the extra `dicom` is not installed.
     """
-    target = _target(format, output)
-    _check_apart(target, sources)
+    target = _checked_target(format, output, (Path(sources[0].source.path), Path(sources[1].source.path)), label)
     if format == "dicom":
         check_link(grid)
-    elif label is not None:
-        raise OutputError(f"label {label!r}: is drawn only into DICOM; leave it out, or choose DICOM")
     drawn = None if label is None else Label(label, *grid.shape[1:])
     run = run_identity(provenance, sources, format=format, shape=grid.shape, affine=grid.affine.tolist(), label=label)
     make_folder(target.parent if format == "nifti" else target)
-    journal = Journal(_journal_path(format, target))
+    journal = SliceJournal(_journal_path(format, target))
     if journal.run is not None and (overwrite or journal.run != run):
         if not overwrite:
             raise OutputError(
                 f"{target}: holds a result of other inputs or settings; choose another place, or --overwrite it"
             )
         _remove_run(journal, raw_path(target) if format == "nifti" else None)
-        journal = Journal(journal.path)
+        journal = SliceJournal(journal.path)
     writer: VolumeWriter
     if format == "dicom":
         writer = DicomWriter(target, grid, sources, journal, provenance, run, drawn)
@@ -99,10 +119,19 @@ def remove_result(format: Format, output: Path) -> None:  # noqa: A002
         OutputError: a file was changed since, or cannot be deleted; then nothing is deleted, if possible.
     """
     target = _target(format, output)
-    _remove_run(Journal(_journal_path(format, target)), raw_path(target) if format == "nifti" else None)
+    _remove_run(SliceJournal(_journal_path(format, target)), raw_path(target) if format == "nifti" else None)
     if format != "nifti":
         with suppress(OSError):  # it holds something else
             target.rmdir()
+
+
+def _checked_target(kind: Format, output: Path, sources: tuple[Path, Path], label: str | None) -> Path:
+    """`_target`, where it is apart from the sources and there can be a label in it."""
+    target = _target(kind, output)
+    _check_apart(target, sources)
+    if kind != "dicom" and label is not None:
+        raise OutputError(f"label {label!r}: is drawn only into DICOM; leave it out, or choose DICOM")
+    return target
 
 
 def _target(kind: Format, output: Path) -> Path:
@@ -124,15 +153,15 @@ def _journal_path(kind: Format, target: Path) -> Path:
     return target.with_name(f".{target.name}.jsonl") if kind == "nifti" else target / f".dmfnet-fuse-{kind}.jsonl"
 
 
-def _check_apart(target: Path, sources: tuple[Volume, Volume]) -> None:
+def _check_apart(target: Path, sources: tuple[Path, Path]) -> None:
     """Raise an OutputError if results would lie among the sources."""
     place = target.resolve()
     for source in sources:
-        given = Path(source.source.path).resolve()
+        given = source.resolve()
         if place == given and given.is_file():
             raise OutputError(f"{target}: is one of the inputs; choose another name")
         if given.is_dir() and given in (place, *place.parents):
-            raise OutputError(f"{target}: lies in the input folder {source.source.path}; choose a place outside of it")
+            raise OutputError(f"{target}: lies in the input folder {source}; choose a place outside of it")
 
 
 def _check_space(kind: Format, target: Path, grid: Volume, done: set[int]) -> None:
@@ -149,7 +178,7 @@ def _check_space(kind: Format, target: Path, grid: Volume, done: set[int]) -> No
         ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _remove_run(journal: Journal, raw: Path | None) -> None:
+def _remove_run(journal: SliceJournal, raw: Path | None) -> None:
     """Delete what an earlier run wrote, unless it was changed since.
 
     Raises:

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from dmfnet_fast.volumes.planes import Upright
 from dmfnet_fast.volumes.volume import Volume
-from dmfnet_fast.volumes.writing.journal import Journal
+from dmfnet_fast.volumes.writing.journal import SliceJournal
 from dmfnet_fast.volumes.writing.provenance import Provenance
 from dmfnet_fast.volumes.writing.slice_files import SliceFilesWriter
 
@@ -25,7 +25,7 @@ class PngWriter(SliceFilesWriter):
 
     suffix = ".png"
 
-    def __init__(self, output: Path, grid: Volume, journal: Journal, provenance: Provenance) -> None:
+    def __init__(self, output: Path, grid: Volume, journal: SliceJournal, provenance: Provenance) -> None:
         super().__init__(output, grid.shape, journal)
         self._upright = Upright(grid.affine)
         rows, columns = self._upright.spacing

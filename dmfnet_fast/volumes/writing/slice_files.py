@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dmfnet_fast.artifacts.atomic import remove_temporaries, replacing
 from dmfnet_fast.errors import OutputError
-from dmfnet_fast.volumes.writing.journal import Journal, sha256
+from dmfnet_fast.volumes.writing.journal import SliceJournal, sha256
 from dmfnet_fast.volumes.writing.writer import VolumeWriter
 
 _DIGITS = 4
@@ -27,7 +27,7 @@ class SliceFilesWriter(VolumeWriter):
 
     suffix: str
 
-    def __init__(self, output: Path, shape: tuple[int, int, int], journal: Journal) -> None:
+    def __init__(self, output: Path, shape: tuple[int, int, int], journal: SliceJournal) -> None:
         super().__init__(output, shape, journal)
         self._done = {index for index in range(shape[0]) if self._is_there(index)}
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmfnet_fast.errors import OutputError
-from dmfnet_fast.volumes.writing.journal import Journal
+from dmfnet_fast.volumes.writing.journal import SliceJournal
 
 
 class VolumeWriter(ABC):
@@ -22,7 +22,7 @@ class VolumeWriter(ABC):
         journal: of this run.
     """
 
-    def __init__(self, output: Path, shape: tuple[int, int, int], journal: Journal) -> None:
+    def __init__(self, output: Path, shape: tuple[int, int, int], journal: SliceJournal) -> None:
         self.output = output
         self.shape = shape
         self._journal = journal

@@ -59,8 +59,10 @@ class VolumePair {
     this.aligned.warnings.forEach(warn);
     const { shape, affine } = this.aligned;
     this.volumes = [a, b];
-    const sides = [[this.aligned.a, settings.rangeA], [this.aligned.b, settings.rangeB]];
-    this.values = sides.map(([volume, stated]) => checked(stated ?? displayRange(volume), volume));
+    // Of the volumes as they were read: a tissue is as bright on either grid.
+    this.values = [[a, settings.rangeA], [b, settings.rangeB]].map(([volume, stated]) => {
+      return checked(stated ?? displayRange(volume), volume);
+    });
     const tracer = isTracer(b) ? "hot-iron" : "gray";
     this.colormap = settings.colormap === "auto" ? tracer : settings.colormap;
     this.palette = b.channels === 3 || this.colormap === "gray" ? null : palette(this.colormap);

@@ -3,6 +3,7 @@
 import { UserError } from "../errors.js";
 import { clip, extent, rint } from "../numbers.js";
 import { inverse, product } from "./affine.js";
+import { averaged } from "./average.js";
 import { foregroundThreshold, luminanceAt } from "./measures.js";
 
 // Below these shares, two volumes may not belong together.
@@ -19,7 +20,7 @@ function background(volume) {
 }
 
 /**
- * Takes a volume's values, linearly interpolated, on another grid.
+ * Takes a volume's values, averaged where they are finer than another grid and linearly interpolated, on that grid.
  *
  * @param {number[]} affine (slice, row, column) of the other grid to mm
  * @param {number[]} shape slices, rows and columns of the other grid
@@ -28,8 +29,9 @@ function background(volume) {
 export function resampled(volume, affine, shape) {
   const onto = product(inverse(volume.affine), affine);
   const [slices, rows, columns] = shape;
-  const { values, channels } = volume;
-  const result = new values.constructor(slices * rows * columns * channels).fill(background(volume));
+  const { channels } = volume;
+  const values = averaged(volume, onto);
+  const result = new volume.values.constructor(slices * rows * columns * channels).fill(background(volume));
   const inside = new Uint8Array(slices * rows * columns);
   const sizes = volume.shape;
   const strides = [sizes[1] * sizes[2] * channels, sizes[2] * channels, channels];
