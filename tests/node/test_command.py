@@ -189,7 +189,7 @@ def test_worker_that_does_not_start(
     worker._settings = FUSING
     caplog.set_level(logging.INFO)
     with pytest.raises(FusingError, match="none: no such file or folder"):
-        worker.fuse(RULE, tmp_path / "none", tmp_path, tmp_path / "out")
+        worker.fuse(RULE, tmp_path / "none", tmp_path / "none", tmp_path / "out")
     assert "engine: " in caplog.text
 
 
