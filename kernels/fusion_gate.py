@@ -1,7 +1,8 @@
 """Adaptive attention fusion of two feature maps: channel, spatial and pixel attention on their sum, and the blend.
 
 A first pass over x and y pools their sum for the channel and the spatial attention; two small kernels turn the pooled
-values into one number per channel and one per pixel; a second pass over x and y does the rest.
+values into one number per channel and one per pixel; a second pass over x and y does the rest. By a `GateRule`, one
+launch does the work of both small kernels, or the second pass does it for itself.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels import launch
-from kernels.convolution_epilogue import pixels_of_part
+from kernels.convolution_epilogue import FEWEST_PIXELS, pixels_of_part
 from kernels.launch import Launch, Plan, channels_last, tiles_of
+from kernels.tiles import GateRule, Tile
 
 LOADED_AT_A_TIME = 2**14  # partial sums that `channel_kernel` loads per iteration
+FEW_AT_A_TIME = 2**12  # and the programs of fewer warps that merge them beside others
 SMALLEST = 4  # height and width that reflection at the border of the 7x7 convolution needs
 
 
@@ -93,6 +96,43 @@ def pool_kernel(
 
 
 @triton.jit
+def _hidden(
+    sums,  # (N, parts, C) float32
+    reduce_weight,  # (R, C)
+    reduce_bias,  # (R,)
+    n,
+    pixels,
+    parts,
+    channels,
+    reduced,
+    PARTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    REDUCED: tl.constexpr,
+):
+    """The hidden layer of the channel attention, [REDUCED]."""
+    c, r, part = tl.arange(0, CHANNELS), tl.arange(0, REDUCED), tl.arange(0, PARTS)
+    channel_mask, reduced_mask = c < channels, r < reduced
+    total = tl.zeros((CHANNELS,), tl.float32)
+    for start in range(0, parts, PARTS):
+        mask = (start + part < parts)[:, None] & channel_mask[None, :]
+        total += tl.sum(tl.load(sums + (n * parts + start + part[:, None]) * channels + c[None, :], mask, other=0.0), 0)
+    mean = total / pixels
+    mask = reduced_mask[:, None] & channel_mask[None, :]
+    weight = tl.load(reduce_weight + r[:, None] * channels + c[None, :], mask, other=0.0).to(tl.float32)
+    hidden = tl.sum(weight * mean[None, :], 1) + tl.load(reduce_bias + r, reduced_mask, other=0.0).to(tl.float32)
+    return tl.where(hidden < 0, 0.0, hidden)
+
+
+@triton.jit
+def _expanded(hidden, expand_weight, expand_bias, c, channels, reduced, REDUCED: tl.constexpr):
+    """The channel attention of the channels `c`, from the hidden layer."""
+    r = tl.arange(0, REDUCED)
+    mask = (r < reduced)[:, None] & (c < channels)[None, :]
+    weight = tl.load(expand_weight + c[None, :] * reduced + r[:, None], mask, other=0.0).to(tl.float32)
+    return tl.sum(weight * hidden[:, None], 0) + tl.load(expand_bias + c, c < channels, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def channel_kernel(
     sums,  # (N, parts, C) float32
     reduce_weight,  # (R, C)
@@ -110,20 +150,10 @@ def channel_kernel(
 ):
     """Grid: (images,). Computes the channel attention."""
     n = tl.program_id(0).to(tl.int64)
-    c, r, part = tl.arange(0, CHANNELS), tl.arange(0, REDUCED), tl.arange(0, PARTS)
-    channel_mask, reduced_mask = c < channels, r < reduced
-    total = tl.zeros((CHANNELS,), tl.float32)
-    for start in range(0, parts, PARTS):
-        mask = (start + part < parts)[:, None] & channel_mask[None, :]
-        total += tl.sum(tl.load(sums + (n * parts + start + part[:, None]) * channels + c[None, :], mask, other=0.0), 0)
-    mean = total / pixels
-    mask = reduced_mask[:, None] & channel_mask[None, :]
-    weight = tl.load(reduce_weight + r[:, None] * channels + c[None, :], mask, other=0.0).to(tl.float32)
-    hidden = tl.sum(weight * mean[None, :], 1) + tl.load(reduce_bias + r, reduced_mask, other=0.0).to(tl.float32)
-    hidden = tl.where(hidden < 0, 0.0, hidden)
-    weight = tl.load(expand_weight + c[None, :] * reduced + r[:, None], mask, other=0.0).to(tl.float32)
-    result = tl.sum(weight * hidden[:, None], 0) + tl.load(expand_bias + c, channel_mask, other=0.0).to(tl.float32)
-    tl.store(by_channel + n * channels + c, result, mask=channel_mask)
+    c = tl.arange(0, CHANNELS)
+    hidden = _hidden(sums, reduce_weight, reduce_bias, n, pixels, parts, channels, reduced, PARTS, CHANNELS, REDUCED)
+    result = _expanded(hidden, expand_weight, expand_bias, c, channels, reduced, REDUCED)
+    tl.store(by_channel + n * channels + c, result, mask=c < channels)
 
 
 @triton.jit
@@ -155,6 +185,78 @@ def spatial_kernel(
         result += tl.load(seen + at, mask, other=0.0) * tl.load(spatial_weight + tap).to(tl.float32)
         result += tl.load(seen + pixels + at, mask, other=0.0) * tl.load(spatial_weight + 49 + tap).to(tl.float32)
     tl.store(by_pixel + n * pixels + p, result, mask=mask)
+
+
+@triton.jit
+def _spatial(seen, spatial_weight, spatial_bias, row, column, mask, height, width, PIXELS: tl.constexpr):
+    """The spatial attention of pixels of one image, [PIXELS], from `seen`, (2, pixels).
+
+    Unlike `spatial_kernel`, it loads a row of taps at a time, so that it waits seven times and not 49 times.
+    """
+    tap = tl.arange(0, 8)
+    tap_mask = tap < 7
+    mask = mask[:, None] & tap_mask[None, :]
+    at_column = _reflected(column[:, None] + tap[None, :] - 3, width)
+    total = tl.zeros((PIXELS, 8), tl.float32)
+    for tap_row in tl.static_range(7):
+        at = _reflected(row + tap_row - 3, height)[:, None] * width + at_column
+        weight = tl.load(spatial_weight + 7 * tap_row + tap, tap_mask, other=0.0).to(tl.float32)
+        total += tl.load(seen + at, mask, other=0.0) * weight[None, :]
+        weight = tl.load(spatial_weight + 49 + 7 * tap_row + tap, tap_mask, other=0.0).to(tl.float32)
+        total += tl.load(seen + height * width + at, mask, other=0.0) * weight[None, :]
+    return tl.sum(total, 1) + tl.load(spatial_bias).to(tl.float32)
+
+
+@triton.jit
+def attentions_kernel(
+    seen,  # (N, 2, pixels) float32
+    sums,  # (N, parts, C) float32
+    reduce_weight,  # (R, C)
+    reduce_bias,  # (R,)
+    expand_weight,  # (C, R)
+    expand_bias,  # (C,)
+    spatial_weight,  # (2, 7, 7)
+    spatial_bias,  # (1,)
+    by_channel,  # (N, C) float32, out
+    by_pixel,  # (N, pixels) float32, out
+    height,
+    width,
+    parts,
+    channels,
+    reduced,
+    PIXELS: tl.constexpr,
+    PARTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    REDUCED: tl.constexpr,
+):
+    """Grid: (1 + tiles of pixels, images). The first program computes the channel attention, the others the spatial."""
+    n = tl.program_id(1).to(tl.int64)
+    pixels = height * width
+    if tl.program_id(0) == 0:
+        c = tl.arange(0, CHANNELS)
+        hidden = _hidden(
+            sums, reduce_weight, reduce_bias, n, pixels, parts, channels, reduced, PARTS, CHANNELS, REDUCED
+        )
+        for_channels = _expanded(hidden, expand_weight, expand_bias, c, channels, reduced, REDUCED)
+        tl.store(by_channel + n * channels + c, for_channels, mask=c < channels)
+    else:
+        p = (tl.program_id(0) - 1) * PIXELS + tl.arange(0, PIXELS)
+        mask = p < pixels
+        seen += 2 * n * pixels
+        for_pixels = _spatial(seen, spatial_weight, spatial_bias, p // width, p % width, mask, height, width, PIXELS)
+        tl.store(by_pixel + n * pixels + p, for_pixels, mask=mask)
+
+
+@triton.jit
+def _blend(x, y, out, total, p, c, mask, channels):
+    """Stores the result for the pixels `p` and the channels `c` of one image, where `total` is what the gate sees."""
+    offsets = p.to(tl.int64)[:, None] * channels + c[None, :]
+    x_here = tl.load(x + offsets, mask, other=0.0).to(tl.float32)
+    y_here = tl.load(y + offsets, mask, other=0.0).to(tl.float32)
+    s = x_here + y_here
+    weight = s / (1.0 + tl.exp(-total))
+    result = weight * x_here + (1.0 - weight) * y_here + s
+    tl.store(out + offsets, result.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -195,16 +297,111 @@ def gate_kernel(
         s_weight = tl.load(pixel_weight + tap * channels + c, channel_mask, other=0.0).to(tl.float32)
         q_weight = tl.load(pixel_weight + (9 + tap) * channels + c, channel_mask, other=0.0).to(tl.float32)
         total += s * s_weight[None, :] + q * q_weight[None, :]
-    offsets = (h * width + w).to(tl.int64)[:, None] * channels + c[None, :]
-    x_here = tl.load(x + offsets, mask, other=0.0).to(tl.float32)
-    y_here = tl.load(y + offsets, mask, other=0.0).to(tl.float32)
-    s = x_here + y_here
-    weight = s / (1.0 + tl.exp(-total))
-    result = weight * x_here + (1.0 - weight) * y_here + s
-    tl.store(out + first * channels + offsets, result.to(out.dtype.element_ty), mask=mask)
+    _blend(x, y, out + first * channels, total, h * width + w, c, mask, channels)
 
 
-def plan(
+@triton.jit
+def folded_gate_kernel(
+    x,  # (N, H x W, C)
+    y,  # (N, H x W, C)
+    seen,  # (N, 2, H x W) float32
+    sums,  # (N, parts, C) float32
+    reduce_weight,  # (R, C)
+    reduce_bias,  # (R,)
+    expand_weight,  # (C, R)
+    expand_bias,  # (C,)
+    spatial_weight,  # (2, 7, 7)
+    spatial_bias,  # (1,)
+    pixel_weight,  # (2, 9, C): for s, then for q
+    pixel_bias,  # (C,)
+    out,  # (N, H x W, C)
+    height,
+    width,
+    parts,
+    channels,
+    reduced,
+    SIDE: tl.constexpr,  # of a square tile of pixels
+    AROUND: tl.constexpr,  # pixels of the tile with its neighbors, (SIDE + 2)^2, rounded up to a power of two
+    CHANNELS: tl.constexpr,
+    PARTS: tl.constexpr,
+    ALL: tl.constexpr,  # C rounded up to a power of two
+    REDUCED: tl.constexpr,
+):
+    """`gate_kernel` that computes the channel attention, and the spatial one of its tile and the pixels around it."""
+    n = tl.program_id(1).to(tl.int64)
+    tiles_per_row = tl.cdiv(width, SIDE)
+    top, left = (tl.program_id(0) // tiles_per_row) * SIDE, (tl.program_id(0) % tiles_per_row) * SIDE
+    pixels = height * width
+    # Around the border of the map are the reflected neighbors; what is farther outside has no pixel in this tile.
+    around = tl.arange(0, AROUND)
+    row, column = top - 1 + around // (SIDE + 2), left - 1 + around % (SIDE + 2)
+    mask = (row <= height) & (column <= width) & (around < (SIDE + 2) * (SIDE + 2))
+    row, column = _reflected(row, height), _reflected(column, width)
+    by_pixel = _spatial(seen + 2 * n * pixels, spatial_weight, spatial_bias, row, column, mask, height, width, AROUND)
+    hidden = _hidden(sums, reduce_weight, reduce_bias, n, pixels, parts, channels, reduced, PARTS, ALL, REDUCED)
+
+    p = tl.arange(0, SIDE * SIDE)
+    h, w = top + p // SIDE, left + p % SIDE
+    pixel_mask = (h < height) & (w < width)
+    c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    channel_mask = c < channels
+    mask = pixel_mask[:, None] & channel_mask[None, :]
+    channel = _expanded(hidden, expand_weight, expand_bias, c, channels, reduced, REDUCED)
+    x += n * pixels * channels
+    y += n * pixels * channels
+    total = tl.zeros((SIDE * SIDE, CHANNELS), tl.float32)
+    total += tl.load(pixel_bias + c, channel_mask, other=0.0).to(tl.float32)[None, :]
+    for tap in tl.static_range(9):
+        at = _reflected(h + tap // 3 - 1, height) * width + _reflected(w + tap % 3 - 1, width)
+        offsets = at.to(tl.int64)[:, None] * channels + c[None, :]
+        s = tl.load(x + offsets, mask, other=0.0).to(tl.float32) + tl.load(y + offsets, mask, other=0.0).to(tl.float32)
+        neighbor = (p // SIDE + tap // 3) * (SIDE + 2) + p % SIDE + tap % 3
+        q = tl.gather(by_pixel, neighbor, 0)[:, None] + channel[None, :]
+        s_weight = tl.load(pixel_weight + tap * channels + c, channel_mask, other=0.0).to(tl.float32)
+        q_weight = tl.load(pixel_weight + (9 + tap) * channels + c, channel_mask, other=0.0).to(tl.float32)
+        total += s * s_weight[None, :] + q * q_weight[None, :]
+    _blend(x, y, out + n * pixels * channels, total, h * width + w, c, mask, channels)
+
+
+def _pool(x: Tensor, y: Tensor, seen: Tensor, sums: Tensor, pixels_per_part: int, tile: Tile) -> Launch:
+    """The first pass."""
+    n, channels, height, width = x.shape
+    padded_channels = triton.next_power_of_2(channels)
+    return Launch(
+        pool_kernel,
+        (sums.shape[1], n),
+        {
+            "x": x,
+            "y": y,
+            "seen": seen,
+            "sums": sums,
+            "pixels": height * width,
+            "channels": channels,
+            "pixels_per_part": pixels_per_part,
+        },
+        {"PIXELS": max(1, tile.pixels * tile.channels // padded_channels), "CHANNELS": padded_channels},
+        tile.warps,
+    )
+
+
+def _check_size(x: Tensor) -> None:
+    height, width = x.shape[2:]
+    if min(height, width) < SMALLEST:
+        raise ValueError(f"fusion_gate of {height}x{width} pixels: the reflected borders need at least {SMALLEST}")
+
+
+def _last_grid(x: Tensor, tile: Tile, block: int) -> tuple[int, int, int]:
+    """Grid of the last pass: tiles of pixels, images, blocks of channels."""
+    n, channels, height, width = x.shape
+    side = _side(tile)
+    return triton.cdiv(height, side) * triton.cdiv(width, side), n, triton.cdiv(channels, block)
+
+
+def _side(tile: Tile) -> int:
+    return int(tile.pixels**0.5)
+
+
+def plan_in_four(
     x: Tensor,
     y: Tensor,
     reduce_weight: Tensor,
@@ -223,8 +420,7 @@ def plan(
     """
     x, y = channels_last(x), channels_last(y)
     n, channels, height, width = x.shape
-    if min(height, width) < SMALLEST:
-        raise ValueError(f"fusion_gate of {height}x{width} pixels: the reflected borders need at least {SMALLEST}")
+    _check_size(x)
     pixels, tiles = height * width, tiles_of(x)
     per_part = pixels_of_part(pixels)
     parts = triton.cdiv(pixels, per_part)
@@ -233,22 +429,7 @@ def plan(
     by_channel, by_pixel = launch.new_table((n, channels), x), launch.new_table((n, pixels), x)
     out = launch.new_feature_map(x.shape, x)
     block = min(tiles.gate.channels, padded_channels)
-    side = int(tiles.gate.pixels**0.5)
-    pool = Launch(
-        pool_kernel,
-        (parts, n),
-        {
-            "x": x,
-            "y": y,
-            "seen": seen,
-            "sums": sums,
-            "pixels": pixels,
-            "channels": channels,
-            "pixels_per_part": per_part,
-        },
-        {"PIXELS": max(1, tiles.pool.pixels * tiles.pool.channels // padded_channels), "CHANNELS": padded_channels},
-        tiles.pool.warps,
-    )
+    pool = _pool(x, y, seen, sums, per_part, tiles.pool)
     channel = Launch(
         channel_kernel,
         (n,),
@@ -288,7 +469,7 @@ def plan(
     )
     gate = Launch(
         gate_kernel,
-        (triton.cdiv(height, side) * triton.cdiv(width, side), n, triton.cdiv(channels, block)),
+        _last_grid(x, tiles.gate, block),
         {
             "x": x,
             "y": y,
@@ -301,10 +482,77 @@ def plan(
             "width": width,
             "channels": channels,
         },
-        {"SIDE": side, "CHANNELS": block},
+        {"SIDE": _side(tiles.gate), "CHANNELS": block},
         tiles.gate.warps,
     )
     return (out,), [pool, channel, spatial, gate]
+
+
+def plan_by_rule(rule: GateRule, x: Tensor, y: Tensor, *parameters: Tensor) -> Plan:
+    """Plans two or three launches, as `rule` has it, for the arguments of `reference`.
+
+    Raises:
+        ValueError: the maps are smaller than 4x4.
+    """
+    x, y = channels_last(x), channels_last(y)
+    _check_size(x)
+    n, channels, height, width = x.shape
+    pixels = height * width
+    per_part = max(FEWEST_PIXELS, triton.cdiv(pixels, rule.parts))
+    parts = triton.cdiv(pixels, per_part)
+    seen, sums = launch.new_table((n, 2, pixels), x), launch.new_table((n, parts, channels), x)
+    out = launch.new_feature_map(x.shape, x)
+    names = "reduce_weight", "reduce_bias", "expand_weight", "expand_bias", "spatial_weight", "spatial_bias"
+    given = {name: value.contiguous() for name, value in zip(names, parameters, strict=False)}
+    pixel = {"pixel_weight": parameters[6].contiguous(), "pixel_bias": parameters[7], "out": out}
+    sizes = {"height": height, "width": width, "channels": channels}
+    merged = {"seen": seen, "sums": sums, **given, **sizes, "parts": parts, "reduced": len(given["reduce_bias"])}
+    padded_channels = triton.next_power_of_2(channels)
+    reduced = triton.next_power_of_2(len(given["reduce_bias"]))
+    at_a_time = min(triton.next_power_of_2(parts), max(1, FEW_AT_A_TIME // padded_channels))
+    block = min(rule.gate.channels, padded_channels)
+    grid, side = _last_grid(x, rule.gate, block), _side(rule.gate)
+    pool = _pool(x, y, seen, sums, per_part, rule.pool)
+    if rule.folded:
+        constants = {
+            "SIDE": side,
+            "AROUND": triton.next_power_of_2((side + 2) ** 2),
+            "CHANNELS": block,
+            "PARTS": at_a_time,
+            "ALL": padded_channels,
+            "REDUCED": reduced,
+        }
+        return (out,), [
+            pool,
+            Launch(folded_gate_kernel, grid, {"x": x, "y": y, **merged, **pixel}, constants, rule.gate.warps),
+        ]
+    by_channel, by_pixel = launch.new_table((n, channels), x), launch.new_table((n, pixels), x)
+    tile = tiles_of(x).spatial
+    attention = Launch(
+        attentions_kernel,
+        (1 + triton.cdiv(pixels, tile.pixels), n),
+        {**merged, "by_channel": by_channel, "by_pixel": by_pixel},
+        {"PIXELS": tile.pixels, "PARTS": at_a_time, "CHANNELS": padded_channels, "REDUCED": reduced},
+        tile.warps,
+    )
+    last = Launch(
+        gate_kernel,
+        grid,
+        {"x": x, "y": y, "by_channel": by_channel, "by_pixel": by_pixel, **pixel, **sizes},
+        {"SIDE": side, "CHANNELS": block},
+        rule.gate.warps,
+    )
+    return (out,), [pool, attention, last]
+
+
+def plan(x: Tensor, *others: Tensor) -> Plan:
+    """Plans two to four launches, as the rules for the GPU have it, for the arguments of `reference`.
+
+    Raises:
+        ValueError: the maps are smaller than 4x4.
+    """
+    rule = tiles_of(x).gate_rule(x.shape[1], x.shape[2] * x.shape[3])
+    return plan_in_four(x, *others) if rule is None else plan_by_rule(rule, x, *others)
 
 
 def _fusion_gate(x: Tensor, *others: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import triton
 
-from kernels.cases import OPERATIONS, network_cases, own_cases, student_cases
+from kernels.cases import OPERATIONS, needs_tma, network_cases, own_cases, prepared_cases, student_cases
 from kernels.cases.convolution import convolve
 from kernels.cases.record import Case, Draw
 from kernels.compile import SHARED_MEMORY, Signature, compile_signature, signature_of
@@ -44,6 +44,7 @@ NETWORKS = (
 OWN = ((128, 32, 3, True), (32, 8, 1, False))
 STUDENT = 32
 SIZE = 256
+TMA = 90  # the first architecture that has it
 # Convolutions that cuDNN computes on architectures without measured tiles. They are compiled even there, with the
 # default tile, from which a first measurement starts.
 UNTUNED = (
@@ -64,8 +65,8 @@ def sources_hash() -> str:
     return digest.hexdigest()
 
 
-def _cases() -> Iterator[tuple[Case, torch.dtype]]:
-    """Every call of the networks on the assumed architecture, with its precision."""
+def _cases(architecture: int) -> Iterator[tuple[Case, torch.dtype]]:
+    """Every call of the networks on `architecture`, which is assumed, with its precision."""
     for channels, groups, dtype in NETWORKS:
         yield from ((case, dtype) for case in network_cases(channels, groups, SIZE, SIZE))
     half = torch.float16
@@ -73,13 +74,17 @@ def _cases() -> Iterator[tuple[Case, torch.dtype]]:
         cases = own_cases(channels, groups, SIZE, SIZE, half, steps=steps, tanh=tanh)
         yield from ((case, half) for case in cases)
     yield from ((case, half) for case in (*student_cases(STUDENT, SIZE, SIZE, half), *UNTUNED))
+    for channels, _, steps, _ in OWN:
+        # What was not measured anywhere is compiled everywhere.
+        cases = prepared_cases(channels, 2 * steps, SIZE, SIZE)
+        yield from ((case, half) for case in cases if architecture >= TMA or not needs_tma(case))
 
 
 def signatures(architecture: int) -> dict[Signature, tuple[Case, torch.dtype]]:
     """Every distinct signature that the networks launch on `architecture`, with one case that launches it."""
     found: dict[Signature, tuple[Case, torch.dtype]] = {}
     with assumed(architecture):
-        for case, dtype in _cases():
+        for case, dtype in _cases(architecture):
             for launch in case.operation.plan(*case.make(Draw(dtype, "meta")))[1]:
                 found.setdefault(signature_of(launch), (case, dtype))
     return found

@@ -1,6 +1,7 @@
-"""Convolutions from and to a single channel: a network's first, and its last with the activations around it.
+"""Convolutions from one or two channels and to a single one: a network's ends, with the activations around the last.
 
-The first is a matrix product over the taps, the last a sum over taps and channels.
+The first is a matrix product over the taps, and so is that of the interval's two planes; the last is a sum over taps
+and channels.
 """
 
 from __future__ import annotations
@@ -17,20 +18,38 @@ from kernels.convolution_epilogue import pixels_of_part, statistics_reference, s
 from kernels.launch import Launch, Plan, channels_last, tiles_of
 
 SLOPE = 0.2  # of the leaky ReLU
-TAPS = 16  # 9, zero-padded to what a matrix unit takes
 
 
-def first_reference(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """conv3x3(x) + bias, computed in float32, and the `statistics_reference` of the rounded result.
+def first_reference(x: Tensor, weight: Tensor, bias: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
+    """conv3x3(x, and more after it) + bias, computed in float32, and the `statistics_reference` of the rounded result.
 
     Args:
-        x: (N, 1, H, W).
+        x: (N, 1, H, W), rounded to the type of `weight` first.
         weight: (C, 1, 3, 3).
         bias: (C,).
+        more: further images, like `x`, or None.
+
+    Returns:
+        (N, C, H, W), or (2 N, C, H, W), of the type of `weight`, and its statistics.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    result = channels_last(F.conv2d(x.to(wide), weight.to(wide), bias.to(wide), padding=1).to(x.dtype, copy=True))
+    result = planes_reference(x if more is None else torch.cat([x, more]), weight, bias)
     return result, statistics_reference(result)
+
+
+def planes_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """conv3x3(x) + bias, computed in float32.
+
+    Args:
+        x: (N, P, H, W), P up to 3, rounded to the type of `weight` first.
+        weight: (C, P, 3, 3).
+        bias: (C,), or None.
+
+    Returns:
+        (N, C, H, W), of the type of `weight`.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    x, bias = x.to(weight.dtype).to(wide), None if bias is None else bias.to(wide)
+    return channels_last(F.conv2d(x, weight.to(wide), bias, padding=1).to(weight.dtype, copy=True))
 
 
 def head_reference(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> Tensor:
@@ -50,17 +69,20 @@ def head_reference(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> Tenso
 
 @triton.jit
 def first_kernel(
-    x,  # (N, pixels)
-    weight,  # (C, 9)
-    bias,  # (C,)
-    out,  # (N, pixels, C)
-    statistics,  # (N, parts, 2, C) float32
+    x,  # (N, PLANES, pixels)
+    more,  # further images like x, or None
+    weight,  # (C, 9, PLANES)
+    bias,  # (C,), or None
+    out,  # (N, pixels, C), or (2 N, pixels, C) with further images
+    statistics,  # (N, parts, 2, C) float32, or None
+    images,  # N, or None
     height,
     width,
     channels,
-    parts,
-    TAPS: tl.constexpr,  # 9 rounded up to what a matrix unit takes
-    PART: tl.constexpr,  # pixels per part
+    parts,  # or None
+    PLANES: tl.constexpr,
+    TAPS: tl.constexpr,  # 9 PLANES rounded up to what a matrix unit takes
+    PART: tl.constexpr,  # pixels per part, or None
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -70,13 +92,21 @@ def first_kernel(
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     o = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     pixel_mask = p < pixels
+    source = x + n * PLANES * pixels
+    if more is not None:  # noqa: SIM102 (Triton evaluates both sides of `and`)
+        if n >= images:
+            source = more + (n - images) * PLANES * pixels
     tap = tl.arange(0, TAPS)
+    tap_mask = tap < 9 * PLANES
+    weight_mask = tap_mask[:, None] & (o < channels)[None, :]
+    weights = tl.load(weight + o[None, :] * (9 * PLANES) + tap[:, None], mask=weight_mask, other=0.0)
+    if PLANES > 1:
+        source += (tap % PLANES)[None, :] * pixels
+        tap = tap // PLANES
     row = (p // width)[:, None] + (tap // 3 - 1)[None, :]
     column = (p % width)[:, None] + (tap % 3 - 1)[None, :]
-    mask = pixel_mask[:, None] & (tap < 9)[None, :] & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    values = tl.load(x + n * pixels + row * width + column, mask=mask, other=0.0)
-    weight_mask = (tap < 9)[:, None] & (o < channels)[None, :]
-    weights = tl.load(weight + o[None, :] * 9 + tap[:, None], mask=weight_mask, other=0.0)
+    mask = pixel_mask[:, None] & tap_mask[None, :] & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    values = tl.load(source + row * width + column, mask=mask, other=0.0).to(weights.dtype)
     total = tl.dot(values, weights, input_precision="ieee")
     finish(
         total,
@@ -144,36 +174,53 @@ def first_fits(x: Tensor) -> bool:
     return pixels_of_part(x.shape[2] * x.shape[3]) <= tiles_of(x).first.pixels
 
 
-def first_plan(x: Tensor, weight: Tensor, bias: Tensor) -> Plan:
+def first_plan(x: Tensor, weight: Tensor, bias: Tensor, more: Tensor | None) -> Plan:
     """Plans a single launch that writes the result and its statistics."""
-    x = x.contiguous()
-    n, _, height, width = x.shape
+    return _from_planes(x, weight, bias, more, True)
+
+
+def planes_plan(x: Tensor, weight: Tensor) -> Plan:
+    """Plans a single launch that writes the result alone."""
+    return _from_planes(x, weight, None, None, False)
+
+
+def _from_planes(x: Tensor, weight: Tensor, bias: Tensor | None, more: Tensor | None, with_statistics: bool) -> Plan:
+    x, more = x.contiguous(), None if more is None else more.contiguous()
+    n, planes, height, width = x.shape
     channels = weight.shape[0]
-    out = launch.new_feature_map((n, channels, height, width), x)
-    shape = statistics_shape(out)
-    statistics = launch.new_table(shape, x)
+    images = n if more is None else 2 * n
+    out = launch.new_feature_map((images, channels, height, width), weight)
+    statistics = launch.new_table(statistics_shape(out), x) if with_statistics else None
     tile = tiles_of(x).first
     block = max(SMALLEST, min(tile.channels, triton.next_power_of_2(channels)))
-    part = pixels_of_part(height * width)
+    part = pixels_of_part(height * width) if with_statistics else 1
     pixels = max(tile.pixels, part)
     call = Launch(
         first_kernel,
-        (triton.cdiv(height * width, pixels), triton.cdiv(channels, block), n),
+        (triton.cdiv(height * width, pixels), triton.cdiv(channels, block), images),
         {
             "x": x,
-            "weight": weight.contiguous(),
+            "more": more,
+            "weight": channels_last(weight),
             "bias": bias,
             "out": out,
             "statistics": statistics,
+            "images": None if more is None else n,
             "height": height,
             "width": width,
             "channels": channels,
-            "parts": shape[1],
+            "parts": None if statistics is None else statistics.shape[1],
         },
-        {"TAPS": TAPS, "PART": part, "PIXELS": pixels, "CHANNELS": block},
+        {
+            "PLANES": planes,
+            "TAPS": max(SMALLEST, triton.next_power_of_2(9 * planes)),
+            "PART": part if with_statistics else None,
+            "PIXELS": pixels,
+            "CHANNELS": block,
+        },
         tile.warps,
     )
-    return (out, statistics), [call]
+    return tuple(result for result in (out, statistics) if result is not None), [call]
 
 
 def head_plan(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> Plan:
@@ -201,26 +248,38 @@ def head_plan(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> Plan:
     return (out,), [call]
 
 
-def _first(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    out, statistics = launch.run(first_plan(x, weight, bias))
+def _first(x: Tensor, weight: Tensor, bias: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
+    out, statistics = launch.run(first_plan(x, weight, bias, more))
     return out, statistics
+
+
+def _planes(x: Tensor, weight: Tensor) -> Tensor:
+    return launch.run(planes_plan(x, weight))[0]
 
 
 def _head(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> Tensor:
     return launch.run(head_plan(x, weight, bias, tanh))[0]
 
 
-def _fake_first(x: Tensor, weight: Tensor, _bias: Tensor) -> tuple[Tensor, Tensor]:
-    out = launch.new_feature_map((x.shape[0], weight.shape[0], *x.shape[2:]), x)
+def _fake_first(x: Tensor, weight: Tensor, _bias: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
+    images = x.shape[0] * (1 if more is None else 2)
+    out = launch.new_feature_map((images, weight.shape[0], *x.shape[2:]), weight)
     return out, launch.new_table(statistics_shape(out), x)
 
 
 first_convolution = launch.register(
     "first_convolution",
-    "(Tensor x, Tensor weight, Tensor bias) -> (Tensor, Tensor)",
+    "(Tensor x, Tensor weight, Tensor bias, Tensor? more) -> (Tensor, Tensor)",
     first_reference,
     _first,
     _fake_first,
+)
+interval_convolution = launch.register(
+    "interval_convolution",
+    "(Tensor x, Tensor weight) -> Tensor",
+    planes_reference,
+    _planes,
+    lambda x, weight: launch.new_feature_map((x.shape[0], weight.shape[0], *x.shape[2:]), weight),
 )
 head = launch.register(
     "head",

@@ -64,6 +64,32 @@ class ConvolutionRule:
     tile: ConvolutionTile
 
 
+def _applying(rules: tuple[ConvolutionRule, ...], inputs: int, outputs: int, pixels: int) -> Iterator[ConvolutionTile]:
+    for rule in rules:
+        if inputs <= rule.inputs and outputs <= rule.outputs and pixels <= rule.pixels:
+            yield rule.tile
+
+
+@dataclass(frozen=True)
+class GateRule:
+    """The largest maps that a fusion gate of two or three launches is for, and its tiles.
+
+    Attributes:
+        channels, pixels: of a map, at most.
+        folded: whether the last pass computes the channel and the spatial attention for itself, in every program, which
+            saves a launch; otherwise both are computed beside each other, in a launch between the passes.
+        parts: that the pixels of an image are divided into, at most, when they are summed.
+        pool, gate: of the first pass and of the last, as in `Tiles`.
+    """
+
+    channels: int
+    pixels: int
+    folded: bool
+    parts: int
+    pool: Tile
+    gate: Tile
+
+
 @dataclass(frozen=True)
 class Tiles:
     """Configurations of one architecture.
@@ -81,6 +107,13 @@ class Tiles:
         first, head: convolutions from and to a single channel; the head always takes all channels.
         convolutions: rules in order of precedence; cuDNN computes a convolution that none applies to. A described tile
             applies to whole rows only.
+        downsamplings, upsamplings: the same for strided and transposed convolutions; the pixels of a rule are those of
+            the smaller map.
+        sources: whether the first convolution reads both images, and the convolution of the interval is ours and reads
+            the interval, as the network gets them: in float32, without a cast or a copy before.
+        products: whether the matrix products of attention and of the fusion levels are our 1x1 convolutions, where
+            `convolutions` has rules for them, not cuBLAS's.
+        gates: rules in order of precedence; a fusion gate that none applies to takes four launches.
         attention, attention_float32: tiles by the largest number of channels, in half precision and in float32.
     """
 
@@ -95,6 +128,11 @@ class Tiles:
     first: Tile = Tile(128, 64)
     head: Tile = Tile(64, 1)
     convolutions: tuple[ConvolutionRule, ...] = ()
+    downsamplings: tuple[ConvolutionRule, ...] = ()
+    upsamplings: tuple[ConvolutionRule, ...] = ()
+    sources: bool = False
+    products: bool = False
+    gates: tuple[GateRule, ...] = ()
     attention: dict[int, AttentionTile] = field(
         default_factory=lambda: {128: AttentionTile(32, 64, 4, 2), 256: AttentionTile(32, 32, 4, 2)}
     )
@@ -104,9 +142,16 @@ class Tiles:
 
     def convolution(self, inputs: int, outputs: int, pixels: int) -> Iterator[ConvolutionTile]:
         """The tiles for a convolution with `pixels` over the whole batch, the best one first."""
-        for rule in self.convolutions:
-            if inputs <= rule.inputs and outputs <= rule.outputs and pixels <= rule.pixels:
-                yield rule.tile
+        return _applying(self.convolutions, inputs, outputs, pixels)
+
+    def resampling(self, up: bool, inputs: int, outputs: int, pixels: int) -> Iterator[ConvolutionTile]:
+        """Like `convolution`, for a transposed convolution or, unless `up`, a strided one."""
+        return _applying(self.upsamplings if up else self.downsamplings, inputs, outputs, pixels)
+
+    def gate_rule(self, channels: int, pixels: int) -> GateRule | None:
+        """The first rule for a fusion gate of maps of this size."""
+        rules = (rule for rule in self.gates if channels <= rule.channels and pixels <= rule.pixels)
+        return next(rules, None)
 
 
 # By compute capability times ten.

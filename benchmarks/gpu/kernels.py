@@ -12,7 +12,16 @@ from benchmarks.gpu.machine import Machine
 from dmfnet_fast.config import DMFNET_PRESETS, PRESETS, StudentConfig
 from dmfnet_fast.engines.arithmetic import arithmetic
 from kernels import launch
-from kernels.cases import ODD_CASES, OPERATIONS, network_cases, own_cases, student_cases
+from kernels.cases import (
+    ODD_CASES,
+    OPERATIONS,
+    PREPARED_CASES,
+    needs_tma,
+    network_cases,
+    own_cases,
+    prepared_cases,
+    student_cases,
+)
 from kernels.cases.attention import ATTENTION
 from kernels.cases.convolution import RULES_BY_ROWS, by_every_rule
 from kernels.cases.record import Case, Draw
@@ -54,8 +63,20 @@ def _few() -> list[Case]:
     return [next(case for case in ODD_CASES if case.operation is operation) for operation in OPERATIONS]
 
 
+def _prepared() -> list[Case]:
+    """Calls of the networks in ways that were not measured."""
+    found: list[Case] = []
+    for config in (DMFNET_PRESETS[name] for name in ("base", "turbo")):
+        found += prepared_cases(config.channels, 2 * len(config.timesteps), SIZE, SIZE)
+    return found
+
+
 def checked_cases(machine: Machine) -> list[tuple[Case, tuple[torch.dtype, ...]]]:
-    """The odd cases in every type; in float16 the networks' calls at 256x256, and their convolutions by every tile."""
+    """Every case to check, with its types.
+
+    The odd cases in every type; in float16 the networks' calls at 256x256, and their convolutions by every tile; and
+    the same in ways that were not measured, as far as the GPU can do them.
+    """
     if machine.interpreted:
         return [(case, DTYPES) for case in _few()]
     own = _own(machine, "base", "turbo", "nano")
@@ -64,7 +85,9 @@ def checked_cases(machine: Machine) -> list[tuple[Case, tuple[torch.dtype, ...]]
     by_rows = [rule for rule in RULES_BY_ROWS if rules and rule.tile.rows == RULES_BY_ROWS[0].tile.rows]
     tiled = [*by_every_rule(own, rules, 32, 2), *by_every_rule(own, by_rows, SIZE, 1)]
     of_networks = _unique([*own, *_of_network("base"), *_of_network("tiny"), *tiled])
-    return [*((case, DTYPES) for case in ODD_CASES), *((case, (torch.float16,)) for case in of_networks)]
+    found = [*((case, DTYPES) for case in ODD_CASES), *((case, (torch.float16,)) for case in of_networks)]
+    found += [*((case, DTYPES) for case in PREPARED_CASES), *((case, (torch.float16,)) for case in _prepared())]
+    return [(case, types) for case, types in found if machine.architecture >= 90 or not needs_tma(case)]
 
 
 def timed_cases(machine: Machine) -> list[Case]:

@@ -304,7 +304,8 @@ def _time(runs: Runs) -> str:
         for kernel in column["kernels"]:
             of_group[kernel_group(kernel["kernel"])] += kernel["us"]
         sums.append(of_group)
-    rows = [(group, *(three(column.get(group)) for column in sums)) for group in KERNELS]
+    present = [group for group in KERNELS if any(group in column for column in sums)]
+    rows = [(group, *(three(column.get(group)) for column in sums)) for group in present]
     rows.append(("**all kernels**", *(three(1e3 * column["kernels_ms"]) for column in columns)))
     rows.append(("launches", *(f"{column['launches']:.0f}" for column in columns)))
     rows.append(("**the graph, from its start to its end**", *(three(1e3 * column["ms"]) for column in columns)))

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,7 +29,9 @@ from benchmarks.gpu.machine import Machine, environment, find_machine, measure_c
 from benchmarks.gpu.run import attempt
 from dmfnet_fast.artifacts.atomic import replacing
 from dmfnet_fast.engines.arithmetic import arithmetic
-from kernels import convolution_epilogue, launch
+from kernels import convolution_epilogue, launch, resampling
+from kernels.cases import PREPARED, fusion_gate
+from kernels.cases import resampling as resampling_cases
 from kernels.cases.convolution import BY_ROWS, CONVOLUTION_WITH_STATISTICS, convolve, is_own
 from kernels.cases.convolution_epilogue import epilogue, statistics
 from kernels.cases.fusion_gate import gate
@@ -42,7 +44,9 @@ from kernels.single_channel import first_fits
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tile
 
 Rules: TypeAlias = tuple[ConvolutionRule, ...]
+IN_FORCE = "in force"
 SETS = 6  # of inputs, which take turns
+RESAMPLINGS = "downsamplings", "upsamplings"  # fields of the tiles
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,10 @@ def planned(variant: Variant) -> tuple[tuple[Signature, tuple[int, ...]], ...] |
             return None
         if variant.field == "first" and not first_fits(arguments[0]):
             return None
+        if variant.field in RESAMPLINGS:
+            outputs = len(arguments[2])
+            if resampling.tile_for(arguments[0], outputs, RESAMPLINGS.index(variant.field) == 1) is None:
+                return None
         _, launches = variant.case.operation.plan(*arguments)
     return tuple((signature_of(one), one.grid) for one in launches)
 
@@ -214,7 +222,20 @@ def _all_variants() -> list[Variant]:
         for pixels, warps in ((64, 4), (32, 4), (128, 4), (128, 8), (32, 2), (16, 2), (16, 1), (64, 8)):
             found.append(Variant(to_one(1, channels // 2, 256, 256, True), "head", Tile(pixels, 1, warps)))
         found += [Variant(upsample(1, channels, 128, 128, True, False), "upsample", tile) for tile in BLOCKS]
+    found += _prepared_variants()
     return found
+
+
+def _prepared_variants() -> Iterator[Variant]:
+    """Ways that no architecture uses yet, beside what they would replace."""
+    for channels, side in ((32, 256), (32, 128), (32, 64), (64, 16), (128, 256), (128, 64), (256, 16)):
+        case = gate(1, channels, side, side)
+        yield Variant(case, "gates", ())
+        yield from (Variant(case, "gates", (rule,)) for rule in fusion_gate.CANDIDATES)
+    for channels, images, tiles in ((32, 2, resampling_cases.NARROW), (128, 6, resampling_cases.WIDE)):
+        for case in resampling_cases.resamplings(channels, images, 256, 256):
+            field = RESAMPLINGS[case.operation is resampling_cases.UPSAMPLING]
+            yield from (Variant(case, field, (ConvolutionRule(ANY, ANY, ANY, tile),)) for tile in tiles)
 
 
 def _replaced(rules: Rules, before: ConvolutionTile, after: ConvolutionTile) -> Rules:
@@ -236,11 +257,20 @@ class Setting:
     name: str
     fields: dict[str, Any]
     batch: int = 1
+    two_streams: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.network}: {self.name}"
 
 
 def settings(only: str) -> list[Setting]:
-    """Those to time whose name contains `only`: the tiles in force in any case, cuDNN's convolutions, one change."""
-    return [setting for setting in _all_settings() if only in setting.name or not setting.fields]
+    """Those to time whose network and name contain `only`, each beside the tiles in force.
+
+    Among them are cuDNN's convolutions, one change each, and ways that no architecture uses yet.
+    """
+    found = _all_settings()
+    chosen = {(one.network, one.batch) for one in found if only in str(one)}
+    return [one for one in found if only in str(one) or (one.name == IN_FORCE and (one.network, one.batch) in chosen)]
 
 
 def _all_settings() -> list[Setting]:
@@ -249,7 +279,7 @@ def _all_settings() -> list[Setting]:
     narrow = next(rule.tile for rule in present if rule.outputs == 32 and rule.pixels == ANY)
     found: list[Setting] = []
     for network in ("base", "turbo", "nano"):
-        found += [Setting(network, "in force", {}), Setting(network, "cuDNN", {"convolutions": ()})]
+        found += [Setting(network, IN_FORCE, {}), Setting(network, "cuDNN", {"convolutions": ()})]
     for name, before, after in (
         ("wide: 8 warps", wide, replace(wide, warps=8)),
         ("wide: 256 pixels", wide, replace(wide, pixels=256, warps=8)),
@@ -266,26 +296,50 @@ def _all_settings() -> list[Setting]:
     ):
         rules = {"convolutions": _replaced(present, narrow, after)}
         found += [Setting(network, name, rules) for network in ("turbo", "nano")]
-    tile = ConvolutionTile(128, 32, 32, 4, 2, described=True)
+    tile = ConvolutionTile(128, 32, 32, 4, 2, described=True, rows=8)
     for batch, network in itertools.product((1, 8), ("turbo", "nano")):
         if batch > 1:
-            found.append(Setting(network, "in force", {}, batch))
+            found.append(Setting(network, IN_FORCE, {}, batch))
         for rows, least in ((4, 2**14), (8, 2**14), (4, 2**17), (8, 2**17)):
             rules = {"convolutions": _by_rows(present, replace(tile, rows=rows), least)}
             name = f"narrow: by {rows} rows from 2^{least.bit_length() - 1} pixels"
             if batch > 1 or least < 2**17 or network == "turbo":  # nano has fewer pixels
                 found.append(Setting(network, name, rules, batch))
+    resamplings = {field: PREPARED[field] for field in RESAMPLINGS}
+    prepared: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("gates in two launches", {"gates": (fusion_gate.TWO,)}),
+        ("gates in three launches", {"gates": (fusion_gate.THREE,)}),
+        ("gates in two launches up to 2^12 pixels, in three above", {"gates": PREPARED["gates"]}),
+        ("own strided convolutions", {"downsamplings": PREPARED["downsamplings"]}),
+        ("own transposed convolutions", {"upsamplings": PREPARED["upsamplings"]}),
+        ("own strided and transposed convolutions", resamplings),
+        ("own products", {"products": True}),
+        ("sources as they are", {"sources": True}),
+        ("everything prepared", PREPARED),
+    )
+    for network in ("turbo", "base"):
+        # base has noise and no interval, so that its sources are not read as they are.
+        fitting = [(name, fields) for name, fields in prepared if network == "turbo" or set(fields) != {"sources"}]
+        found += [Setting(network, name, fields) for name, fields in fitting]
+        everything = PREPARED | {"convolutions": _by_rows(present, tile, 2**17)}
+        found.append(Setting(network, "two streams", {}, two_streams=True))
+        found.append(Setting(network, "everything, by rows, two streams", everything, two_streams=True))
     return found
 
 
 def _fused(machine: Machine, setting: Setting) -> dict[str, Any]:
-    """One row: a network under one of the `settings`, as a CUDA graph."""
+    """One row: a network under one of the `settings`, as a CUDA graph; if its image is wrong, no time."""
     networks = gpu_networks.Networks(machine)
-    variant = gpu_fusions.KERNELS_CAPTURED
+    variant = gpu_fusions.TWO_STREAMS if setting.two_streams else gpu_fusions.KERNELS_CAPTURED
+    case = gpu_networks.Case(setting.network, 256, setting.batch)
+    row: dict[str, Any] = {"network": setting.network, "batch": setting.batch, "rules": setting.name}
     with changed(**setting.fields), variant.settings():
-        running = gpu_fusions.start(variant, gpu_networks.Case(setting.network, 256, setting.batch), networks)
-        times = machine.time(running.launch, running.stream)
-    return {"network": setting.network, "batch": setting.batch, "rules": setting.name, **times.to_dict()}
+        running = gpu_fusions.start(variant, case, networks)
+        quality = gpu_networks.Quality.of(variant.precision, [running.image()], [networks.reference(case)])
+        row |= quality.to_dict()
+        if not quality.within:
+            return row | {"refused": f"wrong: {quality}"}
+        return row | machine.time(running.launch, running.stream).to_dict()
 
 
 def _compile_fused(setting: Setting) -> str | None:
@@ -333,6 +387,35 @@ def _by_cudnn_with_statistics(x: Tensor, weight: Tensor, *others: Any) -> Any:
     return convolution_epilogue.convolution_epilogue_with_statistics(h, bias, residual, relu)
 
 
+def _down_by_cudnn(x: Tensor, weight: Tensor, bias: Tensor) -> Any:
+    h = F.conv2d(x, weight, stride=2, padding=1)
+    return convolution_epilogue.convolution_epilogue_with_statistics(h, bias, None, False)
+
+
+def _up_by_cudnn(x: Tensor, weight: Tensor, bias: Tensor) -> Any:
+    """As many products, of weights in channels-last memory as the network has them."""
+    kernel = weight.view(x.shape[1], 4, 4, -1).permute(0, 3, 1, 2)
+    h = F.conv_transpose2d(x, kernel, stride=2, padding=1)
+    return convolution_epilogue.convolution_epilogue_with_statistics(h, bias, None, False)
+
+
+def _cudnn_call(variant: Variant) -> Callable[..., Any] | None:
+    """What a variant of our convolutions is timed beside; None for everything else."""
+    if variant.field == "convolutions":
+        with_statistics = variant.case.operation is CONVOLUTION_WITH_STATISTICS
+        return _by_cudnn_with_statistics if with_statistics else _by_cudnn
+    return {"downsamplings": _down_by_cudnn, "upsamplings": _up_by_cudnn}.get(variant.field)
+
+
+def _numbers(tile: Any) -> list[Any]:
+    """The fields of a tile, or of the only rule of a table; none of a table without rules."""
+    if isinstance(tile, tuple):
+        (tile,) = tile or (None,)
+    if isinstance(tile, ConvolutionRule):
+        tile = tile.tile
+    return [] if tile is None else list(astuple(tile))
+
+
 def _timed(machine: Machine, case: Case, call: Callable[..., Any]) -> float:
     """Times one call, in microseconds."""
     inputs = [case.make(Draw(torch.float16, machine.device.type, seed)) for seed in range(SETS)]
@@ -349,8 +432,7 @@ def measure(machine: Machine, variant: Variant) -> float:
 
 def _row(machine: Machine, variant: Variant) -> dict[str, Any]:
     row: dict[str, Any] = {"case": str(variant.case), "field": variant.field}
-    tile = variant.tile[0].tile if variant.field == "convolutions" else variant.tile
-    row["tile"] = list(vars(tile).values())
+    row["tile"] = _numbers(variant.tile)
     try:
         return row | {"us": measure(machine, variant)}
     except Exception as error:  # a tile may need more resources than the GPU has
@@ -375,7 +457,7 @@ def write(output: Path, content: dict[str, Any]) -> None:
 @click.command(help=(__doc__ or "").partition("\n\n")[0])
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The JSON file to write.")
 @click.option("--networks", is_flag=True, help="Time networks with other settings instead of operations with tiles.")
-@click.option("--only", default="", help="Time only operations, or settings, whose name contains this, such as x16x16.")
+@click.option("--only", default="", help="Time only what has this in its name: x16x16, fusion_gate, turbo.")
 def main(output: Path, networks: bool, only: str) -> None:
     machine = find_machine()
     if isinstance(machine, str) or machine.interpreted:
@@ -400,11 +482,10 @@ def main(output: Path, networks: bool, only: str) -> None:
         for number, variant in enumerate(todo):
             if number % 20 == 0:
                 write(output, content)  # saves the rows so far
-            if variant.field == "convolutions" and not any(row["case"] == str(variant.case) for row in rows):
-                with_statistics = variant.case.operation is CONVOLUTION_WITH_STATISTICS
-                call = _by_cudnn_with_statistics if with_statistics else _by_cudnn
+            call = _cudnn_call(variant)
+            if call is not None and not any(row["case"] == str(variant.case) for row in rows):
                 us = _timed(machine, variant.case, call)
-                rows.append({"case": str(variant.case), "field": "convolutions", "tile": "cuDNN", "us": us})
+                rows.append({"case": str(variant.case), "field": variant.field, "tile": "cuDNN", "us": us})
             rows.append(_row(machine, variant))
     write(output, content)
     click.echo("\n".join(summary(rows)))

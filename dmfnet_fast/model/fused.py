@@ -27,6 +27,7 @@ from dmfnet_fast.model.rewrites import (
 from dmfnet_fast.model.side_stream import beside, join, side_stream
 from dmfnet_fast.model.student import Student, from_brighter
 from kernels import convolution as _convolutions
+from kernels import resampling as _resampling
 from kernels import single_channel as _single
 from kernels import student_ends as _ends
 from kernels.attention import attention
@@ -35,7 +36,7 @@ from kernels.convolution_epilogue import convolution_epilogue, convolution_epilo
 from kernels.diffuse import diffuse
 from kernels.fusion_gate import fusion_gate
 from kernels.group_norm_silu import group_norm_silu
-from kernels.launch import on_gpu
+from kernels.launch import on_gpu, tiles_of
 from kernels.upsample_add import upsample_add
 
 MOST_CHANNELS = 256  # supported by the attention kernel
@@ -47,6 +48,13 @@ class FeatureWithStats(NamedTuple):
 
     values: Tensor
     statistics: Tensor
+
+
+class Sources(NamedTuple):
+    """Both images, (N, 1, H, W) each, in float32: what the denoiser takes in place of one batch in its own type."""
+
+    a: Tensor
+    b: Tensor
 
 
 def _ours(x: Tensor, weight: Tensor, statistics: bool = False) -> bool:
@@ -97,6 +105,19 @@ class PixelLinear(nn.Module):
         return product.view(x.shape[0], x.shape[2], x.shape[3], -1).permute(0, 3, 1, 2)
 
 
+def _product_is_ours(x: Tensor, linear: PixelLinear, statistics: bool = False) -> bool:
+    """Whether a product without a ReLU is our 1x1 convolution, by the rules for the GPU."""
+    # on_gpu comes first: in graphs for engines, `linear` is replaced by a plain convolution, which has no `kernel`.
+    return on_gpu(x) and tiles_of(x).products and _ours(x, linear.kernel, statistics)
+
+
+def _linear(linear: PixelLinear, x: Tensor, bias: Tensor | None) -> Tensor:
+    """linear(x) + bias."""
+    if _product_is_ours(x, linear):
+        return convolution(x, linear.kernel, None, None, None, None, bias, None, False)
+    return linear(x, bias)
+
+
 def _linear_relu(linear: PixelLinear, x: Tensor, bias: Tensor | None) -> Tensor:
     """relu(linear(x) + bias)."""
     # on_gpu comes first: in graphs for engines, `linear` is replaced by a plain convolution, which has no `kernel`.
@@ -127,17 +148,30 @@ class FusedNorm(nn.Module):
 class FusedConv(Resample):
     """The first convolution of the denoiser, or one that changes the resolution."""
 
+    by_phase: Tensor
+
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
         super().__init__()
-        self.conv, self.bias = conv, conv.bias
+        self.conv, self.bias, self.outputs = conv, conv.bias, conv.out_channels
+        self.up = isinstance(conv, nn.ConvTranspose2d)
+        if self.up:
+            self.register_buffer("by_phase", _resampling.by_phase(conv.weight.detach()), persistent=False)
         conv.bias = None
 
-    def forward(self, x: Tensor | FeatureWithStats) -> FeatureWithStats:
+    def forward(self, x: Tensor | Sources | FeatureWithStats) -> FeatureWithStats:
+        if isinstance(x, Sources):
+            assert self.bias is not None
+            return FeatureWithStats(*_single.first_convolution(x.a, self.conv.weight, self.bias, x.b))
         values = x.values if isinstance(x, FeatureWithStats) else x
         half = values.dtype != torch.float32
         if values.shape[1] == 1 and half and on_gpu(values) and _single.first_fits(values):
             assert self.bias is not None
-            return FeatureWithStats(*_single.first_convolution(values, self.conv.weight, self.bias))
+            return FeatureWithStats(*_single.first_convolution(values, self.conv.weight, self.bias, None))
+        if _resampling.tile_for(values, self.outputs, self.up) is not None:
+            assert self.bias is not None
+            if self.up:
+                return FeatureWithStats(*_resampling.upsampling_convolution(values, self.by_phase, self.bias))
+            return FeatureWithStats(*_resampling.downsampling_convolution(values, self.conv.weight, self.bias))
         return _with_statistics(self.conv(values), self.bias, None)
 
 
@@ -150,12 +184,17 @@ class FusedAttention(nn.Module):
         self.qkv, self.out, self.bias = PixelLinear(block.qkv), PixelLinear(block.out), block.out.bias
 
     def forward(self, x: FeatureWithStats) -> FeatureWithStats:
-        qkv = self.qkv(self.norm(x))
+        qkv = _linear(self.qkv, self.norm(x), None)
         if qkv.shape[1] <= 3 * MOST_CHANNELS:
             attended = attention(qkv)
         else:
             tokens = qkv.unflatten(1, (3, 1, -1)).flatten(4).transpose(3, 4).unbind(1)
             attended = F.scaled_dot_product_attention(*tokens).transpose(2, 3).flatten(1, 2).view_as(x.values)
+        if _product_is_ours(attended, self.out, statistics=True):
+            no_shortcuts = None, None, None, None
+            return FeatureWithStats(
+                *convolution_with_statistics(attended, self.out.kernel, *no_shortcuts, self.bias, x.values, False)
+            )
         return _with_statistics(self.out(attended), self.bias, x.values)
 
 
@@ -306,7 +345,7 @@ class FusedLevel(nn.Module):
         """What the outputs of the two coarser levels contribute, at half this level's resolution."""
         if previous is None or before is None:
             return previous
-        h = upsample_add(self.project(before, self.project_bias), None, True)
+        h = upsample_add(_linear(self.project, before, self.project_bias), None, True)
         return _convolved(h, self.conv, self.bias, True, previous)
 
     def forward(self, x: Tensor, y: Tensor, coarser: Tensor | None) -> Tensor:
@@ -324,10 +363,12 @@ class FusedHead(nn.Module):
         super().__init__()
         self.conv = conv
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """The convolution plus `added`, where there is something to add."""
         if _ours(x, self.conv.weight):
-            return convolution(x, self.conv.weight, None, None, None, None, self.conv.bias, None, False)
-        return self.conv(x)
+            return convolution(x, self.conv.weight, None, None, None, None, self.conv.bias, added, False)
+        result = self.conv(x)
+        return result if added is None else result + added
 
 
 class FusedPasses(nn.Module):
@@ -370,8 +411,8 @@ class FusedPasses(nn.Module):
     def _diffused(self, a: Tensor, b: Tensor, noise: Tensor, dtype: torch.dtype) -> Tensor:
         return diffuse(a, b, noise, self.levels, self.sigmas, dtype)
 
-    def _fused(self, noisy: Tensor, pairs: int) -> Tensor:
-        """The output of the finest fusion level, (N, C, H, W), for `noisy` of `pairs` pairs.
+    def _decoded(self, noisy: Tensor, pairs: int) -> Tensor:
+        """The result of the finest fusion level, (N, C, H, W), for `noisy` of `pairs` pairs.
 
         A level needs only what the denoiser has computed by then, so it can run beside the rest of the denoiser.
         """
@@ -398,15 +439,29 @@ class FusedPasses(nn.Module):
     def forward(self, a: Tensor, b: Tensor, noise: Tensor | None = None, interval: Tensor | None = None) -> Tensor:
         """As `DMFNet.forward`."""
         dtype = of_kind(self.denoiser.init_conv, FusedConv).conv.weight.dtype
-        noisy = torch.cat([a, b]).to(dtype) if noise is None else self._diffused(a, b, noise, dtype)
-        hidden = self.fusion.before_head(self._fused(noisy, a.shape[0]), interval)
+        ours = on_gpu(a) and tiles_of(a).sources and dtype != torch.float32
+        if noise is not None:
+            noisy = self._diffused(a, b, noise, dtype)
+        elif ours and _single.first_fits(a):
+            noisy = cast("Tensor", Sources(a, b))
+        else:
+            noisy = torch.cat([a, b]).to(dtype)
+        decoded = self._decoded(noisy, a.shape[0])
         if not on_gpu(a):
-            result = self.fusion.head(hidden)
+            result = self.fusion.head(self.fusion.before_head(decoded, interval))
             return result if interval is None else from_brighter(result, a, b, interval)
         last = of_kind(self.fusion.rgb_decode1.conv, nn.Conv2d)
         assert last.bias is not None
+        added = None
+        of_interval = self.fusion.interval
+        if ours and interval is not None and of_interval is not None:
+            added = _single.interval_convolution(interval, of_interval.weight)
+        elif interval is not None and of_interval is not None:
+            # cuDNN works in channels-last, and would convert what it is given after this conversion.
+            added = of_interval(interval.to(decoded.dtype, memory_format=torch.channels_last))
+        hidden = self.fusion.rgb_decode2(decoded, added)
         result = _single.head(hidden, last.weight, last.bias, interval is None)
-        return result if interval is None else from_brighter(result, a, b, interval)
+        return result if interval is None else _ends.student_change(result, a, b, interval, 1)
 
 
 class FusedStudent(nn.Module):

@@ -138,6 +138,18 @@ class FusionNetwork(nn.Module):
 
     def hidden(self, features_a: list[Tensor], features_b: list[Tensor], interval: Tensor | None = None) -> Tensor:
         """The input of the head, (N, C/2, H, W), for the arguments of `forward`."""
+        return self.before_head(self.decoded(features_a, features_b), interval)
+
+    def before_head(self, decoded: Tensor, interval: Tensor | None) -> Tensor:
+        """The input of the head, (N, C/2, H, W), computed from the result of `decoded`."""
+        hidden = self.rgb_decode2(decoded)
+        if self.interval is not None:
+            assert interval is not None
+            hidden = hidden + self.interval(interval.to(hidden.dtype))
+        return hidden
+
+    def decoded(self, features_a: list[Tensor], features_b: list[Tensor]) -> Tensor:
+        """The result of the finest level, (N, C, H, W)."""
         outputs: list[Tensor] = []
         for level, (a, b) in enumerate(zip(features_a, features_b, strict=True)):
             merge, fuse = self.decoder[2 * level], self.decoder[2 * level + 1]
@@ -149,15 +161,7 @@ class FusionNetwork(nn.Module):
                     outputs[level - 2] if level >= 2 else None,
                 )
             )
-        return self.before_head(outputs[-1], interval)
-
-    def before_head(self, finest: Tensor, interval: Tensor | None) -> Tensor:
-        """The input of the head, (N, C/2, H, W), computed from the output of the finest level, (N, C, H, W)."""
-        hidden = self.rgb_decode2(finest)
-        if self.interval is not None:
-            assert interval is not None
-            hidden = hidden + self.interval(interval.to(hidden.dtype))
-        return hidden
+        return outputs[-1]
 
     def head(self, hidden: Tensor) -> Tensor:
         """The result of `forward`, computed from `hidden`."""

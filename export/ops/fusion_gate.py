@@ -97,7 +97,7 @@ def _plan(x: Tensor, y: Tensor | None = None, **given: Tensor) -> Plan:
     """Plan all launches of the gate; parameters that are not given belong to launches other than the plugin's own."""
     other = x.new_empty(1)
     parameters = (f"{of}_{kind}" for of in ("reduce", "expand", "spatial", "pixel") for kind in ("weight", "bias"))
-    return fusion_gate.plan(x, x if y is None else y, *(given.get(name, other) for name in parameters))
+    return fusion_gate.plan_in_four(x, x if y is None else y, *(given.get(name, other) for name in parameters))
 
 
 def _squares(sizes: Sizes, constants: Mapping[str, Any]) -> Extent:

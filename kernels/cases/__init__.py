@@ -8,8 +8,10 @@ of a pair in one batch, two for each timestep; a test compares them with it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.cases.attention import RECORD as _ATTENTION
 from kernels.cases.attention import attend
@@ -20,12 +22,18 @@ from kernels.cases.convolution_epilogue import epilogue
 from kernels.cases.diffuse import RECORD as _DIFFUSE
 from kernels.cases.diffuse import noisy
 from kernels.cases.fusion_gate import RECORD as _FUSION_GATE
+from kernels.cases.fusion_gate import RULES as GATE_RULES
+from kernels.cases.fusion_gate import by_rule as gate_by_rule
 from kernels.cases.fusion_gate import gate
 from kernels.cases.group_norm_silu import RECORD as _GROUP_NORM_SILU
 from kernels.cases.group_norm_silu import norm
 from kernels.cases.record import Case, Draw, Operation, Record
+from kernels.cases.resampling import RECORD as _RESAMPLING
+from kernels.cases.resampling import RULES as RESAMPLING_RULES
+from kernels.cases.resampling import by_rules as resampling_by_rules
+from kernels.cases.resampling import resamplings
 from kernels.cases.single_channel import RECORD as _SINGLE_CHANNEL
-from kernels.cases.single_channel import from_one, to_one
+from kernels.cases.single_channel import from_interval, from_one, to_one
 from kernels.cases.student_ends import RECORD as _STUDENT_ENDS
 from kernels.cases.student_ends import changed, unshuffled
 from kernels.cases.upsample_add import RECORD as _UPSAMPLE_ADD
@@ -37,6 +45,7 @@ from kernels.student_ends import PLANES
 RECORDS: dict[str, Record] = {
     "convolution": _CONVOLUTION,
     "convolution_epilogue": _CONVOLUTION_EPILOGUE,
+    "resampling": _RESAMPLING,
     "single_channel": _SINGLE_CHANNEL,
     "group_norm_silu": _GROUP_NORM_SILU,
     "fusion_gate": _FUSION_GATE,
@@ -48,6 +57,32 @@ RECORDS: dict[str, Record] = {
 OPERATIONS: tuple[Operation, ...] = tuple(operation for record in RECORDS.values() for operation in record.operations)
 ODD_CASES: tuple[Case, ...] = tuple(case for record in RECORDS.values() for case in record.odd)
 SMALL_CASES: tuple[Case, ...] = tuple(case for record in RECORDS.values() for case in record.small)
+PREPARED_CASES: tuple[Case, ...] = tuple(case for record in RECORDS.values() for case in record.prepared)
+# Fields of `Tiles` by which networks take the ways that were not measured.
+PREPARED: dict[str, Any] = {
+    "gates": GATE_RULES,
+    "downsamplings": RESAMPLING_RULES,
+    "upsamplings": RESAMPLING_RULES,
+    "products": True,
+    "sources": True,
+}
+
+
+def needs_tma(case: Case) -> bool:
+    """Whether a case can only be launched on GPUs of compute capability 9.0 and later."""
+    _, launches = case.operation.plan(*case.make(Draw(torch.float16, "meta")))
+    return any(isinstance(value, TensorDescriptor) for launch in launches for value in launch.arguments.values())
+
+
+def prepared_cases(channels: int, images: int, height: int, width: int) -> Iterator[Case]:
+    """Calls of the network of `channels` on `images` maps, in ways that were not measured."""
+    if images == 2:  # of one timestep, without noise
+        yield from_one(1, channels, height, width, both=True)
+        yield from_interval(1, channels // 2, height, width)
+    for level, own in ((0, channels), (4, 2 * channels)):
+        for rule in (GATE_RULES[0], GATE_RULES[-1]):
+            yield gate_by_rule(gate(1, own, height >> level, width >> level), rule)
+    yield from map(resampling_by_rules, resamplings(channels, images, height, width))
 
 
 def network_cases(
@@ -104,7 +139,7 @@ def own_cases(
 ) -> Iterator[Case]:
     """What the network of `network_cases` calls besides or instead on a GPU, as `launch.assumed` has it.
 
-    `tanh`: whether that is its activation.
+    `tanh`: whether that is its activation; otherwise it takes an interval.
     """
     images = 2 * steps * pairs
     sizes = [(height >> level, width >> level) for level in range(5)]
@@ -135,9 +170,11 @@ def own_cases(
         convolutions.append(convolve(pairs, channels, channels, *size, relu=True))
         if 0 < level < len(sizes) - 1:
             convolutions.append(convolve(pairs, channels, channels, *size, relu=True, residual=True))
-    convolutions.append(convolve(pairs, channels, channels // 2, height, width))
+    convolutions.append(convolve(pairs, channels, channels // 2, height, width, residual=not tanh))
     yield from (case for case in convolutions if is_own(case, dtype))
     yield to_one(pairs, channels // 2, height, width, tanh)
+    if not tanh:
+        yield changed(pairs, height, width, factor=1)
 
 
 def student_cases(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 
 from kernels import fusion_gate
 from kernels.cases.record import HALF, Case, Draw, Operation, Record, Shape, Work, values
+from kernels.tiles import ANY, GateRule, Tile
 
 
 def _eager(
@@ -70,10 +73,50 @@ def gate(n: int, channels: int, height: int, width: int) -> Case:
     return Case(FUSION_GATE, f"{n}x{channels}x{height}x{width}", make)
 
 
+def by_rule(case: Case, rule: GateRule) -> Case:
+    """`case`, one of `gate`'s, planned by this rule whatever its size."""
+    plan = partial(fusion_gate.plan_by_rule, rule)
+    launches = 2 if rule.folded else 3
+    tiles = "x".join(str(number) for tile in (rule.pool, rule.gate) for number in vars(tile).values())
+    name = f"{case.name} in {launches} launches, {rule.parts} parts, {tiles}"
+    return replace(case, operation=replace(case.operation, plan=plan), name=name)
+
+
+def rule(folded: bool, parts: int, pool: Tile, gate: Tile) -> GateRule:
+    """A rule for maps of any size."""
+    return GateRule(ANY, ANY, folded, parts, pool, gate)
+
+
+# Rules to time, none of which was measured: a gate of two launches for small maps, and one of three for large ones.
+TWO = rule(True, 32, Tile(16, 128), Tile(16, 32, 2))
+THREE = rule(False, 128, Tile(64, 128, 8), Tile(64, 32, 4))
+LARGER = replace(TWO, gate=Tile(64, 64))
+CANDIDATES = (
+    TWO,
+    LARGER,
+    replace(TWO, gate=Tile(16, 64, 4)),
+    replace(TWO, gate=Tile(64, 32, 4)),
+    replace(TWO, parts=128, gate=Tile(64, 32, 4)),
+    replace(TWO, parts=128, pool=THREE.pool, gate=Tile(64, 32, 4)),
+    replace(TWO, parts=128, pool=THREE.pool, gate=Tile(256, 32, 8)),
+    THREE,
+    replace(THREE, parts=512, pool=Tile(16, 128)),
+    replace(THREE, parts=256, pool=Tile(32, 128)),
+    replace(THREE, gate=Tile(16, 64, 4)),
+)
+# Rules to try in whole networks.
+RULES = (replace(TWO, pixels=2**12), THREE)
+
 RECORD = Record(
     operations=(FUSION_GATE,),
     odd=(gate(1, 16, 4, 4), gate(7, 32, 5, 9), gate(1, 72, 9, 17), gate(2, 128, 8, 4)),
     small=(gate(2, 32, 5, 7),),
-    kernels={"fusion gate": r"^(pool|channel|spatial|gate)_kernel"},
-    narrow=frozenset({"channel_kernel", "spatial_kernel"}),
+    prepared=(
+        by_rule(gate(2, 16, 4, 4), TWO),
+        by_rule(gate(1, 72, 9, 5), LARGER),
+        by_rule(gate(1, 16, 8, 12), replace(LARGER, parts=2)),
+        by_rule(gate(2, 24, 5, 7), THREE),
+    ),
+    kernels={"fusion gate": r"^(pool|channel|spatial|attentions|gate|folded_gate)_kernel"},
+    narrow=frozenset({"channel_kernel", "spatial_kernel", "attentions_kernel"}),
 )

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from kernels.convolution_epilogue import statistics_reference
 from kernels.launch import Operator, Plan
 
 Shape: TypeAlias = list[int]
@@ -75,6 +76,7 @@ class Operation:
         multiplies_matrices: on matrix units, of which Triton's interpreter gets bfloat16 wrong.
         takes_type: the last argument is the type of the result, whatever that of the inputs is.
         gives_statistics: the last result is the statistics of channels, of the first result if there is another.
+        statistics: computes them from that result; they differ in what a part is.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Operation:
     multiplies_matrices: bool = False
     takes_type: bool = False
     gives_statistics: bool = False
+    statistics: Callable[[Tensor], Tensor] = statistics_reference
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class Record:
         odd: cases one pixel and one channel beyond the tiles, single pixels, batches of 1 and 7 and the like; every
             operation has some.
         small: cases that are repeated in every memory layout and with extreme values.
+        prepared: cases planned in ways that no architecture uses, because they have not been measured. Odd ones, which
+            are also repeated like the small ones.
         kernels: rows of docs/gpu.md's table of kernels; a pattern of the kernels' names for each.
         narrow: kernels that need not load 16 bytes at a time: threads of theirs read no feature maps.
     """
@@ -120,3 +125,4 @@ class Record:
     small: tuple[Case, ...]
     kernels: Mapping[str, str]
     narrow: frozenset[str] = frozenset()
+    prepared: tuple[Case, ...] = ()

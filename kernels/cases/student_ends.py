@@ -30,7 +30,8 @@ def _work_of_inputs(shapes: list[Shape]) -> Work:
 
 def _work_of_change(shapes: list[Shape]) -> Work:
     change, *planes = shapes
-    return Work(_KIND, 0, HALF * values(change) + SINGLE * (values(*planes) + values(planes[0])))
+    size = SINGLE if change[1] == 1 else HALF
+    return Work(_KIND, 0, size * values(change) + SINGLE * (values(*planes) + values(planes[0])))
 
 
 STUDENT_INPUTS = Operation(
@@ -46,7 +47,7 @@ STUDENT_INPUTS = Operation(
 )
 STUDENT_CHANGE = Operation(
     "student_change",
-    "what follows its last one",
+    "what follows its last one, and the head of a DM-FNet that takes an interval",
     "reads each once, writes once",
     student_ends.change_plan,
     student_ends.change_reference,
@@ -65,9 +66,12 @@ def unshuffled(n: int, height: int, width: int, factor: int = 2) -> Case:
 
 
 def changed(n: int, height: int, width: int, factor: int = 2) -> Case:
+    """With a `factor` of 1, as a DM-FNet has it, whose change is float32."""
+
     def make(draw: Draw) -> tuple[Any, ...]:
         a, b, interval = (draw.table(n, planes, height, width) for planes in (1, 1, 2))
-        return draw.feature(n, factor**2, height // factor, width // factor), a, b, interval.sort(1).values, factor
+        new = draw.table if factor == 1 else draw.feature
+        return new(n, factor**2, height // factor, width // factor), a, b, interval.sort(1).values, factor
 
     return Case(STUDENT_CHANGE, f"{n}x4x{height}x{width} by {factor}", make)
 
@@ -81,6 +85,7 @@ RECORD = Record(
         changed(1, 2, 2),
         changed(7, 34, 66),
         changed(2, 9, 6, factor=3),
+        changed(3, 5, 33, factor=1),
     ),
     small=(unshuffled(2, 6, 10), changed(2, 6, 10)),
     kernels={_KIND: r"^(inputs|change)_kernel"},

@@ -25,19 +25,23 @@ from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.model import Network, load_model, optimize
 from dmfnet_fast.precision import FloatPrecision
 from kernels import convolution, convolution_epilogue, launch
-from kernels.cases import ODD_CASES, OPERATIONS, SMALL_CASES
+from kernels.cases import ODD_CASES, OPERATIONS, PREPARED_CASES, SMALL_CASES, needs_tma
 from kernels.cases.attention import ATTENTION
 from kernels.cases.convolution import convolve
 from kernels.cases.convolution_epilogue import epilogue
 from kernels.cases.diffuse import DIFFUSE
-from kernels.cases.fusion_gate import FUSION_GATE, gate
+from kernels.cases.fusion_gate import FUSION_GATE, LARGER, gate, rule
+from kernels.cases.fusion_gate import by_rule as gate_by_rule
 from kernels.cases.group_norm_silu import GROUP_NORM_SILU, norm
 from kernels.cases.record import Case, Draw, Operation
+from kernels.cases.resampling import by_tile, resample
 from kernels.cases.single_channel import from_one, to_one
 from kernels.cases.upsample_add import upsample
 from kernels.checks import TOLERANCES, Guarded, error, expected, tolerance, worst
 from kernels.convolution import convolution_by_rows_kernel, convolution_kernel, described_convolution_kernel
+from kernels.fusion_gate import folded_gate_kernel
 from kernels.launch import Launch, assumed
+from kernels.resampling import resampling_kernel
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tile, Tiles
 from kernels.upsample_add import reference as upsample_reference
 from tests.engines.test_pixels import images
@@ -52,10 +56,17 @@ def skip_wrong_product(operation: Operation, dtype: torch.dtype) -> None:
         pytest.skip("the interpreter multiplies bfloat16 matrices wrongly")
 
 
+def skip_without_copy_engine(case: Case | None = None) -> None:
+    """Unless `case` can do without."""
+    if DEVICE == "cuda" and torch.cuda.get_device_capability() < (9, 0) and (case is None or needs_tma(case)):
+        pytest.skip("this GPU has no copy engine")
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", ODD_CASES, ids=str)
+@pytest.mark.parametrize("case", [*ODD_CASES, *PREPARED_CASES], ids=str)
 def test_reference(case: Case, dtype: torch.dtype) -> None:
     skip_wrong_product(case.operation, dtype)
+    skip_without_copy_engine(case)
     assert worst(case.operation, case.make(Draw(dtype, DEVICE))) <= 1
 
 
@@ -84,8 +95,9 @@ def odd_stride(x: Any) -> Any:
     return x.as_strided(x.shape, (1, *x.stride()[1:]))
 
 
-@pytest.mark.parametrize("case", SMALL_CASES, ids=str)
+@pytest.mark.parametrize("case", [*SMALL_CASES, *PREPARED_CASES], ids=str)
 def test_every_memory_layout(case: Case) -> None:
+    skip_without_copy_engine(case)
     arguments = case.make(Draw(torch.float32, DEVICE))
     wanted = expected(case.operation, arguments)
     for layout in (planes, window):
@@ -116,7 +128,11 @@ EXTREMES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("extreme", EXTREMES)
-@pytest.mark.parametrize("case", [case for case in SMALL_CASES if case.operation is not DIFFUSE], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [*(case for case in SMALL_CASES if case.operation is not DIFFUSE), gate_by_rule(gate(2, 32, 5, 7), LARGER)],
+    ids=str,
+)
 def test_extremes(case: Case, extreme: str, dtype: torch.dtype) -> None:
     arguments = list(case.make(Draw(dtype, DEVICE)))
     arguments[0] = EXTREMES[extreme](arguments[0])
@@ -182,11 +198,6 @@ def convolved_by(tile: ConvolutionTile, monkeypatch: pytest.MonkeyPatch) -> Iter
         monkeypatch.setitem(ARCHITECTURES, number, replace(tiles, convolutions=rules))
     with assumed(90):
         yield
-
-
-def skip_without_copy_engine() -> None:
-    if DEVICE == "cuda" and torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip("this GPU has no copy engine")
 
 
 # With tiles of 32 pixels, and of 64, which hold two parts of statistics.
@@ -424,8 +435,25 @@ def test_far_convolution(described: bool, last_programs: Last, monkeypatch: pyte
     assert error(found[-1, -1, 0, 64:], out[-1, 64:, -2:].double().mean((1, 2))) <= tolerance(torch.float32)
 
 
+@pytest.mark.parametrize("up", [False, True])
+def test_far_resampling(up: bool, last_programs: Last) -> None:
+    """Its tile is one part of the statistics; of a transposed convolution, odd pixels of odd rows."""
+    n, channels, height, width = (8, 128, 1024, 1024) if up else (FAR[0], FAR[1], 1024, 1024)
+    tile = ConvolutionTile(8192 if up else 512, 64, 64, 4, 3)
+    (x, weight, bias), _, (out, found) = last_programs(by_tile(resample(n, channels, 128, height, width, up), tile))
+    if up:
+        kernel = weight[3, 64:].double().unflatten(1, (2, 2)).permute(0, 3, 1, 2)
+        wanted = F.conv2d(F.pad(x[-1:, :, -8:].double(), (0, 1, 0, 1)), kernel, bias[64:].double())[0]
+        got = out[-1, 64:, -15::2, 1::2]
+    else:
+        wanted = F.conv2d(x[-1:, :, -4:].double(), weight.double(), bias.double(), stride=2, padding=1)[0, 64:, -1:]
+        got = out[-1, 64:, -1:]
+    assert error(got, wanted) <= tolerance(torch.float16)
+    assert error(found[-1, -1, 0, 64:], got.double().mean((1, 2))) <= tolerance(torch.float32)
+
+
 def test_far_first_convolution(last_programs: Last) -> None:
-    (x, weight, bias), _, (out, found) = last_programs(from_one(FAR[0], FAR[1], *FAR[2:]))
+    (x, weight, bias, _), _, (out, found) = last_programs(from_one(FAR[0], FAR[1], *FAR[2:]))
     wanted = F.conv2d(x[-1:, :, -3:].double(), weight.double(), bias.double(), padding=1)[0, 64:, -2:]
     assert error(out[-1, 64:, -2:], wanted) <= tolerance(torch.float16)
     assert error(found[-1, -1, 0, 64:], out[-1, 64:, -2:].double().mean((1, 2))) <= tolerance(torch.float32)
@@ -467,10 +495,25 @@ def test_network_with_our_convolutions(name: str, monkeypatch: pytest.MonkeyPatc
         run(call)
 
     monkeypatch.setattr(Launch, "run", noted)
+    kernels = {convolution_kernel} if name == "nano" else {convolution_kernel, described_convolution_kernel}
+    if name == "turbo":
+        # Everything that was not measured, in a network.
+        large = Tile(256, 32)
+        rules = (ConvolutionRule(ANY, ANY, ANY, ConvolutionTile(1024, 64, 64)),)
+        for number in (80, 90):
+            tiles = replace(
+                ARCHITECTURES[number],
+                gates=(rule(True, 4, large, large),),
+                downsamplings=rules,
+                upsamplings=rules,
+                products=True,
+                sources=True,
+            )
+            monkeypatch.setitem(ARCHITECTURES, number, tiles)
+        kernels |= {folded_gate_kernel, resampling_kernel}
     with assumed(90):
         assert fused_error(name, "float16") <= 0.015
     if DEVICE == "cpu":
-        kernels = {convolution_kernel} if name == "nano" else {convolution_kernel, described_convolution_kernel}
         assert launched >= kernels
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -17,12 +18,13 @@ from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.config import DMFNET_PRESETS, PRESETS, StudentConfig
 from dmfnet_fast.model import DMFNet, network_of, optimize, preset
 from export.ops import TRANSLATIONS
-from kernels import attention, fusion_gate
-from kernels.cases import ODD_CASES, network_cases, own_cases, student_cases
+from kernels import attention, fusion_gate, resampling
+from kernels.cases import ODD_CASES, PREPARED, network_cases, own_cases, student_cases
 from kernels.cases.convolution import CONVOLUTION, CONVOLUTION_WITH_STATISTICS, convolve
-from kernels.cases.convolution_epilogue import EPILOGUE
+from kernels.cases.convolution_epilogue import EPILOGUE, EPILOGUE_WITH_STATISTICS
 from kernels.cases.record import Case, Draw
-from kernels.cases.single_channel import FIRST_CONVOLUTION, HEAD
+from kernels.cases.resampling import resamplings
+from kernels.cases.single_channel import FIRST_CONVOLUTION, HEAD, from_interval, from_one
 from kernels.convolution import tile_for
 from kernels.launch import assumed
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tiles, tiles_for
@@ -155,6 +157,34 @@ def test_the_cases_are_what_the_network_calls_on_a_gpu(
     assert (FIRST_CONVOLUTION.name in called) == (height * width <= 256 * 256)
 
 
+@pytest.mark.parametrize("name", ["base", "turbo"])
+def test_ways_that_were_not_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all of them, the epilogues of cuDNN's convolutions and cuBLAS's products are gone, and no call is new."""
+    config = DMFNET_PRESETS[name]
+    images = 2 * len(config.timesteps)
+    before = calls_of(name, 90, 1, 256, 256)
+    monkeypatch.setitem(ARCHITECTURES, 90, replace(ARCHITECTURES[90], **PREPARED))
+    seen = calls_of(name, 90, 1, 256, 256)
+    resampled = as_calls(resamplings(config.channels, images, 256, 256))
+    coarsest = images, 2 * config.channels, 256 // 16, 256 // 16
+    products = as_calls(
+        iter(
+            (
+                convolve(coarsest[0], coarsest[1], 3 * coarsest[1], *coarsest[2:], size=1, bias=False),
+                convolve(*coarsest[:2], coarsest[1], *coarsest[2:], size=1, residual=True, with_statistics=True),
+                *(convolve(1, config.channels, config.channels, side, side, size=1) for side in (16, 32, 64)),
+            )
+        )
+    )
+    sources, gone = set(), {EPILOGUE_WITH_STATISTICS.name}
+    if not config.noise:
+        sources = as_calls(iter((from_one(1, config.channels, 256, 256, both=True), from_interval(1, 16, 256, 256))))
+        gone.add(FIRST_CONVOLUTION.name)
+    assert seen - before == resampled | products | sources
+    assert {name for name, *_ in before - seen} == gone
+    assert EPILOGUE_WITH_STATISTICS.name not in {name for name, *_ in seen}
+
+
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("pairs", [1, 3])
 def test_the_cases_are_what_a_student_calls(architecture: int, pairs: int) -> None:
@@ -253,6 +283,9 @@ def test_errors() -> None:
     small = torch.empty(1, 16, 3, 8, device="meta")
     with pytest.raises(ValueError, match=r"fusion_gate of 3x8 pixels: the reflected borders need at least 4"):
         fusion_gate.plan(small, small, *[small] * 8)
+    x = torch.empty(1, 16, 5, 8, device="meta")
+    with pytest.raises(ValueError, match=r"resampling of 5x8 pixels: tiles of 64 pixels do not fit"):
+        resampling.upsampling_plan(x, x, x)
     with pytest.raises(ValueError, match=r"attention over 288 channels: the kernel takes up to 256"):
         attention.plan(torch.empty(1, 864, 4, 4, device="meta"))
     with pytest.raises(ValueError, match=r"compute capability 7.5: the kernels need 8.0 or later"):

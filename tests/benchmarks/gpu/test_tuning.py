@@ -16,6 +16,8 @@ from dmfnet_fast.model import PRESETS
 from kernels import convolution, launch
 from kernels.cases.convolution import convolve
 from kernels.cases.record import Draw
+from kernels.cases.resampling import resample
+from kernels.resampling import by_phase
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tiles
 
 ROOT = Path(__file__).parents[3]
@@ -42,6 +44,14 @@ def test_every_variant_is_launched_as_planned(variants: list[gpu_tuning.Variant]
             assert (signature.warps, signature.stages) == (rule.tile.warps, rule.tile.stages)
             assert constants.get("ROWS", 0) == rule.tile.rows
             assert ("described" in signature.kernel.__name__) <= rule.tile.described
+        elif variant.field in gpu_tuning.RESAMPLINGS:
+            (rule,) = variant.tile
+            ((signature, _),) = launches
+            assert dict(signature.constants)["PIXELS"] == rule.tile.pixels
+            assert dict(signature.constants)["UP"] == (variant.field == "upsamplings")
+            assert ("described" in signature.kernel.__name__) == rule.tile.described
+        elif variant.field == "gates":
+            assert len(launches) == (4 if not variant.tile else 2 if variant.tile[0].folded else 3)
     assert len(launched) == len(variants)
     assert {variant.field for variant in variants} <= set(vars(Tiles()))
 
@@ -50,7 +60,7 @@ def test_current_tiles_are_among_the_variants(variants: list[gpu_tuning.Variant]
     tiles = ARCHITECTURES[90]
     tried = {variant.tile[0].tile for variant in variants if variant.field == "convolutions"}
     assert {rule.tile for rule in tiles.convolutions} <= tried
-    for field in ("epilogue", "normalize", "pool", "spatial", "gate", "upsample", "first", "head"):
+    for field in ("gates", "epilogue", "normalize", "pool", "spatial", "gate", "upsample", "first", "head"):
         assert getattr(tiles, field) in {variant.tile for variant in variants if variant.field == field}, field
 
 
@@ -95,12 +105,13 @@ def test_settings() -> None:
         changed = {name: replace(present, **fields) for name, fields in own.items()}
         assert changed.pop("in force") == present
         assert changed.pop("cuDNN").convolutions == ()
+        assert changed.pop("two streams", present) == present
         for name, tiles in changed.items():
             assert tiles != present, name
             bounds = [(rule.inputs, rule.outputs) for rule in tiles.convolutions]
             if "rows" not in name:
                 assert bounds == [(rule.inputs, rule.outputs) for rule in present.convolutions], name
-        assert len({tiles.convolutions for tiles in changed.values()}) == len(changed)
+        assert len({str(tiles) for tiles in changed.values()}) == len(changed)
 
 
 def test_settings_by_rows() -> None:
@@ -132,6 +143,23 @@ def test_cudnn_computes_the_same(size: int, with_statistics: bool) -> None:
     arguments = case.make(Draw(torch.float32, "cpu"))
     call = gpu_tuning._by_cudnn_with_statistics if with_statistics else gpu_tuning._by_cudnn
     torch.testing.assert_close(call(*arguments), case.operation.reference(*arguments))
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_cudnn_resamples_as_much(up: bool) -> None:
+    """The same, but for the order of a transposed convolution's weights, which have the same sizes."""
+    case = resample(2, 16, 16, 8, 8, up)
+    variant = gpu_tuning.Variant(case, gpu_tuning.RESAMPLINGS[up], ())
+    call = gpu_tuning._cudnn_call(variant)
+    assert call is not None
+    x, weight, bias = case.make(Draw(torch.float32, "cpu"))
+    kernel = torch.randn(16, 16, 4, 4) if up else weight
+    # In the order of memory in which `call` takes the kernel for channels-last.
+    given = kernel.permute(0, 2, 3, 1).reshape(weight.shape) if up else weight
+    wanted = case.operation.reference(x, by_phase(kernel) if up else weight, bias)
+    got = call(x, given, bias)
+    torch.testing.assert_close(got[0], wanted[0])
+    torch.testing.assert_close(got[1][:, :, 0].mean(1), wanted[1][:, :, 0].mean(1))  # of other parts of the same pixels
 
 
 def test_summary() -> None:
