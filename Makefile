@@ -11,9 +11,10 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.runtime  ## fuse made-up heads, images and a volume, into demo/
 	$(BIN)/dmfnet-demo demo
 
-# Processes share the cores, one thread each: threads of several would wait for each other.
+# Processes share the cores, one thread each: threads of several would wait for each other. tests/conftest.py orders the
+# files.
 test: lint  ## run linter, type checker and tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile --cov
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov
 
 servers: $(VENV)/.servers  ## run a real Triton Inference Server, and two workers of a local Ray cluster
 	DMFNET_TRITON=$(VENV)/triton $(BIN)/python -m pytest tests/export/test_python_backend.py tests/commands/test_fuse_on_ray.py

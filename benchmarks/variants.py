@@ -122,6 +122,7 @@ def network(name: str) -> Network:
     return model
 
 
+@cache
 def gigaflop(name: str, size: int) -> float:
     """GFLOP of the optimized network for a size x size pair, multiply-adds counted as two."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -203,6 +203,7 @@ def _finish(
         statistics,
         outputs,
         parts,
+        tl.program_id(0),
         False,
         PART,
         PIXELS,

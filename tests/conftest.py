@@ -17,6 +17,30 @@ from dmfnet_fast.images.io import write_image
 from dmfnet_fast.model import DMFNet, save_model
 from dmfnet_fast.phantom import Phantom, make_phantom
 from tests.synthetic_weights import GOLDEN, rule_tensor
+from tests.untraced import untraced
+
+# Files that take longest, which begin first: at the end, no process waits long for another.
+LONGEST = (
+    "export/tensorrt/test_builds.py",
+    "export/test_export.py",
+    "export/test_int8.py",
+    "test_documents.py",
+    "export/tensorrt/test_engine_file.py",
+    "test_wheel.py",
+    "kernels/test_interpreted.py",
+    "kernels/test_report.py",
+    "export/tensorrt/test_plugins.py",
+    "export/onnx/test_pixels.py",
+    "benchmarks/gpu/test_run.py",
+    "train/test_training.py",
+    "node/test_kills.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    places = {folder / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +68,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep compiled models out of the user's cache, and do not read from it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DMFNET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _untraced_exporter() -> Iterator[None]:
+    """PyTorch's exporter takes half a minute for DM-FNet, and more than a minute if it is traced."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", untraced(torch.onnx.export))
         yield
 
 

@@ -17,14 +17,12 @@ import pytest
 
 from dmfnet_fast import Fuser
 from dmfnet_fast.artifacts.cache import prune
-from dmfnet_fast.artifacts.onnx_metadata import seal
 from dmfnet_fast.engines import DEFAULT, SHIPPED_WEIGHTS, openvino_engine, shipped, shipped_engine
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine
 from dmfnet_fast.errors import EngineError, MissingExtraError, OutOfMemoryError
 from dmfnet_fast.model import Network, Student, load_model
 from dmfnet_fast.phantom import Phantom
-from export.onnx.graph import to_onnx
-from tests.synthetic_weights import SMALL, model_by_rule, random_inputs, run_model
+from tests.synthetic_weights import random_inputs, run_model
 
 SHIPPED = SHIPPED_WEIGHTS.with_suffix(".onnx")
 
@@ -50,17 +48,15 @@ def test_sizes(exact: Fuser, size: tuple[int, int]) -> None:
     assert np.array_equal(exact._engine.run(inputs), fused)
 
 
-@pytest.fixture(scope="module", params=["no noise", "student"])
-def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Network]:
-    """A small network of an interface, exported."""
-    model = model_by_rule(SMALL[request.param])
-    path = tmp_path_factory.mktemp("small") / "small.onnx"
-    path.write_bytes(seal(to_onnx(model).SerializeToString()))
-    return path, model
+@pytest.fixture(scope="module", params=["turbo", "nano"])
+def graph(request: pytest.FixtureRequest) -> tuple[Path, Network]:
+    """The shipped graph of a DM-FNet and of a student, with the network as trained."""
+    weights = shipped()[request.param]
+    return weights.with_suffix(".onnx"), load_model(weights)
 
 
-def test_interfaces(small: tuple[Path, Network]) -> None:
-    path, model = small
+def test_batches(graph: tuple[Path, Network]) -> None:
+    path, model = graph
     engine = OpenVINOEngine(path, "cpu", "float32", 1)
     assert engine.interface.names == ("a", "b", "interval")
     for size in ((64, 80), (96, 64)):
@@ -74,9 +70,9 @@ def test_interfaces(small: tuple[Path, Network]) -> None:
         assert np.array_equal(engine.run(alone), fused[1:]), "pairs of a batch do not depend on each other"
 
 
-def test_a_students_nodes_are_few(small: tuple[Path, Network]) -> None:
+def test_a_students_nodes_are_few(graph: tuple[Path, Network]) -> None:
     """ReLUs and sums are parts of the convolutions, and nothing is rearranged by hand."""
-    path, model = small
+    path, model = graph
     if not isinstance(model, Student):
         pytest.skip("of a student alone")
     compiled = OpenVINOEngine(path, "cpu", "float32", 1)._request(64, 64).get_compiled_model()

@@ -351,6 +351,7 @@ def test_every_block(
     def stop(_: object, quantized: re.Pattern[str], *_rest: object) -> None:
         raise EngineError(f"asked for {quantized.pattern}")
 
+    monkeypatch.setattr("export.onnx.graph.plain_graph", lambda _: None)
     monkeypatch.setattr("export.onnx.source.quantize", stop)
     monkeypatch.chdir(weights.parent)
     result = cli.invoke(main, [str(weights), "--target", "onnx", "--int8", *option, "-o", "x.onnx"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from dmfnet_fast.artifacts.interface import Interface
+from dmfnet_fast.artifacts.onnx_metadata import has_functions
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.tensorrt_log import Log, logger
 from dmfnet_fast.errors import DMFNetError, DMFNetWarning, EngineError, OutOfMemoryError
@@ -24,6 +26,7 @@ from export.onnx.graph import to_onnx
 from export.onnx.pixels import with_pixels
 from export.request import shipped_graph
 from export.tensorrt.builder import Built, Profile, _check, build, capability, known_gpus
+from export.tensorrt.engine_file import prepare
 from export.tensorrt.engine_graph import to_engine_onnx
 from export.tensorrt.layers import Layer, check_precision, layers_of_inspector, layers_of_log, summary
 from export.verify import on_onnx_runtime, pairs_to_check, references, widened
@@ -69,21 +72,24 @@ def test_tiny_fixed() -> None:
     json.dumps(told, allow_nan=False)
 
 
-def test_tiny_range_for_several_gpus() -> None:
-    one = _build(SHIPPED_GRAPH.read_bytes(), RANGE, ["sm_86"])
-    several = _build(SHIPPED_GRAPH.read_bytes(), RANGE, ["sm_86", "sm_89", "sm_120"])
-    assert several.engine[:64] != one.engine[:64]  # the header says what it is for
+def test_tiny_range() -> None:
+    built = _build(SHIPPED_GRAPH.read_bytes(), RANGE, ["sm_86", "sm_89", "sm_120"])
     # Shapes that are not known cost some 25 layers more.
-    assert 300 < len(several.layers) <= MOST_LAYERS + 30
-    check_precision(several.layers, "float16")
+    assert 300 < len(built.layers) <= MOST_LAYERS + 30
+    check_precision(built.layers, "float16")
+
+
+def test_several_gpus() -> None:
+    content = shipped_graph(shipped()["nano"]).read_bytes()
+    found = [_build(content, RANGE, gpus) for gpus in (["sm_86"], ["sm_89"], ["sm_86", "sm_89", "sm_120"])]
+    assert len({built.engine[:64] for built in found}) == 3, "the header says what it is for"
 
 
 def test_base(base_graph: bytes) -> None:
-    fixed, range_ = _build(base_graph, FIXED, ["sm_89"]), _build(base_graph, RANGE, ["sm_80", "sm_120"])
-    for built in (fixed, range_):
-        check_precision(built.layers, "float16")
-        assert len(built.layers) <= MOST_LAYERS + 30
-        assert summary(built.layers)["reformats"] <= MOST_REFORMATS
+    built = _build(base_graph, RANGE, ["sm_80", "sm_120"])
+    check_precision(built.layers, "float16")
+    assert len(built.layers) <= MOST_LAYERS + 30
+    assert summary(built.layers)["reformats"] <= MOST_REFORMATS
 
 
 def test_bfloat16() -> None:
@@ -114,16 +120,16 @@ def test_golden(base_graph: bytes, file: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("profile", [FIXED, RANGE], ids=["fixed", "range"])
-def test_student(precision: FloatPrecision, profile: Profile) -> None:
+def test_student(precision: FloatPrecision) -> None:
     """The graph that CPUs run too: sums and ReLUs are parts of the convolutions."""
     config = StudentConfig(channels=32, blocks=2)
     proto = to_onnx(model_by_rule(config), precision)
     assert [value.name for value in proto.graph.input] == ["a", "b", "interval"]
-    built = _build(proto.SerializeToString(), profile, ["sm_89"])
-    check_precision(built.layers, precision)
-    assert sum(layer.multiplies for layer in built.layers) == 2 + 2 * config.blocks
-    assert len(built.layers) <= MOST_LAYERS_OF_STUDENT
+    for profile in (FIXED, RANGE):
+        built = _build(proto.SerializeToString(), profile, ["sm_89"])
+        check_precision(built.layers, precision)
+        assert sum(layer.multiplies for layer in built.layers) == 2 + 2 * config.blocks
+        assert len(built.layers) <= MOST_LAYERS_OF_STUDENT
 
 
 @pytest.mark.parametrize("profile", [FIXED, RANGE], ids=["fixed", "range"])
@@ -137,19 +143,48 @@ def test_pixels(profile: Profile) -> None:
     assert summary(pixels.layers)["reformats"] == summary(plain.layers)["reformats"]
 
 
-def test_without_noise() -> None:
-    """The first convolution reads the images, and the interval has its own convolution at the end."""
-    model = of_kind(model_by_rule(SMALL["no noise"]), DMFNet)
-    proto = to_engine_onnx(model, "float16")
-    assert [value.name for value in proto.graph.input] == ["a", "b", "interval"]
-    first = next(node for node in proto.graph.node if node.op_type == "Conv")
-    made_by = {output: node for node in proto.graph.node for output in node.output}
+@pytest.fixture(scope="module")
+def without_noise() -> DMFNet:
+    return of_kind(model_by_rule(SMALL["no noise"]), DMFNet)
+
+
+@pytest.fixture(scope="module")
+def with_functions(without_noise: DMFNet) -> bytes:
+    return bytes(to_engine_onnx(without_noise, "float16", with_functions=True).SerializeToString())
+
+
+def test_a_graph_with_functions_is_refused(with_functions: bytes) -> None:
+    """As TensorRT 10.3 misreads them."""
+    assert has_functions(with_functions)
+    with pytest.raises(EngineError, match=r"the graph has functions, which TensorRT 10\.3 misreads"):
+        _build(with_functions, FIXED, ["sm_89"])
+
+
+def test_without_noise_and_plugins(
+    without_noise: DMFNet, with_functions: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first convolution reads the images, and the interval has its own convolution at the end.
+
+    For a TensorRT that takes no plugins, the functions that they would replace become standard operators.
+    """
+    told: list[str] = []
+    request: Any = SimpleNamespace(plugins=True)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0", Builder=None))
+        prepared = prepare(request, with_functions, told.append)
+    assert told == ["TensorRT 10.3.0 takes no plugins of ours (10.9 and later do): built without them"]
+    assert prepared.plugins == ()
+    assert not has_functions(prepared.content)
+    graph = onnx.ModelProto.FromString(prepared.content).graph
+    assert [value.name for value in graph.input] == ["a", "b", "interval"]
+    first = next(node for node in graph.node if node.op_type == "Conv")
+    made_by = {output: node for node in graph.node for output in node.output}
     cast = made_by[first.input[0]]
     assert [cast.op_type, made_by[cast.input[0]].op_type] == ["Cast", "Concat"]
     assert set(made_by[cast.input[0]].input) == {"a", "b"}
-    wanted, _ = references(model, pairs_to_check([(2, 64, 96)]))
-    assert on_onnx_runtime(proto.SerializeToString(), "float16", wanted).within
-    check_precision(_build(proto.SerializeToString(), RANGE, ["sm_89"]).layers, "float16")
+    wanted, _ = references(without_noise, pairs_to_check([(2, 64, 96)]))
+    assert on_onnx_runtime(prepared.content, "float16", wanted).within
+    check_precision(_build(prepared.content, RANGE, ["sm_89"]).layers, "float16")
 
 
 def test_what_cannot_be_read_or_built() -> None:
@@ -257,14 +292,6 @@ def test_upsampling_of_bfloat16_is_the_same() -> None:
     torch.testing.assert_close(ShuffledUpsample(conv)(x), conv(x), atol=1e-6, rtol=1e-5)
 
 
-def test_a_graph_with_functions_is_refused() -> None:
-    """As TensorRT 10.3 misreads them."""
-    proto = to_engine_onnx(of_kind(model_by_rule(SMALL["no noise"]), DMFNet), "float16", with_functions=True)
-    assert proto.functions
-    with pytest.raises(EngineError, match=r"the graph has functions, which TensorRT 10\.3 misreads"):
-        _build(proto.SerializeToString(), FIXED, ["sm_89"])
-
-
 def test_shipped_graph_is_the_shipped_weights() -> None:
     metadata = {entry.key: entry.value for entry in onnx.load(SHIPPED_GRAPH).metadata_props}
     weights = {e.key: e.value for e in onnx.load(TURBO.with_suffix(".onnx")).metadata_props}
@@ -274,8 +301,6 @@ def test_shipped_graph_is_the_shipped_weights() -> None:
 
 def test_there_is_no_driver_for_tensorrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where TensorRT is installed without one, its builder raises."""
-    import sys
-
     import tensorrt_rtx
 
     class NoBuilder:

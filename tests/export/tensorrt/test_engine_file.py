@@ -23,13 +23,12 @@ from google.protobuf import text_format
 from dmfnet_fast import Fuser
 from dmfnet_fast.artifacts.interface import Interface, interface_of
 from dmfnet_fast.artifacts.manifest import Manifest, check_path, load_check, manifest_path
-from dmfnet_fast.artifacts.onnx_metadata import has_functions, seal, unsealed
+from dmfnet_fast.artifacts.onnx_metadata import seal, unsealed
 from dmfnet_fast.artifacts.parity import Reference, compare_with
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.cuda_runtime import Gpu, current_gpu
 from dmfnet_fast.errors import DMFNetError, EngineError
-from dmfnet_fast.model import DMFNet, load_model
-from dmfnet_fast.model.rewrites import of_kind
+from dmfnet_fast.model import load_model
 from dmfnet_fast.model.weights import read_metadata
 from export.command import main
 from export.onnx.graph import to_onnx
@@ -37,18 +36,19 @@ from export.onnx.pixels import with_pixels
 from export.onnx.source import MOST_PIXELS, from_content, shapes_of
 from export.request import make_profile, parse_size, shipped_graph
 from export.tensorrt.builder import Profile, known_gpus
-from export.tensorrt.engine_file import in_profile, prepare
-from export.tensorrt.engine_graph import to_engine_onnx
+from export.tensorrt.engine_file import in_profile
 from export.triton_server import configuration, of_one_size, write_repository
 from export.verify import on_onnx_runtime
 from tests.synthetic_weights import SMALL, model_by_rule, random_inputs, run_model
 
 TURBO = shipped()["turbo"]
-SHIPPED_GRAPH = shipped_graph(TURBO)
+# Built in a second where that of turbo takes several.
+NANO_GRAPH = shipped_graph(shipped()["nano"])
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Linux and Windows")
 
-RTX = ["turbo", "--target", "tensorrt-rtx", "--gpu", "sm_89"]
+TO_RTX = ["--target", "tensorrt-rtx", "--gpu", "sm_89"]
+RTX = ["nano", *TO_RTX]
 
 
 ORIN = Gpu("Orin", "8.7", multiprocessors=8, memory=8 * 2**30, integrated=True)
@@ -71,7 +71,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("engine") / "tiny.engine"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("export.tensorrt.engine_file.current_gpu", no_gpu)
-        result = CliRunner().invoke(main, [*RTX, "--batch", "2", "-o", str(path)])
+        result = CliRunner().invoke(main, ["turbo", *TO_RTX, "--batch", "2", "-o", str(path)])
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{path}\n"
     for words in (
@@ -115,7 +115,7 @@ def test_inspect(engine: Path, cli: CliRunner) -> None:
     for words in (f"tensorrt-rtx {trt.__version__} engine", "8.9", "not verified yet", "float16", "ONNX Runtime"):
         assert words in result.stdout
     assert len([line for line in result.stdout.splitlines() if "correlation" in line]) > 80
-    for file, words in ((SHIPPED_GRAPH, "any multiple of 16"), (TURBO, "sha256")):
+    for file, words in ((shipped_graph(TURBO), "any multiple of 16"), (TURBO, "sha256")):
         result = cli.invoke(main, ["--inspect", str(file)])
         assert result.exit_code == 0, result.output
         assert words in result.stdout
@@ -144,7 +144,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 def test_replaces_what_was_there(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine without a check pair leaves none of an older one."""
-    path = tmp_path / "tiny.engine"
+    path = tmp_path / "nano.engine"
     for file in (path, check_path(path), manifest_path(path)):
         file.write_text("old")
     monkeypatch.setattr("export.onnx.source.unpack", lambda *_: ())
@@ -153,7 +153,7 @@ def test_replaces_what_was_there(cli: CliRunner, tmp_path: Path, monkeypatch: py
     assert "warning: the engine stays unverified" in result.stderr
     assert "not verified, and no check pair" in cli.invoke(main, ["--inspect", str(path)]).stdout
     assert Manifest.read(path).check is None
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["tiny.engine", "tiny.engine.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["nano.engine", "nano.engine.json"]
 
 
 @pytest.mark.usefixtures("quick")
@@ -164,7 +164,7 @@ def test_failures_leave_nothing(cli: CliRunner, tmp_path: Path, monkeypatch: pyt
     def not_so(*_: Any) -> None:
         raise EngineError("2 of 3 convolutions are not float16; nothing was written")
 
-    output = str(tmp_path / "tiny.engine")
+    output = str(tmp_path / "nano.engine")
     small = [*RTX, "--size", "64", "-o", output]
     for place, failure, message in (
         (Path, full, f"error: {output}: cannot be written: No space left on device"),
@@ -220,14 +220,14 @@ def test_tensorrt(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         Manifest.read(path).check_file(path)
         seen.extend(references)
         wrong = [replace(r, fused=r.fused + 0.1) for r in references]
-        return on_onnx_runtime(SHIPPED_GRAPH.read_bytes(), "float16", references if right else wrong)
+        return on_onnx_runtime(NANO_GRAPH.read_bytes(), "float16", references if right else wrong)
 
     library = Alias("10.3.0")
     monkeypatch.setitem(sys.modules, "tensorrt", library)
     monkeypatch.setattr("export.tensorrt.engine_file.current_gpu", lambda: ORIN)
     monkeypatch.setattr("export.tensorrt.engine_file.run_engine", run)
-    path = tmp_path / "tiny.engine"
-    options = ["turbo", "--fp16", "--min", "64", "--opt", "64x96", "--max", "128"]
+    path = tmp_path / "nano.engine"
+    options = ["nano", "--fp16", "--min", "64", "--opt", "64x96", "--max", "128"]
     result = cli.invoke(main, [*options, "-o", str(path)])
     assert "scratch memory limited to 2048 MiB, a quarter of what this GPU shares with the system" in result.stderr
     (configuration,) = library.configurations
@@ -257,31 +257,16 @@ def test_tensorrt(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "built on            Orin, 8 multiprocessors, 8 GiB" in inspected.stdout
 
 
-def test_plugins_and_an_old_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The functions that plugins would replace become standard operators."""
-    model = of_kind(model_by_rule(SMALL["no noise"]), DMFNet)
-    content = to_engine_onnx(model, "float16", with_functions=True).SerializeToString()
-    assert has_functions(content)
-    monkeypatch.setitem(sys.modules, "tensorrt", Alias("10.3.0"))
-    told: list[str] = []
-    request: Any = SimpleNamespace(plugins=True)
-    prepared = prepare(request, content, told.append)
-    assert told == ["TensorRT 10.3.0 takes no plugins of ours (10.9 and later do): built without them"]
-    assert prepared.plugins == ()
-    assert not has_functions(prepared.content)
-    assert prepared.content == to_engine_onnx(model, "float16").SerializeToString()
-
-
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("own", ["8.9", "9.0"])
 def test_rtx_where_there_is_a_gpu(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str) -> None:
     """Run at once, if it is for that GPU."""
     gpu = replace(ORIN, name="A GPU", capability=own, integrated=False)
     monkeypatch.setattr("export.tensorrt.engine_file.current_gpu", lambda: gpu)
-    graph = from_content(SHIPPED_GRAPH.read_bytes(), "shipped")
+    graph = from_content(NANO_GRAPH.read_bytes(), "shipped")
     parity = on_onnx_runtime(graph.content, "float16", graph.references)
     monkeypatch.setattr("export.tensorrt.engine_file.run_engine", lambda *_: parity)
-    path = tmp_path / "tiny.engine"
+    path = tmp_path / "nano.engine"
     result = cli.invoke(main, [*RTX, "--size", "128", "-o", str(path)])
     assert result.exit_code == 0, result.output
     manifest = Manifest.read(path)
@@ -292,11 +277,11 @@ def test_rtx_where_there_is_a_gpu(cli: CliRunner, tmp_path: Path, monkeypatch: p
 @pytest.mark.skipif(own_gpu() is None, reason="no GPU that TensorRT-RTX builds for")
 def test_on_a_gpu(cli: CliRunner, tmp_path: Path) -> None:
     """The whole: built, verified, run."""
-    path = tmp_path / "tiny.engine"
+    path = tmp_path / "nano.engine"
     options = ["--target", "tensorrt-rtx", "--gpu", str(own_gpu()), "--min", "64", "--opt", "128", "--max", "256"]
     result = cli.invoke(main, [*options, "--batch", "2", "-o", str(path)])
     assert result.exit_code == 0, result.output
-    wanted = [r for r in from_content(SHIPPED_GRAPH.read_bytes(), "shipped").references if r.shape[0] <= 2]
+    wanted = [r for r in from_content(NANO_GRAPH.read_bytes(), "shipped").references if r.shape[0] <= 2]
     with Fuser(path) as fuser:
         assert fuser.info["verified"] == "yes"
         for _ in range(2):
@@ -306,7 +291,8 @@ def test_on_a_gpu(cli: CliRunner, tmp_path: Path) -> None:
 
 def _stopped(tmp_path: Path, number: signal.Signals) -> tuple[int, str]:
     """Exit status and messages of a build that is asked to stop once it has begun."""
-    call = [sys.executable, "-c", "from dmfnet_fast.commands.export import main; main()", *RTX, "-o", "tiny.engine"]
+    program = "from dmfnet_fast.commands.export import main; main()"
+    call = [sys.executable, "-c", program, "turbo", *TO_RTX, "-o", "turbo.engine"]
     with subprocess.Popen(call, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         told = ""
@@ -334,12 +320,12 @@ WITH_THE_BUILDER_ALONE = (
 
 def test_needs_the_builder_alone(tmp_path: Path) -> None:
     """As on a Jetson: the shipped graph, and nothing that weights would take."""
-    call = [sys.executable, "-c", WITH_THE_BUILDER_ALONE, *RTX, "--size", "128", "-o", str(tmp_path / "tiny.engine")]
+    call = [sys.executable, "-c", WITH_THE_BUILDER_ALONE, *RTX, "--size", "128", "-o", str(tmp_path / "nano.engine")]
     result = subprocess.run(call, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert check_path(tmp_path / "tiny.engine").exists()
+    assert check_path(tmp_path / "nano.engine").exists()
     assert "ONNX Runtime," in result.stderr  # as it was checked where it was made
-    call = [str(TURBO) if part == "turbo" else part for part in call]
+    call = [str(shipped()["nano"]) if part == "nano" else part for part in call]
     result = subprocess.run(call, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("error: torch is not installed: pip install 'dmfnet-fast[export]'")
@@ -464,7 +450,7 @@ def test_served_plan(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A TensorRT engine with its noise inside."""
     monkeypatch.setitem(sys.modules, "tensorrt", Alias("10.13.0"))
     monkeypatch.setattr("export.tensorrt.engine_file.current_gpu", no_gpu)
-    result = cli.invoke(main, ["turbo", "--triton-server", str(tmp_path / "new"), "--size", "64"])
+    result = cli.invoke(main, ["nano", "--triton-server", str(tmp_path / "new"), "--size", "64"])
     assert result.exit_code == 2
     assert result.stderr == "error: device 'cuda': there are 0 CUDA GPUs\n"  # before anything is done
     assert not list(tmp_path.iterdir())
@@ -476,19 +462,19 @@ def test_served_plan(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyP
     def run(path: Path, references: list[Reference]) -> Any:
         assert interface_of(Manifest.read(path).config) == references[0].interface
         seen.extend(references)
-        return on_onnx_runtime(SHIPPED_GRAPH.read_bytes(), "float16", references)
+        return on_onnx_runtime(NANO_GRAPH.read_bytes(), "float16", references)
 
     monkeypatch.setattr("export.tensorrt.engine_file.run_engine", run)
-    served = ["turbo", "--triton-server", str(tmp_path), "--size", "64x96", "--batch", "2"]
+    served = ["nano", "--triton-server", str(tmp_path), "--size", "64x96", "--batch", "2"]
     result = cli.invoke(main, served)
     assert result.exit_code == 0, result.output
     assert "verifying on the GPU" in result.stderr
     assert [r.shape for r in seen] == [(2, 64, 96), (2, 64, 96), (2, 64, 96), (1, 64, 96)]
     assert all("noise" not in r.inputs for r in seen)
     files = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file())
-    assert files == ["dmfnet-turbo/1/model.plan", "dmfnet-turbo/config.pbtxt"]
-    assert (tmp_path / "dmfnet-turbo" / "1" / "model.plan").stat().st_size > 1e6
-    text = (tmp_path / "dmfnet-turbo" / "config.pbtxt").read_text()
+    assert files == ["dmfnet-nano/1/model.plan", "dmfnet-nano/config.pbtxt"]
+    assert (tmp_path / "dmfnet-nano" / "1" / "model.plan").stat().st_size > 1e5
+    text = (tmp_path / "dmfnet-nano" / "config.pbtxt").read_text()
     assert 'platform: "tensorrt_plan"' in text
     assert 'key: "tensorrt" value { string_value: "10.13.0" }' in text
     assert 'key: "GPU" value { string_value: "Thor, 8 multiprocessors, 8 GiB" }' in text
