@@ -21,13 +21,13 @@ from tests.untraced import untraced
 
 # Files that take longest, which begin first: at the end, no process waits long for another.
 LONGEST = (
+    "kernels/test_interpreted.py",
     "export/tensorrt/test_builds.py",
     "export/test_export.py",
     "export/test_int8.py",
     "test_documents.py",
     "export/tensorrt/test_engine_file.py",
     "test_wheel.py",
-    "kernels/test_interpreted.py",
     "kernels/test_report.py",
     "export/tensorrt/test_plugins.py",
     "export/onnx/test_pixels.py",

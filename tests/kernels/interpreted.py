@@ -475,15 +475,13 @@ NETWORKS: dict[str, Callable[[], Network]] = {
 }
 
 
-# Rounding makes 3e-6, and in float16 4e-3.
-@pytest.mark.parametrize(("precision", "largest"), [("float32", 2e-5), ("float16", 0.015)])
-def test_network(precision: FloatPrecision, largest: float, monkeypatch: pytest.MonkeyPatch) -> None:
+# Rounding makes 3e-3 to 4e-3.
+def test_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole network, through the torch operators, with PyTorch's convolutions where this runs without a GPU."""
     use_large_tiles(monkeypatch)
-    assert fused_error("paper's", precision) <= largest
+    assert fused_error("paper's", "float16") <= 0.015
 
 
-# Rounding makes 3e-3 to 4e-3.
 @pytest.mark.parametrize("name", NETWORKS)
 def test_network_with_our_convolutions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use_large_tiles(monkeypatch)
