@@ -17,6 +17,7 @@ from dmfnet_fast.web.building import npm
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
     "dmfnet-fuse", "dmfnet-convert", "dmfnet-phantom", "dmfnet-demo", "dmfnet-export", "dmfnet-eval", "dmfnet-view",
+    "dmfnet-time",
 )  # fmt: skip
 SCRIPTS = "Scripts" if sys.platform == "win32" else "bin"
 

@@ -13,7 +13,7 @@ import click
 
 from dmfnet_fast import __version__
 from dmfnet_fast.artifacts.atomic import make_folder
-from dmfnet_fast.commands.engine_options import EngineOptions
+from dmfnet_fast.commands.engine_options import EngineOptions, machine_options
 from dmfnet_fast.commands.fuse_images import WORKERS, fuse_images, run_job
 from dmfnet_fast.commands.fuse_on_ray import LOCAL
 from dmfnet_fast.commands.fuse_options import (
@@ -30,14 +30,13 @@ from dmfnet_fast.commands.fuse_worker import TableRequest
 from dmfnet_fast.commands.journal import Job, Journal
 from dmfnet_fast.commands.shared import FAILED, command, progress
 from dmfnet_fast.engines import DEFAULT
-from dmfnet_fast.engines.kinds import default_devices, files_and_libraries
+from dmfnet_fast.engines.kinds import files_and_libraries
 from dmfnet_fast.errors import DMFNetError, ImageError, OutputError, warn
 from dmfnet_fast.fuser import Fuser, Range
 from dmfnet_fast.images.color import DEFAULT_RULES, check_range
 from dmfnet_fast.images.formats import WRITERS, name_in_folder, suffixes
 from dmfnet_fast.images.io import check_suffix
 from dmfnet_fast.images.pairing import pair_folders
-from dmfnet_fast.precision import PRECISION_CHOICES
 from dmfnet_fast.volumes.display import COLORMAPS, DEFAULT_COLORMAP
 from dmfnet_fast.volumes.showing import GRAY
 
@@ -147,14 +146,7 @@ def _work(
     default=DEFAULT,
     help=f"Name of a shipped network, or a file: {files_and_libraries()}.",
 )
-@click.option("--device", help=f"cpu, cuda or cuda:N; by default {default_devices()}.")
-@click.option(
-    "--precision",
-    default="auto",
-    type=click.Choice(PRECISION_CHOICES),
-    help="Precision of the arithmetic; auto is the fastest.",
-)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@machine_options
 @click.option(
     "--seed", default=0, type=click.IntRange(0, 2**64 - 1), help="Seed of the noise, for networks that take noise."
 )
