@@ -57,11 +57,21 @@ class Source:
     values: Range | None = None
 
 
+def _channels_last(pixels: Pixels) -> str:
+    """What to do about an array C x H x W."""
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
+        return ""
+    return ": use image[0]" if pixels.shape[0] == 1 else ": channels come last, np.moveaxis(image, 0, -1)"
+
+
 def _check_array(pixels: Pixels, name: str) -> None:
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise ImageError(f"{name}: has shape {pixels.shape}; gray is H x W, color H x W x 3")
+        raise ImageError(f"{name}: has shape {pixels.shape}; gray is H x W, color H x W x 3{_channels_last(pixels)}")
     if pixels.dtype not in (np.uint8, np.uint16) and pixels.dtype.kind != "f":
-        raise ImageError(f"{name}: has type {pixels.dtype}; use uint8, uint16 or float")
+        raise ImageError(
+            f"{name}: has type {pixels.dtype}; use uint8, uint16 or float: for a CT, image.astype(np.float32), with "
+            "range= the values of black and white"
+        )
     if min(pixels.shape[:2]) < SMALLEST:
         height, width = pixels.shape[:2]
         raise ImageError(f"{name}: is {width}x{height}; the smallest size is {SMALLEST}x{SMALLEST}")
@@ -293,7 +303,11 @@ class Fuser:
         """
         sources_a, sources_b = _items(a, "a"), _items(b, "b")
         if (sources_a is None) != (sources_b is None):
-            raise ImageError("of a and b, one is a single image and the other a batch: give two images or two batches")
+            name, batch = ("a", a) if sources_b is None else ("b", b)
+            shape = f" ({name} has shape {batch.shape}{_channels_last(batch)})" if isinstance(batch, np.ndarray) else ""
+            raise ImageError(
+                f"of a and b, one is a single image and the other a batch{shape}: give two images or two batches"
+            )
         single = sources_a is None or sources_b is None
         if sources_a is None or sources_b is None:
             sources_a, sources_b = [_source(a, "a")], [_source(b, "b")]

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from dmfnet_fast.commands.shared import command
+from dmfnet_fast.commands.shared import PATH, command
 from dmfnet_fast.engines import DEFAULT
 from dmfnet_fast.errors import DMFNetError, OutputError
 from dmfnet_fast.precision import Precision
@@ -125,7 +125,7 @@ def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @command(help=HELP, epilog=EPILOG)
-@click.argument("weights", type=click.Path(path_type=Path), required=False)
+@click.argument("weights", type=PATH, required=False)
 @click.option(
     "--target",
     type=click.Choice(list(TARGETS)),
@@ -135,7 +135,7 @@ def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @_precision_options
 @click.option(
     "--calibrate",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="For --int8: take ranges from DIR/train/{CT,PET,SPECT}-MRI, as training reads it; by default from phantoms.",
 )
@@ -151,7 +151,7 @@ def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--pixels", is_flag=True, help="Take and give 8-bit images, with the rules inside; then nothing else is taken."
 )
-@click.option("--timing-cache", type=click.Path(path_type=Path), help="TensorRT's measurements: read and written.")
+@click.option("--timing-cache", type=PATH, help="TensorRT's measurements: read and written.")
 @click.option(
     "--workspace",
     type=click.IntRange(1),
@@ -163,7 +163,7 @@ def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--triton-server",
     "server",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Write a model for NVIDIA Triton Inference Server into this repository; -o names it.",
 )
 @click.option(
@@ -171,11 +171,9 @@ def _precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Choice(list(BACKENDS)),
     help=f"The server's backend that runs the model; by default {default_backends()}.",
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File or folder to write; by default named as WEIGHTS."
-)
+@click.option("-o", "--output", type=PATH, help="File or folder to write; by default named as WEIGHTS.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done.")
-@click.option("--inspect", "inspected", type=click.Path(path_type=Path), help="Print what a file of ours contains.")
+@click.option("--inspect", "inspected", type=PATH, help="Print what a file of ours contains.")
 @click.version_option(package_name="dmfnet-fast")
 def main(
     weights: Path | None,

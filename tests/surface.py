@@ -40,6 +40,7 @@ COMMANDS = {
     "dmfnet-phantom": "dmfnet_fast.commands.phantom",
     "dmfnet-demo": "dmfnet_fast.commands.demo",
     "dmfnet-view": "dmfnet_fast.commands.view",
+    "dmfnet-time": "dmfnet_fast.commands.time",
     "dmfnet-node": "dmfnet_fast.commands.node",
     "python -m train.stage1": "train.stage1",
     "python -m train.stage2": "train.stage2",

@@ -1,4 +1,7 @@
-"""No two modules import each other, directly or through others: each can be read, tested and replaced by itself."""
+"""No two modules import each other, directly or through others: each can be read, tested and replaced by itself.
+
+And what is installed imports nothing that is not.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +59,17 @@ def test_no_cycles() -> None:
     assert len(files) > 50
     # Raises a CycleError that names the modules.
     list(TopologicalSorter(graph(files)).static_order())
+
+
+def test_nothing_of_a_clone_is_imported() -> None:
+    """Wheels lack tests and benchmarks."""
+    found = {
+        f"{file.relative_to(ROOT)}: {name}"
+        for module, file in modules(ROOT, PACKAGES).items()
+        for name in imported(module, file)
+        if name.split(".")[0] in ("tests", "benchmarks")
+    }
+    assert not found
 
 
 @pytest.mark.parametrize(

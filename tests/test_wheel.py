@@ -17,6 +17,7 @@ from dmfnet_fast.web.building import npm
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
     "dmfnet-fuse", "dmfnet-convert", "dmfnet-phantom", "dmfnet-demo", "dmfnet-export", "dmfnet-eval", "dmfnet-view",
+    "dmfnet-time",
 )  # fmt: skip
 SCRIPTS = "Scripts" if sys.platform == "win32" else "bin"
 
@@ -79,12 +80,16 @@ def _check_page(environment: Environment, wheel: Path) -> None:
 
 def test_wheel(environment: Environment, wheel: Path) -> None:
     assert wheel.stat().st_size < 25e6
+    with zipfile.ZipFile(wheel) as file:
+        packages = {name.split("/")[0] for name in file.namelist()}
+    # Not `tests` or `benchmarks`, which other distributions would overwrite.
+    assert packages == {"dmfnet_fast", "dmfnet_fast-0.1.0.dist-info", "kernels", "export", "train"}
     listed = environment.run("python", "-m", "pip", "list", "--format=freeze").stdout.lower()
     installed = {line.split("==")[0].split(" ")[0] for line in listed.split()}
     assert installed - {"pip", "setuptools"} == {"dmfnet-fast", "numpy", "pillow", "click"}
 
-    packages = "import dmfnet_fast, kernels, export, train; print(dmfnet_fast.__file__, dmfnet_fast.__version__)"
-    where, version = environment.run("python", "-c", packages).stdout.split()
+    probe = "import dmfnet_fast, kernels, export, train; print(dmfnet_fast.__file__, dmfnet_fast.__version__)"
+    where, version = environment.run("python", "-c", probe).stdout.split()
     assert str(ROOT) not in where
     assert version == "0.1.0"
     for command in COMMANDS:

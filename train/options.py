@@ -6,11 +6,11 @@ import functools
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, get_args
 
 import click
 
+from dmfnet_fast.commands.shared import PATH
 from dmfnet_fast.engines.devices import has_native_bfloat16
 from dmfnet_fast.errors import require
 from dmfnet_fast.images.padding import STRIDE
@@ -77,13 +77,12 @@ def training_options(
 
     The command receives them as one `Run`, after a check that the libraries for training are installed.
     """
-    folder = click.Path(path_type=Path)
     options = [
         click.option(
-            "--data", type=folder, required=True, help="Folder with train/MODALITY-MRI/{MRI,MODALITY}/NAME.png."
+            "--data", type=PATH, required=True, help="Folder with train/MODALITY-MRI/{MRI,MODALITY}/NAME.png."
         ),
-        click.option("--out", type=folder, required=True, help="Folder of the run, for checkpoint and result."),
-        click.option("--init", type=folder, help="Weights of an earlier run to start from."),
+        click.option("--out", type=PATH, required=True, help="Folder of the run, for checkpoint and result."),
+        click.option("--init", type=PATH, help="Weights of an earlier run to start from."),
         click.option("--steps", default=steps, type=click.IntRange(1), help="Steps of the whole run."),
         click.option(
             "--batch", default=batch, type=click.IntRange(1), help="Pairs of crops per step, over all processes."

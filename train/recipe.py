@@ -9,7 +9,8 @@ from typing import Literal, TypeAlias
 
 TrainingPrecision: TypeAlias = Literal["bf16", "tf32", "float32"]
 Optimizer: TypeAlias = Literal["adamw", "muon"]
-DEFAULT_LOSS = "hybrid"  # of `train.losses.LOSSES`, which needs PyTorch
+LOSS_NAMES = ("hybrid", "hybrid-plain")  # the keys of `train.losses.LOSSES`, which needs PyTorch
+DEFAULT_LOSS = "hybrid"
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from dmfnet_fast.commands.shared import command
+from dmfnet_fast.commands.shared import PATH, command
 from dmfnet_fast.engines.kinds import TORCH
 from dmfnet_fast.errors import OutputError, require, warn
 
 
 @command()
-@click.argument("weights", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write (.safetensors).")
+@click.argument("weights", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="File to write (.safetensors).")
 def main(weights: Path, output: Path) -> None:
     """Round WEIGHTS of stage II to float16, which halves the file, keep their record, and print the file's hash."""
     require("torch", extra="torch")

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from dmfnet_fast.commands.shared import command
+from dmfnet_fast.commands.shared import PATH, command
 from dmfnet_fast.config import PRESETS
 from train.options import report, training_options
-from train.recipe import DEFAULT_LOSS, Run
+from train.recipe import DEFAULT_LOSS, LOSS_NAMES, Run
 
 
 @command()
 @training_options(steps=20_000, batch=16, learning_rate=5e-4, optimizer="muon")
-@click.option("--denoiser", type=click.Path(path_type=Path), help="The denoiser from stage I, if not that of --init.")
+@click.option("--denoiser", type=PATH, help="The denoiser from stage I, if not that of --init.")
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
@@ -23,10 +23,9 @@ from train.recipe import DEFAULT_LOSS, Run
 @click.option("--unfreeze", is_flag=True, help="Train the denoiser's up-path too, at the end.")
 @click.option(
     "--loss",
-    metavar="NAME",
+    type=click.Choice(LOSS_NAMES),
     default=DEFAULT_LOSS,
-    show_default=True,
-    help="What to train on (train/losses.py lists the names); validation is of the hybrid loss in any case.",
+    help="What to train on: the hybrid loss with a term for specks, or without. Validation always has the hybrid one.",
 )
 def main(run: Run, denoiser: Path | None, preset: str | None, unfreeze: bool, loss: str) -> None:
     """Train the fusion network, or a student, on all pairs of DATA/train; write OUT/dmfnet.safetensors.

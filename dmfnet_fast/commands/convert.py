@@ -6,18 +6,14 @@ from pathlib import Path
 
 import click
 
-from dmfnet_fast.commands.shared import command
+from dmfnet_fast.commands.shared import PATH, command
 from dmfnet_fast.engines.kinds import TORCH
 
 
 @command()
-@click.option(
-    "--denoiser", type=click.Path(path_type=Path), required=True, help="The denoiser: I630000_E14000_gen.pth."
-)
-@click.option("--fusion", type=click.Path(path_type=Path), required=True, help="The fusion network: MIF.pth.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Weights file to write, .safetensors."
-)
+@click.option("--denoiser", type=PATH, required=True, help="The denoiser: I630000_E14000_gen.pth.")
+@click.option("--fusion", type=PATH, required=True, help="The fusion network: MIF.pth.")
+@click.option("-o", "--output", type=PATH, required=True, help="Weights file to write, .safetensors.")
 @click.version_option(package_name="dmfnet-fast")
 def main(denoiser: Path, fusion: Path, output: Path) -> None:
     """Convert the two published DM-FNet checkpoints into one .safetensors weights file.

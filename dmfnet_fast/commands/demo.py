@@ -8,7 +8,7 @@ import click
 
 from dmfnet_fast.artifacts.atomic import make_folder
 from dmfnet_fast.commands.fuse import main as fuse
-from dmfnet_fast.commands.shared import command
+from dmfnet_fast.commands.shared import PATH, command
 from dmfnet_fast.errors import MissingExtraError, require
 from dmfnet_fast.fuser import Fuser
 from dmfnet_fast.images.io import write_image
@@ -21,7 +21,7 @@ SIZE = 128  # rows and columns of the volume's MR
 
 
 @command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @click.version_option(package_name="dmfnet-fast")
 def main(folder: Path) -> None:
     """Fuse phantom heads in three modalities, write a montage of each modality to FOLDER, and print its path.

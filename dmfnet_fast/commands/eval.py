@@ -13,7 +13,7 @@ import numpy as np
 
 from dmfnet_fast import __version__
 from dmfnet_fast.artifacts.atomic import make_folder
-from dmfnet_fast.commands.shared import FAILED, Item, command, progress
+from dmfnet_fast.commands.shared import FAILED, PATH, Item, command, progress
 from dmfnet_fast.errors import DMFNetError, ImageError
 from dmfnet_fast.evaluation.dataset import Pair, find_pairs
 from dmfnet_fast.evaluation.methods import AsJPEG, Folder, Method, open_methods
@@ -72,7 +72,7 @@ def _with_progress(items: Sequence[Item], label: str) -> Iterator[Item]:
 @command()
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="Folder with SPLIT/B-A/{B,A}/NAME.png, such as test/CT-MRI/{CT,MRI}.",
 )
@@ -132,7 +132,7 @@ def _with_progress(items: Sequence[Item], label: str) -> Iterator[Item]:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("evaluation"),
     help="Folder for report.md, report.json and report.html.",
 )

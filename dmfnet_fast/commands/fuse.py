@@ -13,7 +13,7 @@ import click
 
 from dmfnet_fast import __version__
 from dmfnet_fast.artifacts.atomic import make_folder
-from dmfnet_fast.commands.engine_options import EngineOptions
+from dmfnet_fast.commands.engine_options import EngineOptions, machine_options
 from dmfnet_fast.commands.fuse_images import WORKERS, fuse_images, run_job
 from dmfnet_fast.commands.fuse_on_ray import LOCAL
 from dmfnet_fast.commands.fuse_options import (
@@ -28,16 +28,15 @@ from dmfnet_fast.commands.fuse_table import fuse_table
 from dmfnet_fast.commands.fuse_volumes import fuse_volumes
 from dmfnet_fast.commands.fuse_worker import TableRequest
 from dmfnet_fast.commands.journal import Job, PairJournal
-from dmfnet_fast.commands.shared import FAILED, command, progress
+from dmfnet_fast.commands.shared import FAILED, PATH, command, progress, resumable
 from dmfnet_fast.engines import DEFAULT
-from dmfnet_fast.engines.kinds import default_devices, files_and_libraries
+from dmfnet_fast.engines.kinds import files_and_libraries
 from dmfnet_fast.errors import DMFNetError, ImageError, OutputError, warn
 from dmfnet_fast.fuser import Fuser, Range
 from dmfnet_fast.images.color import DEFAULT_RULES, check_range
 from dmfnet_fast.images.formats import WRITERS, name_in_folder, suffixes
 from dmfnet_fast.images.io import check_suffix
 from dmfnet_fast.images.pairing import pair_folders
-from dmfnet_fast.precision import PRECISION_CHOICES
 from dmfnet_fast.volumes.display import COLORMAPS, DEFAULT_COLORMAP
 from dmfnet_fast.volumes.showing import GRAY
 
@@ -132,12 +131,12 @@ def _work(
 
 
 @command()
-@click.argument("a", type=click.Path(path_type=Path), required=False)
-@click.argument("b", type=click.Path(path_type=Path), required=False)
+@click.argument("a", type=PATH, required=False)
+@click.argument("b", type=PATH, required=False)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help=f"Image to write ({' '.join(writer.suffixes[0] for writer in WRITERS)}), or a folder; for volumes a folder, "
     "or NIfTI to write (.nii.gz .nii).",
@@ -147,14 +146,7 @@ def _work(
     default=DEFAULT,
     help=f"Name of a shipped network, or a file: {files_and_libraries()}.",
 )
-@click.option("--device", help=f"cpu, cuda or cuda:N; by default {default_devices()}.")
-@click.option(
-    "--precision",
-    default="auto",
-    type=click.Choice(PRECISION_CHOICES),
-    help="Precision of the arithmetic; auto is the fastest.",
-)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@machine_options
 @click.option(
     "--seed", default=0, type=click.IntRange(0, 2**64 - 1), help="Seed of the noise, for networks that take noise."
 )
@@ -211,7 +203,7 @@ def _work(
 @click.option("--label", metavar="TEXT", help="Volumes as DICOM: text to draw into a corner of every slice.")
 @click.option(
     "--pairs",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="TABLE",
     help="Instead of A and B: a CSV table of pairs, with columns a, b and, if need be, name, series_a, series_b and "
     "modality_b.",
@@ -251,14 +243,16 @@ def main(as_json: bool, pairs: Path | None, ray: str | None, **given: Any) -> No
         _check_inputs(given, pairs, ray)
         if pairs is not None:
             output = given.pop("output")
-            report = fuse_table(TableRequest(pairs, output, engine, given), ray)
+            with resumable(given["overwrite"]):
+                report = fuse_table(TableRequest(pairs, output, engine, given), ray)
             _say_images(report, as_json, True, output, 0)
             return
         volumes = are_volumes(given["a"], given["b"])
         check_options(given, volumes)
         if volumes:
             _check_names_folder(given["output"], "volumes are fused into a folder, or into one .nii.gz or .nii file")
-            report = fuse_volumes(volume_request(engine, given))
+            with resumable(given["overwrite"]):
+                report = fuse_volumes(volume_request(engine, given))
         else:
             report, ignored = _run(_image_request(engine, given))
     except (DMFNetError, OSError) as error:
@@ -348,7 +342,7 @@ def _run(request: Request) -> tuple[dict[str, Any], int]:
         for job in jobs:
             if job.status == "pending":
                 journal.check(job, request.overwrite)
-        with progress(jobs, "fusing") as shown:
+        with resumable(request.overwrite), progress(jobs, "fusing") as shown:
             _work(jobs, shown, fuser, request.range_a, request.range_b, journal)
         return report_of(jobs, engine=fuser.info), ignored
 

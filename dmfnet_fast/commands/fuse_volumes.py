@@ -301,8 +301,13 @@ def _write(fuser: Fuser, writer: VolumeWriter, a: Shown, b: Shown, place: Place,
         if number not in done:
             writer.write(number, fused)
 
-    todo = sorted(set(range(a.volume.shape[0])) - done | set(places.slices))
-    with shown(fuser.fuse_slices(a, b, take, todo), "fusing", len(todo)) as numbers:
+    count = a.volume.shape[0]
+    # Those that the report shows are fused again.
+    todo = sorted(set(range(count)) - done | set(places.slices))
+    label = "fusing" if len(done) < count else "fusing for the report"
+    if done:
+        label += f" ({len(done)} of {count} slices are already there)"
+    with shown(fuser.fuse_slices(a, b, take, todo), label, len(todo)) as numbers:
         for _ in numbers:
             pass
     return looks, len(done)

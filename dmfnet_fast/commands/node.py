@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from dmfnet_fast.commands.shared import command
+from dmfnet_fast.commands.shared import PATH, command
 from dmfnet_fast.errors import NodeBusyError, NodeError
 from dmfnet_fast.node.receiving import silence_libraries
 from dmfnet_fast.node.service import Node
@@ -26,7 +26,7 @@ log = logging.getLogger("dmfnet_fast.node")
 
 
 @command()
-@click.argument("settings", type=click.Path(path_type=Path))
+@click.argument("settings", type=PATH)
 @click.option("--status", "show_status", is_flag=True, help="Say what the node does, instead of running it.")
 @click.option("--json", "as_json", is_flag=True, help="With --status: machine-readable.")
 @click.version_option(package_name="dmfnet-fast")

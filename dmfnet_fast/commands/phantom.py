@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from dmfnet_fast.artifacts.atomic import make_folder
-from dmfnet_fast.commands.shared import command, progress
+from dmfnet_fast.commands.shared import PATH, command, progress
 from dmfnet_fast.errors import OutputError
 from dmfnet_fast.images.io import write_image
 from dmfnet_fast.phantom import MODALITIES, make_phantom
@@ -80,7 +80,7 @@ def write_volumes(folder: Path, size: int = 256, seed: int = 0) -> list[Path]:
 
 
 @command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @click.option("--train", type=click.IntRange(0), help=f"Training pairs of each modality; {TRAIN} by default.")
 @click.option("--test", type=click.IntRange(0), help=f"Test pairs of each modality; {TEST} by default.")
 @click.option("--volumes", is_flag=True, help="Write one head as volumes instead: MR, CT, PET and SPECT.")

@@ -6,9 +6,10 @@ import functools
 import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from operator import length_hint
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -16,6 +17,8 @@ import click
 from dmfnet_fast.errors import DMFNetError, DMFNetWarning, memory_guard
 
 FAILED = 2
+# A file or folder. Whether it can be read shows when it is: click's own check would print a usage message.
+PATH = click.Path(readable=False, path_type=Path)
 SECONDS_BETWEEN_LINES = 10.0  # between lines of progress if standard error is not a terminal
 Item = TypeVar("Item")
 
@@ -43,6 +46,28 @@ def _lines(items: Iterable[Item], label: str, length: int) -> Generator[Item, No
             last_printed = time.monotonic()
 
 
+@contextmanager
+def resumable(overwrite: bool) -> Iterator[None]:
+    """Say after Ctrl-C that repeating the command goes on; click then ends the command.
+
+    Args:
+        overwrite: whether the command was given --overwrite, with which it would begin anew.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        how = "repeat the command without --overwrite" if overwrite else "repeat the command"
+        click.echo(f"\ninterrupted: what is done is kept; {how} to go on", err=True)
+        raise
+
+
+def _told(error: Exception) -> str:
+    """An error in words; of the system's, the file first, as in ours."""
+    if isinstance(error, OSError) and not isinstance(error, DMFNetError) and error.filename and not error.filename2:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
     """Decorator for a click command that prints user errors as one line and exits with 2."""
 
@@ -56,7 +81,7 @@ def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
                     with memory_guard("use smaller images, batches or a smaller preset"):
                         return function(*args, **kwargs)
                 except (DMFNetError, OSError) as error:
-                    click.echo(f"error: {error}", err=True)
+                    click.echo(f"error: {_told(error)}", err=True)
                     sys.exit(FAILED)
 
         return click.command(

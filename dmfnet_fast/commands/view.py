@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import webbrowser
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,7 @@ from urllib.parse import quote
 
 import click
 
-from dmfnet_fast.commands.shared import command
+from dmfnet_fast.commands.shared import PATH, command
 from dmfnet_fast.engines import DEFAULT, shipped
 from dmfnet_fast.engines.kinds import OPENVINO
 from dmfnet_fast.errors import EngineError, ImageError, warn
@@ -50,6 +51,9 @@ def _files_of(path: Path) -> list[Path]:
         raise ImageError(f"{path}: is an empty folder; give an image, a NIfTI file or a folder of DICOM files")
     if len(files) > MOST_FILES:
         raise ImageError(f"{path}: holds more than {MOST_FILES} files; give the folder of one series")
+    for file in files:
+        if not os.access(file, os.R_OK):
+            raise ImageError(f"{file}: cannot be read: permission denied")
     size = sum(file.stat().st_size for file in files)
     if size > MOST_BYTES:
         raise ImageError(f"{path}: holds {size / 1e9:.1f} GB, more than the page takes; give one file or one series")
@@ -148,11 +152,9 @@ def result_site(results: Path, engine: str) -> tuple[dict[str, bytes | Path], st
 
 
 @command()
-@click.argument("a", type=click.Path(path_type=Path), required=False)
-@click.argument("b", type=click.Path(path_type=Path), required=False)
-@click.option(
-    "--results", type=click.Path(path_type=Path), help="Show a fused volume instead: the folder that dmfnet-fuse wrote."
-)
+@click.argument("a", type=PATH, required=False)
+@click.argument("b", type=PATH, required=False)
+@click.option("--results", type=PATH, help="Show a fused volume instead: the folder that dmfnet-fuse wrote.")
 @click.option("--engine", default=DEFAULT, help=f"Network of the page: {' or '.join(shipped())}, or an .onnx file.")
 @click.option(
     "--address",

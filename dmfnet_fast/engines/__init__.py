@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -65,4 +66,6 @@ def open_engine(path: Path, device: str | None, precision: PrecisionChoice, thre
         raise EngineError(f"{path}: no such engine file, and no shipped network ({', '.join(shipped())})")
     if path.is_dir():
         raise EngineError(f"{path}: is a folder, not an engine file")
+    if not os.access(path, os.R_OK):
+        raise EngineError(f"{path}: cannot be read: permission denied")
     return kind_of(path).open(path, device, precision, threads)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dmfnet_fast.errors import ImageError
+from dmfnet_fast.engines import shipped
+from dmfnet_fast.errors import EngineError, ImageError
 from dmfnet_fast.evaluation.dataset import Saved, Scene
 from dmfnet_fast.fuser import Fuser
 from dmfnet_fast.images.color import EIGHT_BIT, Canvas
@@ -19,6 +20,7 @@ from dmfnet_fast.images.io import FULL_16_BIT, load_image, to_8_bit
 from dmfnet_fast.images.pairing import images_by_name
 from dmfnet_fast.images.rules import Rules
 from dmfnet_fast.precision import PRECISION_CHOICES, PrecisionChoice
+from dmfnet_fast.wording import alternatives
 
 NO_RULES = Rules(kept_chroma=0, invention=True)
 
@@ -147,11 +149,17 @@ def _split_label(text: str) -> tuple[str | None, str]:
 
 
 def parse_engine(text: str) -> tuple[str, str, PrecisionChoice]:
-    """Label, engine and precision of "[LABEL=]ENGINE[@PRECISION]"."""
+    """Label, engine and precision of "[LABEL=]ENGINE[@PRECISION]".
+
+    Raises:
+        EngineError: the engine exists, but what follows it is no precision.
+    """
     label, rest = _split_label(text)
     engine, separator, wanted = rest.rpartition("@")
     precision = next((known for known in PRECISION_CHOICES if separator and known == wanted), None)
     if precision is None:
+        if separator and not Path(rest).exists() and (engine in shipped() or Path(engine).is_file()):
+            raise EngineError(f"{text}: precision {wanted!r}: use {alternatives(PRECISION_CHOICES)}")
         engine, precision = rest, "auto"
     stem = Path(engine).stem if Path(engine).suffix else engine
     return label or (f"{stem} {precision}" if precision != "auto" else stem), engine, precision

@@ -114,6 +114,8 @@ def _opened(path: Path) -> Iterator[Any]:
         raise EngineError(f"{path}: no such file")
     if not path.is_file():
         raise EngineError(f"{path}: is not a file; give a .safetensors weights file")
+    if not os.access(path, os.R_OK):  # safetensors would say that there is no such file
+        raise EngineError(f"{path}: cannot be read: permission denied")
     try:
         with safe_open(path, framework="pt") as file:
             yield file

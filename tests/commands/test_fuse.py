@@ -14,8 +14,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from dmfnet_fast import Fuser
+from dmfnet_fast.commands import fuse as command
 from dmfnet_fast.commands.fuse import main
-from dmfnet_fast.commands.journal import JOURNAL
+from dmfnet_fast.commands.fuse_images import fuse_images
+from dmfnet_fast.commands.journal import JOURNAL, Job
 from dmfnet_fast.images.io import load_image, read_image, write_image
 from dmfnet_fast.phantom import Phantom, make_phantom
 
@@ -158,6 +160,27 @@ def test_only_reproducible_results_are_kept(fuse: Any, folders: tuple[Path, Path
     (output / "2.png").write_bytes(b"")
     assert "2 fused, 1 already there" in fuse(a, b, "-o", output).stdout
     assert (output / "1.png").read_bytes() == good
+
+
+def test_interrupted_folders_go_on(
+    fuse: Any, folders: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, output = folders
+    with monkeypatch.context() as patch:
+
+        def interrupted(job: Job, *given: Any) -> None:
+            if Path(job.a).stem == "2":
+                raise KeyboardInterrupt
+            fuse_images(job, *given)
+
+        patch.setattr(command, "fuse_images", interrupted)
+        result = fuse(a, b, "-o", output)
+        assert result.exit_code == 1
+        assert "interrupted: what is done is kept; repeat the command to go on" in result.stderr
+        single = fuse(a / "2.png", b / "2.tif", "-o", tmp_path / "2.png")
+        assert single.exit_code == 1
+        assert "interrupted" not in single.stderr, "nothing is kept of it"
+    assert "1 fused, 2 already there" in fuse(a, b, "-o", output).stdout
 
 
 def test_foreign_files_are_not_replaced(fuse: Any, folders: tuple[Path, Path, Path]) -> None:

@@ -508,6 +508,7 @@ def test_interrupted_runs_go_on(
     assert resumed.exit_code == 0, resumed.stderr
     there = int(re.findall(r"(\d+) already there", resumed.stdout)[0])
     assert 4 <= there <= 9
+    assert f"fusing ({there} of 10 slices are already there): 0 of " in resumed.stderr
     assert fuse(*arguments, "-o", whole).exit_code == 0
     assert report(out)["pumping"] == report(whole)["pumping"]
     if kind != "dicom":
@@ -523,7 +524,9 @@ def test_repeated_and_changed_runs(fuse: Fuse, inputs: Path, tmp_path: Path) -> 
     arguments = (inputs / "MR", inputs / "PT", "-o", tmp_path / "out")
     assert "10 fused, 0 already there" in fuse(*arguments).stdout
     first = sorted((tmp_path / "out" / "fused").glob("*.dcm"))[0].read_bytes()
-    assert "0 fused, 10 already there" in fuse(*arguments).stdout
+    again = fuse(*arguments)
+    assert "0 fused, 10 already there" in again.stdout
+    assert "fusing for the report (10 of 10 slices are already there): 0 of " in again.stderr
     refused(fuse(*arguments, "--colormap", "pet"), "holds a result of other inputs or settings")
     assert sorted((tmp_path / "out" / "fused").glob("*.dcm"))[0].read_bytes() == first
     assert report(tmp_path / "out")["display"]["b"]["colormap"] == "hot-iron"

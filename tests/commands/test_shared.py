@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
 import runpy
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
-from dmfnet_fast import __version__, commands
-from dmfnet_fast.commands.shared import progress
+from dmfnet_fast import DMFNetError, Fuser, __version__, commands
+from dmfnet_fast.commands.shared import command, progress, resumable
+from dmfnet_fast.commands.view import pair_site
+from dmfnet_fast.model.weights import read_metadata
+from tests.surface import COMMANDS
 
 
 @pytest.fixture
@@ -52,6 +59,46 @@ def test_no_last_line_after_an_error(seconds: list[float], capsys: pytest.Captur
     assert capsys.readouterr().err == "fusing: 0 of 3\nfusing: 1 of 3\n"
 
 
+def test_unreadable_files_are_no_wrong_usage() -> None:
+    """click would check for itself that they can be read, and print how the command is used."""
+    parameters = [one for module in COMMANDS.values() for one in import_module(module).main.params]
+    paths = [one.type for one in parameters if isinstance(one.type, click.Path)]
+    assert len(paths) > 25
+    assert not any(path.readable or path.exists for path in paths)
+
+
+def test_files_without_permission(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that begins with the file, whatever finds out."""
+
+    @command()
+    def denied() -> None:
+        raise PermissionError(13, "Permission denied", "x.png")
+
+    assert cli.invoke(denied).stderr == "error: x.png: Permission denied\n"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    for suffix in (".onnx", ".safetensors", ".png"):
+        (tmp_path / f"x{suffix}").touch()
+    for refused in (
+        lambda: Fuser(tmp_path / "x.onnx"),
+        lambda: read_metadata(tmp_path / "x.safetensors"),
+        lambda: pair_site(tmp_path / "x.png", tmp_path / "x.png", "nano"),
+    ):
+        with pytest.raises(DMFNetError, match=r"x\.\w+: cannot be read: permission denied"):
+            refused()
+
+
+@pytest.mark.parametrize(("overwrite", "how"), [(False, "command"), (True, "command without --overwrite")])
+def test_interrupted(cli: CliRunner, overwrite: bool, how: str) -> None:
+    @command()
+    def interrupted() -> None:
+        with resumable(overwrite):
+            raise KeyboardInterrupt
+
+    result = cli.invoke(interrupted)
+    assert result.exit_code == 1
+    assert result.stderr == f"\ninterrupted: what is done is kept; repeat the {how} to go on\n\nAborted!\n"
+
+
 def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
@@ -62,7 +109,7 @@ def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "100%" in terminal.getvalue()
 
 
-@pytest.mark.parametrize("name", ["convert", "demo", "eval", "export", "fuse", "node", "phantom", "view"])
+@pytest.mark.parametrize("name", ["convert", "demo", "eval", "export", "fuse", "node", "phantom", "time", "view"])
 def test_commands_run_as_modules(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

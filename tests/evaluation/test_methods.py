@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dmfnet_fast.errors import ImageError
+from dmfnet_fast.errors import EngineError, ImageError
 from dmfnet_fast.evaluation.dataset import Scene, find_pairs
 from dmfnet_fast.evaluation.methods import AsJPEG, Folder, Trivial, open_methods, parse_engine
 from dmfnet_fast.images.io import write_image
@@ -36,6 +36,14 @@ def _renamed(scene: Scene, name: str, modality: str | None = None) -> Scene:
 )
 def test_parse_engine(text: str, expected: tuple[str, str, str]) -> None:
     assert parse_engine(text) == expected
+
+
+def test_unknown_precision(tmp_path: Path) -> None:
+    file = tmp_path / "x.onnx"
+    file.touch()
+    for engine in ("nano", f"ours={file}"):
+        with pytest.raises(EngineError, match=r"@fp16: precision 'fp16': use auto, float32, .* or "):
+            parse_engine(f"{engine}@fp16")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from train.losses import (
     specks,
     structure_similarity,
 )
-from train.recipe import DEFAULT_LOSS
+from train.recipe import DEFAULT_LOSS, LOSS_NAMES
 
 
 @pytest.mark.parametrize(("file", "expected"), [("golden_64", 2.45285), ("golden_64x96", 2.53471)])
@@ -122,6 +122,7 @@ def test_named_losses() -> None:
     plain = hybrid_loss(*images)
     assert torch.equal(loss_named("hybrid-plain").of(*images), plain)
     assert torch.equal(loss_named("hybrid").of(*images), plain + 16 * invented_specks(*images))
+    assert tuple(LOSSES) == LOSS_NAMES
     assert DEFAULT_LOSS in LOSSES
     with pytest.raises(DMFNetError, match="unknown loss 'l1'; use one of hybrid, hybrid-plain"):
         loss_named("l1")

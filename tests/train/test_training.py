@@ -341,7 +341,7 @@ def test_another_loss(data: Path, trained: Path, tmp_path: Path) -> None:
         assert message in refused.stderr
     unknown = invoke(stage2, *arguments, "--out", tmp_path, "--loss", "l1")
     assert unknown.exit_code == 2
-    assert "unknown loss 'l1'; use one of hybrid, hybrid-plain" in unknown.stderr
+    assert "'l1' is not one of 'hybrid', 'hybrid-plain'" in unknown.stderr
 
 
 def test_validation_does_not_depend_on_the_loss(data: Path) -> None:

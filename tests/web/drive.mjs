@@ -185,11 +185,13 @@ const SCENARIOS = {
     await choose(page, "a", given.a);
     await choose(page, "b", given.b);
     await shown(page);
+    const advised = [await page.isVisible("#source-b .modality .hint")];
     if (given.modality) {
       await page.selectOption("#source-b .modality select", given.modality);
       await idle(page);
+      advised.push(await page.isVisible("#source-b .modality .hint"));
     }
-    const result = { slice: await text(page, "slice-number"), warnings: await text(page, "warnings") };
+    const result = { advised, slice: await text(page, "slice-number"), warnings: await text(page, "warnings") };
     const [low, high] = ["low-b", "high-b"];
     result.values = await Promise.all([low, high].map((id) => page.getAttribute(`#${id}`, "placeholder")));
     await page.focus("#stage");

@@ -61,6 +61,7 @@ def test_nifti(b: str, modality: str, kind: str, page: str, browse: Browse, head
     given: dict[str, Any] = {"a": head / "mr.nii.gz", "b": head / f"{b}.nii.gz", "modality": modality}
     found = browse("volumes", page, **given, cancel=True, save=saved)
     assert found["name"] == f"{b}-fused.nii.gz"
+    assert found["advised"] == [True, False], "as long as nobody said what it is"
     canceled = found["afterCancel"]
     assert not canceled["canSave"]
     count = read_volume(head / "mr.nii.gz").shape[0]
@@ -88,6 +89,7 @@ def test_dicom(b: str, page: str, browse: Browse, head: Path, tmp_path: Path) ->
     shown = show(align(mr, other).b)
     np.testing.assert_allclose([float(value) for value in found["values"]], shown.limits, rtol=1e-4)
     assert (" SUV" if b == "PT" else " HU") in found["readout"]
+    assert found["advised"] == [False]
     _same(saved, _by_python(mr, other))
     assert not found["complaints"]
 

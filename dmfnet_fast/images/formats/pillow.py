@@ -39,7 +39,10 @@ def open_as(kind: str, content: bytes, name: str) -> ImageFile.ImageFile | None:
     except UnidentifiedImageError:
         return None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: is too large to be safe: {error}") from error
+        raise ImageError(
+            f"{name}: has more pixels than Pillow decodes ({error}); make it smaller, cut it into tiles, or, in Python "
+            "and if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
     except DAMAGE as error:
         raise ImageError(f"{name}: is truncated or damaged: {error}") from error
     if frames > 1:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmfnet_fast import DMFNetWarning
+from dmfnet_fast import DMFNetWarning, ImageError
 from dmfnet_fast.images.io import read_image, to_pil
 from tests.images.formats.samples import RGB16
 
@@ -35,3 +35,14 @@ def test_16_bit_color_pil_spans_its_range() -> None:
     with pytest.warns(DMFNetWarning, match="8-bit RGB"):
         image = to_pil(RGB16 // 16, (0, 4095))
     assert np.asarray(image).max() == 255
+
+
+def test_more_pixels_than_pillow_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.png"
+    Image.new("L", (64, 64)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2 - 1)
+    message = (
+        r"x\.png: has more pixels than Pillow decodes \(.*\); make it smaller, cut it into tiles, or, in Python .*"
+    )
+    with pytest.raises(ImageError, match=f"{message}MAX_IMAGE_PIXELS"):
+        read_image(path)

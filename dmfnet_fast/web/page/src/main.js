@@ -148,6 +148,7 @@ function take(side, found) {
     // Only files that do not say what they are of are asked about.
     box.querySelector(".modality").hidden = !volume || modality !== null;
     box.querySelector(".modality select").value = "";
+    box.querySelector(".modality .hint").hidden = false;
   }
 }
 
@@ -409,6 +410,7 @@ function listen() {
   for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
   $("source-b").querySelector(".modality select").addEventListener("change", (event) =>
     attemptBusily(async () => {
+      event.target.nextElementSibling.hidden = event.target.value !== "";
       await state.client.call("modality", { side: "b", modality: event.target.value || null });
       await prepare();
     }),
