@@ -261,7 +261,8 @@ class Setting:
     two_streams: bool = False
 
     def __str__(self) -> str:
-        return f"{self.network}: {self.name}"
+        pairs = f" x{self.batch}" if self.batch > 1 else ""
+        return f"{self.network}{pairs}: {self.name}"
 
     @property
     def row(self) -> dict[str, Any]:
@@ -270,7 +271,7 @@ class Setting:
 
 
 def settings(only: str) -> list[Setting]:
-    """Those to time whose network and name contain `only`, each beside the tiles in force.
+    """Those to time whose network, batch and name, as in "turbo x8: cuDNN", contain `only`, beside the tiles in force.
 
     Among them are cuDNN's convolutions, one change each, and ways that no architecture uses yet.
     """

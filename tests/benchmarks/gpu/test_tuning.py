@@ -101,7 +101,8 @@ def test_settings() -> None:
     present = ARCHITECTURES[90]
     found = gpu_tuning.settings("")
     assert pickle.loads(pickle.dumps(found)) == found, "other processes compile them"
-    assert len({(one.network, one.batch, one.name) for one in found}) == len(found)
+    assert len({str(one) for one in found}) == len(found)
+    assert {one.batch for one in gpu_tuning.settings("turbo:")} == {1}
     for network in ("base", "turbo", "nano"):
         assert network in PRESETS
         own = {one.name: one.fields for one in found if (one.network, one.batch) == (network, 1)}
