@@ -488,7 +488,7 @@ def convolution_by_rows_kernel(
         here = to_below
 
 
-def _in_whole_rows(height: int, width: int, pixels: int) -> bool:
+def in_whole_rows(height: int, width: int, pixels: int) -> bool:
     """Whether tiles of `pixels` pixels cover the image evenly, each with whole rows or an even division of a row."""
     return (height * width) % pixels == 0 and max(width, pixels) % min(width, pixels) == 0
 
@@ -498,7 +498,7 @@ def _in_rows(weight: Tensor, width: int, tile: ConvolutionTile) -> bool:
     return tile.rows > 0 and weight.shape[2] == 3 and width % tile.pixels == 0
 
 
-def _descriptor(x: Tensor, block: Sequence[int]) -> TensorDescriptor:
+def descriptor(x: Tensor, block: Sequence[int]) -> TensorDescriptor:
     """TMA descriptor of the dense tensor `x`.
 
     The strides follow from the shape, because PyTorch may report any stride for a dimension of size 1.
@@ -507,7 +507,7 @@ def _descriptor(x: Tensor, block: Sequence[int]) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), strides, list(block))
 
 
-def _largest_power_of_2_factor(number: int) -> int:
+def largest_power_of_2_factor(number: int) -> int:
     return number & -number
 
 
@@ -531,7 +531,7 @@ def tile_for(x: Tensor, weight: Tensor, statistics: bool) -> ConvolutionTile | N
         if tile.rows:
             fits = _in_rows(weight, width, tile) and part <= tile.pixels
         else:
-            fits = not tile.described or _in_whole_rows(height, width, tile.pixels)
+            fits = not tile.described or in_whole_rows(height, width, tile.pixels)
         if fits:
             return tile if part <= tile.pixels else None
     return None
@@ -566,7 +566,7 @@ def plan(
     pixels = max(tile.pixels, part) if statistics else tile.pixels
     channels = max(SMALLEST, min(tile.channels, triton.next_power_of_2(outputs)))
     widths = [0 if value is None else value.shape[1] for value in (x, more, last)]
-    inner = [min(tile.inner, _largest_power_of_2_factor(value)) for value in widths]
+    inner = [min(tile.inner, largest_power_of_2_factor(value)) for value in widths]
     if 0 < inner[2] < inner[1]:
         # Triton 3.6 miscompiles shortcuts in this order: an H200 saw wrong sums, or reads outside shared memory.
         maps[1], maps[2], weights[1], weights[2] = maps[2], maps[1], weights[2], weights[1]
@@ -574,14 +574,14 @@ def plan(
     names = ("x", "weight"), ("more", "more_weight"), ("last", "last_weight")
     sources: dict[str, Tensor | TensorDescriptor | None] = {}
     by_rows = _in_rows(weight, width, tile) and pixels == tile.pixels
-    described = tile.described and (by_rows or _in_whole_rows(height, width, pixels))
+    described = tile.described and (by_rows or in_whole_rows(height, width, pixels))
     for (map_name, weight_name), values, matrix, block in zip(names, maps, weights, inner, strict=False):
         sources |= {map_name: values, weight_name: matrix}
         if described and values is not None and matrix is not None:
             columns = min(width, pixels)
-            sources[map_name] = _descriptor(values.permute(0, 2, 3, 1), (1, pixels // columns, columns, block))
+            sources[map_name] = descriptor(values.permute(0, 2, 3, 1), (1, pixels // columns, columns, block))
             if not by_rows:
-                sources[weight_name] = _descriptor(matrix.permute(0, 2, 3, 1).flatten(1), (channels, block))
+                sources[weight_name] = descriptor(matrix.permute(0, 2, 3, 1).flatten(1), (channels, block))
     if by_rows:
         kernel = convolution_by_rows_kernel
         tiles = triton.cdiv(height, tile.rows) * (width // pixels)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import launch
-from kernels.convolution import SMALLEST, _descriptor, _in_whole_rows, _largest_power_of_2_factor, finish
+from kernels.convolution import SMALLEST, descriptor, finish, in_whole_rows, largest_power_of_2_factor
 from kernels.convolution_epilogue import pixels_of_part, statistics_reference, statistics_shape
 from kernels.launch import Launch, Plan, channels_last, tiles_of
 from kernels.tiles import ConvolutionTile
@@ -300,11 +300,11 @@ def fits(x: Tensor, up: bool, tile: ConvolutionTile) -> bool:
         return (
             pixels_of_part(4 * height * width) <= tile.pixels
             and (height * width) % tile.pixels == 0
-            and (not tile.described or _in_whole_rows(height, width, tile.pixels))
+            and (not tile.described or in_whole_rows(height, width, tile.pixels))
         )
     even = height % 2 == 0 and width % 2 == 0
     height, width = (height + 1) // 2, (width + 1) // 2
-    described = even and _in_whole_rows(height, width, tile.pixels)
+    described = even and in_whole_rows(height, width, tile.pixels)
     return pixels_of_part(height * width) <= tile.pixels and (described or not tile.described)
 
 
@@ -328,7 +328,7 @@ def plan(x: Tensor, weight: Tensor, bias: Tensor, up: bool, tile: ConvolutionTil
     out = launch.new_feature_map((n, outputs, *(large if up else small)), x)
     statistics = launch.new_table(statistics_shape(out), x)
     channels = max(SMALLEST, min(tile.channels, triton.next_power_of_2(outputs)))
-    inner = min(tile.inner, _largest_power_of_2_factor(inputs))
+    inner = min(tile.inner, largest_power_of_2_factor(inputs))
     source: dict[str, Tensor | TensorDescriptor | int] = {"x": x, "weight": matrix}
     source |= {"source_height": height, "source_width": width}
     if tile.described:
@@ -336,12 +336,12 @@ def plan(x: Tensor, weight: Tensor, bias: Tensor, up: bool, tile: ConvolutionTil
         rows = tile.pixels // columns
         pixels_last = x.permute(0, 2, 3, 1)
         if up:
-            described = _descriptor(pixels_last, (1, rows, columns, inner))
+            described = descriptor(pixels_last, (1, rows, columns, inner))
         else:
             squares = pixels_last.reshape(n, small[0], 2, small[1], 2 * inputs)
-            described = _descriptor(squares, (1, rows, 1, columns, inner))
+            described = descriptor(squares, (1, rows, 1, columns, inner))
         by_tap = matrix.reshape(-1, (4 if up else 9) * inputs)
-        source = {"x": described, "weight": _descriptor(by_tap, (channels, inner))}
+        source = {"x": described, "weight": descriptor(by_tap, (channels, inner))}
     call = Launch(
         described_resampling_kernel if tile.described else resampling_kernel,
         (

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -43,9 +43,8 @@ def jobs(machine: Machine) -> Iterator[Job]:
 
 def _compile_case(index: int, type_index: int) -> str | None:
     """Launches a case once and returns what failed, if anything; the case's own step will fail again and report it."""
-    machine = _machine()
-    case, dtypes = checked_cases(machine)[index]
-    return try_launch(case, case.make(Draw(dtypes[type_index], machine.device.type)))
+    case, dtypes = _checked_cases()[index]
+    return try_launch(case, case.make(Draw(dtypes[type_index], _machine().device.type)))
 
 
 def _compile_network(weights: str, precision: FloatPrecision) -> str | None:
@@ -58,6 +57,12 @@ def _machine() -> Machine:
     machine = find_machine()
     assert isinstance(machine, Machine)
     return machine
+
+
+@lru_cache
+def _checked_cases() -> list[tuple[Case, tuple[torch.dtype, ...]]]:
+    """Those of this machine, which take a third of a second to list."""
+    return checked_cases(_machine())
 
 
 def _run(job: Callable[[], str | None]) -> str | None:

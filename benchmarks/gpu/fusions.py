@@ -126,8 +126,9 @@ IMMEDIATE = (
     Variant("optimized, CUDA graph", "float16", _ours(False), captured=True, deterministic=True),
 )
 COMPILED, TUNED = _compiled("reduce-overhead"), _compiled("max-autotune")
-# Measured before the other sections end.
+# Of the networks with fusion levels; larger batches fill the GPU.
 PARALLEL_CASES = tuple(case for case in (*SINGLE_PAIRS, *BATCHES) if case.network != "nano" and case.batch <= 8)
+# Measured before the other sections.
 FIRST_ROWS = len(SINGLE_PAIRS) * len(IMMEDIATE) + len(PARALLEL_CASES) + 1 + len(BATCHES) + len(LARGE)
 
 

@@ -100,9 +100,9 @@ def _show_profile(row: dict[str, Any]) -> str:
 
 
 def _show_images(row: dict[str, Any]) -> str:
-    return (
-        f"{row['ms']:.3f} ms a call, {'the same pixels as' if row['within'] else 'OTHER PIXELS than'} the other variant"
-    )
+    others = "on the GPU" if row["way"] == gpu_images.RULES_ON_CPU else "on the CPU"
+    same = "the same pixels as" if row["within"] else "OTHER PIXELS than"
+    return f"{row['ms']:.3f} ms a call, {same} with the rules {others}"
 
 
 def steps(machine: Machine) -> Iterator[Step]:

@@ -349,6 +349,12 @@ def _tile(tile: Sequence[Any]) -> str:
     return f"{pixels}x{channels}x{inner}, {warps} warps, {stages} stages"
 
 
+def _tile_and_rows(tile: Sequence[Any]) -> str:
+    """The earlier measurements are of tiles without a number of rows."""
+    rows = tile[6] if len(tile) > 6 else 0
+    return _tile(tile) + (f", {rows} rows" if rows else "")
+
+
 def _convolutions(runs: Runs) -> str:
     rows = []
     for case, group in _tuned(runs, "convolutions"):
@@ -356,8 +362,8 @@ def _convolutions(runs: Runs) -> str:
         best = []
         for described in (False, True):
             candidates = [row for row in group if row["tile"] != "cuDNN" and row["tile"][5] is described]
-            fastest = min(candidates, key=lambda row: row["us"])
-            best += [three(fastest["us"]), _tile(fastest["tile"])]
+            fastest = min(candidates, key=lambda row: row["us"], default=None)
+            best += [three(fastest["us"]), _tile_and_rows(fastest["tile"])] if fastest else ["", ""]
         least = min(row["us"] for row in group if row["tile"] != "cuDNN")
         shape = re.sub(r"^convolution(_with_statistics)? ", "", case)
         rows.append((shape, three(cudnn), *best, f"{least / cudnn:.2f}"))
@@ -447,7 +453,7 @@ WIDE = (
 def _stages(runs: Runs) -> str:
     rows = []
     for case, group in _tuned(runs, "convolutions"):
-        times = {str(row["tile"]): row["us"] for row in group}
+        times = {str(row["tile"][:6]): row["us"] for row in group}
         if all(str(tile) in times for tile in WIDE):
             shape = re.sub(r"^convolution(_with_statistics)? ", "", case)
             rows.append((shape, *(three(times[str(tile)]) for tile in WIDE)))
@@ -464,6 +470,7 @@ def _epilogues(runs: Runs) -> str:
     return _table(f"µs | {' | '.join(heads)}", rows)
 
 
+# Of names that are too short for a table.
 RULES = {
     "in force": "those in force",
     "cuDNN": "none: cuDNN's convolutions, with our epilogues",
@@ -479,15 +486,23 @@ RULES = {
 STUDENT_WITHOUT_RULES = "none: our convolution all the same, 64x32x32"
 
 
+def _batched(row: Json) -> str:
+    """The network, and its batch unless that is a single pair, as in the earlier measurements."""
+    batch = row.get("batch", 1)
+    return f"{row['network']}, batch {batch}" if batch > 1 else row["network"]
+
+
 def _rules(runs: Runs) -> str:
     measured = runs.tuning["networks"]["rows"]
-    present = {row["network"]: row["ms"] for row in measured if row["rules"] == "in force"}
+    present = {_batched(row): row["ms"] for row in measured if row["rules"] == "in force"}
     rows = []
     for row in sorted(measured, key=lambda row: NETWORKS.index(row["network"])):
+        if "ms" not in row:  # failed, or refused because its image was wrong
+            continue
         name, network = row["rules"], row["network"]
-        rules = STUDENT_WITHOUT_RULES if (name, network) == ("cuDNN", "nano") else RULES[name]
-        milliseconds, ratio = row["ms"], row["ms"] / present[network]
-        rows.append((network, rules, f"{milliseconds:.4f} ({_spread(row['iqr_ms'])})", f"{ratio:.3f}"))
+        rules = STUDENT_WITHOUT_RULES if (name, network) == ("cuDNN", "nano") else RULES.get(name, name)
+        milliseconds, ratio = row["ms"], row["ms"] / present[_batched(row)]
+        rows.append((_batched(row), rules, f"{milliseconds:.4f} ({_spread(row['iqr_ms'])})", f"{ratio:.3f}"))
     return _table("network | rules | ms (IQR): | ratio:", rows)
 
 

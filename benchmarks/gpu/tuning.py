@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import astuple, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -41,7 +41,7 @@ from kernels.cases.single_channel import from_one, to_one
 from kernels.cases.upsample_add import upsample
 from kernels.compile import Signature, signature_of
 from kernels.single_channel import first_fits
-from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tile
+from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, GateRule, Tile
 
 Rules: TypeAlias = tuple[ConvolutionRule, ...]
 IN_FORCE = "in force"
@@ -167,6 +167,7 @@ BLOCKS = _tiles(
 )
 
 
+@lru_cache
 def variants(only: str) -> list[Variant]:
     """The variants to time whose case's name contains `only`, without duplicates; the same list in every process."""
     known: set[Any] = set()
@@ -260,11 +261,17 @@ class Setting:
     two_streams: bool = False
 
     def __str__(self) -> str:
-        return f"{self.network}: {self.name}"
+        pairs = f" x{self.batch}" if self.batch > 1 else ""
+        return f"{self.network}{pairs}: {self.name}"
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The entries that identify the setting in the results."""
+        return {"network": self.network, "batch": self.batch, "rules": self.name}
 
 
 def settings(only: str) -> list[Setting]:
-    """Those to time whose network and name contain `only`, each beside the tiles in force.
+    """Those to time whose network, batch and name, as in "turbo x8: cuDNN", contain `only`, beside the tiles in force.
 
     Among them are cuDNN's convolutions, one change each, and ways that no architecture uses yet.
     """
@@ -328,15 +335,14 @@ def _all_settings() -> list[Setting]:
 
 
 def _fused(machine: Machine, setting: Setting) -> dict[str, Any]:
-    """One row: a network under one of the `settings`, as a CUDA graph; if its image is wrong, no time."""
+    """Quality and time of a network under one of the `settings`, as a CUDA graph; if its image is wrong, no time."""
     networks = gpu_networks.Networks(machine)
     variant = gpu_fusions.TWO_STREAMS if setting.two_streams else gpu_fusions.KERNELS_CAPTURED
     case = gpu_networks.Case(setting.network, 256, setting.batch)
-    row: dict[str, Any] = {"network": setting.network, "batch": setting.batch, "rules": setting.name}
     with changed(**setting.fields), variant.settings():
         running = gpu_fusions.start(variant, case, networks)
         quality = gpu_networks.Quality.of(variant.precision, [running.image()], [networks.reference(case)])
-        row |= quality.to_dict()
+        row = quality.to_dict()
         if not quality.within:
             return row | {"refused": f"wrong: {quality}"}
         return row | machine.time(running.launch, running.stream).to_dict()
@@ -348,7 +354,7 @@ def _compile_fused(setting: Setting) -> str | None:
     try:
         _fused(machine, setting)
     except Exception as error:  # compilers and drivers may raise anything
-        return f"{setting.network}, {setting.name}: {type(error).__name__}: {error}"[:300]
+        return f"{setting}: {type(error).__name__}: {error}"[:300]
     return None
 
 
@@ -408,11 +414,13 @@ def _cudnn_call(variant: Variant) -> Callable[..., Any] | None:
 
 
 def _numbers(tile: Any) -> list[Any]:
-    """The fields of a tile, or of the only rule of a table; none of a table without rules."""
+    """The fields of a tile, or of the only rule of a table but for its sizes; none of a table without rules."""
     if isinstance(tile, tuple):
         (tile,) = tile or (None,)
     if isinstance(tile, ConvolutionRule):
         tile = tile.tile
+    if isinstance(tile, GateRule):
+        return [tile.folded, tile.parts, *astuple(tile.pool), *astuple(tile.gate)]
     return [] if tile is None else list(astuple(tile))
 
 
@@ -430,11 +438,10 @@ def measure(machine: Machine, variant: Variant) -> float:
         return _timed(machine, variant.case, call)
 
 
-def _row(machine: Machine, variant: Variant) -> dict[str, Any]:
-    row: dict[str, Any] = {"case": str(variant.case), "field": variant.field}
-    row["tile"] = _numbers(variant.tile)
+def _row(variant: Variant, tile: Any, time: Callable[[], float]) -> dict[str, Any]:
+    row = {"case": str(variant.case), "field": variant.field, "tile": tile}
     try:
-        return row | {"us": measure(machine, variant)}
+        return row | {"us": time()}
     except Exception as error:  # a tile may need more resources than the GPU has
         return row | {"failed": f"{type(error).__name__}: {error}"[:300]}
 
@@ -454,6 +461,18 @@ def write(output: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def _time_networks(machine: Machine, output: Path, only: str) -> None:
+    chosen = settings(only)
+    rows: list[dict[str, Any]] = []
+    compiled = run_in_processes(_compile_fused, chosen)
+    content = {"environment": environment(machine), "compiled": compiled, "networks": rows}
+    for setting in chosen:
+        rows.append(setting.row | attempt(partial(_fused, machine, setting)))
+        click.echo(rows[-1])
+        write(output, content)
+        machine.free()
+
+
 @click.command(help=(__doc__ or "").partition("\n\n")[0])
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The JSON file to write.")
 @click.option("--networks", is_flag=True, help="Time networks with other settings instead of operations with tiles.")
@@ -464,13 +483,7 @@ def main(output: Path, networks: bool, only: str) -> None:
         click.echo("error: this needs a GPU", err=True)
         sys.exit(2)
     if networks:
-        content: dict[str, Any] = {"environment": environment(machine)}
-        chosen = settings(only)
-        content["compiled"] = run_in_processes(_compile_fused, chosen)
-        content["networks"] = [attempt(partial(_fused, machine, setting)) for setting in chosen]
-        write(output, content)
-        for row in content["networks"]:
-            click.echo(row)
+        _time_networks(machine, output, only)
         return
     ceilings = measure_ceilings(machine)
     todo = variants(only)
@@ -484,9 +497,8 @@ def main(output: Path, networks: bool, only: str) -> None:
                 write(output, content)  # saves the rows so far
             call = _cudnn_call(variant)
             if call is not None and not any(row["case"] == str(variant.case) for row in rows):
-                us = _timed(machine, variant.case, call)
-                rows.append({"case": str(variant.case), "field": variant.field, "tile": "cuDNN", "us": us})
-            rows.append(_row(machine, variant))
+                rows.append(_row(variant, "cuDNN", partial(_timed, machine, variant.case, call)))
+            rows.append(_row(variant, _numbers(variant.tile), partial(measure, machine, variant)))
     write(output, content)
     click.echo("\n".join(summary(rows)))
 

@@ -454,11 +454,13 @@ class FusedPasses(nn.Module):
         assert last.bias is not None
         added = None
         of_interval = self.fusion.interval
-        if ours and interval is not None and of_interval is not None:
-            added = _single.interval_convolution(interval, of_interval.weight)
-        elif interval is not None and of_interval is not None:
-            # cuDNN works in channels-last, and would convert what it is given after this conversion.
-            added = of_interval(interval.to(decoded.dtype, memory_format=torch.channels_last))
+        if of_interval is not None:
+            assert interval is not None
+            if ours:
+                added = _single.interval_convolution(interval, of_interval.weight)
+            else:
+                # cuDNN works in channels-last, and would convert what it is given after this conversion.
+                added = of_interval(interval.to(decoded.dtype, memory_format=torch.channels_last))
         hidden = self.fusion.rgb_decode2(decoded, added)
         result = _single.head(hidden, last.weight, last.bias, interval is None)
         return result if interval is None else _ends.student_change(result, a, b, interval, 1)

@@ -111,7 +111,7 @@ def convolve(
 
 
 def by_tile(case: Case, tile: ConvolutionTile) -> Case:
-    """`case`, one of `convolve`'s, planned with this tile whatever its size."""
+    """`case`, a convolution, planned with this tile whatever its size."""
     plan = partial(case.operation.plan, tile=tile)
     numbers = "x".join(map(str, (tile.pixels, tile.channels, tile.inner)))
     how = f"{tile.warps} warps, {tile.stages} stages" + (", described" if tile.described else "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels import resampling
+from kernels.cases.convolution import by_tile
 from kernels.cases.record import HALF, Case, Draw, Operation, Record, Shape, Work, values
 from kernels.tiles import ANY, ConvolutionRule, ConvolutionTile, Tiles
 
@@ -77,14 +77,6 @@ def resample(n: int, inputs: int, outputs: int, height: int, width: int, up: boo
         return x, weight.contiguous(memory_format=torch.channels_last), bias
 
     return Case(UPSAMPLING if up else DOWNSAMPLING, f"{n}x{inputs}x{height}x{width} to {outputs}", make)
-
-
-def by_tile(case: Case, tile: ConvolutionTile) -> Case:
-    """`case`, one of `resample`'s, planned with this tile whatever its size."""
-    plan = partial(case.operation.plan, tile=tile)
-    numbers = "x".join(map(str, (tile.pixels, tile.channels, tile.inner)))
-    how = f"{tile.warps} warps, {tile.stages} stages" + (", described" if tile.described else "")
-    return replace(case, operation=replace(case.operation, plan=plan), name=f"{case.name} by {numbers}, {how}")
 
 
 def resamplings(channels: int, images: int, height: int, width: int) -> Iterator[Case]:

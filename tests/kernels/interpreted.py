@@ -27,14 +27,14 @@ from dmfnet_fast.precision import FloatPrecision
 from kernels import convolution, convolution_epilogue, launch
 from kernels.cases import ODD_CASES, OPERATIONS, PREPARED_CASES, SMALL_CASES, needs_tma
 from kernels.cases.attention import ATTENTION
-from kernels.cases.convolution import convolve
+from kernels.cases.convolution import by_tile, convolve
 from kernels.cases.convolution_epilogue import epilogue
 from kernels.cases.diffuse import DIFFUSE
 from kernels.cases.fusion_gate import FUSION_GATE, LARGER, gate, rule
 from kernels.cases.fusion_gate import by_rule as gate_by_rule
 from kernels.cases.group_norm_silu import GROUP_NORM_SILU, norm
 from kernels.cases.record import Case, Draw, Operation
-from kernels.cases.resampling import by_tile, resample
+from kernels.cases.resampling import resample
 from kernels.cases.single_channel import from_one, to_one
 from kernels.cases.upsample_add import upsample
 from kernels.checks import TOLERANCES, Guarded, error, expected, tolerance, worst

@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmfnet_fast.artifacts.interface import interface_of
 from dmfnet_fast.config import DMFNET_PRESETS, PRESETS, StudentConfig
-from dmfnet_fast.model import DMFNet, network_of, optimize, preset
+from dmfnet_fast.engines import shipped
+from dmfnet_fast.model import DMFNet, load_model, network_of, optimize, preset
+from dmfnet_fast.precision import FloatPrecision
 from export.ops import TRANSLATIONS
 from kernels import attention, fusion_gate, resampling
 from kernels.cases import ODD_CASES, PREPARED, network_cases, own_cases, student_cases
@@ -28,12 +30,25 @@ from kernels.cases.single_channel import FIRST_CONVOLUTION, HEAD, from_interval,
 from kernels.convolution import tile_for
 from kernels.launch import assumed
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tiles, tiles_for
+from tests.synthetic_weights import random_inputs
 
 ONE_EACH = {case.operation.name: case for case in ODD_CASES}
 
 
 def planned_for(architecture: int | None) -> AbstractContextManager[None]:
     return nullcontext() if architecture is None else assumed(architecture)
+
+
+# Rounding makes 3e-6 and 5e-3.
+@pytest.mark.parametrize(("precision", "largest"), [("float32", 2e-5), ("float16", 0.015)])
+def test_turbo_as_on_a_gpu(precision: FloatPrecision, largest: float) -> None:
+    """By the operators' references, in the ways that are in force, of a size that is no multiple of a tile."""
+    model = load_model(shipped()["turbo"])
+    given = {name: torch.tensor(array) for name, array in random_inputs(model.config, 2, 80, 112).items()}
+    with torch.no_grad(), assumed(90):
+        got = optimize(model, precision, kernels=True)(**given)
+    with torch.no_grad():
+        assert (got - model(**given)).abs().max() <= largest
 
 
 @pytest.mark.parametrize("case", ONE_EACH.values(), ids=ONE_EACH)

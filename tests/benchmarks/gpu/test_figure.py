@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +36,28 @@ def test_tables_match_the_results(page: Path, runs: Runs) -> None:
 def test_every_table_is_shown() -> None:
     shown = [name for page in gpu_figure.PAGES for name in gpu_tables.MARKED.findall(page.read_text(encoding="utf-8"))]
     assert sorted(shown) == sorted(TABLES)
+
+
+def test_what_the_tuning_writes_now(runs: Runs) -> None:
+    """Tiles have a number of rows; there are cases without described tiles, batches, other settings, and failures."""
+    case = "convolution_with_statistics 2x96x32x32 to 32 3x3 bias"
+    tiles: dict[float, Any] = {5.0: "cuDNN", 4.0: [32, 32, 32, 2, 5, False, 0], 3.0: [128, 32, 32, 4, 2, False, 8]}
+    tuned = [{"case": case, "field": "convolutions", "tile": tile, "us": us} for us, tile in tiles.items()]
+    networks: list[dict[str, Any]] = [
+        {"network": "turbo", "batch": batch, "rules": rules, "ms": ms, "iqr_ms": 0.01}
+        for batch, rules, ms in ((1, "in force", 0.5), (8, "in force", 4.0), (8, "two streams", 3.0))
+    ]
+    networks.append({"network": "turbo", "batch": 1, "rules": "own products", "failed": "OutOfResources"})
+    now = replace(runs, tuning={"tuning": {"rows": tuned}, "networks": {"rows": networks}})
+    *_, row = TABLES["convolutions"](now).splitlines()
+    assert row == "| 2x96x32x32 to 32 3x3 bias | 5.00 | 3.00 | 128x32x32, 4 warps, 2 stages, 8 rows |  |  | 0.60 |"
+    assert TABLES["rules"](now).splitlines()[2:] == [
+        "| turbo | those in force | 0.5000 (0.01) | 1.000 |",
+        "| turbo, batch 8 | those in force | 4.0000 (0.01) | 1.000 |",
+        "| turbo, batch 8 | two streams | 3.0000 (0.01) | 0.750 |",
+    ]
+    tuned[:] = [{"case": case, "field": "convolutions", "tile": [*tile, 0], "us": 2.0} for tile in gpu_tables.WIDE]
+    assert len(TABLES["stages"](now).splitlines()) == 3
 
 
 def test_counts() -> None:

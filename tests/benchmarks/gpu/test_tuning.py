@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import tuning as gpu_tuning
+from benchmarks.gpu.machine import Machine
 from dmfnet_fast.model import PRESETS
 from kernels import convolution, launch
 from kernels.cases.convolution import convolve
@@ -97,7 +100,9 @@ def test_settings() -> None:
     """Each network's start with those in force; each other one changes something."""
     present = ARCHITECTURES[90]
     found = gpu_tuning.settings("")
-    assert len({(one.network, one.batch, one.name) for one in found}) == len(found)
+    assert pickle.loads(pickle.dumps(found)) == found, "other processes compile them"
+    assert len({str(one) for one in found}) == len(found)
+    assert {one.batch for one in gpu_tuning.settings("turbo:")} == {1}
     for network in ("base", "turbo", "nano"):
         assert network in PRESETS
         own = {one.name: one.fields for one in found if (one.network, one.batch) == (network, 1)}
@@ -160,6 +165,44 @@ def test_cudnn_resamples_as_much(up: bool) -> None:
     got = call(x, given, bias)
     torch.testing.assert_close(got[0], wanted[0])
     torch.testing.assert_close(got[1][:, :, 0].mean(1), wanted[1][:, :, 0].mean(1))  # of other parts of the same pixels
+
+
+class FakeMachine(Machine):
+    """Only frees memory."""
+
+    def free(self) -> tuple[int, int]:
+        return 0, 0
+
+
+def test_networks_that_fail_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the file has what was measured before, should the run be stopped."""
+    output = tmp_path / "tuning.json"
+    written = []
+
+    def fused(_: object, setting: gpu_tuning.Setting) -> dict[str, float]:
+        written.append(len(json.loads(output.read_text())["networks"]) if output.exists() else 0)
+        if setting.two_streams:
+            raise RuntimeError("capture")
+        return {"ms": 1.0}
+
+    monkeypatch.setattr(gpu_tuning, "_fused", fused)
+    monkeypatch.setattr(gpu_tuning, "environment", lambda _: {})
+    monkeypatch.setattr(gpu_tuning, "run_in_processes", lambda _, todo: {"jobs": len(todo)})
+    gpu_tuning._time_networks(FakeMachine(torch.device("cpu"), False, 0), output, "turbo: two streams")
+    content = json.loads(output.read_text())
+    assert written == [0, 1]
+    assert content["compiled"] == {"jobs": 2}
+    assert content["networks"] == [
+        {"network": "turbo", "batch": 1, "rules": "in force", "ms": 1.0},
+        {"network": "turbo", "batch": 1, "rules": "two streams", "failed": "RuntimeError: capture"},
+    ]
+
+
+def test_numbers() -> None:
+    by_rule = {variant.field: variant for variant in gpu_tuning.variants("fusion_gate 1x32x64x64")}
+    assert gpu_tuning._numbers(by_rule["gates"].tile) == [False, 128, 64, 128, 8, 16, 64, 4]
+    assert gpu_tuning._numbers(()) == []
+    assert gpu_tuning._numbers(by_rule["pool"].tile) == [16, 128, 8]
 
 
 def test_summary() -> None:
