@@ -17,7 +17,7 @@ from dmfnet_fast.commands.shared import progress
 from dmfnet_fast.errors import ImageError, OutputError
 from dmfnet_fast.images.color import check_range
 from dmfnet_fast.images.formats import name_in_folder
-from dmfnet_fast.volumes.nifti import SUFFIXES, is_nifti
+from dmfnet_fast.volumes.nifti import is_nifti, stem
 from dmfnet_fast.wording import alternatives
 
 REPORT = "dmfnet-fuse-report.csv"
@@ -70,6 +70,14 @@ def _check_names(path: Path, pairs: list[Pair], suffix: str) -> None:
             )
         rows[name] = number, pair.name
     for name, (number, spelled) in rows.items():
+        other = rows.get(f"{name}.gz") if is_nifti(Path(name)) else None
+        if other is not None:
+            first, second = sorted((number, other[0]))
+            raise ImageError(
+                f"{path}, rows {first} and {second}: {spelled} and {other[1]} would have one report: give either "
+                "another name"
+            )
+    for name, (number, spelled) in rows.items():
         other = rows.get(f"{name}.{suffix}".casefold())
         if other is not None:
             first, second = sorted((number, other[0]))
@@ -107,7 +115,7 @@ def _pair(path: Path, number: int, row: Mapping[Any, Any]) -> Pair:
 def _stem(path: Path) -> str:
     """The name of a file without its suffix, or of a folder."""
     if is_nifti(path):
-        return path.name[: -len(next(suffix for suffix in SUFFIXES[::-1] if path.name.lower().endswith(suffix)))]
+        return stem(path)
     return path.name if path.is_dir() else name_in_folder(path) or path.stem
 
 

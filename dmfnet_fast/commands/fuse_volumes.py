@@ -26,7 +26,7 @@ from dmfnet_fast.volumes.fusing import Image, check_pair
 from dmfnet_fast.volumes.looks import PUMPING, Looks, places_in
 from dmfnet_fast.volumes.measures import foreground, sampled
 from dmfnet_fast.volumes.messages import Message, anonymous
-from dmfnet_fast.volumes.nifti import SUFFIXES, is_nifti
+from dmfnet_fast.volumes.nifti import SUFFIXES, is_nifti, stem
 from dmfnet_fast.volumes.page import to_html
 from dmfnet_fast.volumes.report import COMMAND, MARK, Fusion, to_dict, to_json
 from dmfnet_fast.volumes.writing import (
@@ -94,8 +94,7 @@ class Place:
         """In a folder; or beside a NIfTI file, under names that begin like its own."""
         folder, prefix = output, ""
         if is_nifti(output):
-            suffix = next(suffix for suffix in SUFFIXES[::-1] if output.name.lower().endswith(suffix))
-            folder, prefix = output.parent, f"{output.name[: -len(suffix)]}-"
+            folder, prefix = output.parent, f"{stem(output)}-"
         alignment, report, page = (folder / f"{prefix}{name}" for name in NAMES)
         volume = output if kind == "nifti" or prefix else output / "fused"
         return cls(volume, alignment, report, page, folder / f".{prefix}dmfnet-fuse-looks.jsonl")
@@ -156,7 +155,7 @@ def fuse_volumes(request: VolumeRequest, fuser: Fuser | None = None, shown: Show
     place, steps = Place.of(request.output, request.format), _Steps(shown)
     check_output(request.format, place.volume, request.grid_path, (request.a, request.b), request.label)
     place.check()
-    others = _results_in_other_formats(request)
+    others = _other_results(request)
     with request.engine.open() if fuser is None else nullcontext(fuser) as fuser:
         alignment, sources, warnings = _aligned(request, steps)
         shown_a = show(alignment.a, request.range_a)
@@ -172,8 +171,8 @@ def fuse_volumes(request: VolumeRequest, fuser: Fuser | None = None, shown: Show
             request.format, place.volume, grid, sources, provenance, request.label, overwrite=request.overwrite
         )
         del sources
-        for kind in others:
-            remove_result(kind, Place.of(request.output, kind).volume)
+        for kind, volume in others:
+            remove_result(kind, volume)
         with steps.timed("fusing and writing"):
             looks, already = _write(fuser, writer, shown_a, shown_b, place, shown)
             files = writer.finish()
@@ -204,23 +203,29 @@ def _settings(request: VolumeRequest, alignment: Alignment, a: Shown, b: Shown) 
     }
 
 
-def _results_in_other_formats(request: VolumeRequest) -> list[Format]:
-    """Formats in which an earlier run has left a result at this place, which are to be overwritten.
+def _other_results(request: VolumeRequest) -> list[tuple[Format, Path]]:
+    """What earlier runs have left under the name of the same report: results in other formats, of a NIfTI file the one
+    with the other suffix. Each as `remove_result` takes it.
 
     Raises:
         OutputError: there are some, and it was not asked to overwrite them: the one report would be about another one.
     """
-    if is_nifti(request.output):
-        return []
-    found = [
-        kind for kind in FORMATS if kind != request.format and holds_result(kind, Place.of(request.output, kind).volume)
-    ]
+    output = request.output
+    places: list[tuple[Format, str, Path]]
+    if is_nifti(output):
+        kind_of_place, place = "name", output.parent
+        files = [f"{stem(output)}{suffix}" for suffix in SUFFIXES]
+        places = [("nifti", file, output.with_name(file)) for file in files if file.lower() != output.name.lower()]
+    else:
+        kind_of_place, place = "folder", output
+        places = [(kind, kind, Place.of(output, kind).volume) for kind in FORMATS if kind != request.format]
+    found = [one for one in places if holds_result(one[0], one[2])]
     if found and not request.overwrite:
         raise OutputError(
-            f"{request.output}: holds a result in another format ({', '.join(found)}), which its report is about; "
-            "choose another folder, or --overwrite it"
+            f"{place}: holds a result in another format ({', '.join(name for _, name, _ in found)}), which its report "
+            f"is about; choose another {kind_of_place}, or --overwrite it"
         )
-    return found
+    return [(kind, volume) for kind, _, volume in found]
 
 
 def _told(messages: Iterable[str]) -> list[str]:

@@ -111,6 +111,10 @@ def naming(folder: Path) -> Iterator[None]:
         ) from error
 
 
+class NoTablesError(NodeError):
+    """A database that a node has begun, but whose tables it has not made, such as for a full disk."""
+
+
 class Database:
     """One connection, used by all threads in turn."""
 
@@ -119,6 +123,7 @@ class Database:
 
         Raises:
             NoSpaceError: the disk is full.
+            NoTablesError: it is to be read, and its tables are not made yet.
             NodeError: it cannot be opened, is damaged, or of another version.
         """
         path = folder / NAME
@@ -132,7 +137,13 @@ class Database:
                 self._connection.close()
                 raise
         if version != _VERSION:
-            raise NodeError(f"{path}: is of another version of dmfnet-fast; start with an empty folder")
+            self._connection.close()
+            if version == 0:
+                raise NoTablesError(f"{path}: holds no tables; start the node, which makes them")
+            raise NodeError(
+                f"{path}: is of another version of dmfnet-fast; go on with that version, or move the folder away and "
+                "start with an empty one"
+            )
 
     def _set_up(self, read_only: bool) -> object:
         """Set the connection's options, and make the tables where there are none; the version of the tables."""

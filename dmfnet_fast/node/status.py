@@ -12,7 +12,7 @@ from typing import Any
 
 from dmfnet_fast.errors import NodeError, require
 from dmfnet_fast.node.counters import Counters
-from dmfnet_fast.node.database import NAME, OPEN, Database, Result, Study
+from dmfnet_fast.node.database import NAME, OPEN, Database, NoTablesError, Result, Study
 from dmfnet_fast.node.disk import LEAST, NoSpaceError, free_space
 from dmfnet_fast.node.receiving import cannot_listen
 from dmfnet_fast.node.settings import Settings
@@ -54,10 +54,11 @@ def status(settings: Settings) -> dict[str, Any]:
     try:
         found["running"] = is_running(folder)
         found["problem"] = _space(free_space(folder), settings.reserve)
-        # An empty one was begun on a full disk.
-        if not (folder / NAME).exists() or not (folder / NAME).stat().st_size:
+        if not (folder / NAME).exists():
             return found
         database = Database(folder, read_only=True)
+    except NoTablesError:
+        return found
     except NoSpaceError:
         return {**found, "problem": f"{_FULL}, and the studies cannot be read"}
     except OSError as error:

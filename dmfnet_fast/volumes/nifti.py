@@ -32,6 +32,12 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
+def stem(path: Path) -> str:
+    """The name of a NIfTI file without its suffix."""
+    suffix = next(suffix for suffix in SUFFIXES[::-1] if path.name.lower().endswith(suffix))
+    return path.name[: -len(suffix)]
+
+
 @dataclass(frozen=True, repr=False)
 class NiftiFile:
     """A checked header: (columns, rows, slices), how values are stored, and where."""

@@ -240,6 +240,7 @@ def test_without_ray(fuse: Fuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("a,b\nx,1/PT\nx,y\nx,2/pt\n", "rows 2 and 4: both results would be named pt"),
         ("a,b,name\nx,y,P\nx,y,z\nx,y,p.png\n", "rows 2 and 4: an image named P becomes P.png, which is the name of"),
         ("a,b,name\nx,y,p.png\nx,y,p\n", "rows 2 and 3: an image named p becomes p.png, which is the name of"),
+        ("a,b,name\nx,y,P.nii.gz\nx,y,p.nii\n", "rows 2 and 3: p.nii and P.nii.gz would have one report"),
         ("a,b,name\nx,y,../z\n", "row 2: '../z' is no name for a result"),
         ("a,b,name\nx,y,montages\n", "row 2: 'montages' is no name for a result"),
         (b"a,b\n\xff,y\n", "is no table"),

@@ -397,6 +397,11 @@ def test_one_format_in_a_folder(fuse: Fuse, inputs: Path, tmp_path: Path) -> Non
         assert hashes(tmp_path / "out") == before
         assert report(tmp_path / "out")["output"]["format"] == kind
     assert names(tmp_path / "out") == ["alignment.png", "fused.nii.gz", "report.html", "report.json"]
+    others = (inputs / "MR", inputs / "PT", "-o", tmp_path / "files" / "x.nii")
+    assert fuse(*arguments[:2], "-o", tmp_path / "files" / "x.nii.gz").exit_code == 0
+    refused(fuse(*others), "holds a result in another format (x.nii.gz)")
+    assert fuse(*others, "--overwrite").exit_code == 0
+    assert names(tmp_path / "files") == ["x-alignment.png", "x-report.html", "x-report.json", "x.nii"]
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,29 @@ def test_windows_gets_one_line(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("error: dmfnet-node: runs on Linux and macOS only")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("begun", ["", "PRAGMA journal_mode = WAL"])
+def test_status_of_a_database_without_tables(begun: str, box: Box) -> None:
+    """A node that was killed, or whose disk was full, as it first started leaves one."""
+    folder = box.folder / "spool"
+    folder.mkdir()
+    with closing(sqlite3.connect(folder / "node.sqlite")) as connection:
+        connection.execute(begun)
+    assert bool((folder / "node.sqlite").stat().st_size) == bool(begun)
+    result = invoke(box.settings, "--status")
+    assert result.exit_code == 1
+    assert result.stdout == f"not running, {folder}\nno studies\n"
+
+
+def test_database_of_another_version(box: Box) -> None:
+    (box.folder / "spool").mkdir()
+    with closing(sqlite3.connect(box.folder / "spool" / "node.sqlite")) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    for arguments in ((), ("--status",)):
+        result = invoke(box.settings, *arguments)
+        assert result.exit_code == 2
+        assert "node.sqlite: is of another version of dmfnet-fast; go on with that version, or move" in result.stderr
 
 
 def test_damaged_database(box: Box) -> None:

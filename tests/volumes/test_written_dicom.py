@@ -218,11 +218,12 @@ def test_uids_of_runs(written: Path, tmp_path: Path) -> None:
     others = [
         write_all("dicom", tmp_path / "label", sources, values, label="X"),
         write_all("dicom", tmp_path / "values", (mr, replace(pet, values=pet.values + 1)), values),
+        write_all("dicom", tmp_path / "modality", (mr, replace(pet, modality="NM")), values),
         write_all("dicom", tmp_path / "study", (replace(mr, link=replace(link, study="1.2.3")), pet), values),
         write_all("dicom", tmp_path / "images", (replace(mr, link=replace(link, instances=other_images)), pet), values),
     ]
     every = [uid for paths in others for uid in uids(datasets(paths))] + uids(files)
-    assert len(set(every)) == len(every) == 5 * (len(values) + 1)
+    assert len(set(every)) == len(every) == 6 * (len(values) + 1)
     assert all(len(uid) <= 64 and re.fullmatch(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*", uid) for uid in every)
 
 

@@ -53,8 +53,8 @@ def series_uid(run: str, sources: tuple[Volume, Volume]) -> str:
     """The UID of a fused series, derived from all that decides what it shows, so that making it again changes nothing.
 
     Args:
-        run: the run's identity (`provenance.run_identity`): values, studies and series of the sources, weights,
-            settings, version.
+        run: the run's identity (`provenance.run_identity`): values, modalities, studies and series of the
+            sources, weights, settings, version.
         sources: the volumes that are fused, whose images the result refers to.
     """
     instances = [(one.sop_instance, one.frame) for source in sources if source.link for one in source.link.instances]

@@ -40,13 +40,14 @@ def run_identity(provenance: Provenance, sources: tuple[Volume, Volume], **more:
 
     Args:
         provenance: what the result is made with.
-        sources: the volumes that are fused; their values, places, patients and studies count, not their names.
+        sources: the volumes that are fused; their values, modalities, places, patients and studies count, not
+            their names.
         more: what else makes a difference, as JSON holds it.
     """
     digest = hashlib.sha256(provenance.to_json().encode())
     digest.update(json.dumps(more, sort_keys=True).encode())
     for volume in sources:
-        digest.update(f"{volume.shape} {volume.values.dtype} {volume.affine.tolist()}".encode())
+        digest.update(f"{volume.shape} {volume.values.dtype} {volume.modality} {volume.affine.tolist()}".encode())
         if volume.link is not None:
             digest.update(json.dumps([volume.link.study, volume.link.series, volume.link.identity]).encode())
         digest.update(np.ascontiguousarray(volume.values).view(np.uint8).data)
