@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from kernels import resampling
 from kernels.cases.convolution import by_tile
@@ -21,10 +22,23 @@ def _eager_down(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, stride=2, padding=1)
 
 
+# Weights in PyTorch's order, in which a network holds them: ordering them is no part of what is timed.
+_KERNELS = WeakTensorKeyDictionary()
+
+
+def _kernel_of(weight: Tensor) -> Tensor:
+    """The inverse of `resampling.by_phase`: (I, O, 4, 4)."""
+    if weight not in _KERNELS:
+        outputs, inputs = weight.shape[1], weight.shape[3]
+        phases_and_taps = weight.view(2, 2, outputs, 2, 2, inputs)
+        kernel = phases_and_taps.permute(5, 2, 3, 0, 4, 1).reshape(inputs, outputs, 4, 4).flip(2, 3)
+        _KERNELS[weight] = kernel.contiguous(memory_format=torch.channels_last)
+    found: Tensor = _KERNELS[weight]
+    return found
+
+
 def _eager_up(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    # As many products as those of the network's transposed convolution, whose weights have another order.
-    kernel = weight.view(x.shape[1], 4, 4, -1).permute(0, 3, 1, 2)
-    return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
+    return F.conv_transpose2d(x, _kernel_of(weight), bias, stride=2, padding=1)
 
 
 def _work_down(shapes: list[Shape]) -> Work:
