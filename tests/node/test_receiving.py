@@ -97,6 +97,7 @@ def test_other_services_are_not_offered(box: Box) -> None:
 def test_strangers_are_rejected(
     box: Box, make_study: Make, caplog: pytest.LogCaptureFixture, caller: str, called: str, why: str
 ) -> None:
+    caplog.set_level(logging.WARNING)
     node = box.start()
     with pytest.raises(ConnectionError, match="rejected"):
         send(box.port, make_study(1).mr, caller, called)
@@ -133,6 +134,7 @@ def test_images_are_kept_as_they_came(box: Box, make_study: Make) -> None:
 
 
 def test_other_content_under_the_same_uid_is_told(box: Box, make_study: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
     image = make_study(1).mr[0]
     box.start()
     assert send(box.port, [image]) == [0]
@@ -486,6 +488,7 @@ def test_authorities_that_cannot_be_read_are_named(box: Box, certificates: Path)
 
 
 def test_tls(box: Box, certificates: Path, make_study: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
     where = {name: certificates / name for name in ("node.pem", "node.key", "ca.pem")}
     box.write(
         rules=f'[tls]\ncertificate = "{where["node.pem"]}"\nkey = "{where["node.key"]}"\n'
