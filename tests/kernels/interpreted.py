@@ -482,7 +482,7 @@ def test_network(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fused_error("paper's", "float16") <= 0.015
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["turbo", "nano"])
 def test_network_with_our_convolutions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use_large_tiles(monkeypatch)
     launched = set()

@@ -30,7 +30,7 @@ from kernels.cases.single_channel import FIRST_CONVOLUTION, HEAD, from_interval,
 from kernels.convolution import tile_for
 from kernels.launch import assumed
 from kernels.tiles import ANY, ARCHITECTURES, ConvolutionRule, ConvolutionTile, Tiles, tiles_for
-from tests.synthetic_weights import random_inputs
+from tests.synthetic_weights import SMALL, model_by_rule, random_inputs
 
 ONE_EACH = {case.operation.name: case for case in ODD_CASES}
 
@@ -41,9 +41,10 @@ def planned_for(architecture: int | None) -> AbstractContextManager[None]:
 
 # Rounding makes 3e-6 and 5e-3.
 @pytest.mark.parametrize(("precision", "largest"), [("float32", 2e-5), ("float16", 0.015)])
-def test_turbo_as_on_a_gpu(precision: FloatPrecision, largest: float) -> None:
+@pytest.mark.parametrize("name", ["turbo", "paper's"])
+def test_network_as_on_a_gpu(name: str, precision: FloatPrecision, largest: float) -> None:
     """By the operators' references, in the ways that are in force, of a size that is no multiple of a tile."""
-    model = load_model(shipped()["turbo"])
+    model = load_model(shipped()[name]) if name == "turbo" else model_by_rule(SMALL[name])
     given = {name: torch.tensor(array) for name, array in random_inputs(model.config, 2, 80, 112).items()}
     with torch.no_grad(), assumed(90):
         got = optimize(model, precision, kernels=True)(**given)
