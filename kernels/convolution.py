@@ -526,7 +526,7 @@ def tile_for(x: Tensor, weight: Tensor, statistics: bool) -> ConvolutionTile | N
     pixels = height * width
     tiles = tiles_of(x).convolution(inputs, outputs, len(x) * pixels)
     part = pixels_of_part(pixels) if statistics else 1
-    # Described tiles were measured with TMA, and those of rows as such; without, the same tile is slower than cuDNN.
+    # Described tiles were measured with TMA; without it, the same tile is slower than cuDNN.
     for tile in tiles:
         if tile.rows:
             fits = _in_rows(weight, width, tile) and part <= tile.pixels

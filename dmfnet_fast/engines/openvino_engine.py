@@ -102,7 +102,7 @@ class OpenVINOEngine(Engine):
 
     "auto" is bfloat16 if OpenVINO reports it for the CPU (x86 with AVX512-BF16 or AMX), otherwise float32. A file that
     was exported with --int8 supports only that precision; its operations that are not in 8 bits run as with "auto", or
-    in float32 where OpenVINO cannot combine bfloat16 with 8 bits, as it may be on CPUs with AMX.
+    in float32 where OpenVINO cannot combine bfloat16 with 8 bits, which happens on CPUs with AMX.
 
     The pairs of a batch are fused one after the other, which is as fast on a CPU and takes less memory.
     """
