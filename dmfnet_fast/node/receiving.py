@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import ssl
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -86,6 +87,7 @@ class Receiver:
         pynetdicom = require("pynetdicom", "pacs")
         events, config = pynetdicom.evt, pynetdicom._config
         self._spool, self._counters, self._arrived = spool, counters, arrived
+        self._studies: WeakKeyDictionary[Any, dict[str, float]] = WeakKeyDictionary()
         self._told: WeakKeyDictionary[Any, set[Refusal]] = WeakKeyDictionary()
         config.LOG_HANDLER_LEVEL = "none"
         # All storage classes, private and retired ones included, in whatever transfer syntax comes first.
@@ -120,6 +122,16 @@ class Receiver:
         self._server.shutdown()
         for association in self._server.active_associations:
             association.abort()
+
+    def receiving(self) -> set[str]:
+        """Studies of which an open association has brought an image within the time that it may be silent."""
+        now = time.monotonic()
+        return {
+            study
+            for association in self._server.active_associations
+            for study, last in list(self._studies.get(association, {}).items())
+            if now - last < _SILENCE
+        }
 
     def _echo(self, event: Any) -> int:
         self._counters.add("echoes")
@@ -165,6 +177,7 @@ class Receiver:
                 _caller(event),
             )
         self._counters.add("bytes", amount=request.DataSet.getbuffer().nbytes)
+        self._studies.setdefault(event.assoc, {})[stored.study] = time.monotonic()
         self._arrived(stored)
         return _SUCCESS
 

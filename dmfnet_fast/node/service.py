@@ -148,9 +148,9 @@ class Node:
     # Deciding
 
     def _decide(self) -> bool:
-        now = time.monotonic()
+        now, receiving = time.monotonic(), self._receiver.receiving()
         for study, images in self._database.undecided().items():
-            if now - self._last.setdefault(study, now) < self.settings.quiet:
+            if now - self._last.setdefault(study, now) < self.settings.quiet or study in receiving:
                 continue
             self._apply_rules(study, images)
         return False

@@ -37,7 +37,7 @@ from pynetdicom.dsutils import encode
 from dmfnet_fast.errors import NodeError
 from dmfnet_fast.node import receiving, service, status
 from dmfnet_fast.node.database import Database
-from tests.node.conftest import Box, Study, send, wait
+from tests.node.conftest import Archive, Box, Study, send, wait
 
 VERIFICATION = "1.2.840.10008.1.1"
 Make = Callable[[int], Study]
@@ -333,6 +333,27 @@ def test_nearly_full_disk_takes_the_rest_of_studies_alone(
     free = 2**31
     assert set(send(box.port, begun.pet)) == {0}
     box.until(begun.uid, "sent")
+
+
+def test_sender_may_pause(box: Box, archive: Archive, make_study: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study is not complete while its association is open, unless that has been silent for long."""
+    study = make_study(1)
+    box.start()
+    entity = pynetdicom.AE("SCANNER")
+    for syntax in {(image.SOPClassUID, image.file_meta.TransferSyntaxUID) for image in study.images}:
+        entity.add_requested_context(*syntax)
+    association = entity.associate("127.0.0.1", box.port, ae_title="FUSE")
+    for image in study.images[:-1]:
+        assert association.send_c_store(image).Status == 0
+    time.sleep(1.5)
+    assert box.states() == {study.uid: "receiving"}
+    assert association.send_c_store(study.images[-1]).Status == 0
+    time.sleep(1)
+    assert box.states() == {study.uid: "receiving"}
+    monkeypatch.setattr(receiving, "_SILENCE", 0)
+    box.until(study.uid, "sent")
+    association.release()
+    assert [len(images) for images in archive.series(study.uid).values()] == [len(study.mr)]
 
 
 def test_disk_that_is_full_at_the_start(
