@@ -17,7 +17,6 @@ from dmfnet_fast.images.io import write_image
 from dmfnet_fast.model import DMFNet, save_model
 from dmfnet_fast.phantom import Phantom, make_phantom
 from tests.synthetic_weights import GOLDEN, rule_tensor
-from tests.untraced import untraced
 
 # Files that take longest, which begin first: at the end, no process waits long for another.
 LONGEST = (
@@ -68,14 +67,6 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep compiled models out of the user's cache, and do not read from it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DMFNET_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _untraced_exporter() -> Iterator[None]:
-    """PyTorch's exporter takes half a minute for DM-FNet, and more than a minute if it is traced."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.onnx, "export", untraced(torch.onnx.export))
         yield
 
 

@@ -11,7 +11,6 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.onnx import export  # as it is before conftest.py changes it: here coverage sees the translations
 
 from export.onnx.functions import functions
 from export.onnx.graph import OPSET, add_metadata, tidy
@@ -76,7 +75,7 @@ def exported(nodes: Iterable[Function], dtype: torch.dtype) -> Any:
     dynamic = tuple(sizes if any(x is one for one in draw.features) else {} for x in tensors.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
-        program = export(
+        program = torch.onnx.export(
             _Calls(calls).eval(),
             tuple(tensors.values()),
             dynamo=True,
