@@ -11,9 +11,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.runtime  ## fuse made-up heads, images and a volume, into demo/
 	$(BIN)/dmfnet-demo demo
 
-# Processes share the cores, one thread each: threads of several would wait for each other. tests/conftest.py orders the
-# files.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Processes share the cores, one thread each: threads of several would wait for each other. tests/conftest.py says how
+# many there are, and orders the files.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder
 
 test: lint  ## run linter, type checker and tests
 	$(PYTEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,12 @@ LONGEST = (
     "train/test_training.py",
     "node/test_kills.py",
 )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores, as the tests of the node and of pages wait for half their time; of more than 4, each would
+    have too few files."""
+    return min((os.cpu_count() or 1) + 1, 4)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

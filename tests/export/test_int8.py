@@ -1,7 +1,8 @@
-"""`dmfnet-export --int8`: one export of a small network with one timestep, and what OpenVINO makes of it."""
+"""`dmfnet-export --int8`: one export of a small network without noise, and what OpenVINO makes of it."""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections import Counter
@@ -11,17 +12,20 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 
 from dmfnet_fast import Fuser
+from dmfnet_fast.artifacts.interface import Interface
 from dmfnet_fast.artifacts.onnx_metadata import is_sealed
 from dmfnet_fast.artifacts.parity import LIMITS
 from dmfnet_fast.commands.phantom import write_phantoms
-from dmfnet_fast.config import ModelConfig, StudentConfig
+from dmfnet_fast.config import StudentConfig
 from dmfnet_fast.engines.openvino_engine import OpenVINOEngine, has_bfloat16, shared_core
 from dmfnet_fast.errors import EngineError, ImageError
 from dmfnet_fast.images.io import read_image, write_image
-from dmfnet_fast.model import load_model, optimize, save_model
+from dmfnet_fast.model import DMFNet, Network, load_model, optimize, save_model
+from dmfnet_fast.model.rewrites import of_kind
 from dmfnet_fast.model.weights import read_metadata
 from dmfnet_fast.precision import FloatPrecision, PrecisionChoice
 from export.command import main
@@ -33,36 +37,56 @@ from export.int8 import (
     calibration_phantoms,
     quantized_weights,
 )
+from export.onnx.graph import plain_graph
 from export.onnx.source import from_content
 from export.verify import on_onnx_runtime, pairs_to_check, references
-from tests.synthetic_weights import model_by_rule, random_inputs, run_model
+from tests.synthetic_weights import SMALL, model_by_rule, random_inputs, run_model
 
-TIMESTEPS = (20,)
+CONFIG = SMALL["no noise"]
 CPU = Path("/proc/cpuinfo")
 HAS_AMX = CPU.exists() and "amx_int8" in CPU.read_text()
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = model_by_rule(ModelConfig(channels=16, norm_groups=4, timesteps=TIMESTEPS))
+    model = of_kind(model_by_rule(CONFIG), DMFNet)
+    with torch.no_grad():
+        model.fusion.rgb_decode1.conv.weight.mul_(3)  # so that errors of what is added to a source count for more
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     save_model(model, path)
     return path
 
 
 @pytest.fixture(scope="module")
-def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def floating_point() -> list[bytes]:
+    """What `exported` was quantized from: one serialized model."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def exported(weights: Path, floating_point: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def noted(model: Network) -> Any:
+        proto = plain_graph(model)
+        floating_point.append(proto.SerializeToString())
+        return proto
+
     path = tmp_path_factory.mktemp("exported") / "small-int8.onnx"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("export.onnx.source.STANDARD_SHAPES", ((2, 64, 96),))
         patch.setattr("export.int8.PAIRS", 1)
         patch.setattr("export.int8.SIZE", 64)
+        patch.setattr("export.onnx.graph.plain_graph", noted)
         result = CliRunner().invoke(main, [str(weights), "--target", "onnx", "--int8", "-o", str(path)])
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{path}\n", "NNCF's bars and lines are not of the command"
     assert "quantizing" in result.stderr
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     return path
+
+
+def test_what_is_quantized_is_the_network(exported: Path, floating_point: list[bytes]) -> None:
+    references = from_content(exported.read_bytes(), exported.name).references
+    assert on_onnx_runtime(floating_point[0], "float32", references).within
 
 
 def convolutions(path: Path) -> tuple[list[onnx.NodeProto], dict[str, onnx.NodeProto]]:
@@ -77,7 +101,8 @@ def test_file(exported: Path, weights: Path) -> None:
     graph = from_content(content, exported.name)
     assert graph.precision == "int8"
     assert graph.weights == read_metadata(weights)["sha256"]
-    assert graph.config["timesteps"] == list(TIMESTEPS)
+    assert graph.config == json.loads(read_metadata(weights)["config"])
+    assert [value.name for value in onnx.load(exported).graph.input] == ["a", "b", "interval"]
     assert {(parity.engine, parity.precision) for parity in graph.parity} == {
         ("ONNX Runtime", "int8"),
         ("OpenVINO", "int8"),
@@ -87,13 +112,15 @@ def test_file(exported: Path, weights: Path) -> None:
     assert all(parity.max_abs > LIMITS["float32"].max_abs for parity in graph.parity)
     wanted, _ = references(load_model(weights), pairs_to_check([(2, 64, 96)]))
     for ours, theirs in zip(wanted, graph.references, strict=True):
-        np.testing.assert_array_equal(ours.a, theirs.a)
+        assert theirs.interface == Interface(timesteps=0, interval=True)
+        for name, array in ours.inputs.items():
+            np.testing.assert_array_equal(theirs.inputs[name], array)
         assert np.abs(ours.fused - theirs.fused).max() <= 2e-5
     assert b"site-packages" not in content
 
 
 def test_what_is_quantized(exported: Path, weights: Path) -> None:
-    """The blocks' 3x3 convolutions but those of the first and the last, once for each timestep, and no other."""
+    """The blocks' 3x3 convolutions but those of the first and the last, and no other."""
     found, made_by = convolutions(exported)
     stored = {tensor.name: tensor for tensor in onnx.load(exported).graph.initializer}
     names: Counter[str] = Counter()
@@ -121,7 +148,7 @@ def test_what_is_quantized(exported: Path, weights: Path) -> None:
         assert 0 < zero - np.iinfo(zero.dtype).min < 64, "activations are asymmetric: SiLU's begin at -0.28"
         # NNCF's own names of what it adds.
         names[re.sub(r"^q_output_|_\d+$", "", name)] += 1
-    assert names == dict.fromkeys(expected, len(TIMESTEPS))
+    assert names == dict.fromkeys(expected, 1)
 
 
 @pytest.mark.parametrize("every_block", [False, True])
@@ -169,7 +196,7 @@ def test_float32_where_bfloat16_does_not_go_with_8_bits(exported: Path, monkeypa
             return shared_core().compile_model(model, device, settings)
 
     engine = OpenVINOEngine(exported, "cpu", "auto", 1)
-    inputs = random_inputs(ModelConfig(channels=16, norm_groups=4, timesteps=TIMESTEPS))
+    inputs = random_inputs(CONFIG)
     monkeypatch.setitem(engine._settings, "INFERENCE_PRECISION_HINT", "f32")
     expected = engine.run(inputs)
     engine._requests.clear()
@@ -184,16 +211,16 @@ def test_float32_where_bfloat16_does_not_go_with_8_bits(exported: Path, monkeypa
 
 def test_fuser(exported: Path, weights: Path) -> None:
     in_8_bits: tuple[PrecisionChoice, ...] = ("auto", "int8")
+    inputs = random_inputs(CONFIG)
     for asked in in_8_bits:
         with Fuser(exported, precision=asked) as fuser:
             assert fuser.info["precision"] == "int8"
             assert isinstance(fuser._engine, OpenVINOEngine)
             assert fuser._engine._settings["INFERENCE_PRECISION_HINT"] == ("bf16" if has_bfloat16() else "f32")
-            images = np.random.default_rng(0).uniform(-1, 1, (2, 1, 1, 64, 80)).astype(np.float32)
-            fused = fuser.run(*images)
-            assert np.array_equal(fuser.run(*images), fused)
+            fused = fuser.run(**inputs)
+            assert np.array_equal(fuser.run(**inputs), fused)
     with Fuser(weights, precision="float32") as exact:
-        error = np.abs(exact.run(*images) - fused)
+        error = np.abs(exact.run(**inputs) - fused)
     assert 0 < error.max() < LIMITS["int8"].max_abs
     others: tuple[FloatPrecision, ...] = ("float32", "bfloat16")
     for asked in others:

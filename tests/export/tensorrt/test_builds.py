@@ -19,7 +19,7 @@ from dmfnet_fast.artifacts.onnx_metadata import has_functions
 from dmfnet_fast.engines import shipped
 from dmfnet_fast.engines.tensorrt_log import Log, logger
 from dmfnet_fast.errors import DMFNetError, DMFNetWarning, EngineError, OutOfMemoryError
-from dmfnet_fast.model import DMFNet, StudentConfig, load_model
+from dmfnet_fast.model import DMFNet, StudentConfig
 from dmfnet_fast.model.rewrites import of_kind
 from dmfnet_fast.precision import FloatPrecision
 from export.onnx.graph import to_onnx
@@ -92,17 +92,6 @@ def test_base(base_graph: bytes) -> None:
     assert summary(built.layers)["reformats"] <= MOST_REFORMATS
 
 
-def test_bfloat16() -> None:
-    proto = to_engine_onnx(of_kind(load_model(TURBO), DMFNet), "bfloat16")
-    kinds = {tensor.data_type for tensor in proto.graph.initializer}
-    assert onnx.TensorProto.BFLOAT16 in kinds
-    assert onnx.TensorProto.FLOAT16 not in kinds
-    built = _build(proto.SerializeToString(), FIXED, ["sm_86"])
-    check_precision(built.layers, "bfloat16")
-    wanted, _ = references(load_model(TURBO), pairs_to_check([(2, 64, 96)]))
-    assert on_onnx_runtime(widened(proto).SerializeToString(), "bfloat16", wanted).within
-
-
 def test_float32() -> None:
     """From the file for CPUs."""
     built = _build(TURBO.with_suffix(".onnx").read_bytes(), FIXED, ["sm_86"])
@@ -150,7 +139,7 @@ def without_noise() -> DMFNet:
 
 @pytest.fixture(scope="module")
 def with_functions(without_noise: DMFNet) -> bytes:
-    return bytes(to_engine_onnx(without_noise, "float16", with_functions=True).SerializeToString())
+    return bytes(to_engine_onnx(without_noise, "bfloat16", with_functions=True).SerializeToString())
 
 
 def test_a_graph_with_functions_is_refused(with_functions: bytes) -> None:
@@ -160,7 +149,7 @@ def test_a_graph_with_functions_is_refused(with_functions: bytes) -> None:
         _build(with_functions, FIXED, ["sm_89"])
 
 
-def test_without_noise_and_plugins(
+def test_bfloat16_without_noise_and_plugins(
     without_noise: DMFNet, with_functions: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first convolution reads the images, and the interval has its own convolution at the end.
@@ -175,7 +164,11 @@ def test_without_noise_and_plugins(
     assert told == ["TensorRT 10.3.0 takes no plugins of ours (10.9 and later do): built without them"]
     assert prepared.plugins == ()
     assert not has_functions(prepared.content)
-    graph = onnx.ModelProto.FromString(prepared.content).graph
+    proto = onnx.ModelProto.FromString(prepared.content)
+    graph = proto.graph
+    kinds = {tensor.data_type for tensor in graph.initializer}
+    assert onnx.TensorProto.BFLOAT16 in kinds
+    assert onnx.TensorProto.FLOAT16 not in kinds
     assert [value.name for value in graph.input] == ["a", "b", "interval"]
     first = next(node for node in graph.node if node.op_type == "Conv")
     made_by = {output: node for node in graph.node for output in node.output}
@@ -183,8 +176,8 @@ def test_without_noise_and_plugins(
     assert [cast.op_type, made_by[cast.input[0]].op_type] == ["Cast", "Concat"]
     assert set(made_by[cast.input[0]].input) == {"a", "b"}
     wanted, _ = references(without_noise, pairs_to_check([(2, 64, 96)]))
-    assert on_onnx_runtime(prepared.content, "float16", wanted).within
-    check_precision(_build(prepared.content, RANGE, ["sm_89"]).layers, "float16")
+    assert on_onnx_runtime(widened(proto).SerializeToString(), "bfloat16", wanted).within
+    check_precision(_build(prepared.content, RANGE, ["sm_89"]).layers, "bfloat16")
 
 
 def test_what_cannot_be_read_or_built() -> None:
