@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -107,8 +107,12 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(monkeypatch)
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    # What other tests have left in memory makes every collection slow.
+    gc.collect()
+    gc.freeze()
+    yield World(monkeypatch)
+    gc.unfreeze()
 
 
 def _inputs(pairs: int = 1, height: int = 64, width: int = 96, seed: int = 0) -> dict[str, Any]:
