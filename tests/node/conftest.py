@@ -231,8 +231,8 @@ def box(tmp_path: Path, place: Archive) -> Iterator[Box]:
     made.stop()
 
 
-def send(port: int, images: list[Any], caller: str = "SCANNER", called: str = "FUSE", **options: Any) -> list[int]:
-    """The statuses of the answers; -1 for none. Fails where there is no association."""
+def associate(port: int, images: list[Any], caller: str = "SCANNER", called: str = "FUSE", **options: Any) -> Any:
+    """An association for these images. Fails where there is none."""
     entity = pynetdicom.AE(caller)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 5
     for syntax in {(image.SOPClassUID, image.file_meta.TransferSyntaxUID) for image in images}:
@@ -240,6 +240,12 @@ def send(port: int, images: list[Any], caller: str = "SCANNER", called: str = "F
     association = entity.associate("127.0.0.1", port, ae_title=called, **options)
     if not association.is_established:
         raise ConnectionError("rejected" if association.is_rejected else "aborted")
+    return association
+
+
+def send(port: int, images: list[Any], **options: Any) -> list[int]:
+    """The statuses of the answers; -1 for none. Fails as `associate`, which takes the options."""
+    association = associate(port, images, **options)
     answers = []
     for image in images:
         answer = association.send_c_store(image) if association.is_established else None

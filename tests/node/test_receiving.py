@@ -37,7 +37,7 @@ from pynetdicom.dsutils import encode
 from dmfnet_fast.errors import NodeError
 from dmfnet_fast.node import receiving, service, status
 from dmfnet_fast.node.database import Database
-from tests.node.conftest import Archive, Box, Study, send, wait
+from tests.node.conftest import Archive, Box, Study, associate, send, wait
 
 VERIFICATION = "1.2.840.10008.1.1"
 Make = Callable[[int], Study]
@@ -100,7 +100,7 @@ def test_strangers_are_rejected(
     caplog.set_level(logging.WARNING)
     node = box.start()
     with pytest.raises(ConnectionError, match="rejected"):
-        send(box.port, make_study(1).mr, caller, called)
+        associate(box.port, make_study(1).mr, caller, called)
     assert stored(box) == []
     assert node.counters.of("associations_refused") == {"": 1}
     assert f"association refused: '{caller}' at 127.0.0.1: {why}" in caplog.text
@@ -339,10 +339,7 @@ def test_sender_may_pause(box: Box, archive: Archive, make_study: Make, monkeypa
     """A study is not complete while its association is open, unless that has been silent for long."""
     study = make_study(1)
     box.start()
-    entity = pynetdicom.AE("SCANNER")
-    for syntax in {(image.SOPClassUID, image.file_meta.TransferSyntaxUID) for image in study.images}:
-        entity.add_requested_context(*syntax)
-    association = entity.associate("127.0.0.1", box.port, ae_title="FUSE")
+    association = associate(box.port, study.images)
     for image in study.images[:-1]:
         assert association.send_c_store(image).Status == 0
     time.sleep(1.5)
