@@ -115,5 +115,7 @@ def test_wheel(environment: Environment, wheel: Path) -> None:
 
     environment.install(f"torch=={torch.__version__.split('+')[0]}", f"{wheel}[train]")
     settings = ("--data", "data", "--out", "run", "--steps", "2", "--batch", "2")
-    environment.run("python", "-m", "train.stage2", "--preset", "nano", *settings)
-    environment.run("dmfnet-fuse", *pair, "-o", "own.png", "--engine", "run/dmfnet.safetensors")
+    environment.run("python", "-m", "train.stage1", *settings)
+    environment.run("python", "-m", "train.stage2", *settings[:3], "run2", *settings[4:],
+                    "--denoiser", "run/denoiser.safetensors")  # fmt: skip
+    environment.run("dmfnet-fuse", *pair, "-o", "own.png", "--engine", "run2/dmfnet.safetensors")

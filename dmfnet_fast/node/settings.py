@@ -74,7 +74,7 @@ class Settings:
 
     Attributes:
         callers: the AE titles that may call.
-        quiet: seconds without a new image after which a study counts as complete, unless more is being received.
+        quiet: seconds without a new image after which a study counts as complete, unless its sender is still connected.
         keep: seconds that a study stays after its last image or its result's delivery.
         reserve: bytes of the disk that must be free for a new study to be accepted.
         largest_image: bytes that an image may have, as it comes and uncompressed.

@@ -28,7 +28,7 @@ def inputs(height: int, width: int, batch: int = 1) -> tuple[torch.Tensor, torch
     return images[0], images[1], torch.randn(3, 2, height, width)
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96), (160, 160)])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96), (160, 160), (256, 256)])
 def test_sizes(tiny: DMFNet, height: int, width: int) -> None:
     """Each size in float32 against float64, which reveals a size that is computed differently."""
     a, b, noise = inputs(height, width)
